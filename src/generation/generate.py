@@ -1,0 +1,258 @@
+"""Generate responses for a file of problems: vLLM on all visible GPUs or the CPU, or an OpenAI-style server.
+
+    python -m generation.generate --config recipes/generation/miniature.yaml --qaf dataset/miniature/test.json \
+        --model_dir model/Miniature-LRM --split math_cot --n_generate_sample 4
+    python -m generation.generate --config recipes/generation/miniature.yaml --qaf dataset/miniature/test.json \
+        --model_dir model/Miniature-LRM --save_suffix _step40 --api --api_base http://127.0.0.1:12345/v1 \
+        --api_model policy-40
+
+Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the input with `responses`, each of them `text`,
+`num_tokens` (end of sequence included) and `finish_reason`. Finished rows are kept as they come. A killed run goes on
+where it stopped, and the seed of every response is its own, so the file does not depend on the interruption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from trl import TrlParser
+
+from generation.prompts import MATH_COT, format_problem
+from generation.utils import GenerationFile, Row, digest, sample_seed
+from rea_rl.utils import load_problems, load_tokenizer, setup_logging
+
+logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
+
+
+@dataclass
+class GenerateArguments:
+    """Recipe keys and flags of `generation.generate`."""
+
+    # Input and output
+    qaf: str = field(metadata={"help": "Problems: .json or .jsonl file, or Hub dataset."})
+    model_dir: str = field(metadata={"help": "Model: folder or Hub id; with --api only its name, for the output."})
+    split: str = field(default="math_cot", metadata={"help": "Stage, that is, which prompts are made of the rows."})
+    lora: str | None = field(default=None, metadata={"help": "Folder of a LoRA adapter of the model."})
+    save_suffix: str = field(default="", metadata={"help": "Appended to the name of the output file."})
+    output_dir: str = field(default="output", metadata={"help": "Outputs go to <output_dir>/<model>/."})
+    qaf_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    qaf_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column with the problem; default: 'problem', else 'question'."}
+    )
+    answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
+    prompt_template: str = field(
+        default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
+    )
+
+    # Sampling
+    n_generate_sample: int = field(default=1, metadata={"help": "Responses per prompt."})
+    temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
+    top_p: float = field(default=0.95, metadata={"help": "Share of the probability that is sampled from."})
+    max_tokens: int = field(default=16384, metadata={"help": "Most tokens of a response."})
+    seed: int = field(default=0, metadata={"help": "Seed from which every response has its own."})
+
+    # Engine
+    n_gpu: int = field(default=1, metadata={"help": "GPUs per engine; there are as many engines as GPUs allow."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Context in tokens; default: the model's."})
+    max_num_seqs: int = field(default=256, metadata={"help": "Responses that an engine works on at once."})
+    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for an engine."})
+    kv_cache_gib: int = field(default=1, metadata={"help": "On the CPU: GiB of an engine's key-value cache."})
+    dtype: str = field(default="auto", metadata={"help": "Type of the weights; auto: as they are stored."})
+
+    # Server
+    api: bool = field(default=False, metadata={"help": "Ask an OpenAI-style server, and start no engine."})
+    api_base: str | None = field(default=None, metadata={"help": "Its address, such as http://127.0.0.1:12345/v1."})
+    api_model: str | None = field(default=None, metadata={"help": "Name of the model or adapter it serves."})
+    api_key_env: str = field(
+        default="VLLM_API_KEY", metadata={"help": "Environment variable with the server's key; unset: no key."}
+    )
+    max_concurrent_requests: int = field(default=128, metadata={"help": "Open requests."})
+    request_timeout: float = field(default=1800.0, metadata={"help": "Seconds before a request is given up."})
+    request_retries: int = field(default=2, metadata={"help": "Retries of a failed request before the run stops."})
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        if self.n_generate_sample < 1:
+            raise ValueError(f"n_generate_sample is {self.n_generate_sample}; it must be at least 1")
+        if self.n_generate_sample > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n_generate_sample is {self.n_generate_sample} at temperature 0, which gives the same response each "
+                "time; raise the temperature or ask for one"
+            )
+        if self.api and not (self.api_base and self.api_model):
+            raise ValueError(f"api needs api_base and api_model, which are {self.api_base!r} and {self.api_model!r}")
+        if self.api and self.lora:
+            raise ValueError(f"lora ({self.lora!r}) is for engines; with api give the name of a served one: api_model")
+        format_problem("", self.prompt_template)
+
+    @property
+    def output_path(self) -> Path:
+        """Final file; `<model>` and `<name>` are the last parts of `model_dir` and `qaf`, without extension."""
+        model, name = Path(self.model_dir).name, Path(self.qaf).name.removesuffix(".json").removesuffix(".jsonl")
+        return Path(self.output_dir) / model / f"{name}_{self.split}{self.save_suffix}.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt, and one row of the output."""
+
+    index: int  # place in the output
+    row: Row  # the output's columns beside `responses`
+    messages: Messages
+
+    def seeds(self, args: GenerateArguments) -> list[int]:
+        """One sampling seed per response."""
+        return [sample_seed(args.seed, self.row["id"], sample) for sample in range(args.n_generate_sample)]
+
+
+def math_cot(row: Row, args: GenerateArguments) -> list[tuple[Row, Messages]]:
+    """Solve the problem: one prompt per row, the same as in training."""
+    return [(row, [{"role": "user", "content": format_problem(row["problem"], args.prompt_template)}])]
+
+
+# A stage makes of each input row any number of output rows, each with its prompt; their `id`s must be unique.
+Split = Callable[[Row, GenerateArguments], list[tuple[Row, Messages]]]
+SPLITS: dict[str, Split] = {f.__name__: f for f in (math_cot,)}
+
+
+def build_tasks(args: GenerateArguments) -> list[Task]:
+    """Prompts of the stage for all rows of `qaf`. Raises ValueError naming file and row of a malformed one."""
+    rows = load_problems(
+        args.qaf, args.qaf_split, problem_column=args.problem_column, answer_column=args.answer_column
+    )[: args.qaf_limit]
+    pairs = [pair for row in rows for pair in SPLITS[args.split](row, args)]
+    return [Task(index, row, messages) for index, (row, messages) in enumerate(pairs)]
+
+
+def generate(args: GenerateArguments) -> Path:
+    """Run a stage to its end; returns the final file. Does nothing if that is there already."""
+    tasks = build_tasks(args)
+    output = GenerationFile(args.output_path, _settings(args, tasks))
+    if output.complete:
+        logger.info("%s is complete", output.path)
+        return output.path
+    missing = [task for task in tasks if task.index not in output.finished]
+    rows = {task.index: task.row for task in missing}
+    num_tokens = 0
+    bar = {"desc": output.path.name, "unit": "row", "mininterval": 1.0}
+    with tqdm(total=len(tasks), initial=len(output.finished), **bar) as progress:
+
+        def keep(index: int, responses: list[Row]) -> None:
+            nonlocal num_tokens
+            output.append(index, {**rows[index], "responses": responses})
+            num_tokens += sum(response["num_tokens"] for response in responses)
+            rate = num_tokens / progress.format_dict["elapsed"]
+            progress.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            progress.update()
+
+        if missing:
+            (_ask_server if args.api else _run_engines)(args, missing, keep)
+    output.close()
+    logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), num_tokens)
+    return output.path
+
+
+def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
+    """What the output depends on."""
+    speed_only = ("n_gpu", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "api_base", "api_key_env")
+    requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir")
+    settings = {key: value for key, value in asdict(args).items() if key not in speed_only + requests_only}
+    settings["prompts"] = digest(f"{task.row['id']} {task.messages}" for task in tasks)
+    if args.lora:
+        from rea_rl.merge_lora import adapter_digest
+
+        settings["lora_digest"] = adapter_digest(args.lora)
+    return settings
+
+
+def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+    """Run the tasks on engines of our own, one per `n_gpu` GPUs."""
+    from generation.vllm_worker import EngineTask, run_engines
+
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+
+    def engine_task(task: Task) -> EngineTask:
+        prompt = tokenizer.apply_chat_template(task.messages, add_generation_prompt=True, tokenize=False)
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        if args.max_model_len and len(prompt_ids) >= args.max_model_len:
+            raise ValueError(
+                f"{args.qaf}: row {task.row['id']} has a prompt of {len(prompt_ids)} tokens, but max_model_len is "
+                f"{args.max_model_len}"
+            )
+        return EngineTask(task.index, prompt_ids, task.seeds(args))
+
+    for index, responses in run_engines([engine_task(task) for task in tasks], args):
+        keep(index, responses)
+
+
+def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+    """Run the tasks on a server. Raises ConnectionError when a request failed for good."""
+    import openai
+
+    async def run() -> None:
+        slots = asyncio.Semaphore(args.max_concurrent_requests)
+        key = os.environ.get(args.api_key_env, "EMPTY")
+        async with openai.AsyncOpenAI(
+            base_url=args.api_base, api_key=key, timeout=args.request_timeout, max_retries=args.request_retries
+        ) as client:
+
+            async def sample(task: Task, seed: int) -> Row:
+                async with slots:
+                    reply = await client.chat.completions.create(
+                        model=args.api_model,
+                        messages=task.messages,
+                        temperature=args.temperature,
+                        top_p=args.top_p,
+                        max_tokens=args.max_tokens,
+                        seed=seed,
+                    )
+                choice = reply.choices[0]
+                return {
+                    "text": choice.message.content,
+                    "num_tokens": reply.usage.completion_tokens,
+                    "finish_reason": choice.finish_reason,
+                }
+
+            async def respond(task: Task) -> None:
+                keep(task.index, await asyncio.gather(*(sample(task, seed) for seed in task.seeds(args))))
+
+            async with asyncio.TaskGroup() as group:
+                for task in tasks:
+                    group.create_task(respond(task))
+
+    try:
+        asyncio.run(run())
+    except ExceptionGroup as failures:  # the first one stopped the run
+        error = failures.exceptions[0]
+        if isinstance(error, openai.APIConnectionError):
+            raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
+        if isinstance(error, openai.APIStatusError):
+            raise ConnectionError(f"api_base: {args.api_base} refuses a request: {error}") from error
+        raise error from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 with the file complete, 1 with one line on stderr for a mistake in the arguments, rows or server."""
+    setup_logging()
+    try:
+        (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+        generate(args)
+    except (ValueError, ConnectionError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

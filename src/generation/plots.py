@@ -1,0 +1,186 @@
+"""The picture of a run: accuracy and tokens over training, and accuracy against tokens of scored models.
+
+    python -m generation.plots --trainer_state output/miniature/ReflectRL/trainer_state.json \\
+        --scores base.scores.json trained.scores.json --names base REA-RL --save_to output/quickstart/quickstart.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generation.math_verify_all import ALL, read_scores
+from rea_rl.utils import setup_logging
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well, for prints in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#666666"
+
+# Keys of the trainer's log, with "eval_" before them in evaluations.
+ACCURACY_KEY = "rollout/accuracy"
+TOKENS_KEY = "rollout/num_tokens"
+EVAL = "eval_"
+SMOOTHING = 5  # training steps in a running mean: one step has a few prompts only
+
+
+def read_log(trainer_state: str | Path) -> list[dict[str, Any]]:
+    """Log of a training run. Raises ValueError if the file does not exist or has none."""
+    path = Path(trainer_state)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; it is written to the run's output_dir")
+    history = json.loads(path.read_text())["log_history"]
+    if not any(ACCURACY_KEY in entry for entry in history):
+        raise ValueError(f"{path}: no entry of its log has {ACCURACY_KEY!r}; is it the state of a run of rea_rl.grpo?")
+    return history
+
+
+def series(history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one key of a log."""
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def running_mean(values: Sequence[float], width: int = SMOOTHING) -> list[float]:
+    """Mean over each value and up to `width` - 1 before it.
+
+    >>> running_mean([1.0, 3.0, 5.0], 2)
+    [1.0, 2.0, 4.0]
+    """
+    windows = [values[max(0, i + 1 - width) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def plot_training(axes: Axes, history: list[dict[str, Any]], key: str, label: str, scale: float = 1.0) -> None:
+    """One figure over training steps: every step faintly, their running mean, evaluations as points."""
+    steps, values = series(history, key)
+    axes.plot(steps, [scale * v for v in values], color=COLOURS[0], alpha=0.25, linewidth=1)
+    axes.plot(steps, [scale * v for v in running_mean(values)], color=COLOURS[0], linewidth=2, label="training paths")
+    eval_steps, eval_values = series(history, EVAL + key)
+    if eval_steps:
+        axes.plot(
+            eval_steps,
+            [scale * v for v in eval_values],
+            color=COLOURS[1],
+            marker=MARKERS[1],
+            label="held-out problems",
+        )
+    axes.set(xlabel="optimizer step", ylabel=label)
+    axes.legend(frameon=False)
+
+
+def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
+    """Accuracy against mean tokens, one point with its 95 % intervals per scored model."""
+    for i, (name, scores) in enumerate(scored.items()):
+        accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
+        axes.errorbar(
+            tokens["value"],
+            100 * accuracy["value"],
+            xerr=_error(tokens, 1),
+            yerr=_error(accuracy, 100),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=8,
+            capsize=3,
+            linestyle="none",
+            label=name,
+        )
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)")
+    axes.margins(0.2)
+    axes.legend(frameon=False)
+
+
+def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
+    """Mean tokens by level, one group of bars per level: where the tokens were saved."""
+    levels = [name for name in next(iter(scored.values()))["groups"] if name != ALL]
+    width = 0.8 / len(scored)
+    for i, (name, scores) in enumerate(scored.items()):
+        tokens = [scores["groups"][level]["tokens"] for level in levels]
+        axes.bar(
+            [x + (i - (len(scored) - 1) / 2) * width for x in range(len(levels))],
+            [t["value"] for t in tokens],
+            width,
+            yerr=[[_error(t, 1)[side][0] for t in tokens] for side in (0, 1)],
+            color=COLOURS[i % len(COLOURS)],
+            error_kw={"elinewidth": 1, "ecolor": GREY},
+            label=name,
+        )
+    axes.set(ylabel="tokens per response")
+    axes.set_xticks(range(len(levels)), levels)
+    axes.legend(frameon=False)
+
+
+def _error(figure: dict[str, float], scale: float) -> list[list[float]]:
+    return [[scale * (figure["value"] - figure["low"])], [scale * (figure["high"] - figure["value"])]]
+
+
+def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]], save_to: str | Path) -> Path:
+    """Draw what is given, one panel each, and save it as an image.
+
+    Args:
+        history: log of a training run; None leaves out the two panels over training.
+        scored: scores by the name in the legend; empty leaves out accuracy against tokens. Those of rows with levels
+            also get a panel of tokens by level.
+        save_to: image file; the extension says which kind.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    panels = []
+    if history:
+        panels.append(lambda axes: plot_training(axes, history, ACCURACY_KEY, "accuracy (%)", 100))
+        panels.append(lambda axes: plot_training(axes, history, TOKENS_KEY, "tokens per response"))
+    if scored:
+        panels.append(lambda axes: plot_tradeoff(axes, scored))
+        if all(len(scores["groups"]) > 1 for scores in scored.values()):
+            panels.append(lambda axes: plot_levels(axes, scored))
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    rows = -(-len(panels) // 2)
+    with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
+        figure, axes = pyplot.subplots(rows, 2, figsize=(10, 3.8 * rows), squeeze=False, layout="constrained")
+        for panel, cell in zip(panels, axes.flat, strict=False):
+            panel(cell)
+        for cell in axes.flat[len(panels) :]:
+            cell.set_axis_off()
+        Path(save_to).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(save_to, dpi=150)
+        pyplot.close(figure)
+    return Path(save_to)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 with the image written, 1 with one line on stderr for a mistake in the arguments or files."""
+    parser = argparse.ArgumentParser(description="Draw training curves and accuracy against tokens.")
+    parser.add_argument("--trainer_state", help="trainer_state.json of a run of rea_rl.grpo")
+    parser.add_argument("--scores", nargs="*", default=[], help=".scores.json files of generation.math_verify_all")
+    parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
+    parser.add_argument("--save_to", required=True, help="image file, such as run.png")
+    args = parser.parse_args(argv)
+    setup_logging()
+    names = args.names or [Path(path).name.removesuffix(".scores.json") for path in args.scores]
+    try:
+        if len(names) != len(args.scores) or not (args.scores or args.trainer_state):
+            raise ValueError(
+                f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a trainer_state"
+            )
+        history = read_log(args.trainer_state) if args.trainer_state else None
+        draw(history, {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}, args.save_to)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    logger.info("wrote %s", args.save_to)
+
+
+if __name__ == "__main__":
+    main()

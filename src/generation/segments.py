@@ -1,0 +1,96 @@
+"""Paragraphs of a thinking, and groups of paragraphs that fit into one judge prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from generation.prompts import THINK_END
+
+_SENTENCE_ENDS = ("!", ".", ";", "?")
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """One unit of labelling and cutting: one or more of the text's blank-line parts."""
+
+    text: str  # its parts joined by a blank line
+    num_tokens: int  # sum over the parts, each counted by itself
+    part_ends: tuple[int, ...]  # per part, the offset in the split text just after its last character
+
+    @property
+    def end(self) -> int:
+        """Character offset in the split text just after the paragraph."""
+        return self.part_ends[-1]
+
+
+@dataclass(frozen=True)
+class _Part:
+    text: str
+    num_tokens: int
+    end: int
+
+
+def thinking_of(text: str) -> str:
+    """Text before the first `</think>`, or all of it if there is none (a truncated path)."""
+    return text.split(THINK_END, 1)[0]
+
+
+def split_paragraphs(
+    text: str, count_tokens: Callable[[str], int], *, min_tokens: int = 32, max_tokens: int = 128
+) -> list[Paragraph]:
+    """Split the thinking of a completion into paragraphs.
+
+    Parts (between blank lines) are collected until they hold at least `min_tokens` tokens and end a sentence, or until
+    the next part would make them reach `max_tokens`. A part is never split. Offsets refer to `text`.
+    """
+    groups: list[list[_Part]] = [[]]  # the last one is open
+    for part in _parts(thinking_of(text), count_tokens):
+        group = groups[-1]
+        num_tokens = sum(p.num_tokens for p in group) + part.num_tokens
+        ends_sentence = part.text.strip().endswith(_SENTENCE_ENDS)
+        if (num_tokens >= min_tokens and ends_sentence) or (num_tokens >= max_tokens and not group):
+            group.append(part)
+            groups.append([])
+        elif num_tokens >= max_tokens:
+            groups.append([part])  # not tested again, even with max_tokens by itself
+        else:
+            group.append(part)
+    return [_join(group) for group in groups if group]
+
+
+def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
+    """Group consecutive paragraphs greedily into chunks of at most `limit` tokens.
+
+    Returns ranges of paragraph indices, never empty ones; a paragraph over the limit is a chunk by itself.
+    """
+    chunks: list[range] = []
+    start, total = 0, 0
+    for i, tokens in enumerate(num_tokens):
+        if i > start and total + tokens > limit:
+            chunks.append(range(start, i))
+            start, total = i, 0
+        total += tokens
+    if num_tokens:
+        chunks.append(range(start, len(num_tokens)))
+    return chunks
+
+
+def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[_Part]:
+    start = 0
+    parts = []
+    for separator in re.finditer(r"\n{2,}|\Z", thinking):
+        part = thinking[start : separator.start()]
+        if part.strip():
+            parts.append(_Part(part, count_tokens(part), separator.start()))
+        start = separator.end()
+    return parts
+
+
+def _join(parts: list[_Part]) -> Paragraph:
+    return Paragraph(
+        text="\n\n".join(part.text for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        part_ends=tuple(part.end for part in parts),
+    )

@@ -1,0 +1,186 @@
+"""vLLM engines for offline generation: one process per group of GPUs, or one on the CPU."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine
+
+    from generation.generate import GenerateArguments
+
+Response = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineTask:
+    """One prompt of token ids and the seeds of its responses."""
+
+    index: int
+    prompt_ids: list[int]
+    seeds: list[int]
+
+
+def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
+    """Split the visible GPUs into groups of `n_gpu`, one per engine; without GPUs one empty group, the CPU.
+
+    >>> device_groups(["0", "1", "2"], 1)
+    [['0'], ['1'], ['2']]
+
+    Raises ValueError if there are fewer than `n_gpu`; GPUs that fill no group stay unused.
+    """
+    if not visible:
+        return [[]]
+    if len(visible) < n_gpu:
+        raise ValueError(f"n_gpu is {n_gpu}, but only {len(visible)} GPUs are visible: {', '.join(visible)}")
+    return [visible[i : i + n_gpu] for i in range(0, len(visible) - n_gpu + 1, n_gpu)]
+
+
+def run_engines(tasks: list[EngineTask], args: GenerateArguments) -> Iterator[tuple[int, list[Response]]]:
+    """Responses of all tasks as (index, responses), in the order in which they finish.
+
+    Raises RuntimeError if an engine ends before its work does; what it died of is on stderr, from itself.
+    """
+    context = multiprocessing.get_context("spawn")
+    groups = device_groups(_visible_gpus(), args.n_gpu)
+    workers = {}
+    for rank, devices in enumerate(groups):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(tasks[rank :: len(groups)], args, devices, sender))
+        process.start()
+        sender.close()  # the worker's copy is then the only one: its end closes the pipe
+        workers[receiver] = (process, devices)
+    try:
+        yield from _collect(workers)
+    except BaseException:
+        for process, _ in workers.values():
+            process.terminate()
+        raise
+    finally:
+        for process, _ in workers.values():
+            process.join()
+
+
+def _collect(workers: dict[Connection, tuple[Any, list[str]]]) -> Iterator[tuple[int, list[Response]]]:
+    running = dict(workers)
+    while running:
+        for receiver in wait(list(running)):
+            try:
+                message = receiver.recv()
+            except EOFError:
+                process, devices = running[receiver]
+                process.join()
+                where = f"GPU {', '.join(devices)}" if devices else "the CPU"
+                raise RuntimeError(
+                    f"engine on {where} ended with code {process.exitcode}; its error is above"
+                ) from None
+            if message is None:
+                del running[receiver]
+            else:
+                yield message
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()  # does not touch the GPUs
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], results: Connection) -> None:
+    """A worker's life: send (index, responses) for every task, then None."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ |= _environment(args, devices)
+    engine = _start_engine(args, num_gpus=len(devices))
+    _submit(engine, tasks, args)
+    responses: dict[str, dict[int, Response]] = {str(task.index): {} for task in tasks}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                index, _, sample = output.request_id.partition("/")
+                responses[index][int(sample)] = _response(output.outputs[0])
+                if len(responses[index]) == args.n_generate_sample:
+                    done = responses.pop(index)
+                    results.send((int(index), [done[i] for i in range(len(done))]))
+    engine.engine_core.shutdown()
+    results.send(None)
+
+
+def _end_with_parent() -> None:
+    """A killed run must not leave an engine behind, which would hold the GPU that the next one needs."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _environment(args: GenerateArguments, devices: list[str]) -> dict[str, str]:
+    """Variables that vLLM reads when it is imported."""
+    variables = {
+        # The engine works in this process: this one has nothing else to do, and ends as a whole when it is killed.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if devices:
+        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
+    return variables | {"VLLM_CPU_KVCACHE_SPACE": str(args.kv_cache_gib), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
+    from vllm import EngineArgs, LLMEngine
+
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=args.model_dir,
+            dtype=args.dtype,
+            tensor_parallel_size=max(num_gpus, 1),
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.max_num_seqs,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            enforce_eager=not num_gpus,  # compiling takes longer than it saves on a CPU
+            enable_prefix_caching=True,
+            # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
+            enable_chunked_prefill=bool(num_gpus),
+            enable_lora=args.lora is not None,
+            max_lora_rank=lora_rank(args.lora) if args.lora else 16,
+        )
+    )
+
+
+def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments) -> None:
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind
+
+    lora = LoRARequest("lora", 1, str(Path(args.lora).resolve())) if args.lora else None
+    for task in tasks:
+        for sample, seed in enumerate(task.seeds):
+            params = SamplingParams(
+                temperature=args.temperature,
+                top_p=args.top_p,
+                max_tokens=args.max_tokens,
+                seed=seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)
+            engine.add_request(f"{task.index}/{sample}", prompt, params, lora_request=lora)
+
+
+def _response(output: Any) -> Response:
+    return {"text": output.text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+
+
+def lora_rank(adapter: str) -> int:
+    """Rank to start the engine with: vLLM knows powers of two from 8."""
+    rank = json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
+    return max(8, 1 << (rank - 1).bit_length())

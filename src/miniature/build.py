@@ -1,0 +1,162 @@
+"""Build the miniature from a seed: problems, tokenizer, the reasoning model and the base of the reflection model.
+
+python -m miniature.build --out model --problems dataset/miniature --minutes 5            # on a GPU
+python -m miniature.build --out /tmp/weak --problems /tmp/weak --minutes 30               # on two CPU cores: a weaker model
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miniature.world import LEVELS, Problem, make_problem
+
+if TYPE_CHECKING:
+    from miniature.train import Schedule
+
+logger = logging.getLogger("miniature.build")
+
+SPLITS = {"train": 2000, "validation": 300, "test": 1000}
+INSTRUCT_SHARE = 0.2  # of the training time
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the build."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("model"), help="folder for Miniature-LRM and Miniature-Instruct"
+    )
+    parser.add_argument(
+        "--problems", type=Path, default=Path("dataset/miniature"), help="folder for the problem files"
+    )
+    parser.add_argument("--minutes", type=float, default=120, help="training time of both models together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="processes that draw training data"
+    )
+    parser.add_argument(
+        "--tokens-per-batch", type=int, default=24_576, help="tokens a training step, padding included"
+    )
+    parser.add_argument("--only-problems", action="store_true", help="write the problem files and stop")
+    parser.add_argument(
+        "--only-instruct", action="store_true", help="keep the LRM in --out; train Miniature-Instruct from it"
+    )
+    return parser.parse_args(argv)
+
+
+def draw_splits(seed: int) -> dict[str, list[Problem]]:
+    """Problems for every split, levels in turn; no question occurs twice."""
+    rng, seen, splits = random.Random(seed + 7), set(), {}
+    for name, size in SPLITS.items():
+        splits[name] = []
+        while len(splits[name]) < size:
+            problem = make_problem(LEVELS[len(splits[name]) % len(LEVELS)], rng)
+            if problem.question not in seen:
+                seen.add(problem.question)
+                splits[name].append(problem)
+    return splits
+
+
+def write_problems(splits: dict[str, list[Problem]], folder: Path) -> None:
+    """Write `<split>.json` and SHA256SUMS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = []
+    for name, problems in splits.items():
+        rows = [
+            {"id": f"{name}-{i}", "problem": p.question, "answer": str(p.answer), "level": p.level}
+            for i, p in enumerate(problems)
+        ]
+        text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        sums.append(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}.json\n")
+    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+
+
+def pick_device(name: str) -> str:
+    """`auto` is CUDA where there is any."""
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def schedule_of(arguments: argparse.Namespace, share: float, learning_rate: float) -> Schedule:
+    """Training time of one of the two models."""
+    from miniature.train import Schedule
+
+    seconds = 60 * arguments.minutes * share
+    return Schedule(seconds, learning_rate, tokens_per_batch=arguments.tokens_per_batch, num_workers=arguments.workers)
+
+
+def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
+    """Train and save `Miniature-LRM`; returns its figures on `problems`."""
+    import torch
+
+    from miniature import figures, train
+    from miniature.tokenizer import build_tokenizer
+
+    device, tokenizer = pick_device(arguments.device), build_tokenizer()
+    model = train.new_model(tokenizer, arguments.seed)
+    report: dict = {"parameters": model.num_parameters(), "seed": arguments.seed, "device": device}
+    schedule = schedule_of(arguments, 1 - INSTRUCT_SHARE, 2e-3)
+    report["training"] = train.train(model, tokenizer, train.draw_trace, schedule, arguments.seed, device)
+    save(model, tokenizer, arguments.out / "Miniature-LRM")
+    model.to(torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    paths = figures.sample_paths(model, tokenizer, problems)
+    report["levels"] = figures.by_level(paths, tokenizer)
+    report["cuts"] = figures.cut_table(model, tokenizer, paths, arguments.seed)
+    return report
+
+
+def build_instruct(arguments: argparse.Namespace) -> dict:
+    """Train `Miniature-Instruct` from the LRM in `--out` and save it; returns what the training took."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    from miniature import train
+    from miniature.tokenizer import INSTRUCT_TEMPLATE
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.out / "Miniature-LRM", padding_side="left")
+    model = Qwen2ForCausalLM.from_pretrained(arguments.out / "Miniature-LRM", dtype=torch.float32)
+    schedule = schedule_of(arguments, INSTRUCT_SHARE, 1e-3)
+    report = train.train(
+        model, tokenizer, train.draw_dialogue, schedule, arguments.seed + 1, pick_device(arguments.device)
+    )
+    tokenizer.chat_template = INSTRUCT_TEMPLATE
+    save(model, tokenizer, arguments.out / "Miniature-Instruct")
+    return report
+
+
+def save(model, tokenizer, folder: Path) -> None:
+    """Save a model in bfloat16, the precision it is served in."""
+    import copy
+
+    import torch
+
+    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    splits = draw_splits(arguments.seed)
+    write_problems(splits, arguments.problems)
+    if arguments.only_problems:
+        return
+    figures_file = arguments.out / "Miniature-LRM" / "figures.json"
+    report = json.loads(figures_file.read_text()) if arguments.only_instruct else build_lrm(arguments, splits["test"])
+    report["instruct_training"] = build_instruct(arguments)
+    figures_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    logger.info("%s", json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The miniature's oracle: what a flawless judge says about a path. It stands where the paper uses Qwen2.5-32B-Instruct."""
+
+from __future__ import annotations
+
+import re
+
+_RESULT = re.compile(r"result is (\d+)")
+_BOXED = re.compile(r"\\boxed\{(\d+)\}")
+
+
+def stated_result(paragraph: str) -> int | None:
+    """The last `result is N` of a paragraph, or None where it states no result."""
+    found = _RESULT.findall(paragraph)
+    return int(found[-1]) if found else None
+
+
+def stated_results(thinking: str) -> list[tuple[int, int]]:
+    """(paragraph index, stated result) of every paragraph of `thinking` that states one; paragraphs as the trace wrote them."""
+    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
+    return [(index, result) for index, part in enumerate(paragraphs) if (result := stated_result(part)) is not None]
+
+
+def boxed_answer(answer: str) -> int | None:
+    """The number in the last box of the text after the thinking, or None."""
+    found = _BOXED.findall(answer)
+    return int(found[-1]) if found else None
+
+
+def right_results(paragraphs: list[str], answer: int) -> list[bool]:
+    """Whether each paragraph states the right result: the labels that the reflection model learns."""
+    return [stated_result(paragraph) == answer for paragraph in paragraphs]
+
+
+def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
+    """The reply of the judge for one chunk of numbered parts, the first of which has the number `first`."""
+    blocks = []
+    for number, paragraph in enumerate(paragraphs, first):
+        result = stated_result(paragraph)
+        if result is None:
+            blocks.append(f"[{number}]. Think: This part states no result.\nLabel: Reasoning")
+        else:
+            label = "Right Result" if result == answer else "Wrong Result"
+            blocks.append(f"[{number}]. Think: This part states the result {result}.\nLabel: {label}")
+    return "\n\n".join(blocks)
+
+
+def confirm_reply(paragraph: str, answer: int) -> str:
+    """The reply of the second judgement: does this part really reach the right result?"""
+    return "Yes" if stated_result(paragraph) == answer else "No"

@@ -1,0 +1,72 @@
+"""The quickstart's last stage: the table, the picture and `summary.json` from the scores of the base and the trained model.
+
+    python -m miniature.report --base BASE.scores.json --trained TRAINED.scores.json --run output/miniature/ReflectRL \
+        --out output/quickstart --seconds install=61 sample=70
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from generation.math_verify_all import ALL, read_scores, table
+from generation.plots import draw, read_log
+from generation.utils import write_json
+from miniature.world import LEVELS
+from rea_rl.utils import setup_logging
+
+logger = logging.getLogger(__name__)
+
+HARDEST = f"level {max(LEVELS)}"
+
+
+def summary(scores: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of one model: accuracy and corrected slips as shares of its paths, tokens a path."""
+    overall = scores["groups"][ALL]
+    return {
+        "accuracy": overall["accuracy"]["value"],
+        "tokens": overall["tokens"]["value"],
+        "tr": overall["tr"]["value"] if "tr" in overall else 100.0,
+        "corrected_hardest": scores["groups"][HARDEST]["corrected"]["value"],
+        "tokens_per_word": overall["tokens_per_word"]["value"],
+    }
+
+
+def stage_seconds(text: str) -> tuple[str, float]:
+    """`stage=seconds` as the launcher gives it."""
+    name, _, seconds = text.partition("=")
+    return name, float(seconds)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Compare the trained miniature with its base.")
+    parser.add_argument("--base", required=True, help=".scores.json of the base model")
+    parser.add_argument("--trained", required=True, help=".scores.json of the trained model")
+    parser.add_argument("--run", type=Path, required=True, help="output_dir of the training run")
+    parser.add_argument("--name", default="REA-RL", help="what the trained model is called in table and picture")
+    parser.add_argument("--out", type=Path, required=True, help="folder for summary.json and the picture")
+    parser.add_argument("--seconds", nargs="*", type=stage_seconds, default=[], help="stage=seconds")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr where a file is missing."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
+        history = read_log(args.run / "trainer_state.json")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    picture = draw(history, scored, args.out / "quickstart.png")
+    report = {"base": summary(scored["base"]), "trained": summary(scored[args.name]), "seconds": dict(args.seconds)}
+    write_json(args.out / "summary.json", report)
+    sys.stdout.write(f"\n{table(scored)}\nsummary: {args.out / 'summary.json'}\npicture: {picture}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""REA-RL: reinforcement learning that shortens thinking by online revision and keeps its reflection."""

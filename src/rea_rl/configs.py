@@ -1,0 +1,191 @@
+"""Recipe keys: dataclasses that `trl.TrlParser` fills from a YAML recipe and the command line.
+
+Every mistake that can be seen without loading a model is a ValueError here; it names the keys, their values and the
+way out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from generation.prompts import MATH_COT
+
+REVISION_STRENGTHS = ("normal", "weak", "strong")
+
+
+@dataclass
+class DataArguments:
+    """Problems to train and evaluate on: a Hub dataset, or a local `.json` or `.jsonl` file."""
+
+    dataset_name: str = field(metadata={"help": "Training problems: Hub id, or a .json or .jsonl file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."}
+    )
+    dataset_eval_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to evaluate on."})
+    max_eval_problems: int | None = field(default=None, metadata={"help": "Evaluate on the first N problems only."})
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column with the problem; default: 'problem', else 'question'."}
+    )
+    answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
+    prompt_template: str = field(
+        default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
+    )
+
+
+@dataclass
+class REARLConfig(GRPOConfig):
+    """Training arguments of REA-RL on top of `trl.GRPOConfig`.
+
+    `num_generations` and the batch keys count sampled paths. With `revision` every sampled path brings a second row,
+    so that G = 4 and `per_device_train_batch_size` x `gradient_accumulation_steps` x ranks = 64 is 16 prompts, 64
+    sampled paths and 128 trained rows per optimizer step.
+    """
+
+    # Where TRL's default is not what the method does.
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={"help": "Correction for the server's log-probs; only 'token_truncate' is implemented."},
+    )
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."}
+    )
+
+    # Revision
+    revision: bool = field(default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."})
+    revision_strength: str = field(
+        default="normal", metadata={"help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."}
+    )
+    finish_max_tokens: int = field(
+        default=256, metadata={"help": "Most tokens the policy may write after the forced end of a cut thinking."}
+    )
+    paragraph_min_tokens: int = field(default=32, metadata={"help": "Tokens that a paragraph has at least."})
+    paragraph_max_tokens: int = field(default=128, metadata={"help": "Tokens before which a paragraph is closed."})
+    cut_second_half: float = field(
+        default=0.5, metadata={"help": "Share of the paragraphs before the first one that a normal cut may follow."}
+    )
+    cut_threshold: float = field(default=0.5, metadata={"help": "P(Result) from which a paragraph is a result."})
+    cut_strong_threshold: float = field(default=0.25, metadata={"help": "The same for the strong cut."})
+    cut_cap_share: float = field(
+        default=0.05,
+        metadata={"help": "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs go."},
+    )
+    cut_cap_offset: int = field(default=10, metadata={"help": "See cut_cap_share."})
+    cut_cap_max: int = field(default=5, metadata={"help": "See cut_cap_share."})
+
+    # Servers
+    policy_server: str = field(
+        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server with the policy's base model and LoRA."}
+    )
+    reflection_server: str = field(
+        default="http://127.0.0.1:12346/v1", metadata={"help": "vLLM server with the reflection model."}
+    )
+    reflection_model: str | None = field(
+        default=None,
+        metadata={"help": "Reflection model as the server was started with: folder or Hub id; needed with revision."},
+    )
+    max_concurrent_requests: int = field(default=256, metadata={"help": "Open requests per server and rank."})
+    request_timeout: float = field(default=1800.0, metadata={"help": "Seconds before a request is given up."})
+    request_retries: int = field(default=2, metadata={"help": "Retries of a failed request before the run stops."})
+
+    # Rewards
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy", "refine_length", "reflect"],
+        metadata={"help": "Reward functions, order without meaning: accuracy, length, refine_length, reflect."},
+    )
+    tokens_per_reflection: float | None = field(
+        default=None, metadata={"help": "Threshold of the reflect reward, measured on the base model (paper: 225.09)."}
+    )
+    tokens_per_reflection_file: str | None = field(
+        default=None, metadata={"help": "JSON file of a measurement with the key 'tokens_per_reflection'."}
+    )
+    word_bounded_reflections: bool = field(
+        default=False, metadata={"help": "Count whole words only; the threshold must be measured the same way."}
+    )
+    verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
+    verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
+
+    # Compute
+    rows_per_forward: int | None = field(
+        default=None,
+        metadata={"help": "Rows of similar length per forward pass; default: all of a micro-batch at once."},
+    )
+    torch_threads: int | None = field(default=None, metadata={"help": "CPU threads of the trainer."})
+
+    def __post_init__(self):
+        self._check_batch()
+        self._check_algorithm()
+        self._check_revision()
+        self._check_rewards()
+        super().__post_init__()
+
+    def _check_batch(self) -> None:
+        """Rows of a group stay on one rank, and each optimizer step has one set of rollouts."""
+        for key in ("steps_per_generation", "generation_batch_size"):
+            if (value := getattr(self, key)) is not None:
+                raise ValueError(f"{key} is {value}; leave it out: every optimizer step makes its own rollouts")
+        paths = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if paths % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}) x gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}) = {paths} sampled paths per rank is not a multiple of "
+                f"num_generations ({self.num_generations}), but the paths of a prompt must stay on one rank; change "
+                "one of the three"
+            )
+
+    def _check_algorithm(self) -> None:
+        """TRL's settings that this trainer would otherwise ignore."""
+        allowed = {
+            "use_vllm": (False,),
+            "num_iterations": (1,),
+            "scale_rewards": (True, False, "group", "none"),
+            "multi_objective_aggregation": ("sum_then_normalize",),
+            "vllm_importance_sampling_mode": ("token_truncate",),
+            "log_completions": (False,),
+        }
+        for key, values in allowed.items():
+            if (value := getattr(self, key)) not in values:
+                raise ValueError(
+                    f"{key} is {value!r}, but REA-RL supports only {' or '.join(map(repr, values))}: it samples from "
+                    "policy_server, once per optimizer step, and records every path under output_dir/rollouts"
+                )
+
+    def _check_revision(self) -> None:
+        if self.revision_strength not in REVISION_STRENGTHS:
+            raise ValueError(
+                f"revision_strength is {self.revision_strength!r}; it must be one of {', '.join(REVISION_STRENGTHS)}"
+            )
+        if self.revision and not self.reflection_model:
+            raise ValueError(
+                "revision is true but reflection_model is missing; name the model that reflection_server serves, or "
+                "set revision: false for plain GRPO"
+            )
+
+    def _check_rewards(self) -> None:
+        keys = ("tokens_per_reflection", "tokens_per_reflection_file")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if "reflect" in self.reward_funcs and len(given) != 1:
+            raise ValueError(
+                "the reflect reward needs either tokens_per_reflection or tokens_per_reflection_file, but the recipe "
+                f"has {' and '.join(given) or 'neither'}"
+            )
+
+    @property
+    def rows_per_path(self) -> int:
+        """Trained rows for each sampled path: itself, and its revision."""
+        return 2 if self.revision else 1
+
+
+@dataclass
+class SFTScriptArguments:
+    """Prompt-completion rows to train and evaluate on: Hub datasets, or local `.json` or `.jsonl` files."""
+
+    dataset_name: str = field(metadata={"help": "Training rows: Hub id, or a .json or .jsonl file."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Evaluation rows, Hub id or file."})
+    dataset_eval_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to evaluate on."})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
+    torch_threads: int | None = field(default=None, metadata={"help": "CPU threads of the trainer."})

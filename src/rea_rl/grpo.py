@@ -1,0 +1,185 @@
+"""Train a policy with REA-RL, or with plain GRPO where the recipe says `revision: false`.
+
+    python -m rea_rl.grpo --config recipes/miniature/config_ReflectRL.yaml
+    accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.grpo \\
+        --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_ReflectRL.yaml --learning_rate 1e-5
+
+Both servers of the recipe must be running. A run that was interrupted continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+    from rea_rl.configs import DataArguments, REARLConfig
+    from rea_rl.rea_rl_trainer import REARLTrainer
+    from rea_rl.rewards import RewardFunc
+    from rea_rl.rollout import RolloutEngine
+
+logger = logging.getLogger(__name__)
+
+
+def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+    from trl import ModelConfig, TrlParser
+
+    from rea_rl.configs import DataArguments, REARLConfig
+
+    return TrlParser((DataArguments, REARLConfig, ModelConfig)).parse_args_and_config(argv)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, loaded and checked; no model yet."""
+
+    tokenizer: PreTrainedTokenizerBase
+    reward_funcs: list[RewardFunc]
+    train_rows: list[dict[str, Any]]
+    eval_rows: list[dict[str, Any]]
+
+
+def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig) -> Inputs:
+    """Tokenizer, rewards and problems of a recipe. Raises ValueError for what is missing or does not fit together."""
+    from rea_rl.rewards import get_reward_funcs
+    from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
+    from rea_rl.vllm_server import check_model
+
+    if not model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("use_peft must be true, load_in_4bit and load_in_8bit false: the server gets a LoRA adapter")
+    if args.eval_strategy != "no" and data.eval_dataset_name is None:
+        raise ValueError(f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing")
+    threshold = args.tokens_per_reflection
+    if args.tokens_per_reflection_file is not None:
+        threshold = read_tokens_per_reflection(args.tokens_per_reflection_file, args.word_bounded_reflections)
+    reward_funcs = get_reward_funcs(args.reward_funcs, threshold)
+    check_model(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer)
+    eval_rows = []
+    if data.eval_dataset_name is not None:
+        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer)
+    prompts_per_step = args.generation_batch_size // args.num_generations
+    if len(train_rows) < prompts_per_step:
+        raise ValueError(
+            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes {prompts_per_step}"
+        )
+    return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems])
+
+
+def load_rows(data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Rows with `prompt` (rendered by the chat template), `problem`, `problem_id` and `answer`."""
+    from generation.prompts import format_problem
+    from rea_rl.utils import load_problems
+
+    problems = load_problems(
+        name,
+        split,
+        config=data.dataset_config,
+        problem_column=data.problem_column,
+        answer_column=data.answer_column,
+    )
+
+    def render(problem: str) -> str:
+        messages = [{"role": "user", "content": format_problem(problem, data.prompt_template)}]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    return [
+        {"prompt": render(row["problem"]), "problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
+        for row in problems
+    ]
+
+
+def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
+    """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
+    from generation.math_verify import VerifierPool
+    from rea_rl.rollout import RolloutEngine
+    from rea_rl.utils import load_tokenizer
+    from rea_rl.vllm_server import check_model, check_server
+
+    prompts = [row["prompt"] for row in inputs.train_rows + inputs.eval_rows]
+    longest_prompt = max(map(len, inputs.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
+    finish = args.finish_max_tokens if args.revision else 0
+    check_server(args.policy_server, model_name, longest_prompt + args.max_completion_length + finish)
+    reflection_tokenizer = None
+    if args.revision:
+        check_model(args.reflection_model)
+        reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
+        check_server(args.reflection_server, args.reflection_model)
+    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout)
+    return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
+
+
+def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
+    """Load the policy and wrap it with a fresh adapter."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import get_peft_config
+
+    from rea_rl.rea_rl_trainer import REARLTrainer
+    from rea_rl.weight_sync import AdapterSync
+
+    if args.torch_threads is not None:
+        torch.set_num_threads(args.torch_threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return REARLTrainer(
+        engine=engine,
+        weight_sync=AdapterSync(args.policy_server, f"{args.output_dir}/adapters"),
+        args=args,
+        model=model,
+        reward_funcs=inputs.reward_funcs,
+        train_dataset=Dataset.from_list(inputs.train_rows),
+        eval_dataset=Dataset.from_list(inputs.eval_rows) if inputs.eval_rows else None,
+        processing_class=inputs.tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def train(trainer: REARLTrainer, dataset_name: str) -> None:
+    """Train from the last checkpoint or from the start, evaluate, save adapter, state, metrics and model card."""
+    from rea_rl.utils import last_checkpoint
+
+    args = trainer.args
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if checkpoint:
+        logger.info("continuing from %s", checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=dataset_name)
+    logger.info("adapter, metrics and model card are in %s", args.output_dir)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
+    from rea_rl.utils import setup_logging
+
+    setup_logging()
+    try:
+        data, args, model_args = parse_recipe(argv)
+        inputs = load_inputs(data, args, model_args)
+        engine = build_engine(args, model_args.model_name_or_path, inputs)
+    except (ValueError, ConnectionError) as error:
+        sys.exit(f"error: {error}")
+    with engine:
+        train(build_trainer(args, model_args, inputs, engine), data.dataset_name)
+
+
+if __name__ == "__main__":
+    main()

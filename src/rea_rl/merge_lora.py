@@ -1,0 +1,134 @@
+"""Merge a LoRA adapter into its base model: a plain model folder, which vLLM serves without knowing of LoRA.
+
+    python -m rea_rl.merge_lora model/Qwen2.5-7B-Instruct model/Reflection_Model_Lora model/Reflection_Model
+
+Merging is done in float32 and checked there: merged and unmerged model must give the same logits. The result is stored
+in the base model's type. OUT appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rea_rl.utils import load_tokenizer, setup_logging
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROBE_TOKENS = 64  # of the sequence whose logits are compared
+TOLERANCE = 1e-3  # largest difference of logits, as a share of the unmerged ones' standard deviation
+
+
+def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
+    """`adapter_config.json` of a LoRA adapter. Raises ValueError if the folder is none."""
+    folder = Path(adapter)
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{adapter} is not the folder of an adapter: it has no {name}")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if config["peft_type"] != "LORA":
+        raise ValueError(f"{adapter} is an adapter of the kind {config['peft_type']}, not LORA")
+    return config
+
+
+def check_adapter(base: str, adapter: str | Path) -> dict[str, Any]:
+    """Configuration of an adapter of `base`.
+
+    Two names mean one model if they are one folder, or if their last parts are equal (`Qwen/Qwen2.5-7B-Instruct` and
+    `model/Qwen2.5-7B-Instruct`). Raises ValueError if the adapter was trained on another model.
+    """
+    config = read_adapter_config(adapter)
+    trained_on = config["base_model_name_or_path"]
+    if Path(trained_on).resolve() != Path(base).resolve() and Path(trained_on).name != Path(base).name:
+        raise ValueError(
+            f"{adapter} is an adapter of {trained_on!r}, not of {base!r}; if that is the same model under another "
+            "name, change base_model_name_or_path in its adapter_config.json"
+        )
+    return config
+
+
+def adapter_digest(adapter: str | Path) -> str:
+    """Short fingerprint of an adapter's weights."""
+    read_adapter_config(adapter)
+    return hashlib.blake2b((Path(adapter) / ADAPTER_WEIGHTS).read_bytes(), digest_size=8).hexdigest()
+
+
+def merge_lora(base: str, adapter: str, out: str, device: str = "cpu") -> Path:
+    """Write `base` with `adapter` merged into it, and its tokenizer, to the new folder `out`.
+
+    Raises ValueError if `out` exists, if `adapter` is not a LoRA adapter of `base`, or if its shapes do not fit;
+    RuntimeError if merged and unmerged logits differ.
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists already; delete it or give another folder")
+    check_adapter(base, adapter)
+    tokenizer = load_tokenizer(base, "BASE")
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).eval()
+    generation_config: GenerationConfig = model.generation_config
+    merged = _merge(model, adapter, config.vocab_size)
+    merged.to(config.dtype or torch.float32).generation_config = generation_config
+
+    unfinished = Path(out).with_name(f".{Path(out).name}.{os.getpid()}")
+    merged.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    os.replace(unfinished, out)
+    logger.info("%s merged into %s: %s", adapter, base, out)
+    return Path(out)
+
+
+def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Module:
+    """Model without LoRA layers whose logits are those of `model` with the adapter."""
+    import torch
+    from peft import PeftModel
+
+    probe = torch.randint(vocab_size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))  # (1, T)
+    probe = probe.to(model.device)
+    with torch.no_grad():
+        try:
+            unmerged: PeftModel = PeftModel.from_pretrained(model, adapter)
+        except RuntimeError as error:  # what load_state_dict raises for shapes that do not fit
+            raise ValueError(f"{adapter} does not fit the base model: {error}") from error
+        before = unmerged(probe).logits  # (1, T, V)
+        merged = unmerged.merge_and_unload(safe_merge=True)
+        difference = ((merged(probe).logits - before).abs().max() / before.std()).item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"merged and unmerged logits differ by {difference:.1e} of their deviation, over {TOLERANCE}"
+        )
+    logger.info("merged and unmerged logits differ by %.1e of their deviation", difference)
+    return merged
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the arguments."""
+    parser = argparse.ArgumentParser(description="Merge a LoRA adapter into its base model.")
+    parser.add_argument("base", help="folder or Hub id of the base model")
+    parser.add_argument("adapter", help="folder of the adapter")
+    parser.add_argument("out", help="new folder for the merged model")
+    parser.add_argument("--device", default="cpu", help="where to merge: cpu or cuda; 4 bytes per parameter")
+    args = parser.parse_args(argv)
+    setup_logging()
+    try:
+        merge_lora(args.base, args.adapter, args.out, args.device)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""REA-RL on TRL's GRPO trainer. What differs from plain GRPO:
+
+1. Paths come from a vLLM server through `RolloutEngine`, after the adapter of this very step was hot-swapped there.
+   Strictly on-policy: one set of rollouts per optimizer step, also after a resume.
+2. Every sampled path is cut where it had its result and finished by the policy. Original and revision are two rows of
+   one group, which has 2G rows; they alternate and stay on one rank. The sampler still deals G rows per prompt.
+3. A revision with a wrong answer gives its row to its original. A group without a right answer has advantage 0.
+4. The correction for the server's log-probs (truncated importance sampling per token) uses the log-probs of the loss's
+   own forward pass. With one inner iteration these are the old policy's, so TRL's extra pass for them is not needed.
+5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does not notice.
+6. Evaluation samples without revision and reports accuracy and length; it computes no loss.
+7. Every path of the run is recorded under `<output_dir>/rollouts/`.
+
+Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and transformers'.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from rea_rl.configs import REARLConfig
+from rea_rl.revision import group_advantages
+from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
+from rea_rl.utils import write_atomically
+from rea_rl.weight_sync import AdapterSync
+
+# Columns that the reward functions read.
+REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the order."""
+
+    def __init__(self, epoch: Callable[[], int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
+class REARLTrainer(GRPOTrainer):
+    """GRPO with online revision.
+
+    Args:
+        engine: makes the paths of a batch.
+        weight_sync: brings the adapter to the policy server and names its version.
+        args: recipe; never changed.
+        **kwargs: those of `trl.GRPOTrainer`: `model`, `reward_funcs`, `train_dataset`, `eval_dataset`,
+            `processing_class`, `peft_config`, `callbacks`. Datasets have the columns `prompt` (rendered text),
+            `problem`, `problem_id` and `answer`.
+    """
+
+    _tag_names = ["trl", "grpo", "rea-rl"]
+    _name = "REA-RL"
+    _paper = {
+        "title": "REA-RL: Reflection-Aware Online Reinforcement Learning for Efficient Reasoning",
+        "id": "2505.19862",
+    }
+    args: REARLConfig
+
+    def __init__(self, *, engine: RolloutEngine, weight_sync: AdapterSync, args: REARLConfig, **kwargs: Any):
+        super().__init__(args=args, **kwargs)
+        self.engine = engine
+        self.weight_sync = weight_sync
+        self.num_generations = args.num_generations * args.rows_per_path  # rows of a group
+        self.rollout_func = self._rollout_columns
+        self._policy_version = ""
+        self._synced_step = -1
+        self._rows: list[dict[str, Any]] = []  # batch in work, one row per sampled path
+        self._rollouts: list[Rollout] = []  # its paths, originals and revisions
+        self._trained: list[Rollout] = []  # the path that is trained in each of their places
+        self._rewards = torch.empty(0)  # (B, F) of all ranks
+        self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
+
+    def _send_telemetry(self) -> None:
+        """Nothing is reported to anybody."""
+
+    # --- Batch: rows -> paths -> rewards -> advantages ---------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        """One row per sampled path: G rows of a prompt follow each other, on one rank."""
+        return EpochSampler(
+            lambda: int(self.state.epoch or 0),
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.args.num_generations,
+            batch_size=self.args.generation_batch_size // self.args.num_generations,
+            repeat_count=self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
+        self._rows = inputs
+        output = super()._generate_and_score_completions(
+            [dict(row) for row in inputs for _ in range(self.args.rows_per_path)]
+        )
+        rewards = self._rewards.view(self.accelerator.num_processes, len(self._trained), -1)[
+            self.accelerator.process_index
+        ]  # (B, F)
+        output["advantages"] = group_advantages(
+            rewards * self.reward_weights.to(rewards.device),
+            torch.tensor([rollout.correct for rollout in self._trained], device=rewards.device),
+            self.num_generations,
+            scale=self.scale_rewards != "none",
+        )
+        self._note_training(rewards, output["advantages"])
+        return output
+
+    def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
+        """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
+        self._rollouts = self._run_chain(self._rows, self.args.revision)
+        self._trained = trained_rows(self._rollouts) if self.args.revision else self._rollouts
+        columns = ("prompt_ids", "completion_ids", "logprobs", *REWARD_COLUMNS)
+        return {column: [getattr(rollout, column) for rollout in self._trained] for column in columns}
+
+    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args)
+        return self._rewards
+
+    def _run_chain(self, rows: list[dict[str, Any]], revision: bool) -> list[Rollout]:
+        """Paths for this rank's rows, sampled from the policy as it is now."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        start = time.perf_counter()
+        if self._synced_step != self.state.global_step:
+            self._policy_version = self.weight_sync.publish(self.model, self.state.global_step)
+            self._synced_step = self.state.global_step
+            metrics["timing/weight_sync"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        rollouts = self.engine.run(rows, Batch(self.state.global_step, self._policy_version, revision))
+        metrics["timing/rollout"].append(time.perf_counter() - start)
+        return rollouts
+
+    # --- Loss --------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        self._loss_inputs = dict(inputs)
+        loss = super()._compute_loss(model, self._loss_inputs)
+        self._loss_inputs = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
+        attention_mask: torch.Tensor,  # (B, P + C)
+        logits_to_keep: int,  # C
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Log-probs (B, C) and entropies (B, C), computed on `rows_per_forward` rows of similar length at a time."""
+        order = attention_mask.sum(dim=1).argsort()
+        chunks = order.split(self.args.rows_per_forward or batch_size or len(order))
+        outputs = [
+            self._forward_trimmed(model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs)
+            for rows in chunks
+        ]
+        back = order.argsort()
+        logps, entropies = (
+            None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True)
+        )
+        if self._loss_inputs is not None:
+            self._correct_for_sampler(self._loss_inputs, logps.detach())
+        return logps, entropies, None
+
+    def _forward_trimmed(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One forward pass without the columns that are padding in all rows; outputs are padded back to (B, C)."""
+        columns = attention_mask.any(dim=0).nonzero().flatten()
+        first, end = int(columns[0]), int(columns[-1]) + 1
+        cut_off = input_ids.size(1) - end
+        logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+            model, input_ids[:, first:end], attention_mask[:, first:end], logits_to_keep - cut_off, **kwargs
+        )
+        return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))
+
+    def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
+        """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens and padding.
+
+        Scaling the advantage by a positive weight scales the clipped policy loss and leaves the KL term alone, just as
+        TRL's `token_truncate` does.
+
+        Args:
+            inputs: micro-batch; `advantages` (B,) becomes (B, C).
+            logps: (B, C) of the loss's forward pass, detached.
+        """
+        difference = logps - inputs["sampling_per_token_logps"]  # (B, C), NaN for forced tokens
+        ratio = difference.nan_to_num(nan=0.0).exp()
+        if self.vllm_importance_sampling_correction:
+            weights = ratio.clamp(self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
+            inputs["advantages"] = inputs["advantages"].unsqueeze(1) * weights
+        sampled = inputs["completion_mask"].bool() & ~difference.isnan()
+        means = torch.stack([difference[sampled].abs().mean(), ratio[sampled].mean()])
+        mean_difference, mean_ratio = self.accelerator.gather(means).view(-1, 2).mean(dim=0).tolist()
+        self._metrics["train"]["sampling/logp_difference"].append(mean_difference)
+        self._metrics["train"]["sampling/ratio"].append(mean_ratio)
+
+    # --- Evaluation and records --------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample `num_generations_eval` paths per problem, without revision; log and return their metrics."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = [row for row in dataset for _ in range(self.num_generations_eval)]
+        self.model.eval()
+        with self.accelerator.split_between_processes(rows) as local_rows:
+            rollouts = self._run_chain(local_rows, revision=False)
+        metrics = self._record(rollouts, f"eval-{self.state.global_step}", revision=False)
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _note_training(self, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
+        """Complete the records of a training batch and log their metrics."""
+        rows = zip(self._rollouts, self._trained, rewards.tolist(), advantages.tolist(), strict=True)
+        for rollout, trained, values, advantage in rows:
+            rollout.kept = trained is rollout
+            rollout.rewards = dict(zip(self.reward_func_names, values, strict=True))
+            rollout.advantage = advantage
+        metrics = self._record(self._rollouts, f"step-{self.state.global_step}", self.args.revision)
+        for key, value in metrics.items():
+            self._metrics["train"][key].append(value)
+
+    def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
+        """Write the paths of all ranks, in the order of a single process, and return their metrics."""
+        everyone = gather_object(rollouts)
+        if self.accelerator.is_main_process:
+            path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
+            write_atomically(path, (json.dumps(vars(rollout)) for rollout in everyone))
+        return rollout_metrics(everyone, revision) | {
+            f"verifier/{key}": float(value) for key, value in self.engine.verifier.stats.items()
+        }

@@ -1,0 +1,179 @@
+"""The heart of REA-RL as pure functions: cut a sampled path, pair it with its revision, turn rewards into advantages.
+
+One prompt's rows, from sampling to loss:
+
+    sampled path            ids of the completion, `... </think> ... \\boxed{} <eos>`
+      cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then finishes the answer
+      interleave            -> original 0, revision 0, original 1, revision 1, ...           2G rows
+      keep_or_replace       -> a revision with a wrong answer gives its row to its original
+      group_advantages      -> one advantage per row, comparing the 2G rows with each other
+      overthinking_signal   -> optionally, one more signal per token from the cut onward
+
+Shapes: B rows of a batch, F reward functions, G rows of a group, N = B / G groups.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from generation.prompts import THINK_END, forced_answer
+from generation.segments import Paragraph
+
+# Keeps groups with nearly equal rewards finite; the value of TRL and of the original.
+STD_EPSILON = 1e-4
+
+T = TypeVar("T")
+
+
+class CutCompletion(NamedTuple):
+    """A sampled completion cut for revision."""
+
+    kept_ids: list[int]  # prefix of the sampled ids
+    forced_text: str  # ends the thinking; starts with a newline unless the kept ids already end in one
+
+
+@dataclass(frozen=True)
+class OverthinkingSignal:
+    """Where the token-level signal applies in a pair (0/1 per id), and its sign for (original, revision)."""
+
+    mask_original: list[int]
+    mask_revision: list[int]
+    sign: tuple[float, float]
+
+
+# --- Ids of a path ---
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly this text."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary text."""
+    return tokenizer.encode(THINK_END, add_special_tokens=False)
+
+
+def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
+    """Index of the first id of the first `marker` (an id or a sequence of ids) in `ids`, or `len(ids)` without one.
+
+    With `think_end_ids` as marker it is the number of thinking tokens of a completion.
+    """
+    wanted = [marker] if isinstance(marker, int) else list(marker)
+    starts = range(len(ids) - len(wanted) + 1)
+    return next((i for i in starts if list(ids[i : i + len(wanted)]) == wanted), len(ids))
+
+
+def cut_completion_ids(
+    completion_ids: list[int], tokenizer: PreTrainedTokenizerBase, paragraphs: list[Paragraph], last_kept: int
+) -> CutCompletion | None:
+    """Cut a sampled completion after a paragraph without changing an id.
+
+    Original and revision must share their prefix id by id: the policy is trained on what it sampled, and the server's
+    prefix cache and the trainer's shared prefix rely on it. So the kept ids are the fewest sampled ids that decode to
+    the kept text; text is never encoded again. An id may hold more than the text's end (`.\\n\\n`), or only some bytes
+    of its last character; the former is kept whole, the latter is completed by its next ids.
+
+    Args:
+        completion_ids: sampled ids.
+        tokenizer: the policy's.
+        paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
+        last_kept: index of the last kept paragraph. If it is the last of all, the thinking is cut before its last
+            blank-line part, so that a revision is always shorter.
+
+    Returns:
+        The cut, or None where nothing can be cut off: a thinking of at most one part.
+    """
+    kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
+    if last_kept + 1 >= len(paragraphs):
+        kept_ends = kept_ends[:-1]
+    if not kept_ends:
+        return None
+    kept_ids = _shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
+    return CutCompletion(kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n")))
+
+
+def _shortest_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> list[int]:
+    """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or beyond.
+
+    A prefix that ends inside a character decodes to a replacement character, so it does not match; once matched, more
+    ids cannot undo it. That makes the prefix lengths sorted by "matches", and a bisection finds the first.
+    """
+    text = decode_completion(tokenizer, ids)[:num_chars]
+    assert len(text) == num_chars, "the paragraphs are of another text than the ids decode to"
+    lengths = range(len(ids) + 1)
+    return ids[: bisect_left(lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text))]
+
+
+# --- Rows of a group ---
+
+
+def interleave(originals: Sequence[T], revisions: Sequence[T]) -> list[T]:
+    """Rows of a batch in their fixed order: original 0, revision 0, original 1, revision 1, ..."""
+    return [row for pair in zip(originals, revisions, strict=True) for row in pair]
+
+
+def keep_or_replace(correct: list[bool]) -> list[int]:
+    """Source row for each of B interleaved rows: itself, or its original's for a revision with a wrong answer.
+
+    A wrong revision says that the cut came too early, not that stopping is wrong; training on it would punish brevity.
+    """
+    if len(correct) % 2:
+        raise ValueError(f"{len(correct)} rows cannot alternate original, revision; interleave them first")
+    return [row - 1 if row % 2 and not is_right else row for row, is_right in enumerate(correct)]
+
+
+def group_advantages(
+    rewards: torch.Tensor, correct: torch.Tensor, group_size: int, scale: bool = True
+) -> torch.Tensor:
+    """Advantage of each row: its summed reward against the mean of its group, over the group's standard deviation.
+
+    A group without a correct path has nothing to learn from: its advantages are 0 whatever `scale` says.
+
+    Args:
+        rewards: (B, F), one column per reward function, rows as `keep_or_replace` left them.
+        correct: (B,), whether the row's answer is right, bool or 0/1.
+        group_size: G, consecutive rows that belong to one prompt; 2 x sampled paths with revision.
+        scale: divide by the unbiased standard deviation + 1e-4.
+
+    Returns:
+        (B,), finite for finite rewards. Raises ValueError unless G is at least 2 and divides B.
+    """
+    if group_size < 2 or len(rewards) % group_size:
+        raise ValueError(f"group_size {group_size} must be at least 2 and divide the {len(rewards)} rows of rewards")
+    totals = rewards.sum(dim=1).view(-1, group_size)  # (N, G)
+    advantages = totals - totals.mean(dim=1, keepdim=True)  # (N, G)
+    if scale:
+        advantages = advantages / (totals.std(dim=1, keepdim=True) + STD_EPSILON)
+    solved = correct.bool().view(-1, group_size).any(dim=1, keepdim=True)  # (N, 1)
+    return advantages.masked_fill(~solved, 0.0).flatten()
+
+
+def overthinking_signal(
+    original: list[int], revision: list[int], think_end_id: int | Sequence[int], correct: tuple[bool, bool]
+) -> OverthinkingSignal:
+    """Extra signal from the cut onward: away from the original's overthinking, towards the revision's early end.
+
+    The cut is where the revision's thinking ends. Both masks are 0 if the revision saves at most one id; otherwise
+    they are 1 from the cut to the end. The sign is (-1, +1) if the revision is correct and (0, 0) if it is not; the
+    loss adds sign x |advantage| (mean or maximum) where the mask is 1.
+
+    Args:
+        original, revision: completion ids of a pair.
+        think_end_id: id of `</think>`, or its ids where it is ordinary text.
+        correct: whether (original, revision) have a right answer.
+    """
+    cut = find_marker(revision, think_end_id)
+    if cut + 1 >= find_marker(original, think_end_id):
+        return OverthinkingSignal([0] * len(original), [0] * len(revision), (0.0, 0.0))
+    return OverthinkingSignal(
+        mask_original=[int(i >= cut) for i in range(len(original))],
+        mask_revision=[int(i >= cut) for i in range(len(revision))],
+        sign=(-1.0, 1.0) if correct[1] else (0.0, 0.0),
+    )

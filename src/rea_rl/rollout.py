@@ -1,0 +1,371 @@
+"""The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
+
+Every sampled path goes through it by itself, so nothing waits for the slowest of the batch. Ids are kept as the server
+sampled them; a revision is the original's ids up to the cut, the forced end of the thinking, and the policy's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import statistics
+import threading
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import openai
+from tqdm import tqdm
+
+from generation.labeling_to_prefix import Step, choose_cuts, result_probabilities
+from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
+from generation.reflection_words import count_reflections
+from generation.segments import Paragraph, split_paragraphs, thinking_of
+from rea_rl.revision import cut_completion_ids, decode_completion, find_marker, keep_or_replace, think_end_ids
+from rea_rl.utils import api_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from generation.math_verify import VerifierPool
+    from rea_rl.configs import REARLConfig
+
+T = TypeVar("T")
+
+TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
+
+
+@dataclass
+class Rollout:
+    """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
+
+    With revision, lines alternate original, revision. Where no cut is possible the original stands twice. A revision
+    with `kept` false was not trained: its original took its place, and `rewards` and `advantage` are that row's.
+    """
+
+    problem_id: str
+    step: int  # optimizer steps done when it was sampled
+    policy_version: str
+    kind: Literal["original", "revision"]
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    logprobs: list[float | None]  # of the server under its sampling temperature; None for forced ids
+    text: str
+    finish_reason: str  # "stop", or "length" for a truncated path
+    num_tokens: int
+    num_think_tokens: int
+    num_reflections: int
+    correct: bool | None = None
+    num_paragraphs: int | None = None  # of the original, before the cut
+    p_result: list[float] = field(default_factory=list)  # P(Result) per label that the reflection model gave
+    cut: int | None = None  # index of the last kept paragraph
+    num_kept_tokens: int | None = None  # ids shared with the original
+    kept: bool = True
+    rewards: dict[str, float] = field(default_factory=dict)
+    advantage: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage of the chain
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the paths of one call have in common."""
+
+    step: int
+    policy_version: str
+    revision: bool
+
+
+class Endpoint:
+    """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request, bounded retries."""
+
+    def __init__(self, key: str, url: str, args: REARLConfig):
+        self._name = f"{key} ({url})"
+        self._slots = asyncio.Semaphore(args.max_concurrent_requests)
+        self._client = openai.AsyncOpenAI(
+            base_url=url, api_key=api_key(), timeout=args.request_timeout, max_retries=args.request_retries
+        )
+
+    async def context_length(self, model: str) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        served = await self._answer(self._client.models.list())
+        return {card.id: card.max_model_len for card in served.data}[model]
+
+    async def complete(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
+        """The one choice of a completion of token ids, with `token_ids` and log-probs."""
+        async with self._slots:
+            response = await self._answer(
+                self._client.completions.create(
+                    model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
+                )
+            )
+        return response.choices[0]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _answer(self, request: Awaitable[T]) -> T:
+        try:
+            return await request
+        except openai.APIConnectionError as error:
+            raise ConnectionError(f"{self._name} does not answer ({error}); see its log and start it again") from error
+
+
+class RolloutEngine:
+    """Makes the paths of a batch on an event loop of its own; a context manager.
+
+    Args:
+        args: recipe.
+        tokenizer: of the policy.
+        reflection_tokenizer: of the reflection model; None without revision.
+        verifier: pool that compares answers; closed with the engine.
+    """
+
+    def __init__(
+        self,
+        args: REARLConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        reflection_tokenizer: PreTrainedTokenizerBase | None,
+        verifier: VerifierPool,
+    ):
+        self.args = args
+        self.tokenizer = tokenizer
+        self.reflection_tokenizer = reflection_tokenizer
+        self.verifier = verifier
+        self._sampling = {"temperature": args.temperature, "top_p": args.top_p, "logprobs": 0}
+        # All of them, or the server takes what the model's generation_config.json says.
+        self._sampling_extra = {
+            "top_k": args.top_k,
+            "min_p": args.min_p or 0.0,
+            "repetition_penalty": args.repetition_penalty,
+        }
+        self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
+        self._think_end = think_end_ids(tokenizer)
+        self._encode_forced = cache(lambda text: tokenizer.encode(text, add_special_tokens=False))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+        self._policy = Endpoint("policy_server", args.policy_server, args)
+        if reflection_tokenizer is not None:
+            self._reflection = Endpoint("reflection_server", args.reflection_server, args)
+            self.reflection_context = self._wait(self._reflection.context_length(args.reflection_model))
+
+    def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        """Paths for `rows`, in their order; one per row, or original and revision.
+
+        Args:
+            rows: `prompt` (rendered text), `problem`, `problem_id`, `answer`; one row per sampled path.
+
+        Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled.
+        """
+        return self._wait(self._run(rows, batch))
+
+    def __enter__(self) -> RolloutEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the verifier and the connections, and stop the event loop."""
+        self.verifier.close()
+        self._wait(self._policy.close())
+        if self.reflection_tokenizer is not None:
+            self._wait(self._reflection.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        progress = tqdm(total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None)
+        try:
+            with progress:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._path(row, batch, progress)) for row in rows]
+        except ExceptionGroup as failures:  # the first one stopped the batch
+            raise failures.exceptions[0] from None
+        return [rollout for task in tasks for rollout in task.result()]
+
+    async def _path(self, row: dict[str, Any], batch: Batch, progress: tqdm) -> list[Rollout]:
+        original = await self._sample(row, batch)
+        if batch.revision:
+            _, revision = await asyncio.gather(self._verify(original, row), self._revise(original, row, batch))
+            rollouts = [original, revision or dataclasses.replace(original)]
+        else:
+            await self._verify(original, row)
+            rollouts = [original]
+        progress.update()
+        return rollouts
+
+    async def _sample(self, row: dict[str, Any], batch: Batch) -> Rollout:
+        prompt_ids = self._encode_prompt(row)
+        start = time.perf_counter()
+        choice = await self._policy.complete(
+            batch.policy_version,
+            prompt_ids,
+            self._sampling_extra,
+            max_tokens=self.args.max_completion_length,
+            **self._sampling,
+        )
+        return Rollout(
+            problem_id=row["problem_id"],
+            step=batch.step,
+            policy_version=batch.policy_version,
+            kind="original",
+            prompt_ids=prompt_ids,
+            logprobs=choice.logprobs.token_logprobs,
+            finish_reason=choice.finish_reason,
+            seconds={"sample": time.perf_counter() - start},
+            **self._text_fields(choice.token_ids),
+        )
+
+    async def _revise(self, original: Rollout, row: dict[str, Any], batch: Batch) -> Rollout | None:
+        """Cut the original where it had its result and let the policy finish; None where nothing can be cut off."""
+        paragraphs = self._paragraphs(original.text)
+        if not paragraphs:
+            return None
+        start = time.perf_counter()
+        p_result = await self._label(row, paragraphs)
+        labelled = time.perf_counter()
+        cut = self._choose_cut(p_result, len(paragraphs))
+        if (prefix := cut_completion_ids(original.completion_ids, self.tokenizer, paragraphs, cut)) is None:
+            return None
+        forced_ids = self._encode_forced(prefix.forced_text)
+        choice = await self._policy.complete(
+            batch.policy_version,
+            original.prompt_ids + prefix.kept_ids + forced_ids,
+            self._sampling_extra,
+            max_tokens=self.args.finish_max_tokens,
+            **self._sampling,
+        )
+        revision = dataclasses.replace(
+            original,
+            kind="revision",
+            logprobs=original.logprobs[: len(prefix.kept_ids)]
+            + [None] * len(forced_ids)
+            + choice.logprobs.token_logprobs,
+            finish_reason=choice.finish_reason,
+            num_paragraphs=len(paragraphs),
+            p_result=p_result,
+            cut=cut,
+            num_kept_tokens=len(prefix.kept_ids),
+            correct=None,
+            seconds={"label": labelled - start, "finish": time.perf_counter() - labelled},
+            **self._text_fields(prefix.kept_ids + forced_ids + choice.token_ids),
+        )
+        await self._verify(revision, row)
+        return revision
+
+    async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[float]:
+        """P(Result) per paragraph; empty where the request does not fit the reflection model's context."""
+        prompt_ids = self._encode_reflection(row["problem"], paragraphs)
+        replies = [reflection_labels([label] * len(paragraphs)) for label in (False, True)]
+        needed = max(len(self.reflection_tokenizer.encode(reply, add_special_tokens=False)) for reply in replies)
+        if len(prompt_ids) + needed > self.reflection_context:
+            return []
+        choice = await self._reflection.complete(
+            self.args.reflection_model,
+            prompt_ids,
+            {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+            max_tokens=needed,
+            temperature=0.0,
+            top_p=1.0,
+            logprobs=TOP_LOGPROBS,
+        )
+        return result_probabilities([_best_first(step) for step in choice.logprobs.top_logprobs])
+
+    async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        rollout.correct = await self.verifier.averify(row["answer"], rollout.text)
+        rollout.seconds["verify"] = time.perf_counter() - start
+
+    def _text_fields(self, completion_ids: list[int]) -> dict[str, Any]:
+        """Fields of a rollout that follow from its ids."""
+        text = decode_completion(self.tokenizer, completion_ids)
+        start = len(self._think_start) if completion_ids[: len(self._think_start)] == self._think_start else 0
+        return {
+            "completion_ids": completion_ids,
+            "text": text,
+            "num_tokens": len(completion_ids),
+            "num_think_tokens": max(find_marker(completion_ids, self._think_end) - start, 0),
+            "num_reflections": count_reflections(thinking_of(text), self.args.word_bounded_reflections),
+        }
+
+    def _paragraphs(self, text: str) -> list[Paragraph]:
+        return split_paragraphs(
+            text,
+            lambda part: len(self.tokenizer.encode(part, add_special_tokens=False)),
+            min_tokens=self.args.paragraph_min_tokens,
+            max_tokens=self.args.paragraph_max_tokens,
+        )
+
+    def _choose_cut(self, p_result: list[float], num_paragraphs: int) -> int:
+        cuts = choose_cuts(
+            p_result,
+            num_paragraphs,
+            second_half=self.args.cut_second_half,
+            strong_threshold=self.args.cut_strong_threshold,
+            threshold=self.args.cut_threshold,
+            cap_share=self.args.cut_cap_share,
+            cap_offset=self.args.cut_cap_offset,
+            cap_max=self.args.cut_cap_max,
+        )
+        return getattr(cuts, self.args.revision_strength)
+
+    def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
+        return self.tokenizer.encode(row["prompt"], add_special_tokens=False)
+
+    def _encode_reflection(self, problem: str, paragraphs: list[Paragraph]) -> list[int]:
+        messages = reflection_messages(problem, [paragraph.text for paragraph in paragraphs])
+        prompt = self.reflection_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.reflection_tokenizer.encode(prompt + REFLECTION_PREFILL, add_special_tokens=False)
+
+
+def trained_rows(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its original."""
+    return [rollouts[source] for source in keep_or_replace([rollout.correct for rollout in rollouts])]
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], revision: bool) -> dict[str, float]:
+    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of the revisions."""
+    originals = rollouts[::2] if revision else rollouts
+    metrics = {
+        "rollout/accuracy": _mean(r.correct for r in originals),
+        "rollout/num_tokens": _mean(r.num_tokens for r in originals),
+        "rollout/num_think_tokens": _mean(r.num_think_tokens for r in originals),
+        "rollout/truncated": _mean(r.finish_reason == "length" for r in originals),
+        "reflection/density": sum(r.num_reflections for r in originals)
+        / max(sum(r.num_think_tokens for r in originals), 1),
+    }
+    if revision:
+        pairs = [pair for pair in zip(rollouts[::2], rollouts[1::2], strict=True) if pair[1].kind == "revision"]
+        metrics["revision/impossible"] = 1 - len(pairs) / len(originals)
+        metrics |= _revision_metrics(pairs) if pairs else {}
+    for stage in {stage for r in rollouts for stage in r.seconds}:
+        metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
+    return metrics
+
+
+def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
+    revisions = [revision for _, revision in pairs]
+    return {
+        "revision/success": _mean(r.correct for r in revisions),
+        "revision/broken": _mean(original.correct and not revision.correct for original, revision in pairs),
+        "revision/repaired": _mean(revision.correct and not original.correct for original, revision in pairs),
+        "revision/num_tokens": _mean(r.num_tokens for r in revisions),
+        "revision/tokens_saved": _mean(1 - revision.num_tokens / original.num_tokens for original, revision in pairs),
+        "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
+        "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
+        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in revisions),
+        "reflection/result_share": _mean(_mean(p >= 0.5 for p in r.p_result) for r in revisions if r.p_result),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(statistics.fmean(values)) if values else 0.0
+
+
+def _best_first(alternatives: dict[str, float]) -> Step:
+    return sorted(((logprob, token) for token, logprob in alternatives.items()), reverse=True)

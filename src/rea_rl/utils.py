@@ -1,0 +1,145 @@
+"""What the entry points share: logging, tokenizer, problems, checkpoint look-up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBLEM_COLUMNS = ("problem", "question")
+GSM8K_ANSWER = "\n#### "  # GSM8K's answer column on the Hub holds the worked solution, then this mark and the number
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Log to stderr with time and module; ranks other than the first only warn."""
+    if os.environ.get("RANK", "0") != "0":
+        level = logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True)
+    for chatty in ("httpx", "httpx2", "openai"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def api_key() -> str:
+    """Key of the vLLM servers, as vLLM itself reads it; servers on 127.0.0.1 take any."""
+    return os.environ.get("VLLM_API_KEY", "EMPTY")
+
+
+def load_tokenizer(path: str, key: str = "model_name_or_path") -> PreTrainedTokenizerBase:
+    """Tokenizer with a chat template, padded on the left.
+
+    Args:
+        path: local folder or Hub id.
+        key: recipe key that named it, for the error.
+
+    Raises ValueError if there is no such model, or if its tokenizer has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key}: no tokenizer at {path!r}; it must be the folder of a model, or a Hub id that can be reached"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{key}: the tokenizer of {path!r} has no chat template")
+    return tokenizer
+
+
+def load_problems(
+    name: str,
+    split: str | None = None,
+    *,
+    config: str | None = None,
+    problem_column: str | None = None,
+    answer_column: str = "answer",
+) -> list[dict[str, Any]]:
+    """Problems with their gold answers.
+
+    Args:
+        name: local `.json` file (a list of objects), local `.jsonl` file, or Hub dataset.
+        split: split of a Hub dataset.
+        config: configuration of a Hub dataset.
+        problem_column: default: `problem`, else `question`.
+        answer_column: gold answer, text or number; of a worked GSM8K solution only what follows `####` is taken.
+
+    Returns:
+        Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes the row number.
+
+    Raises ValueError naming the file, and the row where one is at fault.
+    """
+    rows = list(_read_rows(name, split, config))
+    if not rows:
+        raise ValueError(f"{name}: no problems")
+    problems = [_problem(row, i, name, problem_column, answer_column) for i, row in enumerate(rows)]
+    if len({row["id"] for row in problems}) < len(problems):
+        raise ValueError(f"{name}: values of the column 'id' are repeated; make them unique, or leave the column out")
+    return problems
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """Newest `checkpoint-<step>` folder of a run, or None."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+
+
+def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
+    """Threshold of the reflect reward from the JSON file of a measurement.
+
+    The file holds `tokens_per_reflection` and `word_bounded`, the way the words were counted. Raises ValueError if it
+    is missing or was measured the other way.
+    """
+    try:
+        measured = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} does not exist; measure the base model first, or give "
+            "tokens_per_reflection instead"
+        ) from None
+    if measured["word_bounded"] != word_bounded:
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} was measured with word_bounded {measured['word_bounded']}, but "
+            f"word_bounded_reflections is {word_bounded}; measure again or change the key"
+        )
+    return float(measured["tokens_per_reflection"])
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file so that it is either complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(unfinished, path)
+
+
+def _read_rows(name: str, split: str | None, config: str | None) -> Iterable[dict[str, Any]]:
+    path = Path(name)
+    if path.suffix in (".json", ".jsonl"):
+        if not path.is_file():
+            raise ValueError(f"dataset file {name} does not exist")
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
+    from datasets import load_dataset
+
+    return load_dataset(name, config, split=split)
+
+
+def _problem(row: dict[str, Any], i: int, name: str, problem_column: str | None, answer_column: str) -> dict[str, Any]:
+    columns = (problem_column,) if problem_column else PROBLEM_COLUMNS
+    column = next((c for c in columns if c in row), None)
+    if column is None or answer_column not in row:
+        missing = " or ".join(map(repr, columns)) if column is None else repr(answer_column)
+        raise ValueError(
+            f"{name}: row {i} has no column {missing}, only {sorted(row)}; problem_column and answer_column name them"
+        )
+    answer = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1].strip()
+    if not row[column] or not answer:
+        raise ValueError(f"{name}: row {i} has an empty {column!r} or {answer_column!r}")
+    return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}

@@ -1,0 +1,438 @@
+"""Start one vLLM server the way REA-RL needs it, on a GPU or on the CPU, and check servers that are already running.
+
+    python -m rea_rl.vllm_server --role policy --model model/Miniature-LRM --port 12345
+    python -m rea_rl.vllm_server --role reflection --recipe recipes/miniature/config_ReflectRL.yaml
+    python -m rea_rl.vllm_server --role policy --recipe RECIPE --wait       # until a server started elsewhere is ready
+    python -m rea_rl.vllm_server --role policy --recipe RECIPE --dry_run    # check, and print the command of vLLM
+
+It stays in the foreground; SIGTERM or SIGINT stops vLLM too. `--recipe` takes model, address and LoRA rank from a
+training recipe, so that they are written down once. Options that this program does not know are passed on to vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+
+from rea_rl.utils import api_key, setup_logging
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("policy", "reflection")
+RECIPE_KEYS = {  # which model is served, and where
+    "policy": ("model_name_or_path", "policy_server"),
+    "reflection": ("reflection_model", "reflection_server"),
+}
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30.0  # vLLM itself needs less than a second, but a request under way may hold it
+LOG_TAIL_LINES = 15
+
+
+@dataclass
+class ServerConfig:
+    """One vLLM server.
+
+    The policy server loads LoRA adapters while it runs and reports the log-probs that sampling used; the reflection
+    server reports alternatives to each token. Raises ValueError for values that no server could start with.
+    """
+
+    model: str = field(metadata={"help": "Folder of a model or Hub id; also the name under which it is served."})
+    port: int = field(metadata={"help": "Port to listen on."})
+    role: Literal["policy", "reflection"] = field(metadata={"help": "What the server is for."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."})
+    max_model_len: int | None = field(default=None, metadata={"help": "Context in tokens; default: the model's."})
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: CUDA where there is any."})
+    gpu: str = field(default="0", metadata={"help": "GPU index; several, with commas, share the model."})
+    max_lora_rank: int = field(default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."})
+    max_loras: int = field(default=2, metadata={"help": "Policy: adapters held at once; a swap needs two."})
+    kv_cache_gib: int = field(default=1, metadata={"help": "CPU: size of the key-value cache in GiB."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "CPU: threads; default: half of the cores, since two servers share them."}
+    )
+    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "GPU: share of its memory to take."})
+    dtype: str = field(default="auto", metadata={"help": "Type of the weights, as vLLM's option."})
+    log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
+    startup_timeout: float = field(default=600.0, metadata={"help": "Seconds until the server must be ready."})
+    api_key: str | None = field(
+        default_factory=lambda: os.environ.get("VLLM_API_KEY"),
+        metadata={"help": "Key that requests must carry; default: the variable VLLM_API_KEY."},
+    )
+    enforce_eager: bool | None = field(
+        default=None, metadata={"help": "No graph capture: slower, but starts sooner; default: on the CPU only."}
+    )
+    extra_args: list[str] = field(default_factory=list, metadata={"help": "Further options of vLLM."})
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role is {self.role!r}; it must be one of {', '.join(ROLES)}")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port is {self.port}; it must be between 1 and 65535")
+        if self.max_lora_rank not in LORA_RANKS:
+            raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
+        if not self.host.startswith("127.") and self.host != "localhost" and not self.api_key:
+            raise ValueError(
+                f"host is {self.host}, which other machines may reach; give api_key (or set VLLM_API_KEY), or listen "
+                "on 127.0.0.1"
+            )
+
+    @property
+    def base_url(self) -> str:
+        """Where an OpenAI client finds the server."""
+        return f"http://{self.host}:{self.port}/v1"
+
+
+class VLLMServer:
+    """A vLLM process with its children, its log, and its end.
+
+        with VLLMServer(ServerConfig(model="model/Miniature-LRM", port=12345, role="policy")) as server:
+            client = openai.OpenAI(base_url=server.base_url)
+
+    Raises ValueError if the model's folder cannot be served.
+    """
+
+    def __init__(self, config: ServerConfig):
+        check_model(config.model)
+        self.config = config
+        self.base_url = config.base_url
+        self.log_path = Path(config.log_dir) / f"vllm_{config.role}_{config.port}.log"
+        self._process: subprocess.Popen | None = None
+        self._started = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the vLLM process, which leads a process group of its own; None before `start`."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start vLLM and return at once. Raises ValueError if the port is taken."""
+        assert self._process is None, "started twice"
+        check_port_free(self.config.host, self.config.port)
+        device = resolve_device(self.config.device)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                server_command(self.config, device),
+                env={**os.environ, **server_environment(self.config, device)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us, and we stop the server when nobody needs it any more
+            )
+        self._started = time.monotonic()
+        place = f"GPU {self.config.gpu}" if device == "cuda" else "the CPU"
+        logger.info("%s server: %s on %s, log %s", self.config.role, self.config.model, place, self.log_path)
+
+    def wait_ready(self) -> None:
+        """Return once the server answers and serves what was asked for.
+
+        Raises ConnectionError, which quotes the log, if vLLM ends or `startup_timeout` passes first.
+        """
+        assert self._process is not None, "not started"
+        while not self._is_healthy():
+            if time.monotonic() - self._started > self.config.startup_timeout:
+                raise ConnectionError(self._failure(f"was not ready within {self.config.startup_timeout:.0f} s"))
+            time.sleep(POLL_SECONDS)
+        check_server(self.base_url, self.config.model, self.config.max_model_len, key=self.config.api_key)
+        logger.info("%s server: ready after %.0f s", self.config.role, time.monotonic() - self._started)
+
+    def wait(self) -> NoReturn:
+        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError."""
+        assert self._process is not None, "not started"
+        code = self._process.wait()
+        raise ConnectionError(self._failure(f"ended with exit code {code}"))
+
+    def stop(self) -> None:
+        """Stop vLLM and all that it started; what ignores that for STOP_SECONDS is killed, by process id."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        for member in self._wait_gone():
+            logger.warning("%s server: killing process %d, which did not stop", self.config.role, member.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._wait_gone()
+        self._process = None
+
+    def __enter__(self) -> VLLMServer:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _is_healthy(self) -> bool:
+        """Whether the server answers. Raises ConnectionError if the process has ended."""
+        if (code := self._process.poll()) is not None:
+            raise ConnectionError(self._failure(f"ended with exit code {code}"))
+        try:
+            request(self.base_url, "/health", self.config.api_key)
+        except ConnectionError:
+            return False
+        return True
+
+    def _wait_gone(self) -> list[psutil.Process]:
+        """Wait until no process of the server is left, at most STOP_SECONDS; those that are."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while (members := self._group()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 4)
+        return members
+
+    def _group(self) -> list[psutil.Process]:
+        """Living members of the server's process group, also where their parent is gone."""
+        self._process.poll()  # a child that nobody waited for would look alive
+        members = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getpgid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    members.append(process)
+        return members
+
+    def _failure(self, what: str) -> str:
+        """One message: what happened, the first error of the log and its end."""
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        cause = [f"first error: {line}" for line in lines[:-LOG_TAIL_LINES] if ERROR_LINE.search(line)][:1]
+        what = f"the {self.config.role} server for {self.config.model} {what}; the end of its log {self.log_path}:"
+        return "\n    ".join([what, *cause, *lines[-LOG_TAIL_LINES:]])
+
+
+def server_command(config: ServerConfig, device: str) -> list[str]:
+    """Command line of vLLM. The `vllm` command is not used: the CPU package does not find its own version under it."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
+    command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype, "--enable-prefix-caching"]
+    # Sampling settings come with each request: a model's own (top_p, repetition penalty) would distort its log-probs.
+    command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    if config.max_model_len is not None:
+        command += ["--max-model-len", str(config.max_model_len)]
+    if config.enforce_eager or (config.enforce_eager is None and device == "cpu"):
+        command += ["--enforce-eager"]
+    if device == "cuda":
+        command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+        command += ["--tensor-parallel-size", str(len(config.gpu.split(",")))]
+    else:
+        # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
+        command += ["--no-enable-chunked-prefill"]
+    if config.role == "policy":
+        command += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
+        command += ["--max-loras", str(config.max_loras), "--logprobs-mode", "processed_logprobs"]
+    else:
+        command += ["--max-logprobs", "20"]
+    return command + config.extra_args
+
+
+def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
+    """Variables that vLLM needs beside those of this process."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if config.api_key:
+        variables["VLLM_API_KEY"] = config.api_key  # not on the command line, where every user of the machine sees it
+    if Path(config.model).is_dir():
+        variables["HF_HUB_OFFLINE"] = "1"
+    if config.role == "policy":
+        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+    if device == "cuda":
+        return variables | {"CUDA_VISIBLE_DEVICES": config.gpu}
+    threads = config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    return variables | {
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+        # The engine works in its own process instead of a worker's below it. Two servers on 2 cores, model of 1.9M
+        # parameters: up in 15 instead of 30 s, together 10,000 instead of 6,700 tokens/s, idle at 1 instead of 20 %.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # The sampler would compile two small functions with g++ at the first request, which fails where there is none.
+        "TORCH_COMPILE_DISABLE": "1",
+        # Threads are not bound to cores, and wait without spinning: two spinning servers got a tenth of the above.
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def resolve_device(device: str) -> str:
+    """`cuda` or `cpu`; `auto` is whichever torch finds."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_model(model: str) -> None:
+    """Raise ValueError for a local folder without config or tokenizer; Hub ids are left to vLLM.
+
+    `model/X` is a folder wherever there is a folder `model`, and so are all paths that are no `owner/name`.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/")) or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir():
+            raise ValueError(f"there is no model folder {model}; train or download it first, or give a Hub id")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes one)")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model")
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Raise ValueError if something listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"port {port} on {host} cannot be used ({error.strerror}); stop what listens there, or choose another"
+            ) from error
+
+
+def check_server(
+    base_url: str, model: str, max_model_len: int | None = None, timeout: float = 10.0, *, key: str | None = None
+) -> None:
+    """Check that a server is there and serves what is needed.
+
+    Args:
+        base_url: as an OpenAI client takes it, with `/v1`.
+        model: name that requests will use.
+        max_model_len: tokens that a request and its answer need together.
+        timeout: seconds to wait for the server's first answer.
+        key: API key; default: the variable VLLM_API_KEY.
+
+    Raises ConnectionError if nothing answers, ValueError if the server wants another key, serves another model or has
+    a shorter context.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            request(base_url, "/health", key)
+            break
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+    served = {entry["id"]: entry.get("max_model_len") for entry in request(base_url, "/v1/models", key).json()["data"]}
+    if model not in served:
+        raise ValueError(
+            f"the server at {base_url} serves {', '.join(map(repr, served))}, but {model!r} is needed; start it with "
+            "that model (scripts/vllm.sh, scripts/vllm_reflection.sh), or give another address"
+        )
+    if max_model_len is not None and served[model] < max_model_len:
+        raise ValueError(
+            f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed; start "
+            "it with a larger max_model_len, or ask for shorter completions"
+        )
+
+
+def request(base_url: str, route: str, key: str | None) -> httpx.Response:
+    """GET a route of the server. Raises ConnectionError if it is not up, ValueError if it refuses."""
+    headers = {"Authorization": f"Bearer {key or api_key()}"}
+    try:
+        # trust_env: the servers are ours, no proxy of the environment is to be asked for them
+        response = httpx.get(base_url.removesuffix("/v1") + route, headers=headers, timeout=10.0, trust_env=False)
+    except httpx.TransportError as error:
+        raise ConnectionError(
+            f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, scripts/vllm_reflection.sh) and "
+            "see its log under logs/, or give another address"
+        ) from error
+    if response.status_code == 401:
+        raise ValueError(f"the server at {base_url} refuses the key; set VLLM_API_KEY to the one it was started with")
+    if response.status_code >= 500:
+        raise ConnectionError(f"the server at {base_url} is not healthy: {route} answers {response.status_code}")
+    if response.status_code != 200:
+        raise ValueError(f"what listens at {base_url} is no vLLM server: {route} answers {response.status_code}")
+    return response
+
+
+def recipe_args(path: str, role: str) -> list[str]:
+    """Command-line arguments that a training recipe implies for the server of `role`.
+
+    Raises ValueError if the recipe does not name the model or the address.
+    """
+    import yaml
+
+    recipe: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where")
+    model, url = (recipe[key] for key in RECIPE_KEYS[role])
+    address = urlsplit(url)
+    args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
+    if role == "policy" and "lora_r" in recipe:
+        rank = next((rank for rank in LORA_RANKS if rank >= recipe["lora_r"]), recipe["lora_r"])
+        args += ["--max_lora_rank", str(rank)]
+    return args
+
+
+def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
+    """Configuration, in which flags override the recipe, and what to do with it (`wait`, `dry_run`)."""
+    from transformers import HfArgumentParser
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--wait", action="store_true")  # for such a server instead of starting one
+    first.add_argument("--dry_run", action="store_true")  # check, and print vLLM's command
+    first.add_argument("--role", choices=ROLES)
+    given, rest = first.parse_known_args(argv)
+    if given.role:
+        rest += ["--role", given.role]
+    if given.recipe and given.role:
+        rest = recipe_args(given.recipe, given.role) + rest
+    parser = HfArgumentParser(
+        ServerConfig, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    config.extra_args += unknown
+    return config, given
+
+
+def serve(config: ServerConfig) -> NoReturn:
+    """Run one server until a signal stops it. Raises ConnectionError if vLLM does not start, or ends by itself."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    # A job in the background of a script is born with SIGINT ignored, so both are set.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with VLLMServer(config) as server:
+        server.wait()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with a message on stderr if the server cannot start or ends by itself."""
+    setup_logging()
+    try:
+        config, given = parse_args(sys.argv[1:] if argv is None else argv)
+        if given.wait:
+            limits = config.max_model_len, config.startup_timeout
+            check_server(config.base_url, config.model, *limits, key=config.api_key)
+        elif given.dry_run:
+            check_model(config.model)
+            check_port_free(config.host, config.port)
+            print(shlex.join(server_command(config, resolve_device(config.device))))
+        else:
+            serve(config)
+    except (ValueError, ConnectionError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

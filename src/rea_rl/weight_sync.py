@@ -1,0 +1,94 @@
+"""Bring the trained weights to the policy server: only the adapter moves, under a name of its own for each version."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from rea_rl.utils import api_key
+
+logger = logging.getLogger(__name__)
+
+VERSION_PREFIX = "policy-"
+
+
+class AdapterSync:
+    """Saves the current adapter and hot-swaps it on the policy server.
+
+    A version is called `policy-<step>-<digest of its weights>`. vLLM's prefix cache is keyed by the adapter's name, so
+    a name must never stand for two sets of weights, not even after a run was resumed from an earlier step.
+
+    Args:
+        server: base URL of the policy server, `http://host:port/v1`, started with runtime LoRA loading.
+        directory: where versions are written; the server must see it under the same path. Only the newest is kept.
+        timeout: seconds for one load.
+    """
+
+    def __init__(self, server: str, directory: str | Path, timeout: float = 120.0):
+        self.directory = Path(directory).resolve()
+        self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
+
+    def publish(self, model: PeftModel, step: int) -> str:
+        """Make the server sample from `model` as it is now. Called on all ranks; returns the version's name.
+
+        Raises openai.APIError with the server's answer if it refuses the adapter.
+        """
+        name = [None]
+        with _gathered(model):
+            if PartialState().is_main_process:
+                name[0] = self._save(model, step)
+        if PartialState().is_main_process:
+            self._swap(name[0])
+        return broadcast_object_list(name)[0]
+
+    def _save(self, model: PeftModel, step: int) -> str:
+        unfinished = self.directory / f".unfinished-{os.getpid()}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(unfinished, save_embedding_layers=False)
+        digest = hashlib.blake2b((unfinished / "adapter_model.safetensors").read_bytes(), digest_size=4).hexdigest()
+        version = self.directory / f"{VERSION_PREFIX}{step}-{digest}"
+        if version.exists():
+            shutil.rmtree(unfinished)
+        else:
+            os.replace(unfinished, version)
+        return version.name
+
+    def _swap(self, name: str) -> None:
+        served = self._served_versions()
+        if name not in served:
+            self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+        for old in served - {name}:
+            self._post("unload_lora_adapter", lora_name=old)
+        for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
+            if folder.name != name:
+                shutil.rmtree(folder)
+
+    def _served_versions(self) -> set[str]:
+        """Versions on the server, those of an earlier run included."""
+        return {model.id for model in self._client.models.list() if model.id.startswith(VERSION_PREFIX)}
+
+    def _post(self, route: str, **body: str) -> None:
+        self._client.post(f"/{route}", body=body, cast_to=str)
+
+
+@contextmanager
+def _gathered(model: PeftModel) -> Iterator[None]:
+    """Whole adapter weights on every rank, also where ZeRO-3 has them in pieces."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad]):
+        yield

@@ -1,0 +1,63 @@
+"""Fixtures with real vLLM servers. They are started once for all tests that only talk to them.
+
+A test that stops or kills a server starts its own, on a `free_port`. Adapters that a test loads need names of their own.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rea_rl.vllm_server import ServerConfig, VLLMServer
+
+ROOT = Path(__file__).parents[1]
+POLICY = ROOT / "model" / "Miniature-LRM"
+REFLECTION = ROOT / "model" / "Miniature-Instruct"  # untrained: it writes labels of the right form, without sense
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Function that returns a port on which nothing listens."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def servers(
+    free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[VLLMServer, VLLMServer]]:
+    """Policy and reflection server with the miniature's models, started side by side."""
+    logs = str(tmp_path_factory.mktemp("vllm"))
+    policy = VLLMServer(ServerConfig(str(POLICY), free_port(), "policy", log_dir=logs, gpu_memory_utilization=0.1))
+    reflection = VLLMServer(
+        ServerConfig(str(REFLECTION), free_port(), "reflection", log_dir=logs, gpu_memory_utilization=0.1)
+    )
+    try:
+        for server in (policy, reflection):
+            server.start()
+        for server in (policy, reflection):
+            server.wait_ready()
+        yield policy, reflection
+    finally:
+        policy.stop()
+        reflection.stop()
+
+
+@pytest.fixture(scope="session")
+def policy_server(servers: tuple[VLLMServer, VLLMServer]) -> VLLMServer:
+    """Serves model/Miniature-LRM; LoRA adapters may be loaded."""
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def reflection_server(servers: tuple[VLLMServer, VLLMServer]) -> VLLMServer:
+    """Serves model/Miniature-Instruct."""
+    return servers[1]

@@ -1,0 +1,85 @@
+"""A web server that answers as a vLLM server would, from a script: real HTTP, no model."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = Callable[[dict[str, Any]], tuple[int, Any]]  # request body -> status and body of the answer
+
+
+class ScriptedServer:
+    """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves."""
+
+    def __init__(self, complete: Reply, models: list[str], context: int = 1024):
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.models, self.context, self.complete = models, context, complete
+        self.open_requests, self.most_open = 0, 0
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def bodies(self, route: str) -> list[dict[str, Any]]:
+        return [body for path, body in self.requests if path == f"/v1/{route}"]
+
+    def __enter__(self) -> ScriptedServer:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if route == "/v1/completions":
+            return self.complete(body)
+        if body["lora_path"].endswith("refused") if route == "/v1/load_lora_adapter" else False:
+            return 400, {"error": {"message": "rank 32 is greater than max_lora_rank 16"}}
+        if route == "/v1/load_lora_adapter":
+            self.models.append(body["lora_name"])
+        else:
+            self.models.remove(body["lora_name"])
+        return 200, "Success"
+
+    def _handler(script) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]
+                self.send(200, {"object": "list", "data": cards})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with script._lock:
+                    script.requests.append((self.path, body))
+                    script.open_requests += 1
+                    script.most_open = max(script.most_open, script.open_requests)
+                answer = script._answer(self.path, body)
+                with script._lock:
+                    script.open_requests -= 1
+                self.send(*answer)
+
+            def send(self, status: int, answer: Any):
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                pass
+
+        return Handler
+
+
+def completion(ids: list[int], finish_reason: str = "stop", **logprobs: Any) -> tuple[int, dict[str, Any]]:
+    """One choice as vLLM sends it; the i-th id has log-prob -i / 8 unless `logprobs` says otherwise."""
+    logprobs = {"token_logprobs": [-i / 8 for i in range(len(ids))], **logprobs}
+    choice = {"index": 0, "text": "", "finish_reason": finish_reason, "token_ids": ids, "logprobs": logprobs}
+    return 200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}

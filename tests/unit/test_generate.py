@@ -1,0 +1,324 @@
+"""Generation: arguments, rows, files that survive a kill, a server with the OpenAI interface, engines that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from generation.generate import GenerateArguments, build_tasks, generate, main
+from generation.utils import GenerationFile, read_generations, read_rows, sample_seed, write_json
+from generation.vllm_worker import _collect, device_groups, lora_rank
+
+ROWS = [{"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2} for i in range(12)]
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers chat completions with a text that depends on prompt and seed, as a sampler does."""
+
+    def __init__(self, fail_after: int | None = None, seconds: float = 0.0):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.fail_after = fail_after
+        self.seconds = seconds
+        self.bodies: list[dict] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(self.server.seconds)
+        self.server.bodies.append(body)
+        if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
+            return self._send(400, {"error": {"message": "the engine is gone"}})
+        text = f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}"
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
+        self._send(
+            200,
+            {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+            | {"choices": [choice], "usage": usage},
+        )
+
+    def _send(self, status: int, value: dict) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def serve() -> Iterator:
+    servers = []
+
+    def start(**kwargs) -> FakeServer:
+        server = FakeServer(**kwargs)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> str:
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(ROWS))
+    return str(path)
+
+
+def arguments(qaf: str, url: str, **changes) -> GenerateArguments:
+    defaults = {
+        "qaf": qaf,
+        "model_dir": "model/Some-LRM",
+        "prompt_template": "{problem}",
+        "n_generate_sample": 2,
+        "output_dir": str(Path(qaf).parent / "output"),
+        "api": True,
+        "api_base": url,
+        "api_model": "policy-7",
+        "max_concurrent_requests": 4,
+        "request_retries": 0,
+    }
+    return GenerateArguments(**{**defaults, **changes})
+
+
+# --- Arguments and rows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "math_eval"}, "split is 'math_eval'; it must be one of math_cot"),
+        ({"n_generate_sample": 0}, "must be at least 1"),
+        ({"n_generate_sample": 4, "temperature": 0.0}, "n_generate_sample is 4 at temperature 0"),
+        ({"api_model": None}, "api needs api_base and api_model"),
+        ({"lora": "adapter"}, "lora .'adapter'. is for engines"),
+        ({"prompt_template": "Solve it."}, r"must contain \{problem\}"),
+    ],
+)
+def test_wrong_arguments_are_refused(problems, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(problems, "http://x/v1", **changes)
+
+
+def test_output_is_named_after_model_problems_split_and_suffix():
+    args = GenerateArguments(qaf="dataset/miniature/test.jsonl", model_dir="model/Some-LRM/", save_suffix="_base")
+    assert args.output_path == Path("output/Some-LRM/test_math_cot_base.json")
+
+
+def test_unknown_recipe_key_is_one_line(tmp_path, problems):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("temperatur: 0.6\n")
+    with pytest.raises(SystemExit, match="temperatur"):
+        main(["--config", str(recipe), "--qaf", problems, "--model_dir", "m"])
+
+
+def test_math_cot_prompts_are_those_of_training(problems):
+    (first, *rest) = build_tasks(arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}"))
+    assert first.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
+    assert len(rest) == 11 and first.row == ROWS[0]
+    assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem": "2", "answer"\n', r"a\.jsonl: row 1: not JSON"),
+        ("a.json", '[{"problem": "1", "answer": "1"}, 7]', r"a\.json: row 1 must be an object, but is '7'"),
+        ("a.json", "[]", r"a\.json: must be a list of at least one row, but is empty"),
+        ("a.json", "{", r"a\.json: not JSON"),
+    ],
+)
+def test_malformed_rows_are_named(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rows(str(path))
+
+
+def test_missing_answer_is_named(tmp_path):
+    write_json(tmp_path / "a.json", [ROWS[0], {"problem": "1+1"}])
+    with pytest.raises(ValueError, match=r"a\.json: row 1 has no column 'answer'"):
+        build_tasks(arguments(str(tmp_path / "a.json"), "x"))
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ValueError, match=r"none\.json does not exist"):
+        read_rows("none.json")
+
+
+def test_seeds_depend_on_row_and_sample_only():
+    seeds = {sample_seed(seed, row, sample) for seed in (0, 1) for row in ("1", "11") for sample in (0, 1, 11)}
+    assert len(seeds) == 12 and all(0 <= seed < 2**31 for seed in seeds)
+    assert sample_seed(0, "p3", 1) == sample_seed(0, "p3", 1)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_kept_as_they_come_and_written_in_order(tmp_path):
+    path = tmp_path / "out" / "a.json"
+    output = GenerationFile(path, {"seed": 0})
+    output.append(1, {"id": "b"})
+    output.append(0, {"id": "a"})
+    assert GenerationFile(path, {"seed": 0}).finished == {0, 1}
+    output.close()
+    assert path.read_text() == '[\n{"id": "a"},\n{"id": "b"}\n]\n'
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "a.settings.json"]
+    assert GenerationFile(path, {"seed": 0}).complete
+
+
+def test_unfinished_last_line_is_made_again(tmp_path):
+    output = GenerationFile(tmp_path / "a.json", {})
+    output.append(0, {"id": "a"})
+    output.append(1, {"id": "b"})
+    part = tmp_path / "a.part.jsonl"
+    part.write_bytes(part.read_bytes()[:-3])
+    again = GenerationFile(tmp_path / "a.json", {})
+    assert again.finished == {0}
+    again.append(1, {"id": "b"})
+    again.close()
+    assert json.loads((tmp_path / "a.json").read_text()) == [{"id": "a"}, {"id": "b"}]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_file_of_other_settings_is_not_continued(tmp_path, complete):
+    output = GenerationFile(tmp_path / "a.json", {"seed": 0, "temperature": 0.6})
+    output.append(0, {"id": "a"})
+    if complete:
+        output.close()
+    with pytest.raises(ValueError, match=r"other settings: temperature \(0.6, now 1.0\); give another --save_suffix"):
+        GenerationFile(tmp_path / "a.json", {"seed": 0, "temperature": 1.0})
+
+
+def test_generation_files_are_checked(tmp_path):
+    write_json(tmp_path / "a.json", [{"id": "1", "problem": "p", "answer": "1", "responses": []}])
+    with pytest.raises(ValueError, match="row 0 has no responses"):
+        read_generations(tmp_path / "a.json")
+    write_json(tmp_path / "b.json", [{"id": "1", "problem": "p"}])
+    with pytest.raises(ValueError, match=r"row 0 lacks \['answer', 'responses'\]"):
+        read_generations(tmp_path / "b.json")
+
+
+# --- A server --------------------------------------------------------------------------------------------------------
+
+
+def test_server_is_asked_once_per_response(problems, serve):
+    server = serve()
+    rows = json.loads(generate(arguments(problems, server.url)).read_text())
+    assert [{k: v for k, v in row.items() if k != "responses"} for row in rows] == ROWS
+    assert len(server.bodies) == 24
+    seeds = [sample_seed(0, "p5", 0), sample_seed(0, "p5", 1)]
+    texts = [f"5+5? {seed}</think>\\boxed{{1}}" for seed in seeds]
+    assert rows[5]["responses"] == [{"text": t, "num_tokens": len(t), "finish_reason": "stop"} for t in texts]
+    assert {body["model"] for body in server.bodies} == {"policy-7"}
+    assert {body["temperature"] for body in server.bodies} == {0.6}
+
+
+def test_failed_run_goes_on_where_it_stopped(problems, serve, tmp_path):
+    whole = generate(arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
+    broken = serve(fail_after=13)
+    with pytest.raises(SystemExit, match="the engine is gone"):
+        main(flags(problems, broken.url))
+    kept = len((tmp_path / "output/Some-LRM/test_math_cot_again.part.jsonl").read_text().splitlines())
+    assert 0 < kept < 12
+    server = serve()
+    main(flags(problems, server.url))
+    assert len(server.bodies) == 2 * (12 - kept)
+    assert (tmp_path / "output/Some-LRM/test_math_cot_again.json").read_bytes() == whole
+    main(flags(problems, server.url))  # complete: nothing is asked again
+    assert len(server.bodies) == 2 * (12 - kept)
+
+
+@pytest.mark.faults
+def test_killed_run_yields_the_same_file(problems, serve, tmp_path):
+    whole = generate(arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
+    server = serve(seconds=0.2)
+    command = [sys.executable, "-m", "generation.generate", *flags(problems, server.url)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    part = tmp_path / "output/Some-LRM/test_math_cot_again.part.jsonl"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert part.exists() and not (tmp_path / "output/Some-LRM/test_math_cot_again.json").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "output/Some-LRM/test_math_cot_again.json").read_bytes() == whole
+
+
+def flags(qaf: str, url: str) -> list[str]:
+    """The command line of `arguments(qaf, url, save_suffix="_again")`."""
+    given = arguments(qaf, url, save_suffix="_again")
+    keys = ("qaf", "model_dir", "prompt_template", "n_generate_sample", "output_dir", "save_suffix")
+    keys += ("api", "api_base", "api_model", "max_concurrent_requests", "request_retries")
+    return [part for key in keys for part in (f"--{key}", str(getattr(given, key)))]
+
+
+def test_server_that_does_not_answer_is_named(problems):
+    with pytest.raises(SystemExit, match="api_base: http://127.0.0.1:9/v1 does not answer"):
+        main(flags(problems, "http://127.0.0.1:9/v1"))
+
+
+# --- Engines ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visible", "n_gpu", "groups"),
+    [
+        ([], 1, [[]]),
+        (["0"], 1, [["0"]]),
+        (["0", "2", "3"], 1, [["0"], ["2"], ["3"]]),
+        (["0", "1", "2", "3"], 2, [["0", "1"], ["2", "3"]]),
+        (["0", "1", "2"], 2, [["0", "1"]]),
+    ],
+)
+def test_gpus_are_grouped(visible, n_gpu, groups):
+    assert device_groups(visible, n_gpu) == groups
+
+
+def test_too_few_gpus():
+    with pytest.raises(ValueError, match="n_gpu is 2, but only 1 GPUs are visible: 5"):
+        device_groups(["5"], 2)
+
+
+def test_engine_that_dies_stops_the_run():
+    receiver, sender = Pipe(duplex=False)
+    sender.send((3, [{"text": "a"}]))
+    sender.close()
+    process = SimpleNamespace(exitcode=-9, join=lambda: None)
+    results = _collect({receiver: (process, ["1"])})
+    assert next(results) == (3, [{"text": "a"}])
+    with pytest.raises(RuntimeError, match="engine on GPU 1 ended with code -9"):
+        next(results)
+
+
+@pytest.mark.parametrize(("rank", "engine_rank"), [(4, 8), (8, 8), (16, 16), (24, 32)])
+def test_engine_takes_the_adapters_rank(tmp_path, rank, engine_rank):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    assert lora_rank(str(tmp_path)) == engine_rank

@@ -1,0 +1,97 @@
+"""Merging: the folder computes what base and adapter compute, and what does not belong together is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import make_tokenizer, save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rea_rl.merge_lora import adapter_digest, check_adapter, main, merge_lora
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def save_adapter(base: Path, folder: Path, modules: list[str] | None = None) -> Path:
+    """An adapter whose second factor is not zero, as after training."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=modules or ["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(base: Path, tmp_path: Path) -> Path:
+    return save_adapter(base, tmp_path / "adapter")
+
+
+def test_merged_folder_has_the_adapters_logits(base, adapter, tmp_path):
+    out = merge_lora(str(base), str(adapter), str(tmp_path / "merged"))
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        base_logits = plain(IDS).logits
+        expected = PeftModel.from_pretrained(plain, adapter)(IDS).logits
+        merged = AutoModelForCausalLM.from_pretrained(out)(IDS).logits
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+    assert (merged - base_logits).abs().max() > 0.01
+    assert not list(out.glob("adapter*"))
+    assert AutoTokenizer.from_pretrained(out).chat_template == make_tokenizer().chat_template
+
+
+def test_base_type_is_kept(tmp_path):
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    out = merge_lora(str(base), str(save_adapter(base, tmp_path / "adapter")), str(tmp_path / "merged"))
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_only_the_complete_folder_appears(base, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("rea_rl.merge_lora.TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="merged and unmerged logits differ"):
+        merge_lora(str(base), str(adapter), str(tmp_path / "merged"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_adapter_of_another_base_is_refused(base, adapter, tmp_path):
+    other = save_model(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"is an adapter of '.*base', not of '.*other'"):
+        merge_lora(str(other), str(adapter), str(tmp_path / "merged"))
+
+
+def test_adapter_whose_shapes_do_not_fit_is_refused(adapter, tmp_path):
+    namesake = save_model(tmp_path / "elsewhere" / "base", hidden_size=32)
+    with pytest.raises(ValueError, match="does not fit the base model"):
+        merge_lora(str(namesake), str(adapter), str(tmp_path / "merged"))
+
+
+def test_one_model_under_two_names_is_accepted(adapter):
+    assert check_adapter("some-organization/base", adapter)["r"] == 4
+
+
+def test_existing_folder_is_refused(base, adapter):
+    with pytest.raises(SystemExit) as stop:
+        main([str(base), str(adapter), str(base)])
+    assert "exists already" in str(stop.value)
+
+
+def test_folder_without_adapter_is_refused(base, tmp_path):
+    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+        merge_lora(str(base), str(base), str(tmp_path / "merged"))
+
+
+def test_digest_follows_the_weights(base, adapter, tmp_path):
+    same, other = save_adapter(base, tmp_path / "same"), save_adapter(base, tmp_path / "o", ["k_proj"])
+    assert adapter_digest(adapter) == adapter_digest(same) != adapter_digest(other)

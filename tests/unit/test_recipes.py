@@ -1,0 +1,153 @@
+"""Every recipe in the tree is read by the program it is for, and says of itself what is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+GRPO_NAMES = re.compile(r"config_(ReflectRL|GRPO)\w*\.yaml")
+SFT_NAMES = re.compile(r"config_(SFT|reflection_model)\w*\.yaml")
+GRPO_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if GRPO_NAMES.fullmatch(path.name))
+SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature"]
+NAMES = ["ReflectRL", "ReflectRL_noReflectionModel", "ReflectRL_noReflectReward", "GRPO", "GRPO_len", "GRPO_Gen8"]
+CPU = ["--use_cpu", "true"]  # the GPU recipes ask for bf16 on a GPU, which this machine may not have
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=short)
+def test_every_recipe_parses_strictly(path):
+    if GRPO_NAMES.fullmatch(path.name):
+        from rea_rl.grpo import parse_recipe
+
+        parse_recipe(["--config", str(path), *CPU])
+    elif SFT_NAMES.fullmatch(path.name):
+        from rea_rl.sft import parse_recipe
+
+        parse_recipe(["--config", str(path), *CPU])
+    elif path.parent.name == "accelerate_configs":
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        load_config_from_file(str(path))
+    else:
+        assert path.parent.name == "generation", f"no program reads {path}"
+        from trl import TrlParser
+
+        from generation.generate import GenerateArguments
+
+        needed = ["--qaf", "x.json", "--model_dir", "model"]
+        TrlParser(GenerateArguments).parse_args_and_config(["--config", str(path), *needed])
+
+
+@pytest.mark.parametrize("path", GRPO_RECIPES, ids=short)
+def test_values_of_the_recipe_reach_the_dataclasses(path):
+    from rea_rl.grpo import parse_recipe
+
+    parsed = {}
+    for part in parse_recipe(["--config", str(path), *CPU]):
+        parsed |= vars(part)
+    for key, value in read(path).items():
+        assert parsed[key] == ([] if key == "report_to" else value), key
+
+
+@pytest.mark.parametrize("path", GRPO_RECIPES, ids=short)
+def test_header_is_true(path):
+    header = " ".join(line.removeprefix("# ") for line in path.read_text().split("\n\n")[0].splitlines())
+    recipe = read(path)
+    script = re.search(r"Run by (scripts/\w+\.sh)", header)[1]
+    assert (ROOT / script).is_file()
+    assert f"-m rea_rl.grpo --config {path.relative_to(ROOT)}" in re.sub(r"[\s\\]+", " ", header)
+    paths, size, steps, ranks, group, prompts = map(
+        int,
+        re.search(
+            r"One step: (\d+) sampled paths \((\d+) x (\d+) accumulation x (\d) \w+\) / num_generations (\d+) = (\d+) prompts",
+            header,
+        ).groups(),
+    )
+    assert (size, steps, group) == (
+        recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"], recipe["num_generations"]
+    )  # fmt: skip
+    assert paths == size * steps * ranks == group * prompts
+    revised = f"so {paths} originals and {paths} revisions are trained"
+    assert (revised if recipe["revision"] else f"{paths} trained rows") in header
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_set_is_complete(folder):
+    assert {f"config_{name}.yaml" for name in NAMES} <= {path.name for path in (RECIPES / folder).iterdir()}
+
+
+@pytest.mark.parametrize("folder", SETS)
+@pytest.mark.parametrize(
+    "name, parent, difference",
+    [
+        ("ReflectRL_noReflectReward", "ReflectRL", {"reward_funcs": ["accuracy", "refine_length"]}),
+        ("ReflectRL_noReflectionModel", "ReflectRL", {"revision": False}),
+        ("GRPO_len", "GRPO", {"reward_funcs": ["accuracy", "length"]}),
+    ],
+)
+def test_ablation_differs_in_one_key(folder, name, parent, difference):
+    ablation, whole = (read(RECIPES / folder / f"config_{n}.yaml") for n in (name, parent))
+    # Beside that key only the place of the results.
+    assert ablation.pop("output_dir") != whole.pop("output_dir")
+    assert ablation == {**whole, **difference}
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_baselines_train_as_much_as_the_method(folder):
+    def rows(name):
+        recipe = read(RECIPES / folder / f"config_{name}.yaml")
+        sampled = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
+        return sampled * (2 if recipe["revision"] else 1), sampled // recipe["num_generations"]
+
+    assert rows("GRPO_Gen8") == rows("ReflectRL")  # rows and prompts per rank and step
+    assert rows("GRPO")[1] == rows("ReflectRL")[1]
+
+
+@pytest.mark.parametrize("path", GRPO_RECIPES, ids=short)
+def test_no_key_is_left_to_a_default_that_changed_between_versions(path):
+    recipe = read(path)
+    expected = {
+        "beta": 0.04,
+        "epsilon": 0.2,
+        "loss_type": "dapo",
+        "use_bias_correction_kl": False,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "lora_dropout": 0.0,
+        "lora_r": 16,
+        "lora_alpha": 32,
+    }
+    assert expected.items() <= recipe.items()
+    assert recipe["vllm_importance_sampling_clip_max"] > 1
+    assert len(recipe["lora_target_modules"]) == 7
+    assert "reward_weights" not in recipe
+
+
+def test_paper_values_of_the_7b_recipe():
+    recipe = read(RECIPES / SETS[0] / "config_ReflectRL.yaml")
+    expected = {
+        "num_generations": 4,
+        "temperature": 0.6,
+        "learning_rate": 2.0e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "finish_max_tokens": 256,
+        "tokens_per_reflection": 225.09,
+        "word_bounded_reflections": False,
+        "reward_funcs": ["accuracy", "refine_length", "reflect"],
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 16,
+    }
+    assert expected.items() <= recipe.items()
+    assert not {"paragraph_min_tokens", "cut_second_half", "cut_threshold", "cut_cap_share"} & recipe.keys()

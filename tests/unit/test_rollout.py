@@ -1,0 +1,292 @@
+"""The chain against scripted servers: ids, log-probs, cuts and texts computed by hand."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import openai
+import pytest
+from scripted_server import ScriptedServer, completion
+from tiny import make_tokenizer
+
+from generation.math_verify import extract_answer
+from rea_rl.configs import REARLConfig
+from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
+
+TOKENIZER = make_tokenizer()
+VERSION = "policy-7-abcd"
+THINKING = "Set up.\n\nThe result is 4.\n\nWait, check it.\n\nYes, 4 again."
+SAMPLE = THINKING + "\n</think>\n\n\\boxed{4}"
+CUT = "Set up.\n\nThe result is 4."  # after the second of four paragraphs
+FORCED = "\n</think>\n\n**Final Answer:**\n\n"
+
+
+def encode(text):
+    return TOKENIZER.encode(text)
+
+
+def ended(text):
+    return encode(text) + [TOKENIZER.eos_token_id]
+
+
+def is_finish(body):
+    """Whether a request to the policy is the second one of a path."""
+    return body["max_tokens"] == 16
+
+
+def policy(sample=SAMPLE, finish="\\boxed{4}", finish_reason="stop"):
+    return lambda body: completion(ended(finish)) if is_finish(body) else completion(ended(sample), finish_reason)
+
+
+def labels(*p_result):
+    """Reply of a reflection model with these probabilities of a result."""
+    from math import log
+
+    steps = []
+    for p in p_result:
+        pair = {" Result": log(p), " Think": log(1 - p)}
+        steps += [{"[": -0.1}, dict(sorted(pair.items(), key=lambda item: -item[1]))]
+    return lambda body: completion([0] * len(steps), top_logprobs=steps)
+
+
+class Verifier:
+    """Compares boxed answers in this process."""
+
+    def __init__(self):
+        self.stats, self.closed = {"pairs": 0}, False
+
+    async def averify(self, gold, text):
+        self.stats["pairs"] += 1
+        return extract_answer(text) == gold
+
+    def close(self):
+        self.closed = True
+
+
+def make_engine(tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", **changes):
+    keys = {
+        "use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2, "per_device_train_batch_size": 2,
+        "max_completion_length": 200, "temperature": 0.7, "revision": reflection_url != "http://127.0.0.1:9/v1",
+        "reflection_model": "refl", "tokens_per_reflection": 100.0, "finish_max_tokens": 16, "request_retries": 0,
+        "paragraph_min_tokens": 1, "cut_second_half": 0.0, "cut_cap_share": 0.0,
+    }  # fmt: skip
+    args = REARLConfig(
+        output_dir=str(tmp_path), policy_server=policy_url, reflection_server=reflection_url, **{**keys, **changes}
+    )
+    return RolloutEngine(args, TOKENIZER, TOKENIZER if args.revision else None, Verifier())
+
+
+def make_row(i=0):
+    return {"prompt": f"<U>2+2? {i}<A><think>\n", "problem": f"2+2? {i}", "problem_id": f"p{i}", "answer": "4"}
+
+
+def run(tmp_path, sample_policy, reflection, rows=(make_row(),), context=1024, **changes):  # noqa: B008 - never changed
+    """Paths of one revised batch, and the two servers for a look at what they were asked."""
+    with (
+        ScriptedServer(sample_policy, [VERSION]) as first,
+        ScriptedServer(reflection, ["refl"], context) as second,
+        make_engine(tmp_path, first.url, second.url, **changes) as engine,
+    ):
+        return engine.run(list(rows), Batch(7, VERSION, True)), first, second
+
+
+def test_original_and_revision_by_hand(tmp_path):
+    (original, revision), server, _ = run(tmp_path, policy(), labels(0.2, 0.9, 0.1, 0.9))
+    assert original.completion_ids == ended(SAMPLE)
+    assert original.prompt_ids == encode("<U>2+2? 0<A><think>\n")
+    assert original.logprobs == [-i / 8 for i in range(len(ended(SAMPLE)))]
+    assert (original.kind, original.text, original.correct) == ("original", SAMPLE, True)
+    assert (original.problem_id, original.step, original.policy_version) == ("p0", 7, VERSION)
+    assert original.num_think_tokens == len(encode(THINKING + "\n"))
+    assert original.num_reflections == 1  # "Wait, check" is one cluster
+
+    kept, forced, finish = encode(CUT), encode(FORCED), ended("\\boxed{4}")
+    assert revision.completion_ids == kept + forced + finish
+    assert revision.logprobs == (
+        original.logprobs[: len(kept)] + [None] * len(forced) + [-i / 8 for i in range(len(finish))]
+    )
+    assert (revision.kind, revision.cut, revision.num_paragraphs, revision.correct) == ("revision", 1, 4, True)
+    assert revision.p_result == pytest.approx([0.2, 0.9, 0.1, 0.9])
+    assert revision.num_kept_tokens == len(kept)
+    assert revision.text == CUT + FORCED + "\\boxed{4}"
+    assert revision.num_reflections == 0
+    assert revision.num_tokens == len(revision.completion_ids)
+    assert server.bodies("completions")[1]["prompt"] == original.prompt_ids + kept + forced
+
+
+def test_requests_say_everything_about_sampling(tmp_path):
+    # What a request leaves out is taken from the model's generation_config.json by the server.
+    _, first, second = run(tmp_path, policy(), labels(0.2, 0.9, 0.1, 0.9))
+    sampled, finished = first.bodies("completions")
+    expected = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "logprobs": 0}
+    for body in (sampled, finished):
+        assert expected.items() <= body.items()
+        assert (body["model"], body["return_token_ids"]) == (VERSION, True)
+    assert sampled["max_tokens"] == 200
+    (label,) = second.bodies("completions")
+    assert {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "logprobs": 5, "model": "refl"}.items() <= label.items()
+
+
+def test_labels_are_asked_in_the_training_format(tmp_path):
+    _, _, server = run(tmp_path, policy(), labels(0.2, 0.9, 0.1, 0.9))
+    (body,) = server.bodies("completions")
+    prompt = TOKENIZER.decode(body["prompt"])
+    assert prompt.startswith("<U>") and "2+2? 0" in prompt
+    assert "[2]. The result is 4.\n\n[3]. Wait, check it." in prompt
+    assert prompt.endswith("<A><think>\n[1].")
+    # Byte tokens: the longer label of "[1]. Result\n[2]. Result\n[3]. Result\n[4]. Result".
+    assert body["max_tokens"] == len("[1]. Result") * 4 + 3
+
+
+@pytest.mark.parametrize(
+    "strength, kept",
+    [("strong", "Set up."), ("normal", CUT), ("weak", THINKING)],  # weak: the last part has to go, see below
+)
+def test_strength_chooses_the_cut(tmp_path, strength, kept):
+    # strong: 0.95 is the most certain up to the normal cut; weak: the first result after the normal one.
+    (_, revision), _, _ = run(
+        tmp_path, policy(), labels(0.95, 0.9, 0.1, 0.9), revision_strength=strength, cut_second_half=0.25
+    )
+    if strength == "weak":  # all four would be kept, so the last blank-line part is cut off
+        kept = "Set up.\n\nThe result is 4.\n\nWait, check it."
+    assert revision.text == kept + FORCED + "\\boxed{4}"
+
+
+def test_forced_text_after_a_token_with_the_newline(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([".\n\n"])
+    with (
+        ScriptedServer(
+            lambda body: completion(tokenizer.encode("\\boxed{4}" if is_finish(body) else SAMPLE)), [VERSION]
+        ) as first,
+        ScriptedServer(labels(0.2, 0.9, 0.1, 0.9), ["refl"]) as second,
+        make_engine(tmp_path, first.url, second.url) as engine,
+    ):
+        engine.tokenizer = tokenizer
+        _, revision = engine.run([make_row()], Batch(7, VERSION, True))
+    assert revision.text == CUT + "\n\n" + FORCED.lstrip("\n") + "\\boxed{4}"
+    assert revision.completion_ids[: revision.num_kept_tokens] == tokenizer.encode(CUT + "\n\n")
+
+
+def test_truncated_path_is_cut_and_finished_too(tmp_path):
+    truncated = policy(THINKING.removesuffix("again."), finish_reason="length")
+    (original, revision), _, _ = run(tmp_path, truncated, labels(0.2, 0.9, 0.1))
+    assert (original.finish_reason, original.correct) == ("length", False)
+    assert revision.text == CUT + FORCED + "\\boxed{4}"
+    assert (revision.finish_reason, revision.correct) == ("stop", True)
+    assert original.num_think_tokens == len(original.completion_ids)  # no </think>: all of it
+
+
+def test_single_part_stands_twice(tmp_path):
+    rollouts, server, _ = run(tmp_path, policy("It is 4.\n</think>\n\n\\boxed{4}"), labels(0.9))
+    assert [r.kind for r in rollouts] == ["original", "original"]
+    assert rollouts[0].completion_ids == rollouts[1].completion_ids
+    assert len(server.bodies("completions")) == 1  # nothing was finished
+    assert rollout_metrics(rollouts, revision=True)["revision/impossible"] == 1
+
+
+def test_no_labels_where_the_reflection_context_is_too_short(tmp_path):
+    (_, revision), _, server = run(tmp_path, policy(), labels(0.9), context=100)
+    assert server.bodies("completions") == []
+    assert (revision.p_result, revision.cut) == ([], 3)
+    assert revision.text.startswith("Set up.\n\nThe result is 4.\n\nWait, check it.\n</think>")
+
+
+def test_order_of_rows_does_not_depend_on_who_is_first(tmp_path):
+    def slow_first(body):
+        if not is_finish(body):
+            number = int(re.search(r"2\+2\? (\d)", TOKENIZER.decode(body["prompt"]))[1])
+            time.sleep(0.05 * (5 - number))
+        return policy()(body)
+
+    rollouts, _, _ = run(tmp_path, slow_first, labels(0.2, 0.9, 0.1, 0.9), rows=[make_row(i) for i in range(5)])
+    assert [r.problem_id for r in rollouts] == [f"p{i}" for i in range(5) for _ in range(2)]
+    assert [r.kind for r in rollouts] == ["original", "revision"] * 5
+
+
+def test_open_requests_are_bounded(tmp_path):
+    def slow(body):
+        time.sleep(0.02)
+        return policy()(body)
+
+    _, server, _ = run(
+        tmp_path, slow, labels(0.2, 0.9), rows=[make_row(i) for i in range(9)], max_concurrent_requests=3
+    )
+    assert server.most_open == 3
+    assert len(server.bodies("completions")) == 18
+
+
+def test_without_revision_one_row_per_path(tmp_path):
+    with ScriptedServer(policy(), [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
+        (original,) = engine.run([make_row()], Batch(0, VERSION, False))
+    assert (original.kind, original.correct, original.cut) == ("original", True, None)
+    assert engine.verifier.closed
+
+
+def test_dead_server_is_one_clear_error(tmp_path):
+    with make_engine(tmp_path, "http://127.0.0.1:9/v1") as engine:
+        with pytest.raises(ConnectionError, match=r"policy_server \(http://127.0.0.1:9/v1\) does not answer"):
+            engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+
+
+def test_refused_request_stops_the_batch(tmp_path):
+    refuse = lambda body: (404, {"error": {"message": "The model `policy-7` does not exist."}})  # noqa: E731
+    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
+        with pytest.raises(openai.NotFoundError, match="policy-7"):
+            engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+
+
+def make_rollout(kind, correct, num_tokens, **fields):
+    fields = {"num_think_tokens": num_tokens - 10, "num_reflections": 0, "finish_reason": "stop", **fields}
+    return Rollout(
+        "p", 0, VERSION, kind, [1], [2] * num_tokens, [], "", num_tokens=num_tokens, correct=correct, **fields
+    )
+
+
+def revised(correct, num_tokens, cut, p_result, **fields):
+    return make_rollout(
+        "revision", correct, num_tokens, cut=cut, num_paragraphs=4, p_result=p_result, num_kept_tokens=20, **fields
+    )
+
+
+def test_wrong_revision_gives_its_row_to_its_original():
+    rows = [
+        make_rollout("original", False, 100), revised(False, 40, 0, []),
+        make_rollout("original", False, 100), revised(True, 40, 0, []),
+    ]  # fmt: skip
+    assert trained_rows(rows) == [rows[0], rows[0], rows[2], rows[3]]
+
+
+def test_metrics_by_hand():
+    rollouts = [
+        make_rollout("original", True, 100, num_reflections=3, seconds={"sample": 2.0, "verify": 1.0}),
+        revised(False, 40, 1, [0.1, 0.9, 0.2, 0.2], seconds={"label": 4.0, "verify": 3.0}),
+        make_rollout("original", False, 210, finish_reason="length", seconds={"sample": 4.0, "verify": 1.0}),
+        revised(True, 42, 0, [0.6, 0.9], seconds={"label": 2.0, "verify": 3.0}),
+        make_rollout("original", True, 20, seconds={}),
+        make_rollout("original", True, 20, seconds={}),
+    ]  # fmt: skip
+    metrics = rollout_metrics(rollouts, revision=True)
+    assert metrics == pytest.approx(
+        {
+            "rollout/accuracy": 2 / 3,
+            "rollout/num_tokens": 110,
+            "rollout/num_think_tokens": 100,
+            "rollout/truncated": 1 / 3,
+            "reflection/density": 3 / 300,
+            "revision/impossible": 1 / 3,
+            "revision/success": 1 / 2,
+            "revision/broken": 1 / 2,
+            "revision/repaired": 1 / 2,
+            "revision/num_tokens": 41,
+            "revision/tokens_saved": (0.6 + 0.8) / 2,
+            "revision/cut_position": (2 / 4 + 1 / 4) / 2,
+            "revision/truncated": 0,
+            "reflection/labelled": (1 + 0.5) / 2,
+            "reflection/result_share": (1 / 4 + 1) / 2,
+            "timing/sample": 3,
+            "timing/label": 3,
+            "timing/verify": 2,
+        }
+    )

@@ -1,0 +1,149 @@
+"""Supervised fine-tuning: which ids carry loss, what is refused, and a run on a tiny model that learns and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_tokenizer, save_model
+
+from generation.labeling_distill_utils import reflection_example
+from generation.prompts import REFLECTION_PREFILL, reflection_messages
+from rea_rl.sft import build_trainer, encode_example, load_examples, main, parse_recipe, train
+
+ROW = {"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "t</think>A"}]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def write(path: Path, rows: list) -> str:
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def test_loss_is_on_the_completion_and_its_end_only(tokenizer):
+    encoded = encode_example(ROW, tokenizer)
+    assert tokenizer.decode(encoded["input_ids"]) == "<U>Q<A><think>\nt</think>A<eos>"
+    trained = [i for i in encoded["labels"] if i != -100]
+    assert tokenizer.decode(trained) == "t</think>A<eos>"
+    assert encoded["labels"][-len(trained) :] == encoded["input_ids"][-len(trained) :]
+
+
+def test_text_is_taken_as_it_stands(tokenizer):
+    encoded = encode_example({"prompt": "<U>Q<A>", "completion": "A"}, tokenizer)
+    assert tokenizer.decode(encoded["input_ids"]) == "<U>Q<A>A<eos>"
+
+
+def test_reflection_example_begins_like_the_online_request(tokenizer):
+    encoded = encode_example(reflection_example("P", ["a", "b"], [False, True]), tokenizer)
+    messages = reflection_messages("P", ["a", "b"])
+    online = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + REFLECTION_PREFILL
+    online_ids = tokenizer.encode(online, add_special_tokens=False)
+    assert encoded["input_ids"][: len(online_ids)] == online_ids
+    assert tokenizer.decode(encoded["input_ids"][len(online_ids) :]) == " Think\n[2]. Result<eos>"
+
+
+def test_rows_that_are_too_long_are_left_out(tokenizer, tmp_path):
+    short, long = {"prompt": "<U>", "completion": "abc"}, {"prompt": "<U>", "completion": "abcd"}
+    file = write(tmp_path / "rows.json", [short, long])
+    assert len(load_examples(file, "train", tokenizer, max_length=5)) == 1  # <U>abc<eos>
+    assert len(load_examples(file, "train", tokenizer, max_length=6)) == 2
+    with pytest.raises(ValueError, match="none of its 2 rows has at most max_length"):
+        load_examples(file, "train", tokenizer, max_length=4)
+
+
+def test_malformed_row_is_named(tokenizer, tmp_path):
+    file = write(tmp_path / "rows.json", [ROW, {"prompt": "Q"}])
+    with pytest.raises(ValueError, match=r"rows\.json: row 1 needs a 'prompt' and a 'completion'"):
+        load_examples(file, "train", tokenizer, None)
+
+
+def arguments(tmp_path: Path, **changes: str) -> list[str]:
+    """Flags of a run of four steps on eight rows."""
+    rows = [{"prompt": "<U>1<A>", "completion": "one"}, {"prompt": "<U>2<A>", "completion": "two"}] * 4
+    flags = {
+        "model_name_or_path": str(save_model(tmp_path / "model")),
+        "dataset_name": write(tmp_path / "train.json", rows),
+        "eval_dataset_name": write(tmp_path / "eval.json", rows[:2]),
+        "output_dir": str(tmp_path / "out"),
+        "use_peft": "true",
+        "lora_r": "4",
+        "lora_target_modules": "q_proj v_proj",
+        "bf16": "false",
+        "use_cpu": "true",
+        "learning_rate": "0.05",
+        "max_steps": "4",
+        "per_device_train_batch_size": "4",
+        "save_steps": "2",
+        "report_to": "none",
+        "disable_tqdm": "true",
+        **changes,
+    }
+    return [part for key, value in flags.items() for part in (f"--{key}", *value.split(" "))]
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_run_learns_and_a_killed_one_ends_with_the_same_weights(tmp_path):
+    whole = arguments(tmp_path, output_dir=str(tmp_path / "whole"))
+    train(build_trainer(*parse_recipe(whole)))
+    losses = [
+        e["loss"]
+        for e in json.loads((tmp_path / "whole/trainer_state.json").read_text())["log_history"]
+        if "loss" in e
+    ]
+    evaluation = json.loads((tmp_path / "whole/eval_results.json").read_text())
+    assert evaluation["eval_loss"] < 5.5  # ln 262 = 5.57 is that of a random model
+    assert losses == sorted(losses, reverse=True)
+
+    killed = arguments(tmp_path, output_dir=str(tmp_path / "killed"))
+    trainer = build_trainer(*parse_recipe(killed))
+    trainer.args.max_steps = 4
+    stop_after(trainer, step=2)
+    trainer.train()
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    train(build_trainer(*parse_recipe(killed)))
+    expected, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
+    assert expected.keys() == resumed.keys() and len(expected) == 8  # two layers, two modules, two factors
+    for name, weight in expected.items():
+        torch.testing.assert_close(resumed[name], weight, msg=name)
+
+
+def stop_after(trainer, step: int) -> None:
+    """Make a run end after a step, its checkpoint written."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == step
+
+    trainer.add_callback(Stop())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": "/none"}, "no tokenizer at '/none'"),
+        ({"dataset_name": "none.json"}, "none.json does not exist"),
+        ({"packing": "true"}, "packing is true"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(tmp_path, **changes))
+    assert message in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_unknown_recipe_key_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset_name: a.json\noutput_dir: out\nbf16: false\nrpo_alfa: 1.0\n")
+    with pytest.raises(SystemExit, match="rpo_alfa"):
+        main(["--config", str(recipe)])

@@ -1,0 +1,370 @@
+"""REARLTrainer on a tiny model with recorded paths: rows, advantages, correction and order, without a server."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import openai
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from scripted_server import ScriptedServer
+from tiny import make_tokenizer, save_model
+from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer
+
+from rea_rl.configs import REARLConfig
+from rea_rl.rea_rl_trainer import REARLTrainer
+from rea_rl.rewards import get_reward_funcs
+from rea_rl.rollout import Rollout
+from rea_rl.weight_sync import AdapterSync
+
+TOKENIZER = make_tokenizer()
+REWARDS = ["accuracy", "refine_length"]
+
+
+class RecordedPaths:
+    """Engine with paths from a script: `correct[i]` for the i-th row of a batch, `lengths[i]` its tokens."""
+
+    verifier = SimpleNamespace(stats={"pairs": 0})
+
+    def __init__(self, correct=(True, True, False, True), lengths=(40, 12, 30, 9)):
+        self.correct, self.lengths, self.batches = correct, lengths, []
+
+    def run(self, rows, batch):
+        self.batches.append((batch, [row["problem_id"] for row in rows]))
+        places = len(rows) * (2 if batch.revision else 1)
+        return [self.path(rows[i // 2 if batch.revision else i], batch, i) for i in range(places)]
+
+    def path(self, row, batch, i):
+        generator = torch.Generator().manual_seed(i)
+        length = self.lengths[i % len(self.lengths)]
+        ids = torch.randint(97, 122, (length - 1,), generator=generator).tolist() + [TOKENIZER.eos_token_id]
+        is_revision = batch.revision and i % 2 == 1
+        logprobs = (-7.0 + 2 * torch.rand(length, generator=generator)).tolist()
+        if is_revision:
+            logprobs[2:5] = [None] * 3
+        return Rollout(
+            row["problem_id"], batch.step, batch.policy_version, "revision" if is_revision else "original",
+            TOKENIZER.encode(row["prompt"]), ids, logprobs, "", "stop", length, length - 3, 1,
+            correct=self.correct[i % len(self.correct)], num_paragraphs=3, cut=1, p_result=[0.1, 0.9, 0.9],
+            num_kept_tokens=2, seconds={"sample": 0.5},
+        )  # fmt: skip
+
+
+class NamedVersions:
+    """Weight sync that only counts."""
+
+    def __init__(self):
+        self.steps = []
+
+    def publish(self, model, step):
+        self.steps.append(step)
+        return f"policy-{step}"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def make_rows(n=8):
+    return [{"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"} for i in range(n)]
+
+
+def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), **changes):
+    keys = {
+        "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
+        "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
+        "learning_rate": 1e-2, "reflection_model": "x", "reward_funcs": list(rewards), "disable_tqdm": True, "seed": 3,
+        "vllm_importance_sampling_clip_max": 2.0, "tokens_per_reflection": 9.0,
+    }  # fmt: skip
+    args = REARLConfig(output_dir=str(output_dir), **{**keys, **changes})
+    before = copy.deepcopy(args.to_dict())
+    extra = {"engine": engine or RecordedPaths(), "weight_sync": NamedVersions()} if cls is REARLTrainer else {}
+    torch.manual_seed(1)
+    trainer = cls(
+        args=args,
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        reward_funcs=get_reward_funcs(list(rewards), 9.0),
+        train_dataset=Dataset.from_list(make_rows()),
+        eval_dataset=Dataset.from_list(make_rows(3)),
+        processing_class=make_tokenizer(),
+        peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        **extra,
+    )
+    assert trainer.args.to_dict() == before  # the recipe is what a checkpoint stores
+    return trainer
+
+
+def records(output_dir, name):
+    return [json.loads(line) for line in (output_dir / "rollouts" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def adapter(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_two_steps_train_and_log_finite_numbers(model_folder, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path)
+    before = adapter(trainer)
+    trainer.train()
+    assert all(not torch.equal(before[name], p) for name, p in adapter(trainer).items())
+    first, second = trainer.state.log_history[:2]
+    for key, value in {**first, **second}.items():
+        assert math.isfinite(value), key
+    expected = {"rollout/accuracy", "revision/success", "reflection/density", "timing/rollout", "timing/weight_sync"}
+    assert expected | {"sampling/ratio", "sampling/logp_difference", "verifier/pairs", "kl"} <= first.keys()
+    assert trainer.weight_sync.steps == [0, 1]  # once before each set of rollouts
+
+
+def test_groups_and_advantages_by_hand(model_folder, tmp_path):
+    # One prompt, G = 2: original right (40), revision right (12); original wrong, its revision right (9).
+    engine = RecordedPaths(correct=(True, True, False, True), lengths=(40, 12, 30, 9))
+    make_trainer(model_folder, tmp_path, engine, max_steps=1).train()
+    rows = records(tmp_path, "step-0")
+    assert [row["kind"] for row in rows] == ["original", "revision"] * 2
+    assert [row["kept"] for row in rows] == [True] * 4
+    # refine_length: 9 -> 0.5, 40 -> -0.5, 12 between, wrong -0.5.
+    totals = torch.tensor([1 - 0.5, 1 + 0.5 - 3 / 31, -0.5, 1.5])
+    assert [sum(row["rewards"].values()) for row in rows] == pytest.approx(totals.tolist())
+    advantages = (totals - totals.mean()) / (totals.std() + 1e-4)
+    assert [row["advantage"] for row in rows] == pytest.approx(advantages.tolist(), abs=1e-5)
+
+
+def test_wrong_revision_is_replaced_in_the_batch(model_folder, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, RecordedPaths(correct=(True, False, False, True)))
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([make_rows()[0]] * 2)
+    rows = records(tmp_path, "step-0")
+    assert [row["kept"] for row in rows] == [True, False, True, True]
+    expected = [rows[0], rows[0], rows[2], rows[3]]
+    for i, row in enumerate(expected):
+        mask = batch["completion_mask"][i].bool()
+        assert batch["completion_ids"][i][mask].tolist() == row["completion_ids"]
+    assert rows[1]["advantage"] == rows[0]["advantage"] and rows[1]["rewards"] == rows[0]["rewards"]
+
+
+def test_group_without_a_right_answer_learns_nothing_and_stays_finite(model_folder, tmp_path):
+    for scale in ("group", "none"):
+        trainer = make_trainer(
+            model_folder, tmp_path / scale, RecordedPaths(correct=(False,)), max_steps=1, beta=0.0, scale_rewards=scale
+        )
+        before = adapter(trainer)
+        trainer.train()
+        assert {row["advantage"] for row in records(tmp_path / scale, "step-0")} == {0.0}
+        assert all(torch.equal(before[name], p) for name, p in adapter(trainer).items())
+        assert all(math.isfinite(value) for value in trainer.state.log_history[0].values())
+
+
+def test_order_of_rewards_does_not_matter(model_folder, tmp_path):
+    def advantages(names):
+        folder = tmp_path / "-".join(names)
+        make_trainer(model_folder, folder, rewards=names, max_steps=1).train()
+        return [row["advantage"] for row in records(folder, "step-0")]
+
+    names = ["accuracy", "refine_length", "reflect"]
+    assert advantages(names) == pytest.approx(advantages(names[::-1]), abs=1e-6)
+
+
+def test_gradient_is_that_of_trl_with_its_extra_pass(model_folder, tmp_path):
+    """Correction by the loss's own log-probs equals TRL's token_truncate with a separate pass for the old ones."""
+
+    class Reference(GRPOTrainer):
+        """TRL's own way, with the same paths."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.use_vllm, self._last_loaded_step, self.num_generations = True, 0, 4
+            self.rollout_func = lambda prompts, trainer: columns
+
+        def _get_train_sampler(self, dataset=None):
+            return [0, 0]
+
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions([dict(row) for row in inputs for _ in range(2)])
+            assert "old_per_token_logps" in output and output["importance_sampling_ratio"].max() == 2.0
+            return output
+
+    # All right: TRL's advantages are ours.
+    engine = RecordedPaths(correct=(True,), lengths=(40, 12, 30, 9))
+    ours = make_trainer(model_folder, tmp_path / "ours", engine, max_steps=1, rows_per_forward=3)
+    ours.train()
+    rows = records(tmp_path / "ours", "step-0")
+    names = ("prompt_ids", "completion_ids", "logprobs", "problem_id", "correct", "num_tokens")
+    columns = {name: [row[name] for row in rows] for name in (*names, "num_think_tokens", "num_reflections")}
+    reference = make_trainer(model_folder, tmp_path / "trl", cls=Reference, max_steps=1)
+    reference.train()
+    for key in ("loss", "grad_norm", "kl"):
+        assert ours.state.log_history[0][key] == pytest.approx(reference.state.log_history[0][key], rel=1e-4, abs=1e-7)
+    for (name, mine), theirs in zip(adapter(ours).items(), adapter(reference).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+
+
+@pytest.mark.parametrize("rows_per_forward", [1, 3, 8])
+def test_log_probs_do_not_depend_on_how_rows_are_forwarded(model_folder, tmp_path, rows_per_forward):
+    trainer = make_trainer(model_folder, tmp_path, RecordedPaths(lengths=(40, 12, 30, 9, 3, 22)))
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([row for row in make_rows()[2:6] for _ in range(2)])
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    whole, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(
+        trainer, trainer.model, ids, mask, batch["completion_ids"].size(1)
+    )
+    trainer.args.rows_per_forward = rows_per_forward
+    parts, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, batch["completion_ids"].size(1), compute_entropy=True
+    )
+    assert entropies.shape == parts.shape == whole.shape
+    torch.testing.assert_close(parts, whole * batch["completion_mask"], atol=1e-5, rtol=1e-5)
+
+
+def test_forced_tokens_are_neutral_and_others_truncated(model_folder, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path)
+    inputs = {
+        "advantages": torch.tensor([2.0, -1.0]),
+        "sampling_per_token_logps": torch.tensor([[-1.0, float("nan"), -9.0], [-1.0, -2.0, 0.0]]),
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    }
+    logps = torch.tensor([[-1.0, -7.0, -1.0], [-1.5, -2.0, 0.0]])
+    trainer._correct_for_sampler(inputs, logps)
+    # Ratios 1, neutral, e^8 cut to 2; e^-0.5, 1, padding.
+    expected = torch.tensor([[2.0, 2.0, 4.0], [-math.exp(-0.5), -1.0, -1.0]])
+    torch.testing.assert_close(inputs["advantages"], expected)
+    logged = trainer._metrics["train"]
+    assert logged["sampling/logp_difference"] == pytest.approx([(0 + 8 + 0.5 + 0) / 4])
+
+
+def test_evaluation_samples_without_revision(model_folder, tmp_path):
+    engine = RecordedPaths(correct=(True, False), lengths=(20, 40))
+    trainer = make_trainer(model_folder, tmp_path, engine, num_generations_eval=2)
+    metrics = trainer.evaluate()
+    (batch, problems) = engine.batches[0]
+    assert batch.revision is False
+    assert problems == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert metrics["eval_rollout/accuracy"] == 0.5
+    assert metrics["eval_rollout/num_tokens"] == 30
+    assert not [key for key in metrics if "revision" in key]
+    assert trainer.state.log_history[-1]["eval_rollout/accuracy"] == 0.5
+    assert len(records(tmp_path, "eval-0")) == 6
+    assert trainer.weight_sync.steps == [0]
+
+
+def test_evaluation_does_not_change_the_training_order(model_folder, tmp_path):
+    def trained(**changes):
+        engine = RecordedPaths()
+        make_trainer(model_folder, tmp_path / str(len(changes)), engine, max_steps=3, **changes).train()
+        return [problems for batch, problems in engine.batches if batch.revision]
+
+    assert trained() == trained(eval_strategy="steps", eval_steps=1)
+
+
+def test_resumed_run_continues_the_order_of_batches(model_folder, tmp_path):
+    def order(folder, resume=None, **changes):
+        engine = RecordedPaths()
+        trainer = make_trainer(model_folder, folder, engine, save_strategy="steps", save_steps=1, **changes)
+        trainer.train(resume_from_checkpoint=resume)
+        return [(batch.step, problems) for batch, problems in engine.batches], trainer
+
+    # 8 prompts, one a step: step 8 begins the second epoch with an order of its own, step 10 is inside it.
+    whole, _ = order(tmp_path / "whole", max_steps=12)
+    assert sorted(problems[0] for _, problems in whole[:8]) == [f"p{i}" for i in range(8)]
+    assert [problems for _, problems in whole[8:]] != [problems for _, problems in whole[:4]]
+    for stop in (3, 8, 10):
+        part, _ = order(tmp_path / f"part{stop}", max_steps=stop, lr_scheduler_type="constant")
+        rest, trainer = order(
+            tmp_path / f"part{stop}", resume=str(tmp_path / f"part{stop}" / f"checkpoint-{stop}"), max_steps=12
+        )
+        assert part + rest == whole
+        assert trainer.weight_sync.steps[0] == stop  # the resumed adapter is on the server before the first sample
+
+
+def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
+    trainer = make_trainer(model_folder, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert trainer.num_generations == 4
+    order = list(trainer._get_train_sampler())
+    assert len(order) == 8 // 4 * 4 * 2 * 2  # full batches of 4 prompts, 2 rows each, dealt once per micro-step
+    assert order[:8:2] == order[1:8:2] and len(set(order[:8])) == 4
+    plain = make_trainer(model_folder, tmp_path, revision=False, reflection_model=None)
+    assert plain.num_generations == 2
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(model_folder, tmp_path):
+    """Same batches, gradients averaged over several forward passes per backward pass: same weights."""
+    script = Path(__file__).with_name("same_step.py")
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        subprocess.run(
+            [sys.executable, *launch, str(model_folder), str(tmp_path / str(processes))],
+            env=environment, check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+    for step in ("step-0", "step-1"):
+        rows = records(tmp_path / "1", step), records(tmp_path / "2", step)
+        assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
+        assert [row["advantage"] for row in rows[0]] == pytest.approx([row["advantage"] for row in rows[1]], abs=1e-5)
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("1", "2"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def make_adapter(folder, fill=0.5):
+    model = PeftModel(
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.fill_(fill)
+    return model
+
+
+def test_weight_sync_swaps_versions(model_folder, tmp_path):
+    with ScriptedServer(None, ["base", "policy-3-of-a-dead-run"]) as server:
+        sync = AdapterSync(server.url, tmp_path / "adapters")
+        model = make_adapter(model_folder)
+        first = sync.publish(model, 0)
+        assert first.startswith("policy-0-")
+        assert server.models == ["base", first]
+        assert server.bodies("load_lora_adapter") == [
+            {"lora_name": first, "lora_path": str(tmp_path / "adapters" / first)}
+        ]
+        weights = load_file(tmp_path / "adapters" / first / "adapter_model.safetensors")
+        assert weights and all((w == 0.5).all() for w in weights.values())
+
+        second = sync.publish(make_adapter(model_folder, fill=0.25), 1)
+        assert server.models == ["base", second]
+        assert [path.name for path in (tmp_path / "adapters").iterdir()] == [second]
+        # Loaded before the old one goes, so that no request finds neither.
+        assert [path.rsplit("/", 1)[1] for path, _ in server.requests[-2:]] == [
+            "load_lora_adapter",
+            "unload_lora_adapter",
+        ]
+
+
+def test_a_name_stands_for_one_set_of_weights(model_folder, tmp_path):
+    with ScriptedServer(None, ["base"]) as server:
+        sync = AdapterSync(server.url, tmp_path)
+        first = sync.publish(make_adapter(model_folder), 4)
+        assert sync.publish(make_adapter(model_folder), 4) == first
+        assert len(server.bodies("load_lora_adapter")) == 1
+        # A run resumed from an earlier step gets to step 4 again, with other weights.
+        assert sync.publish(make_adapter(model_folder, fill=0.1), 4) != first
+
+
+def test_refused_adapter_is_an_error_with_the_servers_words(tmp_path, model_folder, monkeypatch):
+    with ScriptedServer(None, ["base"]) as server:
+        sync = AdapterSync(server.url, tmp_path)
+        monkeypatch.setattr(sync, "_save", lambda model, step: "refused")
+        with pytest.raises(openai.BadRequestError, match="rank 32 is greater than max_lora_rank 16"):
+            sync.publish(make_adapter(model_folder), 0)

@@ -1,0 +1,150 @@
+"""The pool keeps order, counts, limits, and cleans up; `is_equivalent` enforces its bounds from any caller."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from generation.math_verify import VerifierPool, is_equivalent
+
+PAIRS = Path(__file__).parents[1] / "data" / "verifier" / "pairs.json"
+SLOW = r"\prod_{k=1}^{10^6}(x+k)"  # sympy expands it; minutes
+GREEDY = r"x^{30000000}-x<3"  # sympy makes a list of all its coefficients; against an interval
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(num_workers=2, timeout=2.0) as pool:
+        assert pool.verify(["1"], [r"\boxed{1}"]) == [True]
+        yield pool
+
+
+def boxed(*answers: str) -> list[str]:
+    return [rf"Thinking.</think>It is \boxed{{{answer}}}." for answer in answers]
+
+
+def test_order_answers_and_counts(pool: VerifierPool) -> None:
+    before = dict(pool.stats)
+    texts = [*boxed("0.5", "3", r"\frac12"), "no answer", r"cut off \boxed{0.5"]
+    assert pool.verify([r"\frac{1}{2}"] * 5, texts) == [True, False, True, False, False]
+    assert pool.verify([r"\frac{1}{2}"], boxed("0.5")) == [True]
+    assert pool.stats["pairs"] - before["pairs"] == 6
+    assert pool.stats["cache_hits"] - before["cache_hits"] == 2  # one more answer was None
+    assert pool.verify([["7", "8"]], boxed("8")) == [True]
+    with pytest.raises(ValueError, match="zip"):
+        pool.verify(["1"], boxed("1", "2"))
+
+
+def test_async_batch_with_a_bomb(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:
+    timeouts = pool.stats["timeouts"]
+
+    async def batch() -> list[bool]:
+        golds = [str(i) for i in range(128)]
+        answers = [SLOW if i == 5 else str(i + i % 2) for i in range(128)]
+        return await asyncio.gather(*(pool.averify(g, t) for g, t in zip(golds, boxed(*answers), strict=True)))
+
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        verdicts = asyncio.run(batch())
+    assert time.monotonic() - start < pool.timeout + 1.5
+    assert verdicts == [i % 2 == 0 for i in range(128)]
+    assert pool.stats["timeouts"] == timeouts + 1
+    assert r"\\prod" in caplog.text
+    assert pool.verify(["4"], boxed("4.0")) == [True]
+
+
+def test_warm_batch_of_128(pool: VerifierPool) -> None:
+    golds = [
+        gold for i in range(16) for gold in 8 * [rf"\frac{{{i + 1}}}{{{2 * i + 3}}}" if i % 4 == 0 else str(37 * i)]
+    ]
+    answers = [gold if i % 3 else f"-{gold}" for i, gold in enumerate(golds)]
+    start = time.monotonic()
+    verdicts = pool.verify(golds, boxed(*answers))
+    assert time.monotonic() - start < 1.0
+    assert verdicts == [answer == gold for gold, answer in zip(golds, answers, strict=True)]
+
+
+def test_memory_limit(caplog: pytest.LogCaptureFixture) -> None:
+    with VerifierPool(num_workers=1, timeout=60, memory_mb=256) as pool, caplog.at_level(logging.WARNING):
+        assert pool.verify(["(2,3)", "1"], boxed(GREEDY, "1")) == [False, True]
+        assert (pool.stats["crashes"], pool.stats["timeouts"]) == (1, 0)
+    assert "30000000" in caplog.text
+
+
+def test_close_leaves_no_process_and_no_open_verdict() -> None:
+    before = set(psutil.Process().children())
+    pool = VerifierPool(num_workers=2, timeout=60)
+    assert pool.verify(["1"], boxed("1")) == [True]
+    assert len(set(psutil.Process().children()) - before) >= 2
+    open_verdicts = [pool.submit(gold, SLOW) for gold in "xyz"]
+    pool.close()
+    assert [verdict.result(timeout=1) for verdict in open_verdicts] == [False] * 3
+    assert [
+        child for child in set(psutil.Process().children()) - before if "spawn_main" in " ".join(child.cmdline())
+    ] == []
+    with pytest.raises(RuntimeError, match="not active"):
+        pool.submit("1", "2")
+
+
+@pytest.mark.parametrize("settings", [{"mode": "lenient"}, {"num_workers": 0}, {"timeout": 0}, {"memory_mb": 10}])
+def test_settings_are_checked(settings: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        VerifierPool(**settings)
+
+
+def test_is_equivalent_on_adversarial_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [row for row in json.loads(PAIRS.read_text(encoding="utf-8")) if row["category"] == "adversarial"]
+    for row in rows:
+        start = time.monotonic()
+        assert is_equivalent(row["gold"], row["pred"]) is row["label"], row["pred"][:80]
+        assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_is_equivalent_has_modes_golds_and_a_limit() -> None:
+    assert is_equivalent("18", "18.0") and not is_equivalent("18", "1800")
+    assert is_equivalent("18", "1800", mode="original")
+    assert is_equivalent(["1", "2"], "2")
+    start = time.monotonic()
+    assert not is_equivalent("2", SLOW, timeout=1.0)
+    assert time.monotonic() - start < 1.5
+
+
+def test_is_equivalent_from_a_script_without_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('started')\nfrom generation.math_verify import is_equivalent\nprint(is_equivalent('1', '1.0'))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": "src"}
+    )
+    assert run.stdout.split() == ["started", "True"], run.stderr
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, generation.math_verify; print(sorted({'sympy', 'math_verify', 'torch'} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": "src"}
+    )
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_parent_with_much_memory_does_not_count_against_its_workers() -> None:
+    program = """
+ballast = bytearray(400 << 20)
+from generation.math_verify import VerifierPool
+with VerifierPool(num_workers=1, timeout=60, memory_mb=256) as pool:
+    print(pool.verify(["1"], [r"\\\\boxed{1}"]), pool.stats["crashes"])
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert finished.stdout.split("\n")[0] == "[True] 0", finished.stderr

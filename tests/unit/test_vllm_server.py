@@ -1,0 +1,322 @@
+"""Commands, checks and the life of a server process; vLLM itself is started by tests/integration/test_vllm_server.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from scripted_server import ScriptedServer
+
+from rea_rl import vllm_server
+from rea_rl.vllm_server import ServerConfig, VLLMServer, check_server
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    return str(folder)
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[ThreadingHTTPServer, dict[str, tuple[int, bytes]]]]:
+    """A web server with settable answers; unknown routes are 404, and a key other than `secret` is 401."""
+    answers: dict[str, tuple[int, bytes]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = answers.get(self.path, (404, b""))
+            if self.headers["Authorization"] != "Bearer secret":
+                status = 401
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server, answers
+    server.shutdown()
+    server.server_close()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Run a Python program in vLLM's place; `sys.argv[1]` is the port."""
+    monkeypatch.setattr(
+        vllm_server, "server_command", lambda config, device: [sys.executable, "-c", program, str(config.port)]
+    )
+
+
+def options(command: list[str]) -> dict[str, str | None]:
+    """Each option with its value, None for a switch."""
+    pairs = zip(command, [*command[1:], "--"], strict=True)
+    return {name: None if value.startswith("--") else value for name, value in pairs if name.startswith("--")}
+
+
+def test_policy_command_on_the_cpu(model):
+    config = ServerConfig(model, 12345, "policy", max_lora_rank=32, max_model_len=1024)
+    command = vllm_server.server_command(config, "cpu")
+    assert command[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert options(command) == {
+        "--model": model,
+        "--host": "127.0.0.1",
+        "--port": "12345",
+        "--dtype": "auto",
+        "--enable-prefix-caching": None,
+        "--generation-config": "vllm",
+        "--disable-uvicorn-access-log": None,
+        "--max-model-len": "1024",
+        "--enforce-eager": None,
+        "--no-enable-chunked-prefill": None,
+        "--enable-lora": None,
+        "--max-lora-rank": "32",
+        "--max-loras": "2",
+        "--logprobs-mode": "processed_logprobs",
+    }
+
+
+def test_reflection_command_on_two_gpus(model):
+    config = ServerConfig(model, 1, "reflection", gpu="2,3", gpu_memory_utilization=0.45, extra_args=["--seed", "1"])
+    command = options(vllm_server.server_command(config, "cuda"))
+    assert command["--tensor-parallel-size"] == "2"
+    assert command["--gpu-memory-utilization"] == "0.45"
+    assert command["--max-logprobs"] == "20"
+    assert command["--seed"] == "1"
+    assert not {"--enforce-eager", "--enable-lora", "--logprobs-mode", "--max-model-len"} & set(command)
+
+
+@pytest.mark.parametrize(("given", "device", "eager"), [(None, "cuda", False), (True, "cuda", True), (False, "cpu", False)])
+def test_enforce_eager_overrides_the_device(model, given, device, eager):
+    config = ServerConfig(model, 1, "policy", enforce_eager=given)
+    assert ("--enforce-eager" in vllm_server.server_command(config, device)) is eager
+
+
+def test_environment_of_the_policy_on_the_cpu(model, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    variables = vllm_server.server_environment(ServerConfig(model, 1, "policy", kv_cache_gib=3), "cpu")
+    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert variables["OMP_NUM_THREADS"] == "4"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["VLLM_NO_USAGE_STATS"] == "1"
+    assert variables["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def test_environment_of_a_hub_model_on_a_gpu():
+    config = ServerConfig("owner/name", 1, "reflection", gpu="2", api_key="secret")
+    variables = vllm_server.server_environment(config, "cuda")
+    assert variables["CUDA_VISIBLE_DEVICES"] == "2"
+    assert variables["VLLM_API_KEY"] == "secret"
+    assert not {"HF_HUB_OFFLINE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "OMP_NUM_THREADS"} & set(variables)
+    assert "secret" not in vllm_server.server_command(config, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"role": "judge"}, "role is 'judge'; it must be one of policy, reflection"),
+        ({"port": 70000}, "port is 70000"),
+        ({"max_lora_rank": 12}, "max_lora_rank is 12; vLLM takes 8, 16"),
+        ({"host": "0.0.0.0"}, "host is 0.0.0.0, which other machines may reach; give api_key"),
+    ],
+)
+def test_mistakes_in_the_configuration(monkeypatch, changes, message):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=message):
+        ServerConfig(**({"model": "m", "port": 1, "role": "policy"} | changes))
+
+
+def test_open_host_with_a_key_is_allowed(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert ServerConfig("m", 8000, "policy", host="0.0.0.0").base_url == "http://0.0.0.0:8000/v1"
+
+
+def test_model_folder_is_checked_before_anything_starts(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for missing in ("model/Reflection_Model", "./x", "a/b/c", str(tmp_path / "nothing")):
+        with pytest.raises(ValueError, match=f"no model folder {missing}"):
+            VLLMServer(ServerConfig(missing, 1, "reflection"))
+    VLLMServer(ServerConfig("HuggingFaceTB/SmolLM2-135M-Instruct", 1, "policy"))
+    Path(model, "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="has none of tokenizer.json"):
+        VLLMServer(ServerConfig(model, 1, "policy"))
+    Path(model, "config.json").unlink()
+    with pytest.raises(ValueError, match="has no config.json; give the folder of a whole model"):
+        VLLMServer(ServerConfig(model, 1, "policy"))
+
+
+def test_busy_port_is_refused_at_start(model, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = VLLMServer(ServerConfig(model, port, "policy", device="cpu", log_dir=str(tmp_path / "logs")))
+        with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            server.start()
+    assert server.pid is None
+    assert not (tmp_path / "logs").exists()
+
+
+def test_check_server_accepts_what_is_needed():
+    with ScriptedServer(None, ["base", "policy-3"], context=1024) as server:
+        assert check_server(server.url, "policy-3", 1024) is None
+
+
+def test_check_server_names_the_served_models_and_the_context():
+    with ScriptedServer(None, ["base", "policy-3"], context=1024) as server:
+        with pytest.raises(ValueError, match="serves 'base', 'policy-3', but 'other' is needed"):
+            check_server(server.url, "other")
+        with pytest.raises(ValueError, match="context of 1024 tokens, but 1025 are needed"):
+            check_server(server.url, "base", 1025)
+
+
+def test_check_server_without_a_server(free_port):
+    with pytest.raises(ConnectionError, match="no server answers at http://127.0.0.1:.* start it"):
+        check_server(f"http://127.0.0.1:{free_port()}/v1", "base", timeout=0.3)
+
+
+def test_check_server_waits_for_a_late_server(listener):
+    server, answers = listener
+    answers |= {"/health": (503, b""), "/v1/models": (200, b'{"data": [{"id": "base", "max_model_len": 8}]}')}
+    timer = threading.Timer(0.5, lambda: answers.update({"/health": (200, b"")}))
+    timer.start()
+    check_server(f"http://127.0.0.1:{server.server_port}/v1", "base", timeout=20, key="secret")
+    timer.join()
+    answers["/health"] = (503, b"")
+    with pytest.raises(ConnectionError, match="not healthy: /health answers 503"):
+        check_server(f"http://127.0.0.1:{server.server_port}/v1", "base", timeout=0.1, key="secret")
+
+
+def test_check_server_with_a_wrong_key_or_another_program(listener):
+    url = f"http://127.0.0.1:{listener[0].server_port}/v1"
+    with pytest.raises(ValueError, match="refuses the key; set VLLM_API_KEY"):
+        check_server(url, "base", key="guess")
+    with pytest.raises(ValueError, match="is no vLLM server: /health answers 404"):
+        check_server(url, "base", key="secret")
+
+
+SERVE_WITH_CHILD = """
+import http.server, json, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": MODEL, "max_model_len": 64}]}).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_stop_ends_the_children_too(model, tmp_path, free_port, monkeypatch):
+    pretend(monkeypatch, f"MODEL = {model!r}\n" + SERVE_WITH_CHILD)
+    monkeypatch.setattr(vllm_server, "STOP_SECONDS", 1.0)
+    server = VLLMServer(ServerConfig(model, free_port(), "policy", device="cpu", log_dir=str(tmp_path)))
+    with server:
+        pid, child = server.pid, int(server.log_path.read_text().split()[1])
+        assert psutil.pid_exists(pid) and psutil.pid_exists(child)
+    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert server.pid is None
+    server.stop()  # nothing is left to do
+
+
+def test_a_server_that_dies_is_reported_with_its_log(model, tmp_path, free_port, monkeypatch):
+    lines = "\\n".join(["(Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"] + ["later"] * 30)
+    pretend(monkeypatch, f"import sys; print({lines!r}.replace(chr(92) + 'n', chr(10))); sys.exit(3)")
+    server = VLLMServer(ServerConfig(model, free_port(), "reflection", device="cpu", log_dir=str(tmp_path)))
+    with pytest.raises(ConnectionError) as caught, server:
+        pass
+    message = str(caught.value).splitlines()
+    assert message[0] == (
+        f"the reflection server for {model} ended with exit code 3; the end of its log {server.log_path}:"
+    )
+    assert message[1] == "    first error: (Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"
+    assert message[2:] == ["    later"] * vllm_server.LOG_TAIL_LINES
+    assert server.pid is None
+
+
+def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(model, tmp_path, free_port, monkeypatch):
+    pretend(monkeypatch, "import time; print('loading', flush=True); time.sleep(600)")
+    config = ServerConfig(model, free_port(), "policy", device="cpu", log_dir=str(tmp_path), startup_timeout=0.5)
+    server = VLLMServer(config)
+    server.start()
+    pid = server.pid
+    with pytest.raises(ConnectionError, match="was not ready within 0 s"):
+        server.wait_ready()
+    server.stop()
+    assert not psutil.pid_exists(pid)
+
+
+def test_the_command_stops_its_server_on_sigterm(model, tmp_path, free_port):
+    served = f"MODEL = {model!r}\n" + SERVE_WITH_CHILD
+    program = f"""
+import sys
+from rea_rl import vllm_server
+vllm_server.server_command = lambda config, device: [sys.executable, "-c", {served!r}, str(config.port)]
+vllm_server.STOP_SECONDS = 1.0
+vllm_server.main(sys.argv[1:])
+"""
+    flags = ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu"]
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, *flags, "--log_dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    for line in command.stderr:
+        if "ready after" in line:
+            break
+    tree = psutil.Process(command.pid).children(recursive=True)
+    assert len(tree) == 2
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(30) == 128 + signal.SIGTERM
+    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    command.stderr.close()
+
+
+def test_recipe_gives_model_address_and_rank(tmp_path):
+    recipe = {
+        "model_name_or_path": "model/LRM",
+        "policy_server": "http://127.0.0.1:4000/v1",
+        "lora_r": 12,
+        "reflection_model": "owner/name",
+        "reflection_server": "http://127.0.0.1:4001/v1",
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    config, _ = vllm_server.parse_args(["--recipe", str(path), "--role", "policy", "--port", "5000"])
+    assert (config.model, config.port, config.host, config.max_lora_rank) == ("model/LRM", 5000, "127.0.0.1", 16)
+    config, given = vllm_server.parse_args(["--recipe", str(path), "--role", "reflection", "--wait", "--max-num-seqs", "8"])
+    assert (config.model, config.port, config.role, given.wait) == ("owner/name", 4001, "reflection", True)
+    assert config.extra_args == ["--max-num-seqs", "8"]
+
+
+def test_recipe_without_a_reflection_model(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("model_name_or_path: m\npolicy_server: http://127.0.0.1:4000/v1\n")
+    with pytest.raises(ValueError, match="config.yaml has no reflection_model and no reflection_server"):
+        vllm_server.parse_args(["--recipe", str(path), "--role", "reflection"])
+
+
+def test_main_ends_with_one_line_for_a_mistake(tmp_path, free_port):
+    with pytest.raises(SystemExit, match="error: there is no model folder"):
+        vllm_server.main(["--role", "policy", "--model", str(tmp_path / "x"), "--port", str(free_port()), "--dry_run"])
+
+
+def test_dry_run_prints_the_command(model, free_port, capsys):
+    vllm_server.main(["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", "--dry_run"])
+    assert f"-m vllm.entrypoints.openai.api_server --model {model} " in capsys.readouterr().out
