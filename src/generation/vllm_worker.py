@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rea_rl.utils import resolve_dtype
+
 if TYPE_CHECKING:
     from vllm import LLMEngine
 
@@ -141,7 +143,7 @@ def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=args.model_dir,
-            dtype=args.dtype,
+            dtype=resolve_dtype(args.dtype, "cuda" if num_gpus else "cpu"),
             tensor_parallel_size=max(num_gpus, 1),
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,

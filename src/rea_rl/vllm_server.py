@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from rea_rl.utils import api_key, setup_logging
+from rea_rl.utils import api_key, resolve_dtype, setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,8 @@ class VLLMServer:
 def server_command(config: ServerConfig, device: str) -> list[str]:
     """Command line of vLLM. The `vllm` command is not used: the CPU package does not find its own version under it."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
-    command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype, "--enable-prefix-caching"]
+    command += ["--host", config.host, "--port", str(config.port), "--enable-prefix-caching"]
+    command += ["--dtype", resolve_dtype(config.dtype, device)]
     # Sampling settings come with each request: a model's own (top_p, repetition penalty) would distort its log-probs.
     command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
     if config.max_model_len is not None:
