@@ -59,6 +59,7 @@ class Rollout:
     num_reflections: int
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
+    paragraph_ends: list[int] = field(default_factory=list)  # their ends, characters of the original's text
     p_result: list[float] = field(default_factory=list)  # P(Result) per label that the reflection model gave
     cut: int | None = None  # index of the last kept paragraph
     num_kept_tokens: int | None = None  # ids shared with the original
@@ -247,6 +248,7 @@ class RolloutEngine:
             + choice.logprobs.token_logprobs,
             finish_reason=choice.finish_reason,
             num_paragraphs=len(paragraphs),
+            paragraph_ends=[paragraph.end for paragraph in paragraphs],
             p_result=p_result,
             cut=cut,
             num_kept_tokens=len(prefix.kept_ids),
