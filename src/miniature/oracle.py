@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
+_EQUATION = re.compile(r"^(\d+)(?:[-+*/]\d+)+=(\d+)$", re.MULTILINE)
 _RESULT = re.compile(r"result is (\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
@@ -47,3 +49,20 @@ def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
 def confirm_reply(paragraph: str, answer: int) -> str:
     """The reply of the second judgement: does this part really reach the right result?"""
     return "Yes" if stated_result(paragraph) == answer else "No"
+
+
+def recomputes(paragraph: str) -> bool:
+    """Whether a paragraph computes something: equations, each of which goes on with the value of the one before."""
+    equations = _EQUATION.findall(paragraph)
+    return bool(equations) and all(value == start for (_, value), (start, _) in pairwise(equations))
+
+
+def count_rechecks(thinking: str) -> int:
+    """Paragraphs after the first stated result that really compute again, whatever words they use.
+
+    >>> count_rechecks("2+3=5\\nThe result is 5.\\n\\nWait, let me check. Yes.\\n\\n5-3=2\\nThis is the start.")
+    1
+    """
+    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
+    first = next((i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs))
+    return sum(recomputes(part) for part in paragraphs[first + 1 :])
