@@ -148,6 +148,7 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
     command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
+    command += ["--model_name_or_path", args.model]
     command += ["--policy_server", args.policy_server, "--reflection_server", args.reflection_server]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
 
@@ -250,12 +251,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
     parser.add_argument("--work", type=Path, default=Path("output/study"), help="runs and evaluations")
     parser.add_argument("--out", type=Path, default=Path("docs/study"), help="table, pictures and study.json")
+    parser.add_argument("--model", help="base model, as the policy server serves it; default: the recipe's")
     parser.add_argument("--policy_server", help="default: the recipe's")
     parser.add_argument("--reflection_server", help="default: the recipe's")
     parser.add_argument("trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --")
     args = parser.parse_args(argv)
     recipe = read_recipe(args.recipe_set)
-    args.model = recipe["model_name_or_path"]
+    args.model = args.model or recipe["model_name_or_path"]
     args.policy_server = args.policy_server or recipe["policy_server"]
     args.reflection_server = args.reflection_server or recipe["reflection_server"]
     args.device = device_name()

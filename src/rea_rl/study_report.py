@@ -118,8 +118,9 @@ class Bootstrap:
 
 def interval(values: np.ndarray) -> Interval:
     """Value and 95 % interval of a figure; `values` has the figure itself first, then its resamples."""
-    with np.errstate(invalid="ignore"):  # a draw without problems of the group is NaN, one without words is infinite
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    defined = values[~np.isnan(values)][1:]  # a draw may have no problem of the group
+    with np.errstate(invalid="ignore"):  # or no reflection word, which makes tokens per word infinite
+        low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (math.nan, math.nan)
     return Interval(*(float(x) if math.isfinite(x) else None for x in (values[0], low, high)))
 
 

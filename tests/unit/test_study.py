@@ -74,6 +74,7 @@ def test_command_of_a_row_by_hand(tmp_path):
         sys.executable, "-m", "rea_rl.grpo", "--config", "recipes/miniature/config_GRPO.yaml",
         "--reward_funcs", "truncated_accuracy", "--target_lengths", "150", "--scale_rewards", "batch",
         "--dynamic_sampling", "true", "--seed", "0", "--output_dir", str(tmp_path / "work/dler/seed-0"),
+        "--model_name_or_path", "model/Miniature-LRM",
         "--policy_server", "http://127.0.0.1:1/v1", "--reflection_server", "http://127.0.0.1:12346/v1",
         "--max_steps", "7",
     ]  # fmt: skip
