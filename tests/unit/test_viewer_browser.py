@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
@@ -21,11 +22,13 @@ SECONDS = 0.5  # longest that a click may hold the page
 def driver():
     from selenium import webdriver
 
+    # Named, or selenium asks the network for a driver first.
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
     options = webdriver.ChromeOptions()
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,950"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options) as driver:
+    with webdriver.Chrome(options=options, service=service) as driver:
         yield driver
 
 
