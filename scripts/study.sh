@@ -48,6 +48,7 @@ TRAINER+=("${BATCH_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || e
 trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" --dry_run -- "${TRAINER[@]}" "${@:2}"
 prepare
 TRAINER+=("${@:2}")
 start_servers policy reflection

@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -254,6 +255,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="base model, as the policy server serves it; default: the recipe's")
     parser.add_argument("--policy_server", help="default: the recipe's")
     parser.add_argument("--reflection_server", help="default: the recipe's")
+    parser.add_argument("--dry_run", action="store_true", help="print what is to be done, and do nothing")
     parser.add_argument("trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --")
     args = parser.parse_args(argv)
     recipe = read_recipe(args.recipe_set)
@@ -278,20 +280,38 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
+def plan(runs: list[Run], args: argparse.Namespace) -> str:
+    """A line per run: what is left to do, and the command of its training."""
+    lines = []
+    for run in runs:
+        left = [word for word, done in (("train", run.trained), ("evaluate", run.evaluated)) if not done]
+        command = "" if run.row.name == "base" else shlex.join(train_command(run, args))
+        lines.append(f"{run.row.name} seed {run.seed}: {' and '.join(left) or 'finished'}  {command}".rstrip() + "\n")
+    return "".join(lines)
+
+
+def run_all(runs: list[Run], args: argparse.Namespace) -> None:
+    """Train and evaluate what is left, and write the report after every run, so that there always is one."""
     from rea_rl.study_report import write_report
 
+    for run in runs:
+        if not run.trained:
+            train(run, args)
+        if not run.evaluated:
+            evaluate(run, runs[0], args)
+        write_report(args, [r for r in runs if r.evaluated])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
     setup_logging()
     args = parse_arguments(argv)
     try:
         runs = all_runs(args)
-        for run in runs:
-            if not run.trained:
-                train(run, args)
-            if not run.evaluated:
-                evaluate(run, runs[0], args)
-            write_report(args, [r for r in runs if r.evaluated])
+        if args.dry_run:
+            sys.stdout.write(plan(runs, args))
+        else:
+            run_all(runs, args)
     except (ValueError, ConnectionError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
 

@@ -80,6 +80,26 @@ def test_command_of_a_row_by_hand(tmp_path):
     ]  # fmt: skip
 
 
+def test_row_of_a_script(tmp_path, monkeypatch):
+    script = "bash scripts/grpo.sh model --output_dir {output_dir}"
+    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script=script))
+    args = arguments(tmp_path, "--rows", "sft")
+    run = study.all_runs(args)[-1]
+    assert study.train_command(run, args) == [*script.split()[:-1], str(tmp_path / "work/sft/seed-0")]
+    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="bash scripts/nobody.sh"))
+    with pytest.raises(ValueError, match="row sft needs scripts/nobody.sh, which does not exist"):
+        study.all_runs(args)
+
+
+def test_plan_says_what_is_left(tmp_path, capsys):
+    flags = ["--rows", "grpo", "--seeds", "1", "--dry_run", "--work", str(tmp_path), "--", "trainer", "--flag", "a b"]
+    study.main(flags)
+    base, grpo = capsys.readouterr().out.splitlines()
+    assert base == "base seed 0: evaluate"
+    assert grpo.startswith("grpo seed 0: train and evaluate  trainer --flag 'a b' --config recipes/miniature/config_GRPO")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("recipe_set", study.SIZES)
 @pytest.mark.parametrize("name", [row.name for row in study.ROWS.values() if row.variant])
 def test_every_row_is_a_recipe_with_valid_flags(tmp_path, recipe_set, name):
