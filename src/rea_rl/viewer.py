@@ -181,7 +181,8 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
             prompt = tokenizer.decode(original["prompt_ids"], skip_special_tokens=False) if tokenizer else ""
             index["paths"].append(list_row(path.stem, at, original, revision))
             data[path.stem].append(entry(original, revision, prompt))
-        index.setdefault("word_pattern", word_pattern(records))
+        if "word_pattern" not in index:
+            index["word_pattern"] = word_pattern(records)
     return {"index": index} | data
 
 
