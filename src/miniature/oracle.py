@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from generation.reflection_words import count_reflections
+
 _EQUATION = re.compile(r"^(\d+)(?:[-+*/]\d+)+=(\d+)$", re.MULTILINE)
 _RESULT = re.compile(r"result is (\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
@@ -57,12 +59,27 @@ def recomputes(paragraph: str) -> bool:
     return bool(equations) and all(value == start for (_, value), (start, _) in pairwise(equations))
 
 
+def after_first_result(thinking: str) -> list[str]:
+    """Paragraphs after the first one that states a result: where re-checks are."""
+    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
+    first = next((i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs))
+    return paragraphs[first + 1 :]
+
+
 def count_rechecks(thinking: str) -> int:
-    """Paragraphs after the first stated result that really compute again, whatever words they use.
+    """Paragraphs after the first result that really compute again, whatever words they use.
 
     >>> count_rechecks("2+3=5\\nThe result is 5.\\n\\nWait, let me check. Yes.\\n\\n5-3=2\\nThis is the start.")
     1
     """
-    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
-    first = next((i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs))
-    return sum(recomputes(part) for part in paragraphs[first + 1 :])
+    return sum(recomputes(part) for part in after_first_result(thinking))
+
+
+def count_empty_checks(thinking: str) -> int:
+    """Paragraphs after the first result that have a reflection word and compute nothing.
+
+    >>> count_empty_checks("2+3=5\\nThe result is 5.\\n\\nWait, let me check. Yes.\\n\\n5-3=2\\nThis is the start.")
+    1
+    """
+    later = after_first_result(thinking)
+    return sum(count_reflections(part, word_bounded=True) > 0 and not recomputes(part) for part in later)

@@ -21,7 +21,7 @@ from generation.math_verify_all import ALL, NUM_RESAMPLES, Interval, read_scores
 from generation.plots import COLOURS, GREY, MARKERS, plot_pareto, read_log, running_mean, save_panels, series
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
-from miniature.oracle import count_rechecks
+from miniature.oracle import count_empty_checks, count_rechecks
 from rea_rl.utils import write_atomically
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ RATIOS = {
     "words": ("num_reflections", "num_think_tokens", 1000),
     "rechecks": ("rechecks", "num_think_tokens", 1000),
     "words_per_recheck": ("num_reflections", "rechecks", 1),
+    "empty_checks": ("empty_checks", "responses", 1),
 }
 # Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a gain.
 AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}  # of the axes
 CURVE_ROWS = ("grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
 
 Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
@@ -75,7 +77,8 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
         if [problem["id"] for problem in scores["problems"]] != ids:
             raise ValueError(f"{run.scores} has other problems than {runs[0].scores}; delete one, or use another --work")
     counts = {name: np.array([_count(scores, name) for scores in scored]) for name in COUNTS}
-    counts["rechecks"] = np.array([_rechecks(run.generations) for run in runs])
+    for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
+        counts[name] = np.array([_count_texts(run.generations, count) for run in runs])
     levels = [problem["level"] for problem in scored[0]["problems"]]
     return RowCounts(runs[0].row.name, runs[0].row.title, ids, levels, counts)
 
@@ -89,9 +92,9 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
     return [float(sum(value(response) for response in problem["responses"])) for problem in scores["problems"]]
 
 
-def _rechecks(generations: Path) -> list[float]:
+def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
     rows = read_generations(generations)
-    return [float(sum(count_rechecks(thinking_of(r["text"])) for r in row["responses"])) for row in rows]
+    return [float(sum(count(thinking_of(r["text"])) for r in row["responses"])) for row in rows]
 
 
 class Bootstrap:
@@ -154,8 +157,11 @@ def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> di
     return result
 
 
-def is_empty_reflection(figures: Figures, base: Figures) -> bool:
-    """Whether a row writes more reflection words a real re-check than the base, beyond both intervals."""
+def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
+    """Whether a row writes more reflection words a real re-check than the base, beyond both intervals.
+
+    Then the density of words, which the reflection reward sees, says more than there is.
+    """
     own, reference = figures[ALL]["words_per_recheck"], base[ALL]["words_per_recheck"]
     if own.value is None:  # words without any re-check; a row with neither does not reflect at all
         return figures[ALL]["words"].value > 0
@@ -172,12 +178,12 @@ def tables(rows: Sequence[RowCounts], figures: dict[str, Figures]) -> str:
     main |= {"truncated %": (ALL, "truncated", 100, 1), f"corrected, {hardest} %": (hardest, "corrected", 100, 1)}
     reflection = {f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]}
     reflection |= {"words/1000 tokens": (ALL, "words", 1, 1), "re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
-    reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2)}
-    checks = ["yes" if is_empty_reflection(figures[row.name], figures[rows[0].name]) else "no" for row in rows]
+    reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2), "empty checks": (ALL, "empty_checks", 1, 2)}
+    checks = ["yes" if words_outgrow_rechecks(figures[row.name], figures[rows[0].name]) else "no" for row in rows]
     return (
         _table(rows, figures, main, {"seeds": [row.num_seeds for row in rows]})
         + "\n\n"
-        + _table(rows, figures, reflection, {"empty reflection": checks})
+        + _table(rows, figures, reflection, {"words outgrow re-checks": checks})
     )
 
 
@@ -240,7 +246,7 @@ def plot_curves(axes: Axes, logs: dict[str, list[dict[str, Any]]], key: str, lab
         style = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": max(len(steps) // 6, 1), "markersize": 4}
         axes.plot(steps, running_mean(values), label=title, **style)
     axes.set(xlabel="optimizer step", ylabel=label)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(**ABOVE)
 
 
 def plot_difficulties(
@@ -257,7 +263,7 @@ def plot_difficulties(
         axes.bar(places, heights, width, yerr=errors, **bars)
     axes.set(ylabel=label)
     axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(**ABOVE)
 
 
 def seconds(runs: Sequence[Run]) -> dict[str, float]:
@@ -281,8 +287,8 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     study = {"settings": settings, "rows": [json_row(row, figures[row.name]) for row in rows], "seconds": took}
     write_json(args.out / "study.json", study)
     intro = (
-        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, {args.eval_samples} "
-        f"answer(s) a problem and seed; ± is half of the 95 % interval over problems and seeds. All rows together took "
+        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, answers: {args.eval_samples} "
+        f"a problem and seed; ± is half of the 95 % interval over problems and seeds. All rows together took "
         f"{sum(took.values()) / 60:.0f} minutes on {args.device}."
     )
     parts = ["# The study", intro, tables(rows, figures), PICTURES, LEGEND]
@@ -299,6 +305,7 @@ PICTURES = "\n\n".join(
 )
 LEGEND = (
     "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). Corrected: a wrong first "
-    "result and a right answer. A real re-check is a paragraph after the first result that computes something; "
-    "reflection is called empty where a row writes more words a re-check than the base, beyond both intervals."
+    "result and a right answer. A real re-check is a paragraph after the first result that computes something; an empty "
+    "check is one with a reflection word that computes nothing (a path). Words outgrow re-checks where a row writes "
+    "more words a re-check than the base, beyond both intervals: its density of words then says more than there is."
 )

@@ -11,7 +11,7 @@ import pytest
 
 from generation.math_verify_all import ALL, ratio_interval
 from generation.plots import pareto_front
-from miniature.oracle import count_rechecks, recomputes
+from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
 from rea_rl.study_report import (
     Bootstrap,
@@ -19,9 +19,9 @@ from rea_rl.study_report import (
     aes,
     all_figures,
     interval,
-    is_empty_reflection,
     json_row,
     tables,
+    words_outgrow_rechecks,
     write_report,
 )
 
@@ -145,6 +145,7 @@ def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
             "responses": zeros + 1, "correct": np.array(correct, dtype=float), "num_tokens": tokens,
             "num_think_tokens": tokens, "num_reflections": zeros + (1 if words is None else words),
             "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros, "corrected": zeros,
+            "empty_checks": zeros,
         },
     )  # fmt: skip
 
@@ -204,13 +205,13 @@ def test_rows_on_other_problems_are_refused():
         all_figures([BASE, other], resamples=10)
 
 
-def test_words_without_re_checks_are_called_empty():
+def test_words_that_outgrow_re_checks():
     wordy = counts("wordy", BASE.counts["correct"], BASE.counts["num_tokens"], words=9, rechecks=1)
     hollow = counts("hollow", BASE.counts["correct"], BASE.counts["num_tokens"], words=2, rechecks=0)
     silent = counts("silent", BASE.counts["correct"], BASE.counts["num_tokens"], words=0, rechecks=0)
     figures = all_figures([BASE, SHORT, wordy, hollow, silent], resamples=100)
-    empty = {name: is_empty_reflection(f, figures["base"]) for name, f in figures.items()}
-    assert empty == {"base": False, "short": False, "wordy": True, "hollow": True, "silent": False}
+    outgrown = {name: words_outgrow_rechecks(f, figures["base"]) for name, f in figures.items()}
+    assert outgrown == {"base": False, "short": False, "wordy": True, "hollow": True, "silent": False}
 
 
 def test_table_and_json_say_the_same():
@@ -261,6 +262,8 @@ FIRST = "First, go step by step.\n10+5=15\n15-3=12\nSo the result is 12."
 def test_a_re_check_computes_something(paragraph, real):
     assert recomputes(paragraph) is real
     assert count_rechecks(f"{FIRST}\n\n{paragraph}") == int(real)
+    empty = not real and "heck" in paragraph  # "I am confident" claims no check
+    assert count_empty_checks(f"{FIRST}\n\n{paragraph}") == int(empty)
 
 
 def test_the_first_pass_is_no_re_check():
