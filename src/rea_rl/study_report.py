@@ -27,7 +27,7 @@ from rea_rl.utils import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rea_rl.study import Run
+    from rea_rl.study import Row, Run
 
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
 COUNTS = ("responses", "correct", "num_tokens", "num_think_tokens", "num_reflections", "truncated", "corrected")
@@ -46,7 +46,7 @@ RATIOS = {
 # Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a gain.
 AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}  # of the axes
-CURVE_ROWS = ("grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
+MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
 
 Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
 
@@ -220,8 +220,8 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
     """Pictures: accuracy against tokens, training curves of the main rows, reflection by difficulty."""
     points = {row.title: (figures[row.name][ALL]["tokens"], figures[row.name][ALL]["accuracy"]) for row in rows}
     save_panels([lambda axes: plot_pareto(axes, points)], out / "tradeoff.png", columns=1)
-    trained = {run.row.title: run.directory / "trainer_state.json" for run in runs if run.row.name in CURVE_ROWS}
-    logs = {title: read_log(path) for title, path in reversed(trained.items()) if path.is_file()}
+    first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
+    logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
     if logs:
         keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per path"}
         keys |= {"reflection/density": "reflection words per token"}
@@ -230,7 +230,7 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
         ]
         save_panels(panels, out / "training.png", columns=3)
     if "hard" in figures[rows[0].name]:
-        shown = [row for row in rows if row.name in ("base", *CURVE_ROWS)]
+        shown = [row for row in rows if row.name in MAIN_ROWS]
         keys = {"words": "reflection words / 1000 tokens", "rechecks": "real re-checks / 1000 tokens"}
         panels = [
             lambda axes, key=key, label=label: plot_difficulties(axes, shown, figures, key, label)
@@ -239,12 +239,13 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
         save_panels(panels, out / "reflection.png")
 
 
-def plot_curves(axes: Axes, logs: dict[str, list[dict[str, Any]]], key: str, label: str) -> None:
+def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:
     """Running mean of one figure over training steps, a line per row."""
-    for i, (title, history) in enumerate(logs.items()):
+    for row, history in logs.items():
         steps, values = series(history, key)
+        i = MAIN_ROWS.index(row.name)
         style = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": max(len(steps) // 6, 1), "markersize": 4}
-        axes.plot(steps, running_mean(values), label=title, **style)
+        axes.plot(steps, running_mean(values), label=row.title, **style)
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(**ABOVE)
 
@@ -259,7 +260,7 @@ def plot_difficulties(
         heights = [v.value or 0.0 for v in values]
         errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(values))]
-        bars = {"color": COLOURS[i], "label": row.title, "error_kw": {"elinewidth": 1, "ecolor": GREY}}
+        bars = {"color": COLOURS[MAIN_ROWS.index(row.name)], "label": row.title, "error_kw": {"elinewidth": 1, "ecolor": GREY}}
         axes.bar(places, heights, width, yerr=errors, **bars)
     axes.set(ylabel=label)
     axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))

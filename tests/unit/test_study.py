@@ -280,7 +280,9 @@ def test_report_of_two_finished_runs(tmp_path):
     for run, tokens in zip(runs, (200, 150), strict=True):
         write_evaluation(run, tokens)
     write_report(args, runs)
-    assert {path.name for path in args.out.iterdir()} == {"study.md", "study.json", "tradeoff.png", "reflection.png"}
+    assert {path.name for path in args.out.iterdir()} == {
+        "study.md", "study.json", "tradeoff.png", "training.png", "reflection.png"
+    }  # fmt: skip
     report = json.loads((args.out / "study.json").read_text())
     assert [(row["name"], row["tokens"], row["tr"]) for row in report["rows"]] == [("base", 200, 100), ("grpo", 150, 75)]
     assert report["settings"]["eval_problems"] == 5
@@ -290,6 +292,8 @@ def test_report_of_two_finished_runs(tmp_path):
 def write_evaluation(run, tokens):
     folder = run.directory / "eval" / "Miniature-LRM"
     folder.mkdir(parents=True)
+    log = [{"step": 1, "rollout/accuracy": 0.9, "rollout/num_tokens": 200.0, "reflection/density": 0.02}]
+    (run.directory / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     text = f"{FIRST}\n\nWait, check.\n10+5=15\n</think>\n\n\\boxed{{12}}"
     response = {"text": text, "num_tokens": tokens, "finish_reason": "stop"}
     rows = [{"id": f"p{i}", "problem": "x", "answer": "12", "level": i + 1, "responses": [response]} for i in range(5)]
