@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripted_server import ScriptedServer
+from test_generate import serve  # noqa: F401
 
 from generation.math_verify_all import ALL, ratio_interval
 from generation.plots import pareto_front
@@ -130,6 +132,33 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
     (run.directory / "command.json").write_text(json.dumps(["earlier", "--max_steps", "2"]))
     with pytest.raises(ValueError, match="made with another command: earlier --max_steps 2; delete it"):
         study.train(run, args)
+
+
+@pytest.mark.slow
+def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
+    server = serve()
+    args = arguments(tmp_path, "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
+    run = study.all_runs(args)[0]
+    study.evaluate(run, run, args)
+    assert run.evaluated and run.generations.name == "test_math_cot.json"
+    scores = json.loads(run.scores.read_text())
+    assert [problem["id"] for problem in scores["problems"]] == ["test-0", "test-1", "test-2"]
+    assert {"first_right", "num_reflections"} <= scores["problems"][0]["responses"][0].keys()
+
+
+def test_adapter_is_served_under_a_name_of_its_weights(tmp_path):
+    with ScriptedServer(None, ["model/Miniature-LRM"]) as server:
+        args = arguments(tmp_path, "--rows", "grpo", "--seeds", "1", "--policy_server", server.url)
+        base, run = study.all_runs(args)
+        run.directory.mkdir(parents=True)
+        (run.directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (run.directory / "adapter_model.safetensors").write_bytes(b"weights")
+        with study.served(run, args) as name:
+            assert name.startswith("study-grpo-0-") and server.models == ["model/Miniature-LRM", name]
+        assert server.models == ["model/Miniature-LRM"]
+        assert server.bodies("load_lora_adapter")[0]["lora_path"] == str(run.directory)
+        with study.served(base, args) as name:
+            assert name == "model/Miniature-LRM"
 
 
 # --- figures ---
