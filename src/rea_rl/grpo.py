@@ -58,7 +58,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     threshold = args.tokens_per_reflection
     if args.tokens_per_reflection_file is not None:
         threshold = read_tokens_per_reflection(args.tokens_per_reflection_file, args.word_bounded_reflections)
-    reward_funcs = get_reward_funcs(args.reward_funcs, threshold)
+    reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer)
@@ -108,7 +108,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     finish = args.finish_max_tokens if args.revision else 0
     check_server(args.policy_server, model_name, longest_prompt + args.max_completion_length + finish)
     reflection_tokenizer = None
-    if args.revision:
+    if args.needs_labels:
         check_model(args.reflection_model)
         reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
         check_server(args.reflection_server, args.reflection_model)

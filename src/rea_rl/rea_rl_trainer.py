@@ -31,7 +31,13 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from rea_rl.configs import REARLConfig
-from rea_rl.revision import group_advantages
+from rea_rl.revision import (
+    differing_groups,
+    group_advantages,
+    overthinking_signal,
+    think_end_ids,
+    token_advantages,
+)
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
 from rea_rl.utils import write_atomically
 from rea_rl.weight_sync import AdapterSync
@@ -110,22 +116,41 @@ class REARLTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(
             [dict(row) for row in inputs for _ in range(self.args.rows_per_path)]
         )
-        rewards = self._rewards.view(self.accelerator.num_processes, len(self._trained), -1)[
-            self.accelerator.process_index
-        ]  # (B, F)
-        output["advantages"] = group_advantages(
-            rewards * self.reward_weights.to(rewards.device),
-            torch.tensor([rollout.correct for rollout in self._trained], device=rewards.device),
+        advantages = group_advantages(
+            self._rewards * self.reward_weights.to(self._rewards.device),
+            torch.tensor(gather_object([rollout.correct for rollout in self._trained]), device=self._rewards.device),
             self.num_generations,
-            scale=self.scale_rewards != "none",
-        )
+            scale={"none": False, "batch": "batch"}.get(self.scale_rewards, True),
+        )  # of all ranks
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rewards = self._rewards.view(ranks, len(self._trained), -1)[rank]  # (B, F)
+        output["advantages"] = advantages.view(ranks, -1)[rank]
         self._note_training(rewards, output["advantages"])
+        self._apply_switches(output, rewards)
         return output
+
+    def _apply_switches(self, output: dict[str, torch.Tensor], rewards: torch.Tensor) -> None:
+        """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups with equal rewards."""
+        if self.args.overthinking_loss != "none":
+            ids = [rollout.completion_ids for rollout in self._trained]
+            end, right = think_end_ids(self.processing_class), [rollout.correct for rollout in self._trained]
+            signals = [
+                overthinking_signal(ids[i], ids[i + 1], end, (right[i], right[i + 1])) for i in range(0, len(ids), 2)
+            ]
+            width, how = output["completion_ids"].size(1), self.args.overthinking_loss
+            output["advantages"] = token_advantages(
+                output["advantages"], signals, self.num_generations, width, how
+            )  # (B, C)
+        if self.args.dynamic_sampling:
+            output["completion_mask"] *= differing_groups(rewards, self.num_generations).unsqueeze(1)
+            output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
         self._rollouts = self._run_chain(self._rows, self.args.revision)
-        self._trained = trained_rows(self._rollouts) if self.args.revision else self._rollouts
+        self._trained = self._rollouts
+        if self.args.revision:
+            self._trained = trained_rows(self._rollouts, self.args.construction)
         columns = ("prompt_ids", "completion_ids", "logprobs", *REWARD_COLUMNS)
         return {column: [getattr(rollout, column) for rollout in self._trained] for column in columns}
 
@@ -202,16 +227,17 @@ class REARLTrainer(GRPOTrainer):
         TRL's `token_truncate` does.
 
         Args:
-            inputs: micro-batch; `advantages` (B,) becomes (B, C).
+            inputs: micro-batch; `advantages` (B,) or (B, C) becomes (B, C).
             logps: (B, C) of the loss's forward pass, detached.
         """
         difference = logps - inputs["sampling_per_token_logps"]  # (B, C), NaN for forced tokens
         ratio = difference.nan_to_num(nan=0.0).exp()
         if self.vllm_importance_sampling_correction:
             weights = ratio.clamp(self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
-            inputs["advantages"] = inputs["advantages"].unsqueeze(1) * weights
+            inputs["advantages"] = inputs["advantages"].view(len(weights), -1) * weights
         sampled = inputs["completion_mask"].bool() & ~difference.isnan()
-        means = torch.stack([difference[sampled].abs().mean(), ratio[sampled].mean()])
+        num_sampled = sampled.sum().clamp(min=1)  # 0 where dynamic sampling left nothing of the micro-batch
+        means = torch.stack([difference[sampled].abs().sum(), ratio[sampled].sum()]) / num_sampled
         mean_difference, mean_ratio = self.accelerator.gather(means).view(-1, 2).mean(dim=0).tolist()
         self._metrics["train"]["sampling/logp_difference"].append(mean_difference)
         self._metrics["train"]["sampling/ratio"].append(mean_ratio)
@@ -238,8 +264,9 @@ class REARLTrainer(GRPOTrainer):
 
     def _note_training(self, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
         """Complete the records of a training batch and log their metrics."""
-        rows = zip(self._rollouts, self._trained, rewards.tolist(), advantages.tolist(), strict=True)
-        for rollout, trained, values, advantage in rows:
+        rows = list(zip(self._trained, rewards.tolist(), advantages.tolist(), strict=True))
+        for i, rollout in enumerate(self._rollouts):
+            trained, values, advantage = rows[i * len(rows) // len(self._rollouts)]
             rollout.kept = trained is rollout
             rollout.rewards = dict(zip(self.reward_func_names, values, strict=True))
             rollout.advantage = advantage
@@ -253,6 +280,6 @@ class REARLTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
             write_atomically(path, (json.dumps(vars(rollout)) for rollout in everyone))
-        return rollout_metrics(everyone, revision) | {
+        return rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1)) | {
             f"verifier/{key}": float(value) for key, value in self.engine.verifier.stats.items()
         }

@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -129,10 +129,34 @@ def keep_or_replace(correct: list[bool]) -> list[int]:
     return [row - 1 if row % 2 and not is_right else row for row, is_right in enumerate(correct)]
 
 
+def replaced_revisions(correct: list[bool]) -> list[int]:
+    """Source row for each of B / 2 trained rows where only revisions are trained: the original where one is wrong.
+
+    >>> replaced_revisions([True, False, False, True])
+    [0, 3]
+    """
+    return keep_or_replace(correct)[1::2]
+
+
+def serial_cuts(num_paragraphs: int, num_cuts: int) -> list[int]:
+    """Indices of the last kept paragraph of `num_cuts` exits, evenly spread over a path, earliest first.
+
+    S-GRPO (arXiv 2505.07686) draws random tokens; paragraphs' ends leave sentences whole. The whole path is an exit of
+    its own, so the last paragraph is none. A path of fewer paragraphs has some exits twice.
+
+    >>> serial_cuts(8, 3)
+    [1, 3, 5]
+    """
+    return [max((i + 1) * num_paragraphs // (num_cuts + 1) - 1, 0) for i in range(num_cuts)]
+
+
 def group_advantages(
-    rewards: torch.Tensor, correct: torch.Tensor, group_size: int, scale: bool = True
+    rewards: torch.Tensor,
+    correct: torch.Tensor,
+    group_size: int,
+    scale: bool | Literal["batch"] = True,
 ) -> torch.Tensor:
-    """Advantage of each row: its summed reward against the mean of its group, over the group's standard deviation.
+    """Advantage of each row: its summed reward against the mean of its group, over a standard deviation.
 
     A group without a correct path has nothing to learn from: its advantages are 0 whatever `scale` says.
 
@@ -140,7 +164,8 @@ def group_advantages(
         rewards: (B, F), one column per reward function, rows as `keep_or_replace` left them.
         correct: (B,), whether the row's answer is right, bool or 0/1.
         group_size: G, consecutive rows that belong to one prompt; 2 x sampled paths with revision.
-        scale: divide by the unbiased standard deviation + 1e-4.
+        scale: divide by the group's unbiased standard deviation + 1e-4; "batch": by that of the advantages of all B
+            rows (DLER, arXiv 2510.15110), so that a group of nearly equal rewards is not blown up; False: by nothing.
 
     Returns:
         (B,), finite for finite rewards. Raises ValueError unless G is at least 2 and divides B.
@@ -149,10 +174,26 @@ def group_advantages(
         raise ValueError(f"group_size {group_size} must be at least 2 and divide the {len(rewards)} rows of rewards")
     totals = rewards.sum(dim=1).view(-1, group_size)  # (N, G)
     advantages = totals - totals.mean(dim=1, keepdim=True)  # (N, G)
-    if scale:
+    if scale is True:
         advantages = advantages / (totals.std(dim=1, keepdim=True) + STD_EPSILON)
     solved = correct.bool().view(-1, group_size).any(dim=1, keepdim=True)  # (N, 1)
-    return advantages.masked_fill(~solved, 0.0).flatten()
+    advantages = advantages.masked_fill(~solved, 0.0).flatten()
+    return advantages / (advantages.std() + STD_EPSILON) if scale == "batch" else advantages
+
+
+def differing_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Whether the summed rewards of a row's group differ; the others teach nothing (dynamic sampling, DAPO).
+
+    Args:
+        rewards: (B, F), one column per reward function.
+        group_size: G, consecutive rows that belong to one prompt.
+
+    Returns:
+        (B,), bool. If no group differs all are kept, so that a step is never empty.
+    """
+    totals = rewards.sum(dim=1).view(-1, group_size)  # (N, G)
+    differs = totals.amax(dim=1) - totals.amin(dim=1) > STD_EPSILON  # (N,)
+    return (differs | ~differs.any()).repeat_interleave(group_size)
 
 
 def overthinking_signal(
@@ -177,3 +218,29 @@ def overthinking_signal(
         mask_revision=[int(i >= cut) for i in range(len(revision))],
         sign=(-1.0, 1.0) if correct[1] else (0.0, 0.0),
     )
+
+
+def token_advantages(
+    advantages: torch.Tensor, signals: Sequence[OverthinkingSignal], group_size: int, num_tokens: int, how: str
+) -> torch.Tensor:
+    """Advantages per token: those of the rows, and the signal of `overthinking_signal` from each cut onward.
+
+    Args:
+        advantages: (B,), rows alternate original, revision.
+        signals: B / 2, one per pair.
+        group_size: G, consecutive rows over whose |advantage| the signal's size is taken.
+        num_tokens: C.
+        how: "mean" or "max" of |advantage| is the signal's size.
+
+    Returns:
+        (B, C); columns beyond the end of a row have its advantage.
+    """
+    sizes = advantages.abs().view(-1, group_size)  # (N, G)
+    size = (sizes.mean(dim=1) if how == "mean" else sizes.amax(dim=1)).repeat_interleave(group_size)  # (B,)
+    result = advantages.unsqueeze(1).repeat(1, num_tokens)  # (B, C)
+    for pair, signal in enumerate(signals):
+        for row, mask, sign in zip(
+            (2 * pair, 2 * pair + 1), (signal.mask_original, signal.mask_revision), signal.sign, strict=True
+        ):
+            result[row, : len(mask)] += sign * size[row] * torch.tensor(mask, device=result.device)
+    return result

@@ -7,6 +7,8 @@ of a problem's paths must be in the same call.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial, update_wrapper
@@ -59,6 +61,107 @@ def reflect(
     return reflection_reward_values(num_reflections, num_think_tokens, tokens_per_reflection)
 
 
+def length_batch(
+    prompts: list, completions: list, *, correct: list[bool], num_tokens: list[int], **columns: Any
+) -> list[float]:
+    """`length` with the shortest and longest path of the whole batch of different problems, as the original had it."""
+    return length_reward_values(["batch"] * len(correct), correct, num_tokens)
+
+
+def sigmoid_length(
+    prompts: list,
+    completions: list,
+    *,
+    problem_id: list[str],
+    correct: list[bool],
+    num_tokens: list[int],
+    sigmoid_alpha: float,
+    **columns: Any,
+) -> list[float]:
+    """Accuracy and length in one, of Arora and Zanette, see `sigmoid_length_values`."""
+    return sigmoid_length_values(problem_id, correct, num_tokens, sigmoid_alpha)
+
+
+def laser(
+    prompts: list,
+    completions: list,
+    *,
+    problem_id: list[str],
+    correct: list[bool],
+    num_tokens: list[int],
+    target_lengths: list[int],
+    laser_alpha: float,
+    **columns: Any,
+) -> list[float]:
+    """Step at a target length of LASER and LASER-D, beside `accuracy`, see `laser_values`."""
+    return laser_values(problem_id, correct, num_tokens, target_lengths, laser_alpha)
+
+
+def l1_max(
+    prompts: list,
+    completions: list,
+    *,
+    correct: list[bool],
+    num_tokens: list[int],
+    target_lengths: list[int],
+    l1_alpha: float,
+    l1_delta: float,
+    **columns: Any,
+) -> list[float]:
+    """Accuracy and length in one, of L1-Max, see `l1_max_values`."""
+    return l1_max_values(correct, num_tokens, target_lengths[0], l1_alpha, l1_delta)
+
+
+def truncated_accuracy(
+    prompts: list,
+    completions: list,
+    *,
+    correct: list[bool],
+    num_tokens: list[int],
+    target_lengths: list[int],
+    **columns: Any,
+) -> list[float]:
+    """Accuracy under a hard truncation, DLER (arXiv 2510.15110): 1 for a right answer within the target, else 0.
+
+    DLER's recipe has `scale_rewards: batch` and `dynamic_sampling: true` beside it.
+    """
+    return [float(right and n <= target_lengths[0]) for right, n in zip(correct, num_tokens, strict=True)]
+
+
+def overlong(
+    prompts: list,
+    completions: list,
+    *,
+    num_tokens: list[int],
+    max_completion_length: int,
+    overlong_buffer: int,
+    **columns: Any,
+) -> list[float]:
+    """Soft punishment of overlong paths, DAPO, see `overlong_values`."""
+    return overlong_values(num_tokens, max_completion_length, overlong_buffer)
+
+
+def serial_decay(
+    prompts: list, completions: list, *, problem_id: list[str], correct: list[bool], **columns: Any
+) -> list[float]:
+    """Accuracy that decays with each later exit, S-GRPO, see `serial_decay_values`."""
+    return serial_decay_values(problem_id, correct)
+
+
+def density(
+    prompts: list,
+    completions: list,
+    *,
+    num_reflections: list[int],
+    num_think_tokens: list[int],
+    tokens_per_reflection: float,
+    **columns: Any,
+) -> list[float]:
+    """Reflection words without the cap of `reflect`: the adversary of the study, an invitation to write words."""
+    words = zip(num_reflections, num_think_tokens, strict=True)
+    return [n / tokens * tokens_per_reflection if tokens else 0.0 for n, tokens in words]
+
+
 def length_reward_values(
     problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float]:
@@ -106,6 +209,104 @@ def reflection_reward_values(
     ]
 
 
+def sigmoid_length_values(
+    problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int], alpha: float = 0.2
+) -> list[float]:
+    """Reward of Arora and Zanette (arXiv 2502.04463): 1 - alpha * sigmoid(z) for a right path, 0 for a wrong one.
+
+    z = (tokens - mean) / standard deviation over the right paths of the problem; 0 where these are equally long.
+
+    >>> sigmoid_length_values(["a", "a", "b"], [True, True, False], [70, 70, 10])
+    [0.9, 0.9, 0.0]
+    """
+    lengths = defaultdict(list)
+    for key, is_right, tokens in zip(problem, correct, num_tokens, strict=True):
+        if is_right:
+            lengths[key].append(tokens)
+
+    def value(key: Hashable, tokens: int) -> float:
+        deviation = statistics.pstdev(lengths[key])
+        z = (tokens - statistics.fmean(lengths[key])) / deviation if deviation else 0.0
+        return 1 - alpha / (1 + math.exp(-z))
+
+    rows = zip(problem, correct, num_tokens, strict=True)
+    return [value(key, tokens) if is_right else 0.0 for key, is_right, tokens in rows]
+
+
+# Shares of right paths from which LASER-D calls a problem easy, and medium: 6 and 3 of its 8.
+EASY_SHARE, MEDIUM_SHARE = 0.75, 0.375
+
+
+def laser_values(
+    problem: Sequence[Hashable],
+    correct: Sequence[bool],
+    num_tokens: Sequence[int],
+    target_lengths: Sequence[int],
+    alpha: float = 0.5,
+) -> list[float]:
+    """Step reward of LASER (arXiv 2505.15612): `alpha` for a right path of at most the target length, else 0.
+
+    Three targets are LASER-D's for easy, medium and hard problems, told apart by their share of right paths. LASER-D
+    adapts them during training; here they stay as given.
+
+    >>> laser_values(["a", "a"], [True, True], [100, 101], [100])
+    [0.5, 0.0]
+    """
+    verdicts = defaultdict(list)
+    for key, is_right in zip(problem, correct, strict=True):
+        verdicts[key].append(is_right)
+
+    def target(key: Hashable) -> int:
+        share = statistics.fmean(verdicts[key])
+        difficulty = 0 if share >= EASY_SHARE else 1 if share >= MEDIUM_SHARE else 2
+        return target_lengths[difficulty % len(target_lengths)]
+
+    rows = zip(problem, correct, num_tokens, strict=True)
+    return [alpha if is_right and tokens <= target(key) else 0.0 for key, is_right, tokens in rows]
+
+
+def l1_max_values(
+    correct: Sequence[bool], num_tokens: Sequence[int], target_length: int, alpha: float = 3e-4, delta: float = 0.5
+) -> list[float]:
+    """Reward of L1-Max (arXiv 2503.04697): clip(alpha * (target - tokens) + delta, 0, 1) for a right path, else 0.
+
+    L1 also names the target in the prompt; here `prompt_template` may do so.
+
+    >>> l1_max_values([True, True, False], [1000, 2000, 10], 1000)
+    [0.5, 0.2, 0.0]
+    """
+    rows = zip(correct, num_tokens, strict=True)
+    return [min(max(alpha * (target_length - n) + delta, 0.0), 1.0) if is_right else 0.0 for is_right, n in rows]
+
+
+def overlong_values(num_tokens: Sequence[int], max_tokens: int, buffer: int) -> list[float]:
+    """Soft overlong punishment of DAPO (arXiv 2503.14476): 0 until `buffer` tokens before the limit, then down to -1.
+
+    >>> overlong_values([80, 90, 100], 100, 20)
+    [0.0, -0.5, -1.0]
+    """
+    return [min(max((max_tokens - buffer - n) / buffer, -1.0), 0.0) for n in num_tokens]
+
+
+def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) -> list[float]:
+    """Reward of S-GRPO (arXiv 2505.07686): 2^(1 - k) for the k-th right exit of a path, 0 for a wrong one.
+
+    The rows of a problem are its whole path, which is the last exit, and then the cuts from the earliest on.
+
+    >>> serial_decay_values(["a", "a", "a", "a"], [True, False, True, True])
+    [0.25, 0.0, 1.0, 0.5]
+    """
+    rows = defaultdict(list)
+    for row, key in enumerate(problem):
+        rows[key].append(row)
+    values = [0.0] * len(correct)
+    for whole, *cuts in rows.values():
+        right = [row for row in (*cuts, whole) if correct[row]]
+        for rank, row in enumerate(right):
+            values[row] = 0.5**rank
+    return values
+
+
 def _length_shares(
     problem: Sequence[Hashable], counted: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float | None]:
@@ -123,20 +324,56 @@ def _length_shares(
     return [share(key, tokens) for key, tokens in zip(problem, num_tokens, strict=True)]
 
 
-REWARD_FUNCS: dict[str, RewardFunc] = {f.__name__: f for f in (accuracy, length, refine_length, reflect)}
+REWARD_FUNCS: dict[str, RewardFunc] = {
+    f.__name__: f
+    for f in (
+        accuracy,
+        length,
+        length_batch,
+        refine_length,
+        reflect,
+        sigmoid_length,
+        laser,
+        l1_max,
+        truncated_accuracy,
+        overlong,
+        serial_decay,
+        density,
+    )
+}
+# Recipe keys that a reward needs.
+REWARD_SETTINGS: dict[str, tuple[str, ...]] = {
+    "reflect": ("tokens_per_reflection",),
+    "density": ("tokens_per_reflection",),
+    "sigmoid_length": ("sigmoid_alpha",),
+    "laser": ("target_lengths", "laser_alpha"),
+    "l1_max": ("target_lengths", "l1_alpha", "l1_delta"),
+    "truncated_accuracy": ("target_lengths",),
+    "overlong": ("max_completion_length", "overlong_buffer"),
+}
 
 
-def get_reward_funcs(names: list[str], tokens_per_reflection: float | None = None) -> list[RewardFunc]:
+def get_reward_funcs(
+    names: list[str], tokens_per_reflection: float | None = None, **settings: Any
+) -> list[RewardFunc]:
     """Reward functions by name (recipe key `reward_funcs`), settings bound, `__name__` kept for TRL's metrics.
 
-    Raises ValueError for an unknown name, and for `reflect` without a positive `tokens_per_reflection`.
+    Args:
+        names: keys of `REWARD_FUNCS`.
+        tokens_per_reflection, settings: what `REWARD_SETTINGS` says that these rewards need; others are ignored.
+
+    Raises ValueError for an unknown name, and for a reward whose setting is missing or not positive.
     """
     if unknown := [name for name in names if name not in REWARD_FUNCS]:
         raise ValueError(f"unknown reward_funcs {unknown}; valid names are {sorted(REWARD_FUNCS)}")
-    if "reflect" in names and not (tokens_per_reflection and tokens_per_reflection > 0):
-        raise ValueError(
-            f"reward_funcs contains 'reflect', which needs a positive tokens_per_reflection, not "
-            f"{tokens_per_reflection}; measure it on the base model's paths (225.09 for DeepSeek-R1-Distill-Qwen-7B)"
-        )
-    bound = update_wrapper(partial(reflect, tokens_per_reflection=tokens_per_reflection), reflect)
-    return [bound if name == "reflect" else REWARD_FUNCS[name] for name in names]
+    settings["tokens_per_reflection"] = tokens_per_reflection
+    return [_bind(name, {key: settings.get(key) for key in REWARD_SETTINGS.get(name, ())}) for name in names]
+
+
+def _bind(name: str, settings: dict[str, Any]) -> RewardFunc:
+    for key, value in settings.items():
+        if not value or min(value if isinstance(value, list) else [value]) <= 0:
+            raise ValueError(f"reward_funcs contains {name!r}, which needs a positive {key}, not {value}")
+    if not settings:
+        return REWARD_FUNCS[name]
+    return update_wrapper(partial(REWARD_FUNCS[name], **settings), REWARD_FUNCS[name])

@@ -23,7 +23,15 @@ from generation.labeling_to_prefix import Step, choose_cuts, result_probabilitie
 from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
 from generation.segments import Paragraph, split_paragraphs, thinking_of
-from rea_rl.revision import cut_completion_ids, decode_completion, find_marker, keep_or_replace, think_end_ids
+from rea_rl.revision import (
+    cut_completion_ids,
+    decode_completion,
+    find_marker,
+    keep_or_replace,
+    replaced_revisions,
+    serial_cuts,
+    think_end_ids,
+)
 from rea_rl.utils import api_key
 
 if TYPE_CHECKING:
@@ -41,8 +49,9 @@ TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a resu
 class Rollout:
     """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
 
-    With revision, lines alternate original, revision. Where no cut is possible the original stands twice. A revision
-    with `kept` false was not trained: its original took its place, and `rewards` and `advantage` are that row's.
+    With revision, lines alternate original, revision; with serial cuts an original is followed by all of its exits.
+    Where no cut is possible the original stands twice. A line with `kept` false was not trained: another one took its
+    place, for a wrong revision its original, and `rewards` and `advantage` are that row's.
     """
 
     problem_id: str
@@ -59,6 +68,7 @@ class Rollout:
     num_reflections: int
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
+    paragraph_ends: list[int] = field(default_factory=list)  # their ends, characters of the original's text
     p_result: list[float] = field(default_factory=list)  # P(Result) per label that the reflection model gave
     cut: int | None = None  # index of the last kept paragraph
     num_kept_tokens: int | None = None  # ids shared with the original
@@ -155,7 +165,8 @@ class RolloutEngine:
         """Paths for `rows`, in their order; one per row, or original and revision.
 
         Args:
-            rows: `prompt` (rendered text), `problem`, `problem_id`, `answer`; one row per sampled path.
+            rows: `prompt` (rendered text), `problem`, `problem_id`, `answer`; one row per sampled path, also with
+                serial cuts, where the first of a prompt's rows is sampled and the others are its exits.
 
         Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled.
         """
@@ -178,6 +189,8 @@ class RolloutEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        if batch.revision:
+            rows = rows[:: self.args.num_serial_cuts + 1]
         progress = tqdm(total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None)
         try:
             with progress:
@@ -190,8 +203,8 @@ class RolloutEngine:
     async def _path(self, row: dict[str, Any], batch: Batch, progress: tqdm) -> list[Rollout]:
         original = await self._sample(row, batch)
         if batch.revision:
-            _, revision = await asyncio.gather(self._verify(original, row), self._revise(original, row, batch))
-            rollouts = [original, revision or dataclasses.replace(original)]
+            _, revisions = await asyncio.gather(self._verify(original, row), self._revise(original, row, batch))
+            rollouts = [original, *(revision or dataclasses.replace(original) for revision in revisions)]
         else:
             await self._verify(original, row)
             rollouts = [original]
@@ -220,17 +233,30 @@ class RolloutEngine:
             **self._text_fields(choice.token_ids),
         )
 
-    async def _revise(self, original: Rollout, row: dict[str, Any], batch: Batch) -> Rollout | None:
-        """Cut the original where it had its result and let the policy finish; None where nothing can be cut off."""
+    async def _revise(self, original: Rollout, row: dict[str, Any], batch: Batch) -> list[Rollout | None]:
+        """Cut the original where it had its result, or at several points; None where nothing can be cut off."""
         paragraphs = self._paragraphs(original.text)
+        num_cuts = self.args.num_serial_cuts
         if not paragraphs:
-            return None
+            return [None] * max(num_cuts, 1)
+        if num_cuts:
+            cuts = serial_cuts(len(paragraphs), num_cuts)
+            return await asyncio.gather(*(self._finish(original, row, batch, paragraphs, cut) for cut in cuts))
         start = time.perf_counter()
         p_result = await self._label(row, paragraphs)
-        labelled = time.perf_counter()
+        seconds = time.perf_counter() - start
         cut = self._choose_cut(p_result, len(paragraphs))
+        if revision := await self._finish(original, row, batch, paragraphs, cut):
+            revision.p_result, revision.seconds["label"] = p_result, seconds
+        return [revision]
+
+    async def _finish(
+        self, original: Rollout, row: dict[str, Any], batch: Batch, paragraphs: list[Paragraph], cut: int
+    ) -> Rollout | None:
+        """Let the policy finish the original after a cut."""
         if (prefix := cut_completion_ids(original.completion_ids, self.tokenizer, paragraphs, cut)) is None:
             return None
+        start = time.perf_counter()
         forced_ids = self._encode_forced(prefix.forced_text)
         choice = await self._policy.complete(
             batch.policy_version,
@@ -247,11 +273,11 @@ class RolloutEngine:
             + choice.logprobs.token_logprobs,
             finish_reason=choice.finish_reason,
             num_paragraphs=len(paragraphs),
-            p_result=p_result,
+            paragraph_ends=[paragraph.end for paragraph in paragraphs],
             cut=cut,
             num_kept_tokens=len(prefix.kept_ids),
             correct=None,
-            seconds={"label": labelled - start, "finish": time.perf_counter() - labelled},
+            seconds={"finish": time.perf_counter() - start},
             **self._text_fields(prefix.kept_ids + forced_ids + choice.token_ids),
         )
         await self._verify(revision, row)
@@ -322,14 +348,24 @@ class RolloutEngine:
         return self.reflection_tokenizer.encode(prompt + REFLECTION_PREFILL, add_special_tokens=False)
 
 
-def trained_rows(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its original."""
-    return [rollouts[source] for source in keep_or_replace([rollout.correct for rollout in rollouts])]
+def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> list[Rollout]:
+    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its original.
+
+    Where only revisions are trained, each pair has one place. Serial exits are all trained, wrong ones too.
+    """
+    if construction == "serial":
+        return list(rollouts)
+    sources = {"pairs": keep_or_replace, "revisions_only": replaced_revisions}[construction]
+    return [rollouts[source] for source in sources([rollout.correct for rollout in rollouts])]
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], revision: bool) -> dict[str, float]:
-    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of the revisions."""
-    originals = rollouts[::2] if revision else rollouts
+def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1) -> dict[str, float]:
+    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of the revisions.
+
+    With `revision`, `num_revisions` paths follow each original.
+    """
+    stride = num_revisions + 1 if revision else 1
+    originals = rollouts[::stride]
     metrics = {
         "rollout/accuracy": _mean(r.correct for r in originals),
         "rollout/num_tokens": _mean(r.num_tokens for r in originals),
@@ -339,8 +375,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], revision: bool) -> dict[str, fl
         / max(sum(r.num_think_tokens for r in originals), 1),
     }
     if revision:
-        pairs = [pair for pair in zip(rollouts[::2], rollouts[1::2], strict=True) if pair[1].kind == "revision"]
-        metrics["revision/impossible"] = 1 - len(pairs) / len(originals)
+        pairs = [(originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"]
+        metrics["revision/impossible"] = 1 - len(pairs) / (len(rollouts) - len(originals))
         metrics |= _revision_metrics(pairs) if pairs else {}
     for stage in {stage for r in rollouts for stage in r.seconds}:
         metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)

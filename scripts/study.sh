@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The study: trains and evaluates all rows, and writes table, pictures and study.json to docs/study.
+#   bash scripts/study.sh [miniature|RECIPE_SET] [OPTIONS of rea_rl.study] [-- OPTIONS of rea_rl.grpo]
+#   bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1 --eval_problems 300
+# Starts one policy server and one reflection server for all rows, and stops them. For the miniature it first makes the
+# reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to go on after an
+# interruption: what is finished is skipped. Variables are in scripts/common.sh.
+if (($#)) && [[ $1 != -* ]]; then
+    RECIPE_SET=$1
+    shift
+fi
+RECIPE_SET=${RECIPE_SET:-miniature}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+MEASURED=output/Miniature-LRM/train_math_cot
+
+# prepare: reflection model and threshold of the miniature; a 7B's are named by its recipe
+prepare() {
+    local lora=output/miniature/reflection_model_lora merged=output/miniature/reflection_model
+    [[ $RECIPE_SET == miniature ]] || return 0
+    TRAINER+=(--tokens_per_reflection_file "$MEASURED.scores.json")
+    if [[ -f $MEASURED.scores.json && -f $merged/config.json ]]; then
+        return
+    fi
+    python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
+        --qaf dataset/miniature/train.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
+    python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
+        --reflection_quantile 0.2
+    python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
+    python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
+    python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
+}
+
+STUDY=()
+while (($#)) && [[ $1 != -- ]]; do
+    STUDY+=("$1")
+    shift
+done
+set_recipe ReflectRL
+place
+batch_args
+TRAINER=(python -m rea_rl.grpo)
+if ((NUM_PROCESSES > 1)); then
+    TRAINER=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
+        --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
+fi
+TRAINER+=("${BATCH_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
+trap stop_all EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" --dry_run -- "${TRAINER[@]}" "${@:2}"
+prepare
+TRAINER+=("${@:2}")
+start_servers policy reflection
+CUDA_VISIBLE_DEVICES=$TRAIN_GPUS python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" -- "${TRAINER[@]}" &
+HELPERS+=($!)
+wait "$!"

@@ -1,0 +1,320 @@
+"""Train and evaluate every row of the study on servers that run already; `scripts/study.sh` starts them and calls this.
+
+    bash scripts/study.sh miniature                                                 # all rows
+    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1      # the main ones, an hour on two cores
+
+What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it stopped. Everything
+that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes table, pictures and JSON of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from generation.utils import write_json
+from rea_rl.utils import setup_logging
+
+logger = logging.getLogger(__name__)
+
+SEEDS = 3  # of the rows that the paper's claim is about; one for the others
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the study: a recipe with changed keys, a script that makes an adapter, or the base model.
+
+    In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's sizes.
+    In `script`, {output_dir} is where the adapter must be.
+    """
+
+    name: str
+    title: str
+    variant: str | None = None
+    changes: str = ""
+    script: str | None = None
+    num_seeds: int = 1
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("base", "base", num_seeds=SEEDS),
+        Row("grpo", "GRPO", "GRPO", num_seeds=SEEDS),
+        Row("grpo_gen8", "GRPO Gen8", "GRPO_Gen8"),
+        Row("grpo_len", "GRPO + length", "GRPO_len", num_seeds=SEEDS),
+        Row("reward_only", "reflection reward only", "ReflectRL_noReflectionModel", num_seeds=SEEDS),
+        Row("model_only", "reflection model only", "ReflectRL_noReflectReward", num_seeds=SEEDS),
+        Row("rea_rl", "REA-RL", "ReflectRL", num_seeds=SEEDS),
+        Row("revisions_only", "revisions only", "ReflectRL", "--construction revisions_only"),
+        Row("overthinking_mean", "REA-RL, mean signal at the cut", "ReflectRL", "--overthinking_loss mean"),
+        Row("overthinking_max", "REA-RL, max signal at the cut", "ReflectRL", "--overthinking_loss max"),
+        Row("length_batch", "GRPO + batch-wide length", "GRPO_len", "--reward_funcs accuracy length_batch"),
+        Row("sigmoid", "Arora & Zanette", "GRPO", "--reward_funcs sigmoid_length"),
+        Row("laser", "LASER", "GRPO", "--reward_funcs accuracy laser --target_lengths {target}"),
+        Row(
+            "laser_d",
+            "LASER-D, fixed targets",
+            "GRPO",
+            "--reward_funcs accuracy laser --target_lengths {target_easy} {target} {target_hard}",
+        ),
+        Row("l1_max", "L1-Max", "GRPO", "--reward_funcs l1_max --target_lengths {target} --l1_alpha {slope}"),
+        Row(
+            "dler",
+            "DLER",
+            "GRPO",
+            "--reward_funcs truncated_accuracy --target_lengths {target} --scale_rewards batch --dynamic_sampling true",
+        ),
+        Row("overlong", "DAPO's overlong punishment", "GRPO", "--reward_funcs accuracy overlong --overlong_buffer {buffer}"),
+        Row("serial", "S-GRPO", "ReflectRL", "--construction serial --reward_funcs serial_decay"),
+        Row("density", "density alone (adversary)", "ReflectRL_noReflectionModel", "--reward_funcs density"),
+    )
+}
+# Sizes of the length-controlled peers, and what a recipe set is evaluated with.
+SIZES = {
+    "miniature": {"target": 150, "target_easy": 120, "target_hard": 220, "slope": 0.005, "buffer": 512},
+    "DeepSeek-R1-Distill-Qwen-7B": {
+        "target": 4000,
+        "target_easy": 2000,
+        "target_hard": 6000,
+        "slope": 3e-4,
+        "buffer": 2000,
+    },
+}
+GENERATION = {"miniature": "miniature", "DeepSeek-R1-Distill-Qwen-7B": "deepseek"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed."""
+
+    row: Row
+    seed: int
+    directory: Path
+
+    @property
+    def trained(self) -> bool:
+        """Whether the adapter is there and final."""
+        return self.row.name == "base" or (self.directory / "trained.json").is_file()
+
+    @property
+    def evaluated(self) -> bool:
+        return self.scores is not None
+
+    @property
+    def generations(self) -> Path | None:
+        """Generation file of the finished evaluation."""
+        scores = self.scores
+        return scores.with_name(scores.name.replace(".scores.json", ".json")) if scores else None
+
+    @property
+    def scores(self) -> Path | None:
+        return next((self.directory / "eval").glob("*/*.scores.json"), None)
+
+
+def all_runs(args: argparse.Namespace) -> list[Run]:
+    """Runs of the chosen rows, base first: the others' tokens are in percent of its. Raises ValueError for a row
+    that there is none of, or whose script is missing."""
+    names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
+    if unknown := [name for name in names if name not in ROWS]:
+        raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
+    rows = [ROWS[name] for name in names]
+    for row in rows:
+        if row.script and not Path(row.script.split()[1]).is_file():
+            raise ValueError(f"row {row.name} needs {row.script.split()[1]}, which does not exist; choose other --rows")
+    return [
+        Run(row, seed, args.work / row.name / f"seed-{seed}")
+        for row in rows
+        for seed in range(args.seeds or row.num_seeds)
+    ]
+
+
+def train_command(run: Run, args: argparse.Namespace) -> list[str]:
+    """Command that makes the row's adapter in the run's directory."""
+    sizes = SIZES[args.recipe_set]
+    if run.row.script:
+        return run.row.script.format(output_dir=run.directory, **sizes).split()
+    recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
+    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
+    command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
+    command += ["--model_name_or_path", args.model]
+    command += ["--policy_server", args.policy_server, "--reflection_server", args.reflection_server]
+    return command + (["--max_steps", str(args.steps)] if args.steps else [])
+
+
+def train(run: Run, args: argparse.Namespace) -> None:
+    """Train a row, or go on with its training. Raises ValueError where it was begun with another command.
+
+    Raises subprocess.CalledProcessError if the training fails.
+    """
+    command, begun = train_command(run, args), run.directory / "command.json"
+    if begun.is_file() and json.loads(begun.read_text()) != command:
+        raise ValueError(
+            f"{run.directory} was made with another command: {' '.join(json.loads(begun.read_text()))}; delete it, or "
+            f"give another --work, to train with: {' '.join(command)}"
+        )
+    write_json(begun, command)
+    logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
+    begin = time.perf_counter()
+    subprocess.run(command, check=True)
+    if not (run.directory / ADAPTER).is_file():
+        raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.directory / ADAPTER}")
+    write_json(run.directory / "trained.json", {"seconds": round(time.perf_counter() - begin, 1)})
+
+
+def evaluate(run: Run, base: Run, args: argparse.Namespace) -> None:
+    """Sample a row's answers to the held-out problems on the policy server, and score them."""
+    begin = time.perf_counter()
+    with served(run, args) as model:
+        generations = sample(run, model, args)
+    score(generations, base.scores if run is not base else None, args)
+    write_json(run.directory / "evaluated.json", {"seconds": round(time.perf_counter() - begin, 1)})
+
+
+@contextmanager
+def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
+    """Name under which the policy server serves the row's model while the context is open."""
+    if run.row.name == "base":
+        yield args.model
+        return
+    import openai
+
+    from rea_rl.merge_lora import adapter_digest
+    from rea_rl.utils import api_key
+
+    client = openai.OpenAI(base_url=args.policy_server, api_key=api_key(), max_retries=0)
+    # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
+    name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.directory)}"
+    if name not in {model.id for model in client.models.list()}:
+        body = {"lora_name": name, "lora_path": str(run.directory.resolve())}
+        client.post("/load_lora_adapter", body=body, cast_to=str)
+    yield name
+    client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
+
+
+def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
+    """Generation file of the row; finished answers of an interrupted evaluation are kept."""
+    from trl import TrlParser
+
+    from generation.generate import GenerateArguments, generate
+
+    flags = {
+        "config": f"recipes/generation/{GENERATION[args.recipe_set]}.yaml",
+        "qaf": args.eval_dataset,
+        "qaf_limit": args.eval_problems,
+        "n_generate_sample": args.eval_samples,
+        "model_dir": args.model,
+        "api": "true",
+        "api_base": args.policy_server,
+        "api_model": model,
+        "seed": run.seed,
+        "output_dir": run.directory / "eval",
+    }
+    argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+    (arguments,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+    return generate(arguments)
+
+
+def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
+    """Write the scores beside a generation file."""
+    from generation import math_verify_all
+    from rea_rl.utils import load_tokenizer
+
+    flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
+    if args.recipe_set == "miniature":
+        flags += ["--word_bounded", "--slips"]
+    arguments = math_verify_all.parse_arguments(flags)
+    scores = math_verify_all.score_file(generations, load_tokenizer(args.model, "model_name_or_path"), arguments)
+    write_json(generations.with_suffix(".scores.json"), scores)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line. What follows `--` is the training command, to which recipe and flags of a row are added."""
+    parser = argparse.ArgumentParser(description="Train and evaluate the rows of the study.")
+    parser.add_argument("--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/")
+    parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
+    parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
+    parser.add_argument("--eval_dataset", default="dataset/miniature/test.json", help="held-out problems")
+    parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
+    parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
+    parser.add_argument("--work", type=Path, default=Path("output/study"), help="runs and evaluations")
+    parser.add_argument("--out", type=Path, default=Path("docs/study"), help="table, pictures and study.json")
+    parser.add_argument("--model", help="base model, as the policy server serves it; default: the recipe's")
+    parser.add_argument("--policy_server", help="default: the recipe's")
+    parser.add_argument("--reflection_server", help="default: the recipe's")
+    parser.add_argument("--dry_run", action="store_true", help="print what is to be done, and do nothing")
+    parser.add_argument("trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --")
+    args = parser.parse_args(argv)
+    recipe = read_recipe(args.recipe_set)
+    args.model = args.model or recipe["model_name_or_path"]
+    args.policy_server = args.policy_server or recipe["policy_server"]
+    args.reflection_server = args.reflection_server or recipe["reflection_server"]
+    args.device = device_name()
+    return args
+
+
+def read_recipe(recipe_set: str) -> dict[str, Any]:
+    """The method's recipe: base model and servers are those of all recipes of the set."""
+    import yaml
+
+    return yaml.safe_load(Path(f"recipes/{recipe_set}/config_ReflectRL.yaml").read_text())
+
+
+def device_name() -> str:
+    """What the report says that the study ran on."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+
+
+def plan(runs: list[Run], args: argparse.Namespace) -> str:
+    """A line per run: what is left to do, and the command of its training."""
+    lines = []
+    for run in runs:
+        left = [word for word, done in (("train", run.trained), ("evaluate", run.evaluated)) if not done]
+        command = "" if run.row.name == "base" else shlex.join(train_command(run, args))
+        lines.append(f"{run.row.name} seed {run.seed}: {' and '.join(left) or 'finished'}  {command}".rstrip() + "\n")
+    return "".join(lines)
+
+
+def run_all(runs: list[Run], args: argparse.Namespace) -> None:
+    """Train and evaluate what is left, and write the report after every run, so that there always is one."""
+    from rea_rl.study_report import write_report
+
+    for run in runs:
+        if not run.trained:
+            train(run, args)
+        if not run.evaluated:
+            evaluate(run, runs[0], args)
+        write_report(args, [r for r in runs if r.evaluated])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        runs = all_runs(args)
+        if args.dry_run:
+            sys.stdout.write(plan(runs, args))
+        else:
+            run_all(runs, args)
+    except (ValueError, ConnectionError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
