@@ -22,7 +22,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
-        slopes = torch.empty_like(hidden) if hidden.requires_grad or ctx.needs_input_grad[0] else None
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
             logits = (hidden[part] @ weight.T).float().div_(temperature)  # (n, V)
