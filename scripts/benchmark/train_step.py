@@ -131,7 +131,8 @@ class Steps:
     model: PeftModel
     batch: Batch
     args: argparse.Namespace
-    recompute: Recompute
+    kept: Recompute  # of `shared` and `packed`
+    recompute: Recompute | None = None  # of the variant in work
 
     def autocast(self) -> torch.autocast:
         """As the trainer: bf16 where the weights are."""
@@ -184,13 +185,12 @@ class Steps:
         parts: dict[int, torch.Tensor] = {}
         for rows in packs:
             packed = fold_rows([self.batch.paths[i] for i in rows]).to(self.model.device)
-            with self.recompute.measured(packed.input_ids.numel()):
-                reference = None
-                if self.args.reference_pass:
-                    with torch.no_grad(), self.model.disable_adapter():
-                        reference = self.forward_packed(packed)
-                logps = self.forward_packed(packed)
-                self.batch.loss(rows, logps, reference).backward()
+            reference = None
+            if self.args.reference_pass:
+                with torch.no_grad(), self.model.disable_adapter():
+                    reference = self.forward_packed(packed)
+            logps = self.forward_packed(packed)
+            self.batch.loss(rows, logps, reference).backward()
             split = logps.detach().split([self.batch.lengths[i] for i in rows])
             parts.update(zip(rows, split, strict=True))
         return torch.cat([parts[i] for i in sorted(parts)])
@@ -242,15 +242,15 @@ def prepare(steps: Steps, name: str) -> Callable[[], torch.Tensor]:
             module.__dict__.pop("forward", None)  # fused forward functions
     if name in ("padded", "unshared"):
         model.get_base_model().set_attn_implementation("sdpa")
-        steps.recompute.set_recomputed(len(steps.recompute.layers))
+        steps.recompute = Recompute(model.get_base_model(), "all", None)
         return partial(steps.plain, steps.args.micro_batch if name == "padded" else 1)
     model.get_base_model().set_attn_implementation(TREE_ATTENTION)
     fuse_layers(model)
+    steps.recompute = steps.kept if name != "recomputed" else Recompute(model.get_base_model(), "all", None)
+    steps.recompute.apply()
     if name == "packed":
         packs = plan_apart(steps.batch.paths, budget)
         return partial(steps.tree, fold_apart, packs)
-    if name == "recomputed":
-        steps.recompute = Recompute(model.get_base_model(), "all", budget)
     return partial(steps.tree, fold, plan(steps.batch.paths, budget))
 
 
@@ -324,8 +324,11 @@ def warm_up(steps: Steps, name: str) -> None:
     """Load kernels; for a tree by its largest pass, which also measures memory for `auto`, else by short rows."""
     run = prepare(steps, name)
     if name in ("shared", "recomputed", "packed"):
-        *_, packs = run.args
-        run.func(run.args[0], [max(packs, key=lambda rows: sum(len(steps.batch.paths[i].ids) for i in rows))])
+        fold_rows, packs = run.args
+        sizes = [fold_rows([steps.batch.paths[i] for i in rows]).input_ids.numel() for rows in packs]
+        steps.recompute.begin_step(max(sizes))
+        steps.tree(fold_rows, [packs[sizes.index(max(sizes))]])
+        steps.recompute.begin_step(max(sizes))
     else:
         short = [TokenPath(path.ids[: path.num_prompt + 64], path.num_prompt) for path in steps.batch.paths[:4]]
         prepare(replace(steps, batch=Batch(short, steps.batch.advantages)), name)()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -20,64 +18,69 @@ USABLE = 0.9
 class Recompute:
     """Which decoder layers compute their activations again in the backward pass.
 
-    The last layers keep theirs: they are freed before the first ones are computed again.
+    The last layers keep theirs: they are freed before the first ones are computed again. `auto` recomputes all but one
+    layer in the first step, measures what that one keeps and what the step needs, and recomputes as few as possible
+    from the second step on.
 
     Args:
         model: without wrappers.
-        mode: `all`, `none`, or `auto`: all in the first pass, which is measured, and as few as possible after it.
-        tokens_per_forward: the most tokens of a pass; None if the first pass is as large as any.
+        mode: `all`, `none` or `auto`; without a GPU, `auto` is `all`.
+        tokens_per_forward: the most tokens of a forward pass; None if the first step has as many as any.
     """
 
     def __init__(self, model: PreTrainedModel, mode: str, tokens_per_forward: int | None):
         self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        self.tokens_per_forward = tokens_per_forward
-        self._measuring = mode == "auto" and model.device.type == "cuda"
+        self.tokens_per_forward = tokens_per_forward or 0
+        self.num_recomputed = 0 if mode == "none" else len(self.layers)
+        self._unmeasured = mode == "auto" and model.device.type == "cuda"
+        self._first_step: _FirstStep | None = None
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.set_recomputed(0 if mode == "none" else len(self.layers))
+        self.apply()
 
-    def set_recomputed(self, count: int) -> None:
-        """Let the first `count` layers compute again, the others keep."""
-        self.num_recomputed = count
+    def apply(self) -> None:
+        """Let the first `num_recomputed` layers compute again, the others keep."""
         for i, layer in enumerate(self.layers):
-            layer.gradient_checkpointing = i < count
+            layer.gradient_checkpointing = i < self.num_recomputed
 
-    @contextmanager
-    def measured(self, num_tokens: int) -> Iterator[None]:
-        """Around forward and backward pass over `num_tokens` tokens; measures the first one only."""
-        self.set_recomputed(self.num_recomputed)  # TRL sets all layers alike around its reference pass
-        if not self._measuring:
-            yield
-            return
-        self._measuring = False
-        self.set_recomputed(len(self.layers) - 1)
-        torch.cuda.reset_peak_memory_stats()
-        resting = torch.cuda.memory_allocated()
-        with _kept_bytes(self.layers[-1]) as kept:
-            yield
-        growth = max((self.tokens_per_forward or 0) / num_tokens, 1.0)
-        needed = resting + (torch.cuda.max_memory_allocated() - resting) * growth
-        total = torch.cuda.get_device_properties(None).total_memory
-        more = int(max(USABLE * total - needed, 0) / (kept[0] * growth))
-        self.set_recomputed(max(len(self.layers) - 1 - more, 0))
+    def begin_step(self, num_tokens: int) -> None:
+        """To be called before each step, with the tokens of its largest forward pass."""
+        if self._first_step is not None:
+            self._use(self._first_step)
+            self._first_step = None
+        elif self._unmeasured:
+            self._unmeasured = False
+            self.num_recomputed = len(self.layers) - 1
+            self._first_step = _FirstStep(self.layers[-1], num_tokens)
+        self.apply()  # TRL sets all layers alike around its reference pass
+
+    def _use(self, first: _FirstStep) -> None:
+        layer_bytes, step_bytes = first.finish()
+        growth = max(self.tokens_per_forward / first.num_tokens, 1.0)
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        spare = USABLE * total - first.resting_bytes - step_bytes * growth
+        self.num_recomputed = max(self.num_recomputed - int(max(spare, 0) / (layer_bytes * growth)), 0)
         logger.info(
             "a layer keeps %.2f GiB for %d tokens: %d of %d layers are computed again in the backward pass",
-            kept[0] / 2**30, num_tokens, self.num_recomputed, len(self.layers),
+            layer_bytes / 2**30, first.num_tokens, self.num_recomputed, len(self.layers),
         )  # fmt: skip
 
 
-@contextmanager
-def _kept_bytes(layer: nn.Module) -> Iterator[list[int]]:
-    """List that gets the bytes which `layer` allocates in its forward pass and keeps."""
-    marks: list[int] = []
+class _FirstStep:
+    """Memory of the first step: before it, kept by one layer that is not recomputed, and at its peak."""
 
-    def mark(*_: object) -> None:
-        marks.append(torch.cuda.memory_allocated())
+    def __init__(self, layer: nn.Module, num_tokens: int):
+        self.num_tokens = num_tokens
+        self._marks: list[int] = []  # before and after the layer, in turn
+        self._hooks = [layer.register_forward_pre_hook(self._mark), layer.register_forward_hook(self._mark)]
+        torch.cuda.reset_peak_memory_stats()
+        self.resting_bytes = torch.cuda.memory_allocated()
 
-    kept: list[int] = []
-    handles = [layer.register_forward_pre_hook(mark), layer.register_forward_hook(mark)]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
-    kept.append(marks[1] - marks[0])
+    def _mark(self, *_: object) -> None:
+        self._marks.append(torch.cuda.memory_allocated())
+
+    def finish(self) -> tuple[int, int]:
+        """Bytes that the layer kept at most, and that the step had at most above those before it."""
+        for hook in self._hooks:
+            hook.remove()
+        kept = max(after - before for before, after in zip(self._marks[::2], self._marks[1::2], strict=True))
+        return kept, torch.cuda.max_memory_allocated() - self.resting_bytes

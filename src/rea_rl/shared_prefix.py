@@ -136,20 +136,24 @@ def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tenso
 def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
     """Deal paths to forward passes of at most `budget` unique tokens (a longer path goes alone), relatives together.
 
-    In the order of their ids each path shares most with its neighbour, and what a path adds to the ones before is its
-    length minus their common prefix.
+    Returns the indices of each pass in ascending order. What a path adds to a pass is its length minus the prefix that
+    it has in common with its neighbour in the order of ids.
     """
-    order = sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
+    order = order_by_ids(paths)
     packs: list[list[int]] = []
     load = 0
     for place, i in enumerate(order):
-        shared = common_prefix(paths[order[place - 1]].ids, paths[i].ids) if packs else 0
-        load += len(paths[i].ids) - shared
+        load += len(paths[i].ids) - (common_prefix(paths[order[place - 1]].ids, paths[i].ids) if packs else 0)
         if not packs or (budget is not None and load > budget):
             packs.append([])
             load = len(paths[i].ids)
         packs[-1].append(i)
-    return packs
+    return [sorted(pack) for pack in packs]
+
+
+def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:
+    """Indices in lexicographic order of the ids: each path shares most with its neighbours."""
+    return sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
 
 
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
