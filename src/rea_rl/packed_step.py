@@ -65,12 +65,13 @@ class PackedStep:
         paths = token_paths(input_ids, attention_mask, logits_to_keep)
         mask = attention_mask[:, -logits_to_keep:].bool()  # (B, C)
         logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
-        for rows in plan(paths, self.budget):
+        training = torch.is_grad_enabled()  # then these are the rows of one pass already
+        for rows in [range(len(paths))] if training else plan(paths, self.budget):
             packed = fold([paths[i] for i in rows]).to(input_ids.device)
             with self.accelerator.autocast():
                 output = model(packed=packed)
             places = torch.zeros_like(mask)
-            places[rows] = mask[rows]
+            places[list(rows)] = mask[list(rows)]
             logps = logps.masked_scatter(places, output.logps[packed.token_index])
             entropies = entropies.masked_scatter(places, output.entropies[packed.token_index])
         return logps, entropies
@@ -105,11 +106,15 @@ class PackedStep:
             mode = self.trainer.args.recompute if self.trainer.args.gradient_checkpointing else "none"
             self.recompute = Recompute(self.model, mode, self.budget)
         self.recompute.begin_step(min(self.budget, sum(len(path.ids) for path in paths)))
-        mine = torch.tensor([len(rows)], device=self.accelerator.device)
-        missing = int(self.accelerator.gather(mine).max()) - len(rows)
-        nothing = select_rows(inputs, [0])
-        nothing["completion_mask"] = torch.zeros_like(nothing["completion_mask"])
-        return [nothing] * missing + [select_rows(inputs, some) for some in rows]
+        return [pad_rows(inputs, some, total) for some, total in self._same_on_all_ranks(rows)]
+
+    def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:
+        """Passes of this rank, empty ones first, with the most rows that any rank has in each."""
+        device = self.accelerator.device
+        most = int(self.accelerator.gather(torch.tensor([len(packs)], device=device)).max())
+        packs = [[]] * (most - len(packs)) + packs
+        num_rows = self.accelerator.gather(torch.tensor([[len(rows) for rows in packs]], device=device))  # (ranks, n)
+        return list(zip(packs, num_rows.amax(dim=0).tolist(), strict=True))
 
     def _backward_settings(self) -> dict[str, bool]:
         """As in transformers' training step: the loss is normalized already."""
@@ -140,6 +145,16 @@ def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
         key: value[rows] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
         for key, value in inputs.items()
     }
+
+
+def pad_rows(inputs: Inputs, rows: list[int], total: int) -> Inputs:
+    """Some rows of a micro-batch, and as many that train nothing (a prompt without completion) as make `total`.
+
+    TRL gathers a value for each row, so ranks must have the same number of them.
+    """
+    filled = select_rows(inputs, rows + [*rows, 0][:1] * (total - len(rows)))
+    filled["completion_mask"][len(rows) :] = 0
+    return filled
 
 
 def merge_metrics(metrics: dict[str, list[float]], before: dict[str, int], num_tokens: list[int]) -> None:

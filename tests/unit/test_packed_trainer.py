@@ -97,11 +97,11 @@ def test_passes_that_train_nothing_change_nothing(model_folder, tmp_path, monkey
             model_folder, tmp_path / folder, RelatedPaths(), packing="shared_prefix",
             per_device_train_batch_size=4, tokens_per_forward=80, max_steps=1,
         )  # fmt: skip
-        gather = trainer.accelerator.gather
+        same = trainer.packed_step._same_on_all_ranks
         monkeypatch.setattr(
-            trainer.accelerator,
-            "gather",
-            lambda x: gather(x) + extra if x.shape == (1,) and x.dtype == torch.long else gather(x),
+            trainer.packed_step,
+            "_same_on_all_ranks",
+            lambda packs: [([], 2)] * extra + [(rows, total + extra) for rows, total in same(packs)],
         )
         passes = []
         compute = trainer._compute_loss
@@ -155,7 +155,7 @@ def test_dropout_and_losses_that_do_not_add_up_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_with_different_numbers_of_passes(model_folder, tmp_path):
+def test_two_packed_processes_take_the_steps_of_a_padded_one(model_folder, tmp_path):
     """One process with padded rows and two with packed ones take the same steps."""
     script = Path(__file__).with_name("same_step.py")
     for processes, packing in ((1, "none"), (2, "shared_prefix")):
