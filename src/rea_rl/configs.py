@@ -140,6 +140,21 @@ class REARLConfig(GRPOConfig):
     verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
 
     # Compute
+    packing: str = field(
+        default="none",
+        metadata={"help": "shared_prefix: forward what paths have in common once, without padding; none: padded rows."},
+    )
+    tokens_per_forward: int = field(
+        default=12288,
+        metadata={"help": "With packing: unique tokens per forward pass at most; a longer path goes alone."},
+    )
+    recompute: str = field(
+        default="auto",
+        metadata={
+            "help": "With packing and gradient_checkpointing: layers whose activations are computed again in the "
+            "backward pass: all, none, or auto: as few as the GPU's memory allows, measured once."
+        },
+    )
     rows_per_forward: int | None = field(
         default=None,
         metadata={"help": "Rows of similar length per forward pass; default: all of a micro-batch at once."},
@@ -149,6 +164,7 @@ class REARLConfig(GRPOConfig):
     def __post_init__(self):
         self._check_batch()
         self._check_algorithm()
+        self._check_packing()
         self._check_revision()
         self._check_rewards()
         super().__post_init__()
@@ -182,6 +198,17 @@ class REARLConfig(GRPOConfig):
                 raise ValueError(
                     f"{key} is {value!r}, but REA-RL supports only {' or '.join(map(repr, values))}: it samples from "
                     "policy_server, once per optimizer step, and records every path under output_dir/rollouts"
+                )
+
+    def _check_packing(self) -> None:
+        """A micro-batch may become several forward passes, whose losses must add up."""
+        allowed = {"packing": ("none", "shared_prefix"), "recompute": ("auto", "all", "none")}
+        if self.packing == "shared_prefix":
+            allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,), "entropy_coef": (0.0,)}
+        for key, values in allowed.items():
+            if (value := getattr(self, key)) not in values:
+                raise ValueError(
+                    f"{key} is {value!r}; with packing: {self.packing} it must be {' or '.join(map(repr, values))}"
                 )
 
     def _check_revision(self) -> None:

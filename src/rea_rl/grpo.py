@@ -53,6 +53,11 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
 
     if not model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("use_peft must be true, load_in_4bit and load_in_8bit false: the server gets a LoRA adapter")
+    if args.packing == "shared_prefix" and model_args.lora_dropout:
+        raise ValueError(
+            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see one model: set "
+            "lora_dropout: 0, or packing: none"
+        )
     if args.eval_strategy != "no" and data.eval_dataset_name is None:
         raise ValueError(f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing")
     threshold = args.tokens_per_reflection

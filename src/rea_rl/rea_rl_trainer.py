@@ -10,6 +10,7 @@
 5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does not notice.
 6. Evaluation samples without revision and reports accuracy and length; it computes no loss.
 7. Every path of the run is recorded under `<output_dir>/rollouts/`.
+8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding (`packed_step`).
 
 Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and transformers'.
 """
@@ -31,6 +32,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from rea_rl.configs import REARLConfig
+from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import (
     differing_groups,
     group_advantages,
@@ -92,6 +94,7 @@ class REARLTrainer(GRPOTrainer):
         self._trained: list[Rollout] = []  # the path that is trained in each of their places
         self._rewards = torch.empty(0)  # (B, F) of all ranks
         self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
+        self.packed_step = make_packed_step(self)
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
@@ -173,6 +176,19 @@ class REARLTrainer(GRPOTrainer):
 
     # --- Loss --------------------------------------------------------------------------------------------------------
 
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.packed_step is not None and self._buffered_inputs is not before:
+            self._buffered_inputs = relatives_together(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+        if self.packed_step is None:
+            return super().compute_loss(model, inputs, **kwargs)
+        return self.packed_step.loss(model, inputs)
+
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         self._loss_inputs = dict(inputs)
         loss = super()._compute_loss(model, self._loss_inputs)
@@ -188,7 +204,26 @@ class REARLTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probs (B, C) and entropies (B, C), computed on `rows_per_forward` rows of similar length at a time."""
+        """Log-probs (B, C) and entropies (B, C), packed or on `rows_per_forward` rows of similar length at a time."""
+        if self.packed_step is None:
+            logps, entropies = self._padded_logps(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+            )
+        else:
+            logps, entropies = self.packed_step.logps(model, input_ids, attention_mask, logits_to_keep)
+        if self._loss_inputs is not None:
+            self._correct_for_sampler(self._loss_inputs, logps.detach())
+        return logps, entropies, None
+
+    def _padded_logps(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         order = attention_mask.sum(dim=1).argsort()
         chunks = order.split(self.args.rows_per_forward or batch_size or len(order))
         outputs = [
@@ -199,9 +234,7 @@ class REARLTrainer(GRPOTrainer):
         logps, entropies = (
             None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True)
         )
-        if self._loss_inputs is not None:
-            self._correct_for_sampler(self._loss_inputs, logps.detach())
-        return logps, entropies, None
+        return logps, entropies
 
     def _forward_trimmed(
         self,
@@ -236,11 +269,11 @@ class REARLTrainer(GRPOTrainer):
             weights = ratio.clamp(self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
             inputs["advantages"] = inputs["advantages"].view(len(weights), -1) * weights
         sampled = inputs["completion_mask"].bool() & ~difference.isnan()
-        num_sampled = sampled.sum().clamp(min=1)  # 0 where dynamic sampling left nothing of the micro-batch
-        means = torch.stack([difference[sampled].abs().sum(), ratio[sampled].sum()]) / num_sampled
-        mean_difference, mean_ratio = self.accelerator.gather(means).view(-1, 2).mean(dim=0).tolist()
-        self._metrics["train"]["sampling/logp_difference"].append(mean_difference)
-        self._metrics["train"]["sampling/ratio"].append(mean_ratio)
+        # A pass may have no sampled token: one that fills up a rank's, or where dynamic sampling left nothing.
+        sums = torch.stack([difference[sampled].abs().sum(), ratio[sampled].sum(), sampled.sum()])
+        total_difference, total_ratio, num_sampled = self.accelerator.gather(sums).view(-1, 3).sum(dim=0).tolist()
+        self._metrics["train"]["sampling/logp_difference"].append(total_difference / max(num_sampled, 1))
+        self._metrics["train"]["sampling/ratio"].append(total_ratio / max(num_sampled, 1))
 
     # --- Evaluation and records --------------------------------------------------------------------------------------
 

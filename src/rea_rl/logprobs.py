@@ -1,0 +1,55 @@
+"""Log-probs of next tokens, straight from hidden states, without logits for more than one chunk of tokens at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHUNK_TOKENS = 1024
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """Log-probs and entropies of `hidden @ weight.T / temperature`.
+
+    The gradient of a token's log-prob with respect to its hidden state does not depend on the loss, except for one
+    factor. It is computed while the chunk's logits are there, and kept in their place: (N, H) instead of (N, V), and
+    nothing is projected a second time in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            logits = (hidden[part] @ weight.T).float().div_(temperature)  # (n, V)
+            log_z = logits.logsumexp(dim=-1, keepdim=True)
+            target = targets[part].unsqueeze(1)
+            logps[part] = (logits.gather(1, target) - log_z).squeeze(1)
+            probs = logits.sub(log_z).exp_()
+            entropies[part] = log_z.squeeze(1) - torch.linalg.vecdot(probs, logits)
+            if slopes is not None:
+                slope = probs.neg_().scatter_add_(1, target, torch.ones_like(log_z)).div_(temperature)
+                torch.mm(slope.to(weight.dtype), weight, out=slopes[part])
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), None, None, None
+
+
+def chunked_logps(
+    hidden: torch.Tensor,  # (N, H)
+    weight: torch.Tensor,  # (V, H), frozen
+    targets: torch.Tensor,  # (N,)
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in float32."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedLogProbs.apply(hidden.to(weight.dtype), weight, targets, temperature)

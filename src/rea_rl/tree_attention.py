@@ -1,0 +1,153 @@
+"""Attention over a packed prefix tree: each token attends to its own path from the root, and to nothing else.
+
+Registered with transformers under the name `TREE_ATTENTION`, so that every decoder that takes its attention from
+`AttentionInterface` can be forwarded over packed paths: `model(input_ids, position_ids=..., tree=tree)`.
+
+The tree is laid out in runs. A run is a chain of tokens that follow each other in the packed row; its keys are its
+ancestors and itself. Queries are the last tokens of their keys, and the variable-length kernels align a causal mask
+at the bottom right, so one call with gathered keys is the attention of all runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+TREE_ATTENTION = "shared_prefix"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Runs of a packed row of N tokens: R of them, with K keys in all.
+
+    Attributes:
+        kv_index: (K,) packed positions of the keys, run after run.
+        cu_q: (R + 1,) int32, where each run begins among the N queries.
+        cu_k: (R + 1,) int32, where each run's keys begin in `kv_index`.
+        bounds: the same two as Python numbers, pair after pair, so that nothing waits for the device.
+    """
+
+    kv_index: torch.Tensor
+    cu_q: torch.Tensor
+    cu_k: torch.Tensor
+    bounds: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device) -> Tree:
+        """The same tree on `device`."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:3]}
+        return Tree(bounds=self.bounds, **moved)
+
+    @property
+    def runs(self) -> list[tuple[slice, slice]]:
+        """Queries (in the row) and keys (in `kv_index`) of each run."""
+        pairs = zip(self.bounds, self.bounds[1:], strict=False)
+        return [(slice(q, next_q), slice(k, next_k)) for (q, k), (next_q, next_k) in pairs]
+
+    @property
+    def max_lengths(self) -> tuple[int, int]:
+        """Most queries and most keys of a run."""
+        return max(q.stop - q.start for q, _ in self.runs), max(k.stop - k.start for _, k in self.runs)
+
+
+class _GatherRows(torch.autograd.Function):
+    """`index_select` whose backward pass sums in float32: a shared key gets gradients from many paths."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = rows.size(0)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (index,) = ctx.saved_tensors
+        total = grad.new_zeros((ctx.num_rows, *grad.shape[1:]), dtype=torch.float32)
+        return total.index_add_(0, index, grad.float()).to(grad.dtype), None
+
+
+def attend_run_by_run(
+    query: torch.Tensor,  # (N, H, D)
+    key: torch.Tensor,  # (K, H_kv, D), gathered
+    value: torch.Tensor,  # (K, H_kv, D), gathered
+    tree: Tree,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Plain reference: one `scaled_dot_product_attention` a run, with its mask written out. Returns (N, H, D)."""
+    outputs = []
+    for queries, keys in tree.runs:
+        num_q, num_k = queries.stop - queries.start, keys.stop - keys.start
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[queries], key[keys], value[keys]))  # (1, H, num, D)
+        mask = torch.ones(num_q, num_k, dtype=torch.bool, device=q.device).tril(num_k - num_q)
+        if window is not None:
+            mask = mask.triu(num_k - num_q - window + 1)
+        chain = num_q == num_k and window is None
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if chain else mask, is_causal=chain, scale=scale, enable_gqa=True
+        )
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def attend_varlen(
+    query: torch.Tensor,  # (N, H, D)
+    key: torch.Tensor,  # (K, H_kv, D), gathered
+    value: torch.Tensor,  # (K, H_kv, D), gathered
+    tree: Tree,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """One call of a variable-length kernel: FlashAttention where it is installed, torch's own otherwise."""
+    left = -1 if window is None else window - 1
+    arrays = (query, key, value, tree.cu_q, tree.cu_k, *tree.max_lengths)
+    return _varlen_kernel()(*arrays, scale=scale, window=(left, 0))
+
+
+@cache
+def _varlen_kernel() -> Callable[..., torch.Tensor]:
+    """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale, window and causality."""
+    if importlib.util.find_spec("flash_attn"):
+        from flash_attn import flash_attn_varlen_func
+
+        return lambda *arrays, scale, window: flash_attn_varlen_func(
+            *arrays, softmax_scale=scale, causal=True, window_size=window
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Newer versions of torch want it said that there are fewer key than query heads; the kernel always took them.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    return lambda *arrays, scale, window: varlen_attn(*arrays, scale=scale, window_size=window, **grouped)
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (1, H, N, D)
+    key: torch.Tensor,  # (1, H_kv, N, D)
+    value: torch.Tensor,  # (1, H_kv, N, D)
+    attention_mask: None,
+    *,
+    tree: Tree,
+    scaling: float,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function for transformers; returns (1, N, H, D)."""
+    query, key, value = (x.transpose(1, 2)[0] for x in (query, key, value))
+    key, value = (_GatherRows.apply(x, tree.kv_index) for x in (key, value))
+    attend = attend_varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else attend_run_by_run
+    return attend(query, key, value, tree, scaling, sliding_window).unsqueeze(0), None
+
+
+def register_tree_attention() -> None:
+    """Make the name `TREE_ATTENTION` known to transformers; the tree is the mask, so none is built."""
+    AttentionInterface.register(TREE_ATTENTION, tree_attention)
+    AttentionMaskInterface.register(TREE_ATTENTION, lambda **kwargs: None)
