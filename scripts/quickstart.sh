@@ -25,6 +25,15 @@ set_recipe "$VARIANT"
 LAUNCHER=grpo
 [[ $(recipe_value revision) == False ]] || LAUNCHER=reflect_rl
 
+stop_stage() {
+    trap - INT TERM
+    [[ -z ${STAGE:-} ]] || kill -- "-$STAGE" 2>/dev/null || true
+    wait
+    exit "$1"
+}
+trap 'stop_stage 130' INT
+trap 'stop_stage 143' TERM
+
 # stage NAME FILE COMMAND...: run the command unless the file that it ends with is there, and keep its seconds
 stage() {
     local name=$1 file=$2 begin=$SECONDS
@@ -34,7 +43,11 @@ stage() {
         return
     fi
     echo "quickstart: $name ..."
-    "$@"
+    set -m # a process group of its own, so that stop_stage ends all of it
+    "$@" &
+    STAGE=$!
+    set +m
+    wait "$STAGE"
     TIMES+=("$name=$((SECONDS - begin))")
     echo "quickstart: $name took $((SECONDS - begin)) s"
 }
