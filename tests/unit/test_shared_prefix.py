@@ -74,9 +74,10 @@ def test_prompt_alone_trains_nothing():
 def test_plan_keeps_relatives_together_within_the_budget():
     paths = [path([5, 6, 7, 8]), path([1, 2, 3, 4]), path([5, 6, 7, 9]), path([1, 2, 3, 5, 6]), path([0] * 20)]
     assert plan(paths, None) == [[0, 1, 2, 3, 4]]
-    # In the order of ids: 4 (20 tokens, alone), 1 and 3 (4 + 2), 0 (4 more) and 2 (1 more).
-    assert plan(paths, 10) == [[4], [0, 1, 3], [2]]
-    assert plan(paths, 6) == [[4], [1, 3], [0, 2]]
+    # In the order of ids: 4 (20 tokens, alone); 1 and 3 (4 + 2 more); 0 and 2 (4 + 1 more).
+    assert plan(paths, 11) == [[4], [0, 1, 2, 3]]
+    assert plan(paths, 10) == [[4], [1, 3], [0, 2]]  # 0 would fit with 1 and 3, but 2 belongs to it
+    assert plan(paths, 4) == [[4], [1], [3], [0], [2]]
 
 
 # --- Attention ---------------------------------------------------------------------------------------------------
