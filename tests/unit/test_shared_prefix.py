@@ -229,12 +229,14 @@ def test_base_model_is_forwarded_with_adapters_off(folder):
     torch.testing.assert_close(logps[: len(expected) - 4], expected[4:], atol=1e-5, rtol=1e-5)
 
 
-def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch, dtype):
+    """With weights in bf16, and with float32 weights under autocast, where layers are not fused."""
     monkeypatch.setattr(tree_attention, "attend_run_by_run", tree_attention.attend_varlen)
     monkeypatch.setattr(tree_attention, "_varlen_kernel", lambda: emulated_varlen)
     paths = group()
     factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
-    plain, half = make_model(folder), make_model(folder, dtype=torch.bfloat16)
+    plain, half = make_model(folder), make_model(folder, dtype=dtype)
     row_by_row(plain, paths, factors, 1.0)
     add_packed_forward(half.get_base_model())
     fuse_layers(half)
