@@ -124,8 +124,10 @@ def _mlp_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _norm_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if x.dtype != self.weight.dtype:
+        return type(self).forward(self, x)
     with torch.autocast(x.device.type, enabled=False):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 def fuse_layers(model: nn.Module) -> int:

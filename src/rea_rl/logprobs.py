@@ -25,15 +25,16 @@ class _ChunkedLogProbs(torch.autograd.Function):
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            logits = (hidden[part] @ weight.T).float().div_(temperature)  # (n, V)
-            log_z = logits.logsumexp(dim=-1, keepdim=True)
+            logits = (hidden[part] @ weight.T).float()  # (n, V)
+            log_probs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(dim=-1)
             target = targets[part].unsqueeze(1)
-            logps[part] = (logits.gather(1, target) - log_z).squeeze(1)
-            probs = logits.sub(log_z).exp_()
-            entropies[part] = log_z.squeeze(1) - torch.linalg.vecdot(probs, logits)
+            logps[part] = log_probs.gather(1, target).squeeze(1)
+            probs = log_probs.exp()
+            entropies[part] = -torch.einsum("nv,nv->n", probs, log_probs)
             if slopes is not None:
-                slope = probs.neg_().scatter_add_(1, target, torch.ones_like(log_z)).div_(temperature)
-                torch.mm(slope.to(weight.dtype), weight, out=slopes[part])
+                # Minus the gradient of the logits; 1 is subtracted in float32, where little may be left of it.
+                slope = probs.scatter_add_(1, target, target.new_full(target.shape, -1, dtype=torch.float32))
+                torch.mm(slope.to(weight.dtype), weight, out=slopes[part]).div_(-temperature)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(entropies)
         return logps, entropies

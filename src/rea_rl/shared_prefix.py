@@ -28,6 +28,7 @@ from transformers.modeling_outputs import ModelOutput
 from rea_rl.logprobs import chunked_logps
 from rea_rl.tree_attention import TREE_ATTENTION, Tree, register_tree_attention
 
+RELATED = 0.25
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Settings of models whose attention scores or logits are not a plain product.
 SCALES = (
@@ -134,21 +135,42 @@ def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tenso
 
 
 def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
-    """Deal paths to forward passes of at most `budget` unique tokens (a longer path goes alone), relatives together.
+    """Deal paths to forward passes of at most `budget` unique tokens; a longer path goes alone.
 
-    Returns the indices of each pass in ascending order. What a path adds to a pass is its length minus the prefix that
-    it has in common with its neighbour in the order of ids.
+    Relatives stay together as long as they fit into one pass. Returns the indices of each pass in ascending order.
     """
-    order = order_by_ids(paths)
     packs: list[list[int]] = []
     load = 0
-    for place, i in enumerate(order):
-        load += len(paths[i].ids) - (common_prefix(paths[order[place - 1]].ids, paths[i].ids) if packs else 0)
-        if not packs or (budget is not None and load > budget):
+    for family in _families(paths, budget):
+        novel = sum(len(paths[i].ids) - shared for i, shared in family)
+        if packs and (budget is None or load + novel <= budget):
+            load += novel
+        else:
             packs.append([])
-            load = len(paths[i].ids)
-        packs[-1].append(i)
+            load = novel + family[0][1]  # what the first one has in common with the pass before is not in this one
+        packs[-1] += [i for i, _ in family]
     return [sorted(pack) for pack in packs]
+
+
+def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple[int, int]]]:
+    """Paths in the order of their ids, related neighbours in one list, each with the prefix it shares with the last."""
+    families: list[list[tuple[int, int]]] = []
+    load, last = 0, None
+    for i in order_by_ids(paths):
+        shared = common_prefix(last.ids, paths[i].ids) if last else 0
+        load += len(paths[i].ids) - shared
+        if last is None or not related(last, paths[i], shared) or (budget is not None and load > budget):
+            families.append([])
+            load = len(paths[i].ids)
+        families[-1].append((i, shared))
+        last = paths[i]
+    return families
+
+
+def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
+    """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter completion."""
+    shorter = min(len(path.ids) - path.num_prompt for path in (first, second))
+    return shared - second.num_prompt > RELATED * shorter
 
 
 def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:

@@ -74,9 +74,10 @@ def test_prompt_alone_trains_nothing():
 def test_plan_keeps_relatives_together_within_the_budget():
     paths = [path([5, 6, 7, 8]), path([1, 2, 3, 4]), path([5, 6, 7, 9]), path([1, 2, 3, 5, 6]), path([0] * 20)]
     assert plan(paths, None) == [[0, 1, 2, 3, 4]]
-    # In the order of ids: 4 (20 tokens, alone), 1 and 3 (4 + 2), 0 (4 more) and 2 (1 more).
-    assert plan(paths, 10) == [[4], [0, 1, 3], [2]]
-    assert plan(paths, 6) == [[4], [1, 3], [0, 2]]
+    # In the order of ids: 4 (20 tokens, alone); 1 and 3 (4 + 2 more); 0 and 2 (4 + 1 more).
+    assert plan(paths, 11) == [[4], [0, 1, 2, 3]]
+    assert plan(paths, 10) == [[4], [1, 3], [0, 2]]  # 0 would fit with 1 and 3, but 2 belongs to it
+    assert plan(paths, 4) == [[4], [1], [3], [0], [2]]
 
 
 # --- Attention ---------------------------------------------------------------------------------------------------
@@ -228,12 +229,14 @@ def test_base_model_is_forwarded_with_adapters_off(folder):
     torch.testing.assert_close(logps[: len(expected) - 4], expected[4:], atol=1e-5, rtol=1e-5)
 
 
-def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch, dtype):
+    """With weights in bf16, and with float32 weights under autocast, where layers are not fused."""
     monkeypatch.setattr(tree_attention, "attend_run_by_run", tree_attention.attend_varlen)
     monkeypatch.setattr(tree_attention, "_varlen_kernel", lambda: emulated_varlen)
     paths = group()
     factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
-    plain, half = make_model(folder), make_model(folder, dtype=torch.bfloat16)
+    plain, half = make_model(folder), make_model(folder, dtype=dtype)
     row_by_row(plain, paths, factors, 1.0)
     add_packed_forward(half.get_base_model())
     fuse_layers(half)
