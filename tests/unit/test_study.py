@@ -83,12 +83,13 @@ def test_command_of_a_row_by_hand(tmp_path):
 
 
 def test_row_of_a_script(tmp_path, monkeypatch):
-    script = "bash scripts/grpo.sh model --output_dir {output_dir}"
-    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script=script))
+    row = study.Row("sft", "SFT", script="scripts/grpo.sh", adapter="output/{recipe_set}/SFT")
+    monkeypatch.setitem(study.ROWS, "sft", row)
     args = arguments(tmp_path, "--rows", "sft")
     run = study.all_runs(args)[-1]
-    assert study.train_command(run, args) == [*script.split()[:-1], str(tmp_path / "work/sft/seed-0")]
-    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="bash scripts/nobody.sh"))
+    assert study.train_command(run, args) == ["env", "RECIPE_SET=miniature", "bash", "scripts/grpo.sh"]
+    assert (run.adapter, run.directory) == (Path("output/miniature/SFT"), tmp_path / "work/sft/seed-0")
+    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="scripts/nobody.sh"))
     with pytest.raises(ValueError, match="row sft needs scripts/nobody.sh, which does not exist"):
         study.all_runs(args)
 
