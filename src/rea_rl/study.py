@@ -129,8 +129,10 @@ class Run:
 
 
 def all_runs(args: argparse.Namespace) -> list[Run]:
-    """Runs of the chosen rows, base first: the others' tokens are in percent of its. Raises ValueError for a row
-    that there is none of, or whose script is missing."""
+    """Runs of the chosen rows, base first, since the others are compared with it.
+
+    Raises ValueError for a row that there is none of, or whose script is missing.
+    """
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
@@ -236,14 +238,9 @@ def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
 def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
     """Write the scores beside a generation file."""
     from generation import math_verify_all
-    from rea_rl.utils import load_tokenizer
 
     flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
-    if args.recipe_set == "miniature":
-        flags += ["--word_bounded", "--slips"]
-    arguments = math_verify_all.parse_arguments(flags)
-    scores = math_verify_all.score_file(generations, load_tokenizer(args.model, "model_name_or_path"), arguments)
-    write_json(generations.with_suffix(".scores.json"), scores)
+    math_verify_all.main(flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else []))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -12,7 +12,6 @@ from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
 from generation.math_verify_all import ALL, ratio_interval
-from generation.plots import pareto_front
 from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
 from rea_rl.study_report import (
@@ -22,6 +21,7 @@ from rea_rl.study_report import (
     all_figures,
     interval,
     json_row,
+    pareto_front,
     tables,
     words_outgrow_rechecks,
     write_report,
@@ -138,7 +138,7 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
 @pytest.mark.slow
 def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
     server = serve()
-    args = arguments(tmp_path, "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
+    args = arguments(tmp_path, "--rows", "base", "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
     run = study.all_runs(args)[0]
     study.evaluate(run, run, args)
     assert run.evaluated and run.generations.name == "test_math_cot.json"
@@ -269,8 +269,8 @@ def test_problems_without_levels_have_one_group():
 
 
 def test_pareto_front():
-    points = {"base": (250, 0.97), "short": (90, 0.6), "worse": (100, 0.55), "ours": (150, 0.96), "tie": (250, 0.96)}
-    assert pareto_front(points) == ["short", "ours", "base"]
+    base, short, worse, ours, tie = (250, 0.97), (90, 0.6), (100, 0.55), (150, 0.96), (250, 0.96)
+    assert pareto_front([base, short, worse, ours, tie]) == [short, ours, base]
 
 
 # --- re-checks ---
