@@ -38,6 +38,7 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 set_recipe ReflectRL
 place
+export NUM_GPUS
 batch_args
 TRAINER=(python -m rea_rl.grpo)
 if ((NUM_PROCESSES > 1)); then

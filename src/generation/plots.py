@@ -10,12 +10,11 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.math_verify_all import ALL, Interval, read_scores
+from generation.math_verify_all import ALL, read_scores
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -101,33 +100,6 @@ def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     axes.legend(frameon=False)
 
 
-def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of the points (tokens, accuracy) that no other one beats in both, fewest tokens first.
-
-    >>> pareto_front({"a": (1, 0.5), "b": (2, 0.4), "c": (3, 0.9)})
-    ['a', 'c']
-    """
-    front: list[str] = []
-    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if not front or points[name][1] > points[front[-1]][1]:
-            front.append(name)
-    return front
-
-
-def plot_pareto(axes: Axes, points: dict[str, tuple[Interval, Interval]]) -> None:
-    """Tokens and accuracy of each row with intervals and its name, and the front of those that no other one beats."""
-    values = {name: (tokens.value, 100 * accuracy.value) for name, (tokens, accuracy) in points.items()}
-    front = pareto_front(values)
-    axes.plot(*zip(*(values[name] for name in front), strict=True), color=GREY, linestyle="--", zorder=0)
-    for i, (name, (tokens, accuracy)) in enumerate(points.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        errors = {"xerr": _error(asdict(tokens), 1), "yerr": _error(asdict(accuracy), 100)}
-        axes.errorbar(*values[name], **errors, color=colour, marker=MARKERS[i % len(MARKERS)], capsize=2, alpha=0.8)
-        axes.annotate(name, values[name], (6, 5), textcoords="offset points", fontsize=9, color=colour)
-    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
-    axes.margins(0.12)
-
-
 def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     """Mean tokens by level, one group of bars per level: where the tokens were saved."""
     levels = [name for name in next(iter(scored.values()))["groups"] if name != ALL]
@@ -161,6 +133,11 @@ def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]]
             also get a panel of tokens by level.
         save_to: image file; the extension says which kind.
     """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
     panels = []
     if history:
         panels.append(lambda axes: plot_training(axes, history, ACCURACY_KEY, "accuracy (%)", 100))
@@ -169,21 +146,10 @@ def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]]
         panels.append(lambda axes: plot_tradeoff(axes, scored))
         if all(len(scores["groups"]) > 1 for scores in scored.values()):
             panels.append(lambda axes: plot_levels(axes, scored))
-    return save_panels(panels, save_to)
-
-
-def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: str | Path, columns: int = 2) -> Path:
-    """Draw the panels in rows of `columns` and save them as one image."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    rows = -(-len(panels) // columns)
-    size = (max(5 * columns, 8), (5.5 if columns == 1 else 3.8) * rows)
+    rows = -(-len(panels) // 2)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
-        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        figure, axes = pyplot.subplots(rows, 2, figsize=(10, 3.8 * rows), squeeze=False, layout="constrained")
         for panel, cell in zip(panels, axes.flat, strict=False):
             panel(cell)
         for cell in axes.flat[len(panels) :]:

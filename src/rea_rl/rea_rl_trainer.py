@@ -33,13 +33,7 @@ from trl import GRPOTrainer
 from rea_rl.configs import REARLConfig
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
-from rea_rl.revision import (
-    differing_groups,
-    group_advantages,
-    overthinking_signal,
-    think_end_ids,
-    token_advantages,
-)
+from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
 from rea_rl.utils import write_atomically
 from rea_rl.weight_sync import AdapterSync
@@ -137,15 +131,12 @@ class REARLTrainer(GRPOTrainer):
     def _apply_switches(self, output: dict[str, torch.Tensor], rewards: torch.Tensor) -> None:
         """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups with equal rewards."""
         if self.args.overthinking_loss != "none":
-            ids = [rollout.completion_ids for rollout in self._trained]
-            end, right = think_end_ids(self.processing_class), [rollout.correct for rollout in self._trained]
-            signals = [
-                overthinking_signal(ids[i], ids[i + 1], end, (right[i], right[i + 1])) for i in range(0, len(ids), 2)
-            ]
-            width, how = output["completion_ids"].size(1), self.args.overthinking_loss
+            paths = [(rollout.completion_ids, rollout.correct) for rollout in self._trained]
+            signals = pair_signals(paths, think_end_ids(self.processing_class))
+            shape = self.num_generations, output["completion_ids"].size(1)
             output["advantages"] = token_advantages(
-                output["advantages"], signals, self.num_generations, width, how
-            )  # (B, C)
+                output["advantages"], signals, *shape, self.args.overthinking_loss
+            )
         if self.args.dynamic_sampling:
             output["completion_mask"] *= differing_groups(rewards, self.num_generations).unsqueeze(1)
             output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()

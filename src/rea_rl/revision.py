@@ -220,6 +220,17 @@ def overthinking_signal(
     )
 
 
+def pair_signals(
+    paths: Sequence[tuple[list[int], bool]], think_end_id: int | Sequence[int]
+) -> list[OverthinkingSignal]:
+    """`overthinking_signal` of each pair; `paths` are (completion ids, whether right), original and revision in turn."""
+    pairs = zip(paths[::2], paths[1::2], strict=True)
+    return [
+        overthinking_signal(original, revision, think_end_id, (first, second))
+        for (original, first), (revision, second) in pairs
+    ]
+
+
 def token_advantages(
     advantages: torch.Tensor, signals: Sequence[OverthinkingSignal], group_size: int, num_tokens: int, how: str
 ) -> torch.Tensor:

@@ -36,8 +36,8 @@ ADAPTER = "adapter_model.safetensors"
 class Row:
     """One row of the study: a recipe with changed keys, a script that makes an adapter, or the base model.
 
-    In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's sizes.
-    In `script`, {output_dir} is where the adapter must be.
+    In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's sizes. A `script` is
+    run without arguments and leaves the adapter in `adapter`, where {recipe_set} is the set's name.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Row:
     variant: str | None = None
     changes: str = ""
     script: str | None = None
+    adapter: str | None = None
     num_seeds: int = 1
 
 
@@ -59,6 +60,8 @@ ROWS = {
         Row("model_only", "reflection model only", "ReflectRL_noReflectReward", num_seeds=SEEDS),
         Row("rea_rl", "REA-RL", "ReflectRL", num_seeds=SEEDS),
         Row("revisions_only", "revisions only", "ReflectRL", "--construction revisions_only"),
+        Row("sft", "SFT, offline", script="scripts/sft_train.sh", adapter="output/{recipe_set}/SFT"),
+        Row("rpo", "RPO, offline", script="scripts/rpo_train.sh", adapter="output/{recipe_set}/RPO"),
         Row("overthinking_mean", "REA-RL, mean signal at the cut", "ReflectRL", "--overthinking_loss mean"),
         Row("overthinking_max", "REA-RL, max signal at the cut", "ReflectRL", "--overthinking_loss max"),
         Row("length_batch", "GRPO + batch-wide length", "GRPO_len", "--reward_funcs accuracy length_batch"),
@@ -103,6 +106,7 @@ class Run:
     row: Row
     seed: int
     directory: Path
+    adapter: Path  # the directory, unless a script makes the adapter elsewhere
 
     @property
     def trained(self) -> bool:
@@ -125,27 +129,31 @@ class Run:
 
 
 def all_runs(args: argparse.Namespace) -> list[Run]:
-    """Runs of the chosen rows, base first: the others' tokens are in percent of its. Raises ValueError for a row
-    that there is none of, or whose script is missing."""
+    """Runs of the chosen rows, base first, since the others are compared with it.
+
+    Raises ValueError for a row that there is none of, or whose script is missing.
+    """
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
     rows = [ROWS[name] for name in names]
     for row in rows:
-        if row.script and not Path(row.script.split()[1]).is_file():
-            raise ValueError(f"row {row.name} needs {row.script.split()[1]}, which does not exist; choose other --rows")
-    return [
-        Run(row, seed, args.work / row.name / f"seed-{seed}")
-        for row in rows
-        for seed in range(args.seeds or row.num_seeds)
-    ]
+        if row.script and not Path(row.script).is_file():
+            raise ValueError(f"row {row.name} needs {row.script}, which does not exist; choose other --rows")
+    return [make_run(row, seed, args) for row in rows for seed in range(args.seeds or row.num_seeds)]
+
+
+def make_run(row: Row, seed: int, args: argparse.Namespace) -> Run:
+    """Where the row's results with one seed are."""
+    directory = args.work / row.name / f"seed-{seed}"
+    return Run(row, seed, directory, Path(row.adapter.format(recipe_set=args.recipe_set)) if row.adapter else directory)
 
 
 def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     """Command that makes the row's adapter in the run's directory."""
     sizes = SIZES[args.recipe_set]
     if run.row.script:
-        return run.row.script.format(output_dir=run.directory, **sizes).split()
+        return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
     command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
@@ -169,8 +177,8 @@ def train(run: Run, args: argparse.Namespace) -> None:
     logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
     begin = time.perf_counter()
     subprocess.run(command, check=True)
-    if not (run.directory / ADAPTER).is_file():
-        raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.directory / ADAPTER}")
+    if not (run.adapter / ADAPTER).is_file():
+        raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}")
     write_json(run.directory / "trained.json", {"seconds": round(time.perf_counter() - begin, 1)})
 
 
@@ -196,9 +204,9 @@ def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
 
     client = openai.OpenAI(base_url=args.policy_server, api_key=api_key(), max_retries=0)
     # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
-    name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.directory)}"
+    name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
     if name not in {model.id for model in client.models.list()}:
-        body = {"lora_name": name, "lora_path": str(run.directory.resolve())}
+        body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
         client.post("/load_lora_adapter", body=body, cast_to=str)
     yield name
     client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
@@ -230,14 +238,9 @@ def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
 def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
     """Write the scores beside a generation file."""
     from generation import math_verify_all
-    from rea_rl.utils import load_tokenizer
 
     flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
-    if args.recipe_set == "miniature":
-        flags += ["--word_bounded", "--slips"]
-    arguments = math_verify_all.parse_arguments(flags)
-    scores = math_verify_all.score_file(generations, load_tokenizer(args.model, "model_name_or_path"), arguments)
-    write_json(generations.with_suffix(".scores.json"), scores)
+    math_verify_all.main(flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else []))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

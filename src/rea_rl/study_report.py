@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from generation.math_verify_all import ALL, NUM_RESAMPLES, Interval, read_scores
-from generation.plots import COLOURS, GREY, MARKERS, plot_pareto, read_log, running_mean, save_panels, series
+from generation.math_verify_all import ALL, Interval, read_scores
+from generation.plots import COLOURS, GREY, MARKERS, read_log, running_mean, series
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
 from miniature.oracle import count_empty_checks, count_rechecks
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from rea_rl.study import Row, Run
 
+NUM_RESAMPLES = 2000
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
 COUNTS = ("responses", "correct", "num_tokens", "num_think_tokens", "num_reflections", "truncated", "corrected")
 # name -> numerator, denominator, factor
@@ -237,6 +238,54 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
             for key, label in keys.items()
         ]
         save_panels(panels, out / "reflection.png")
+
+
+def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2) -> None:
+    """Draw the panels in one row and save them as an image."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    size = (max(5 * columns, 8), 5.5 if columns == 1 else 3.8)
+    with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
+        figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
+        for panel, cell in zip(panels, axes.flat, strict=True):
+            panel(cell)
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(save_to, dpi=150)
+        pyplot.close(figure)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points (tokens, accuracy) that no other one beats in both, fewest tokens first.
+
+    >>> pareto_front([(1, 0.5), (3, 0.9), (2, 0.4)])
+    [(1, 0.5), (3, 0.9)]
+    """
+    front: list[tuple[float, float]] = []
+    for tokens, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((tokens, accuracy))
+    return front
+
+
+def plot_pareto(axes: Axes, points: dict[str, tuple[Interval, Interval]]) -> None:
+    """Tokens and accuracy of each row with intervals and its name, and the front of those that no other one beats."""
+    values = {name: (tokens.value, 100 * accuracy.value) for name, (tokens, accuracy) in points.items()}
+    axes.plot(*zip(*pareto_front([*values.values()]), strict=True), color=GREY, linestyle="--", zorder=0)
+    for i, (name, (tokens, accuracy)) in enumerate(points.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
+        axes.errorbar(*values[name], **errors, color=colour, marker=MARKERS[i % len(MARKERS)], capsize=2, alpha=0.8)
+        axes.annotate(name, values[name], (6, 5), textcoords="offset points", fontsize=9, color=colour)
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
+    axes.margins(0.12)
+
+
+def _error(figure: Interval) -> list[list[float]]:
+    return [[figure.value - figure.low], [figure.high - figure.value]]
 
 
 def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:

@@ -36,7 +36,7 @@ def study(policy_server, reflection_server, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
     def run():
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
     return run, folder
 

@@ -148,6 +148,7 @@ def test_equal_groups_leave_the_loss(model_folder, tmp_path):  # noqa: F811
         {"overthinking_loss": "max", "dynamic_sampling": True},
         {"scale_rewards": "batch", "dynamic_sampling": True, "gradient_accumulation_steps": 2},
         {"construction": "revisions_only"},
+        {"overthinking_loss": "max", "dynamic_sampling": True, "packing": "shared_prefix"},
     ],
     ids=str,
 )

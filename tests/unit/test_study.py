@@ -12,7 +12,6 @@ from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
 from generation.math_verify_all import ALL, ratio_interval
-from generation.plots import pareto_front
 from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
 from rea_rl.study_report import (
@@ -22,6 +21,7 @@ from rea_rl.study_report import (
     all_figures,
     interval,
     json_row,
+    pareto_front,
     tables,
     words_outgrow_rechecks,
     write_report,
@@ -83,12 +83,13 @@ def test_command_of_a_row_by_hand(tmp_path):
 
 
 def test_row_of_a_script(tmp_path, monkeypatch):
-    script = "bash scripts/grpo.sh model --output_dir {output_dir}"
-    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script=script))
+    row = study.Row("sft", "SFT", script="scripts/grpo.sh", adapter="output/{recipe_set}/SFT")
+    monkeypatch.setitem(study.ROWS, "sft", row)
     args = arguments(tmp_path, "--rows", "sft")
     run = study.all_runs(args)[-1]
-    assert study.train_command(run, args) == [*script.split()[:-1], str(tmp_path / "work/sft/seed-0")]
-    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="bash scripts/nobody.sh"))
+    assert study.train_command(run, args) == ["env", "RECIPE_SET=miniature", "bash", "scripts/grpo.sh"]
+    assert (run.adapter, run.directory) == (Path("output/miniature/SFT"), tmp_path / "work/sft/seed-0")
+    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="scripts/nobody.sh"))
     with pytest.raises(ValueError, match="row sft needs scripts/nobody.sh, which does not exist"):
         study.all_runs(args)
 
@@ -137,7 +138,7 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
 @pytest.mark.slow
 def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
     server = serve()
-    args = arguments(tmp_path, "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
+    args = arguments(tmp_path, "--rows", "base", "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
     run = study.all_runs(args)[0]
     study.evaluate(run, run, args)
     assert run.evaluated and run.generations.name == "test_math_cot.json"
@@ -268,8 +269,8 @@ def test_problems_without_levels_have_one_group():
 
 
 def test_pareto_front():
-    points = {"base": (250, 0.97), "short": (90, 0.6), "worse": (100, 0.55), "ours": (150, 0.96), "tie": (250, 0.96)}
-    assert pareto_front(points) == ["short", "ours", "base"]
+    base, short, worse, ours, tie = (250, 0.97), (90, 0.6), (100, 0.55), (150, 0.96), (250, 0.96)
+    assert pareto_front([base, short, worse, ours, tie]) == [short, ours, base]
 
 
 # --- re-checks ---
