@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 Step = list[tuple[float, str]]  # one generated token: (log-probability, text) of its top alternatives, best first
 
@@ -63,6 +64,26 @@ def choose_cuts(
     last = num_paragraphs - 1
     cap = last - min(math.floor((num_paragraphs + cap_offset) * cap_share), cap_max)
     return Cuts(*(max(0, min(last if cut is None else cut, cap)) for cut in (strong, normal, weak)))
+
+
+def decided_cut(strength: str, p_result: list[float], num_paragraphs: int, **settings: Any) -> int | None:
+    """Cut of a strength as soon as no further label can change it, else None.
+
+    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of going on reach the
+    smallest and the largest cut that are still possible, so if they agree on a cut, all do: nothing more, a result at
+    the first paragraph where `normal` may stop and nothing after it, and results only.
+
+    Args:
+        strength: `strong`, `normal` or `weak`.
+        p_result: P(Result) of the labels so far.
+        num_paragraphs, settings: those of `choose_cuts`.
+    """
+    given = len(p_result)
+    rest = max(num_paragraphs - given, 0)
+    until_normal = max(math.ceil(num_paragraphs * settings.get("second_half", 0.5)) - given, 0)
+    tails = [], [0.0] * until_normal + [1.0], [1.0] * rest
+    cuts = {getattr(choose_cuts(p_result + tail, num_paragraphs, **settings), strength) for tail in tails}
+    return cuts.pop() if len(cuts) == 1 else None
 
 
 def _strong(p_result: list[float], normal: int | None, threshold: float) -> int | None:

@@ -59,6 +59,10 @@ class REARLConfig(GRPOConfig):
     revision_strength: str = field(
         default="normal", metadata={"help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."}
     )
+    label_until_decided: bool = field(
+        default=True,
+        metadata={"help": "Stop the reflection model's reply once no further label can change the cut."},
+    )
     finish_max_tokens: int = field(
         default=256, metadata={"help": "Most tokens the policy may write after the forced end of a cut thinking."}
     )
@@ -91,6 +95,15 @@ class REARLConfig(GRPOConfig):
     request_timeout: float = field(default=1800.0, metadata={"help": "Seconds before a request is given up."})
     request_retries: int = field(default=2, metadata={"help": "Retries of a failed request before the run stops."})
 
+    # Overlap
+    max_rollout_lag: int = field(
+        default=1,
+        metadata={
+            "help": "Optimizer steps that the policy of a batch may be behind: so many batches are made while the "
+            "trainer works. 0: strictly on-policy, trainer and servers take turns."
+        },
+    )
+
     # Rewards
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "refine_length", "reflect"],
@@ -120,6 +133,7 @@ class REARLConfig(GRPOConfig):
         self._check_algorithm()
         self._check_revision()
         self._check_rewards()
+        self._check_lag()
         super().__post_init__()
 
     def _check_batch(self) -> None:
@@ -171,6 +185,29 @@ class REARLConfig(GRPOConfig):
             raise ValueError(
                 "the reflect reward needs either tokens_per_reflection or tokens_per_reflection_file, but the recipe "
                 f"has {' and '.join(given) or 'neither'}"
+            )
+
+    def _check_lag(self) -> None:
+        """Rollouts of an older policy are always corrected, and their batches are known ahead."""
+        if self.max_rollout_lag < 0:
+            raise ValueError(f"max_rollout_lag is {self.max_rollout_lag}; it must be 0 (strictly on-policy) or more")
+        if not self.max_rollout_lag:
+            return
+        needed = {
+            "vllm_importance_sampling_correction": self.vllm_importance_sampling_correction,
+            "vllm_importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
+        }
+        for key, value in needed.items():
+            if not value:
+                raise ValueError(
+                    f"max_rollout_lag is {self.max_rollout_lag}, but {key} is {value}: samples of an older policy need "
+                    "the truncated correction with an explicit bound; set vllm_importance_sampling_correction: true "
+                    "and vllm_importance_sampling_clip_max: 2.0, or max_rollout_lag: 0"
+                )
+        if self.ignore_data_skip:
+            raise ValueError(
+                f"max_rollout_lag is {self.max_rollout_lag}, but ignore_data_skip is true: a resumed run must continue "
+                "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
             )
 
     @property

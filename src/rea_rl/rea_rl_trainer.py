@@ -1,7 +1,7 @@
 """REA-RL on TRL's GRPO trainer. What differs from plain GRPO:
 
-1. Paths come from a vLLM server through `RolloutEngine`, after the adapter of this very step was hot-swapped there.
-   Strictly on-policy: one set of rollouts per optimizer step, also after a resume.
+1. Paths come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after a resume. The adapter
+   is hot-swapped there in each step. With `max_rollout_lag` the paths of the next step are made meanwhile (lookahead.py).
 2. Every sampled path is cut where it had its result and finished by the policy. Original and revision are two rows of
    one group, which has 2G rows; they alternate and stay on one rank. The sampler still deals G rows per prompt.
 3. A revision with a wrong answer gives its row to its original. A group without a right answer has advantage 0.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from rea_rl.configs import REARLConfig
+from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.revision import group_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
 from rea_rl.utils import write_atomically
@@ -38,19 +38,6 @@ from rea_rl.weight_sync import AdapterSync
 
 # Columns that the reward functions read.
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the order."""
-
-    def __init__(self, epoch: Callable[[], int], **kwargs: Any):
-        super().__init__(**kwargs)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + self.epoch())
-        return super().__iter__()
 
 
 class REARLTrainer(GRPOTrainer):
@@ -79,6 +66,7 @@ class REARLTrainer(GRPOTrainer):
         self.weight_sync = weight_sync
         self.num_generations = args.num_generations * args.rows_per_path  # rows of a group
         self.rollout_func = self._rollout_columns
+        self.lookahead = Lookahead(engine, self._upcoming_rows(), args.max_rollout_lag)
         self._policy_version = ""
         self._synced_step = -1
         self._rows: list[dict[str, Any]] = []  # batch in work, one row per sampled path
@@ -94,14 +82,28 @@ class REARLTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """One row per sampled path: G rows of a prompt follow each other, on one rank."""
+        return self._epoch_sampler(lambda: int(self.state.epoch or 0), dataset)
+
+    def _epoch_sampler(self, epoch: Callable[[], int], dataset: Dataset | None = None) -> EpochSampler:
         return EpochSampler(
-            lambda: int(self.state.epoch or 0),
+            epoch,
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=self.args.num_generations,
             batch_size=self.args.generation_batch_size // self.args.num_generations,
             repeat_count=self.args.steps_per_generation,
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
+        )
+
+    def _upcoming_rows(self) -> UpcomingRows:
+        """The same rows, without the dataloader."""
+        return UpcomingRows(
+            self.train_dataset,
+            lambda epoch: self._epoch_sampler(lambda: epoch),
+            micro_steps=self.args.steps_per_generation,
+            rows_per_rank=self.args.generation_batch_size // self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -124,7 +126,11 @@ class REARLTrainer(GRPOTrainer):
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
-        self._rollouts = self._run_chain(self._rows, self.args.revision)
+        step = self.state.global_step
+        self.lookahead.start(self._rows, Batch(step, self._publish(), self.args.revision), self.state.max_steps)
+        self._rollouts, metrics = self.lookahead.take(step, self._rows)
+        for key, value in metrics.items():
+            self._metrics["train"][key].append(value)
         self._trained = trained_rows(self._rollouts) if self.args.revision else self._rollouts
         columns = ("prompt_ids", "completion_ids", "logprobs", *REWARD_COLUMNS)
         return {column: [getattr(rollout, column) for rollout in self._trained] for column in columns}
@@ -133,18 +139,17 @@ class REARLTrainer(GRPOTrainer):
         self._rewards = super()._calculate_rewards(*args)
         return self._rewards
 
-    def _run_chain(self, rows: list[dict[str, Any]], revision: bool) -> list[Rollout]:
-        """Paths for this rank's rows, sampled from the policy as it is now."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        start = time.perf_counter()
+    def _publish(self) -> str:
+        """Bring the policy as it is now to the server, once per optimizer step; name of its version."""
         if self._synced_step != self.state.global_step:
-            self._policy_version = self.weight_sync.publish(self.model, self.state.global_step)
+            start = time.perf_counter()
+            self._policy_version = self.weight_sync.publish(
+                self.model, self.state.global_step, self.lookahead.versions
+            )
             self._synced_step = self.state.global_step
+            metrics = self._metrics["train" if self.model.training else "eval"]
             metrics["timing/weight_sync"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        rollouts = self.engine.run(rows, Batch(self.state.global_step, self._policy_version, revision))
-        metrics["timing/rollout"].append(time.perf_counter() - start)
-        return rollouts
+        return self._policy_version
 
     # --- Loss --------------------------------------------------------------------------------------------------------
 
@@ -228,8 +233,12 @@ class REARLTrainer(GRPOTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
         self.model.eval()
+        self.lookahead.wait()  # an evaluation has the servers for itself
+        batch = Batch(self.state.global_step, self._publish(), revision=False)
+        start = time.perf_counter()
         with self.accelerator.split_between_processes(rows) as local_rows:
-            rollouts = self._run_chain(local_rows, revision=False)
+            rollouts = self.engine.run(local_rows, batch)
+        self._metrics["eval"]["timing/rollout"].append(time.perf_counter() - start)
         metrics = self._record(rollouts, f"eval-{self.state.global_step}", revision=False)
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)

@@ -7,23 +7,32 @@ sampled them; a revision is the original's ids up to the cut, the forced end of 
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import openai
 from tqdm import tqdm
 
-from generation.labeling_to_prefix import Step, choose_cuts, result_probabilities
+from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
 from generation.segments import Paragraph, split_paragraphs, thinking_of
-from rea_rl.revision import cut_completion_ids, decode_completion, find_marker, keep_or_replace, think_end_ids
+from rea_rl.revision import (
+    CutCompletion,
+    cut_completion_ids,
+    decode_completion,
+    find_marker,
+    keep_or_replace,
+    think_end_ids,
+)
 from rea_rl.utils import api_key
 
 if TYPE_CHECKING:
@@ -31,8 +40,6 @@ if TYPE_CHECKING:
 
     from generation.math_verify import VerifierPool
     from rea_rl.configs import REARLConfig
-
-T = TypeVar("T")
 
 TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
 
@@ -46,8 +53,8 @@ class Rollout:
     """
 
     problem_id: str
-    step: int  # optimizer steps done when it was sampled
-    policy_version: str
+    step: int  # optimizer step that it is trained in, from 0
+    policy_version: str  # that sampled it; with `max_rollout_lag` it may be of an earlier step
     kind: Literal["original", "revision"]
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -59,9 +66,12 @@ class Rollout:
     num_reflections: int
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
-    p_result: list[float] = field(default_factory=list)  # P(Result) per label that the reflection model gave
+    p_result: list[float] = field(default_factory=list)  # P(Result) per label that was read, see label_until_decided
+    num_label_tokens: int = 0  # of the reflection model's reply
+    num_label_tokens_saved: int = 0  # at least so many more a whole reply would have had
     cut: int | None = None  # index of the last kept paragraph
     num_kept_tokens: int | None = None  # ids shared with the original
+    num_cached_tokens: int | None = None  # of the finishing request's prompt, in the server's prefix cache
     kept: bool = True
     rewards: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
@@ -89,25 +99,36 @@ class Endpoint:
 
     async def context_length(self, model: str) -> int:
         """Tokens that a prompt and its completion may have together."""
-        served = await self._answer(self._client.models.list())
+        with self._explained():
+            served = await self._client.models.list()
         return {card.id: card.max_model_len for card in served.data}[model]
 
     async def complete(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
-        """The one choice of a completion of token ids, with `token_ids` and log-probs."""
+        """Completion of token ids: one choice with `token_ids` and log-probs, and `usage`."""
         async with self._slots:
-            response = await self._answer(
-                self._client.completions.create(
-                    model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
-                )
-            )
-        return response.choices[0]
+            with self._explained():
+                return await self._create(model, prompt_ids, extra, **body)
+
+    async def stream(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> AsyncIterator[Any]:
+        """The choice of a completion in pieces, as they come. Closed early, the server stops generating."""
+        async with self._slots:
+            with self._explained():
+                async with await self._create(model, prompt_ids, extra, stream=True, **body) as chunks:
+                    async for chunk in chunks:
+                        yield chunk.choices[0]
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _answer(self, request: Awaitable[T]) -> T:
+    async def _create(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
+        return await self._client.completions.create(
+            model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            return await request
+            yield
         except openai.APIConnectionError as error:
             raise ConnectionError(f"{self._name} does not answer ({error}); see its log and start it again") from error
 
@@ -130,7 +151,8 @@ class RolloutEngine:
         verifier: VerifierPool,
     ):
         self.args = args
-        self.tokenizer = tokenizer
+        # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one, too.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.reflection_tokenizer = reflection_tokenizer
         self.verifier = verifier
         self._sampling = {"temperature": args.temperature, "top_p": args.top_p, "logprobs": 0}
@@ -139,6 +161,14 @@ class RolloutEngine:
             "top_k": args.top_k,
             "min_p": args.min_p or 0.0,
             "repetition_penalty": args.repetition_penalty,
+        }
+        self._cut_settings = {
+            "second_half": args.cut_second_half,
+            "strong_threshold": args.cut_strong_threshold,
+            "threshold": args.cut_threshold,
+            "cap_share": args.cut_cap_share,
+            "cap_offset": args.cut_cap_offset,
+            "cap_max": args.cut_cap_max,
         }
         self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
         self._think_end = think_end_ids(tokenizer)
@@ -165,17 +195,25 @@ class RolloutEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the verifier and the connections, and stop the event loop."""
-        self.verifier.close()
+        """Cancel what is under way, close the connections and the verifier, and stop the event loop."""
+        self._wait(self._cancel_batches())
         self._wait(self._policy.close())
         if self.reflection_tokenizer is not None:
             self._wait(self._reflection.close())
+        self.verifier.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _cancel_batches(self) -> None:
+        """End batches that other threads wait for: their `run` raises CancelledError."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
         progress = tqdm(total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None)
@@ -201,13 +239,14 @@ class RolloutEngine:
     async def _sample(self, row: dict[str, Any], batch: Batch) -> Rollout:
         prompt_ids = self._encode_prompt(row)
         start = time.perf_counter()
-        choice = await self._policy.complete(
+        response = await self._policy.complete(
             batch.policy_version,
             prompt_ids,
             self._sampling_extra,
             max_tokens=self.args.max_completion_length,
             **self._sampling,
         )
+        choice = response.choices[0]
         return Rollout(
             problem_id=row["problem_id"],
             step=batch.step,
@@ -226,45 +265,55 @@ class RolloutEngine:
         if not paragraphs:
             return None
         start = time.perf_counter()
-        p_result = await self._label(row, paragraphs)
+        steps = await self._label(row, paragraphs)
         labelled = time.perf_counter()
-        cut = self._choose_cut(p_result, len(paragraphs))
+        p_result = result_probabilities(steps)
+        cut = getattr(choose_cuts(p_result, len(paragraphs), **self._cut_settings), self.args.revision_strength)
         if (prefix := cut_completion_ids(original.completion_ids, self.tokenizer, paragraphs, cut)) is None:
             return None
-        forced_ids = self._encode_forced(prefix.forced_text)
-        choice = await self._policy.complete(
+        revision = await self._finish(original, prefix, batch)
+        revision.num_paragraphs, revision.p_result, revision.cut = len(paragraphs), p_result, cut
+        revision.num_label_tokens = len(steps)
+        revision.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs)) if steps else 0
+        revision.seconds = {"label": labelled - start, "finish": time.perf_counter() - labelled}
+        await self._verify(revision, row)
+        return revision
+
+    async def _finish(self, original: Rollout, prefix: CutCompletion, batch: Batch) -> Rollout:
+        """The original up to the cut, the forced end of its thinking, and the answer that the policy gives then."""
+        kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
+        response = await self._policy.complete(
             batch.policy_version,
-            original.prompt_ids + prefix.kept_ids + forced_ids,
+            original.prompt_ids + kept_ids + forced_ids,
             self._sampling_extra,
             max_tokens=self.args.finish_max_tokens,
             **self._sampling,
         )
-        revision = dataclasses.replace(
+        choice, cached = response.choices[0], response.usage.prompt_tokens_details
+        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + choice.logprobs.token_logprobs
+        return dataclasses.replace(
             original,
             kind="revision",
-            logprobs=original.logprobs[: len(prefix.kept_ids)]
-            + [None] * len(forced_ids)
-            + choice.logprobs.token_logprobs,
+            logprobs=logprobs,
             finish_reason=choice.finish_reason,
-            num_paragraphs=len(paragraphs),
-            p_result=p_result,
-            cut=cut,
-            num_kept_tokens=len(prefix.kept_ids),
+            num_kept_tokens=len(kept_ids),
+            num_cached_tokens=cached and cached.cached_tokens,
             correct=None,
-            seconds={"label": labelled - start, "finish": time.perf_counter() - labelled},
-            **self._text_fields(prefix.kept_ids + forced_ids + choice.token_ids),
+            **self._text_fields(kept_ids + forced_ids + choice.token_ids),
         )
-        await self._verify(revision, row)
-        return revision
 
-    async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[float]:
-        """P(Result) per paragraph; empty where the request does not fit the reflection model's context."""
+    async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[Step]:
+        """Tokens of the reflection model's reply, up to the one that decides the cut.
+
+        None of them where the cut is certain without, and where the request does not fit the model's context.
+        """
+        if self._is_decided([], len(paragraphs)):
+            return []
         prompt_ids = self._encode_reflection(row["problem"], paragraphs)
-        replies = [reflection_labels([label] * len(paragraphs)) for label in (False, True)]
-        needed = max(len(self.reflection_tokenizer.encode(reply, add_special_tokens=False)) for reply in replies)
+        needed = max(self._reply_length(len(paragraphs), label) for label in (False, True))
         if len(prompt_ids) + needed > self.reflection_context:
             return []
-        choice = await self._reflection.complete(
+        reply = self._reflection.stream(
             self.args.reflection_model,
             prompt_ids,
             {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -273,7 +322,35 @@ class RolloutEngine:
             top_p=1.0,
             logprobs=TOP_LOGPROBS,
         )
-        return result_probabilities([_best_first(step) for step in choice.logprobs.top_logprobs])
+        return await self._read(reply, len(paragraphs))
+
+    async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
+        steps: list[Step] = []
+        p_result: list[float] = []
+        async with aclosing(reply):
+            async for choice in reply:
+                new = [_best_first(step) for step in choice.logprobs.top_logprobs]
+                steps += new
+                if not (found := result_probabilities(new)):
+                    continue
+                p_result += found
+                if self._is_decided(p_result, num_paragraphs):
+                    break
+        return steps
+
+    def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
+        cut = decided_cut(self.args.revision_strength, p_result, num_paragraphs, **self._cut_settings)
+        return self.args.label_until_decided and cut is not None
+
+    def _reply_length(self, num_labels: int, label: bool) -> int:
+        """Tokens of a reply in which all labels are the same."""
+        reply = reflection_labels([label] * num_labels)
+        return len(self.reflection_tokenizer.encode(reply, add_special_tokens=False))
+
+    def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
+        """Tokens, at least, that labels for the rest of the paragraphs would have had."""
+        read = min(len(p_result), num_paragraphs)
+        return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
 
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
@@ -299,19 +376,6 @@ class RolloutEngine:
             min_tokens=self.args.paragraph_min_tokens,
             max_tokens=self.args.paragraph_max_tokens,
         )
-
-    def _choose_cut(self, p_result: list[float], num_paragraphs: int) -> int:
-        cuts = choose_cuts(
-            p_result,
-            num_paragraphs,
-            second_half=self.args.cut_second_half,
-            strong_threshold=self.args.cut_strong_threshold,
-            threshold=self.args.cut_threshold,
-            cap_share=self.args.cut_cap_share,
-            cap_offset=self.args.cut_cap_offset,
-            cap_max=self.args.cut_cap_max,
-        )
-        return getattr(cuts, self.args.revision_strength)
 
     def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
         return self.tokenizer.encode(row["prompt"], add_special_tokens=False)
@@ -357,9 +421,29 @@ def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
         "revision/tokens_saved": _mean(1 - revision.num_tokens / original.num_tokens for original, revision in pairs),
         "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
         "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
-        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in revisions),
         "reflection/result_share": _mean(_mean(p >= 0.5 for p in r.p_result) for r in revisions if r.p_result),
+        **_label_metrics(revisions),
+        **_cache_metrics(revisions),
     }
+
+
+def _label_metrics(revisions: list[Rollout]) -> dict[str, float]:
+    read = sum(r.num_label_tokens for r in revisions)
+    saved = sum(r.num_label_tokens_saved for r in revisions)
+    return {
+        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in revisions),
+        "reflection/num_label_tokens": read / len(revisions),
+        "reflection/label_tokens_saved": saved / max(read + saved, 1),
+    }
+
+
+def _cache_metrics(revisions: list[Rollout]) -> dict[str, float]:
+    """Share of the finishing prompts that the server had cached, where it says so."""
+    told = [r for r in revisions if r.num_cached_tokens is not None]
+    if not told:
+        return {}
+    prompts = sum(len(r.prompt_ids) + r.num_kept_tokens + r.logprobs.count(None) for r in told)
+    return {"revision/cached_prompt": sum(r.num_cached_tokens for r in told) / prompts}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -63,7 +63,9 @@ class ServerConfig:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: CUDA where there is any."})
     gpu: str = field(default="0", metadata={"help": "GPU index; several, with commas, share the model."})
     max_lora_rank: int = field(default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."})
-    max_loras: int = field(default=2, metadata={"help": "Policy: adapters held at once; a swap needs two."})
+    max_loras: int = field(
+        default=2, metadata={"help": "Policy: adapters held at once; the newest, and each older one with requests."}
+    )
     kv_cache_gib: int = field(default=1, metadata={"help": "CPU: size of the key-value cache in GiB."})
     cpu_threads: int | None = field(
         default=None, metadata={"help": "CPU: threads; default: half of the cores, since two servers share them."}
@@ -239,6 +241,7 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
     if config.role == "policy":
         command += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
         command += ["--max-loras", str(config.max_loras), "--logprobs-mode", "processed_logprobs"]
+        command += ["--enable-prompt-tokens-details"]  # how much of a prompt the prefix cache had
     else:
         command += ["--max-logprobs", "20"]
     return command + config.extra_args
@@ -379,6 +382,8 @@ def recipe_args(path: str, role: str) -> list[str]:
     if role == "policy" and "lora_r" in recipe:
         rank = next((rank for rank in LORA_RANKS if rank >= recipe["lora_r"]), recipe["lora_r"])
         args += ["--max_lora_rank", str(rank)]
+    if role == "policy" and "max_rollout_lag" in recipe:
+        args += ["--max_loras", str(max(recipe["max_rollout_lag"] + 1, 2))]
     return args
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class AdapterSync:
 
     Args:
         server: base URL of the policy server, `http://host:port/v1`, started with runtime LoRA loading.
-        directory: where versions are written; the server must see it under the same path. Only the newest is kept.
+        directory: where versions are written; the server must see it under the same path. Kept are the newest, and
+            those that are still sampled from.
         timeout: seconds for one load.
     """
 
@@ -39,8 +40,14 @@ class AdapterSync:
         self.directory = Path(directory).resolve()
         self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
 
-    def publish(self, model: PeftModel, step: int) -> str:
+    def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the version's name.
+
+        Args:
+            model: policy with its adapter.
+            step: optimizer steps done.
+            in_use: older versions with requests under way, which stay; the server needs `max_loras` for all of them
+                and the new one.
 
         Raises openai.APIError with the server's answer if it refuses the adapter.
         """
@@ -49,7 +56,7 @@ class AdapterSync:
             if PartialState().is_main_process:
                 name[0] = self._save(model, step)
         if PartialState().is_main_process:
-            self._swap(name[0])
+            self._swap(name[0], in_use)
         return broadcast_object_list(name)[0]
 
     def _save(self, model: PeftModel, step: int) -> str:
@@ -64,14 +71,14 @@ class AdapterSync:
             os.replace(unfinished, version)
         return version.name
 
-    def _swap(self, name: str) -> None:
+    def _swap(self, name: str, in_use: Set[str]) -> None:
         served = self._served_versions()
         if name not in served:
             self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
-        for old in served - {name}:
+        for old in served - {name} - in_use:
             self._post("unload_lora_adapter", lora_name=old)
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
-            if folder.name != name:
+            if folder.name != name and folder.name not in in_use:
                 shutil.rmtree(folder)
 
     def _served_versions(self) -> set[str]:

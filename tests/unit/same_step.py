@@ -1,4 +1,4 @@
-"""Two optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py MODEL OUTPUT_DIR.
+"""Three optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py MODEL OUTPUT_DIR.
 
 Run by test_trainer_units.py. A path depends on its problem and place in the group only, so the batch is the same however
 it is dealt.
@@ -21,7 +21,8 @@ if __name__ == "__main__":
     engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
     paths = 8 // int(os.environ["WORLD_SIZE"])  # of this process
     trainer = make_trainer(
-        model, output_dir, engine, per_device_train_batch_size=paths // 2, gradient_accumulation_steps=2, rows_per_forward=3
-    )
+        model, output_dir, engine, per_device_train_batch_size=paths // 2, gradient_accumulation_steps=2,
+        rows_per_forward=3, max_rollout_lag=1, max_steps=3,
+    )  # fmt: skip
     trainer.train()
     trainer.save_model()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +21,9 @@ class ScriptedServer:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
         self.open_requests, self.most_open = 0, 0
+        self.pause = 0.0  # seconds before each token of a stream
+        self.stream_limit: int | None = None  # tokens after which the connection breaks
+        self.streamed: list[int] = []  # tokens that were sent of each stream
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -62,15 +68,45 @@ class ScriptedServer:
                 answer = script._answer(self.path, body)
                 with script._lock:
                     script.open_requests -= 1
-                self.send(*answer)
+                if body.get("stream") and answer[0] == 200:
+                    self.stream(answer[1])
+                else:
+                    self.send(*answer)
+
+            def stream(self, answer: Any):
+                """One event per token, until the client goes."""
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                choice = answer["choices"][0]
+                sent = 0
+                try:
+                    for sent, step in enumerate(choice["logprobs"]["top_logprobs"]):
+                        if sent == script.stream_limit:
+                            self.connection.shutdown(socket.SHUT_RDWR)
+                        time.sleep(script.pause)
+                        self.event(json.dumps(answer | {"choices": [choice | {"logprobs": {"top_logprobs": [step]}}]}))
+                    sent += 1
+                    self.event("[DONE]")
+                    self.wfile.write(b"0\r\n\r\n")
+                except ConnectionError:
+                    self.close_connection = True
+                script.streamed.append(sent)
+
+            def event(self, data: str):
+                data = f"data: {data}\n\n"
+                self.wfile.write(f"{len(data):x}\r\n{data}\r\n".encode())
+                self.wfile.flush()
 
             def send(self, status: int, answer: Any):
                 content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                with contextlib.suppress(ConnectionError):  # the client did not wait for it
+                    self.end_headers()
+                    self.wfile.write(content)
 
             def log_message(self, *args):
                 pass
@@ -78,8 +114,13 @@ class ScriptedServer:
         return Handler
 
 
-def completion(ids: list[int], finish_reason: str = "stop", **logprobs: Any) -> tuple[int, dict[str, Any]]:
+def completion(
+    ids: list[int], finish_reason: str = "stop", cached: int | None = None, **logprobs: Any
+) -> tuple[int, dict[str, Any]]:
     """One choice as vLLM sends it; the i-th id has log-prob -i / 8 unless `logprobs` says otherwise."""
+    usage = {"prompt_tokens": 0, "completion_tokens": len(ids), "total_tokens": len(ids)}
+    usage["prompt_tokens_details"] = None if cached is None else {"cached_tokens": cached}
     logprobs = {"token_logprobs": [-i / 8 for i in range(len(ids))], **logprobs}
     choice = {"index": 0, "text": "", "finish_reason": finish_reason, "token_ids": ids, "logprobs": logprobs}
-    return 200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+    shared = {"id": "x", "object": "text_completion", "created": 0, "model": "m"}
+    return 200, {**shared, "choices": [choice], "usage": usage}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from generation.labeling_distill_utils import parse_judge_labels, reflection_example
-from generation.labeling_to_prefix import Cuts, choose_cuts, label_positions, result_probabilities
+from generation.labeling_to_prefix import Cuts, choose_cuts, decided_cut, label_positions, result_probabilities
 
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 LABEL_STEPS = [
     [(math.log(0.75), " Think"), (math.log(0.25), " Result")],
     [(math.log(0.9), "\n"), (math.log(0.1), " Result")],  # a label only if it is the most likely alternative
@@ -87,3 +91,59 @@ def test_reflection_example_is_a_prompt_completion_row():
     assert message["content"].endswith("[1]. Add.\n\n[2]. It is 2.")
     with pytest.raises(ValueError, match="2 paragraphs but 1 verdicts"):
         reflection_example("1+1?", ["Add.", "It is 2."], [True])
+
+
+def golden(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
+
+
+def assert_early_cuts_are_final(p_result, num_paragraphs, **settings):
+    """At every prefix of the labels where a cut counts as decided, it is that of all of them. Number of early ones."""
+    early = 0
+    for strength, final in vars(choose_cuts(p_result, num_paragraphs, **settings)).items():
+        decided = [
+            decided_cut(strength, p_result[:read], num_paragraphs, **settings) for read in range(len(p_result) + 1)
+        ]
+        assert set(decided) <= {None, final}
+        first = next((read for read, cut in enumerate(decided) if cut is not None), len(decided))
+        assert None not in decided[first:]  # once decided, always
+        if len(p_result) >= num_paragraphs:
+            assert decided[num_paragraphs] == final
+        early += first < min(len(p_result), num_paragraphs)
+    return early
+
+
+def test_early_cut_is_the_cut_of_the_whole_reply_in_all_golden_cases():
+    cases = golden("cuts")
+    early = [assert_early_cuts_are_final(case["p_result"], case["num_paragraphs"]) for case in cases]
+    assert sum(early) > len(cases)  # and it saves something
+    for case in cases:
+        settings = {"second_half": 0.0, "cap_share": 0.0}  # the miniature's
+        assert_early_cuts_are_final(case["p_result"], case["num_paragraphs"], **settings)
+
+
+def test_early_cut_of_a_reply_in_pieces():
+    """Label probabilities of the tokens so far are a beginning of those of the whole reply, so its cuts are, too."""
+    for case in golden("label_probabilities"):
+        whole = result_probabilities(case["steps"])
+        for read in range(len(case["steps"]) + 1):
+            so_far = result_probabilities(case["steps"][:read])
+            assert so_far == whole[: len(so_far)]
+        for num_paragraphs in range(1, len(whole) + 3):
+            assert_early_cuts_are_final(whole, num_paragraphs)
+
+
+@pytest.mark.parametrize("second_half", [0.0, 0.5])
+@pytest.mark.parametrize("cap", [0, 1])
+def test_a_cut_is_decided_exactly_when_all_ways_of_going_on_agree(second_half, cap):
+    """Every reply of up to 4 labels on a grid, for 4 paragraphs."""
+    settings = {"second_half": second_half, "cap_share": 1.0, "cap_max": cap}
+    grid = (0.0, 0.3, 0.5, 0.7, 1.0)
+    replies = [list(reply) for length in range(5) for reply in itertools.product(grid, repeat=length)]
+    final = {tuple(reply): vars(choose_cuts(reply, 4, **settings)) for reply in replies}
+    for prefix in replies:
+        tails = [final[reply] for reply in final if list(reply[: len(prefix)]) == prefix]
+        for strength in ("strong", "normal", "weak"):
+            possible = {cuts[strength] for cuts in tails}
+            expected = possible.pop() if len(possible) == 1 else None
+            assert decided_cut(strength, prefix, 4, **settings) == expected, (prefix, strength)

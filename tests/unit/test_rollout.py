@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import openai
 import pytest
@@ -36,7 +37,12 @@ def is_finish(body):
 
 
 def policy(sample=SAMPLE, finish="\\boxed{4}", finish_reason="stop"):
-    return lambda body: completion(ended(finish)) if is_finish(body) else completion(ended(sample), finish_reason)
+    def answer(body):
+        if is_finish(body):
+            return completion(ended(finish), cached=40)
+        return completion(ended(sample), finish_reason)
+
+    return answer
 
 
 def labels(*p_result):
@@ -107,7 +113,9 @@ def test_original_and_revision_by_hand(tmp_path):
         original.logprobs[: len(kept)] + [None] * len(forced) + [-i / 8 for i in range(len(finish))]
     )
     assert (revision.kind, revision.cut, revision.num_paragraphs, revision.correct) == ("revision", 1, 4, True)
-    assert revision.p_result == pytest.approx([0.2, 0.9, 0.1, 0.9])
+    assert revision.p_result == pytest.approx([0.2, 0.9])  # the first hit is the cut, whatever comes
+    assert (revision.num_label_tokens, revision.num_label_tokens_saved) == (4, len("[3]. Think\n[4]. Think\n"))
+    assert revision.num_cached_tokens == 40
     assert revision.num_kept_tokens == len(kept)
     assert revision.text == CUT + FORCED + "\\boxed{4}"
     assert revision.num_reflections == 0
@@ -137,6 +145,57 @@ def test_labels_are_asked_in_the_training_format(tmp_path):
     assert prompt.endswith("<A><think>\n[1].")
     # Byte tokens: the longer label of "[1]. Result\n[2]. Result\n[3]. Result\n[4]. Result".
     assert body["max_tokens"] == len("[1]. Result") * 4 + 3
+
+
+def test_reply_is_left_as_soon_as_the_cut_is_decided(tmp_path):
+    replies = labels(0.2, 0.9, *[0.1] * 200)
+    with (
+        ScriptedServer(policy(), [VERSION]) as first,
+        ScriptedServer(replies, ["refl"]) as second,
+        make_engine(tmp_path, first.url, second.url) as engine,
+    ):
+        second.pause = 0.005
+        _, revision = engine.run([make_row()], Batch(7, VERSION, True))
+        engine.args.label_until_decided = False
+        _, whole = engine.run([make_row()], Batch(7, VERSION, True))
+    assert revision.num_label_tokens == 4 and whole.num_label_tokens == 404
+    assert revision.completion_ids == whole.completion_ids
+    assert second.streamed[0] < 100 and second.streamed[1] == 404
+
+
+def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
+    # Half of the four paragraphs are cut off at least, and a normal cut keeps half of them at least.
+    (_, revision), _, server = run(
+        tmp_path, policy(), labels(0.9), cut_second_half=0.5, cut_cap_share=1.0, cut_cap_max=2
+    )
+    assert server.bodies("completions") == []
+    assert (revision.cut, revision.p_result, revision.num_label_tokens_saved) == (1, [], 0)
+
+
+def test_lost_stream_is_one_clear_error(tmp_path):
+    with (
+        ScriptedServer(policy(), [VERSION]) as first,
+        ScriptedServer(labels(0.1, 0.1, 0.1, 0.1), ["refl"]) as second,
+        make_engine(tmp_path, first.url, second.url) as engine,
+    ):
+        second.stream_limit = 3
+        with pytest.raises(ConnectionError, match="reflection_server .* does not answer"):
+            engine.run([make_row()], Batch(7, VERSION, True))
+
+
+def test_closing_the_engine_ends_what_is_under_way(tmp_path):
+    with ScriptedServer(lambda body: time.sleep(5) or policy()(body), [VERSION]) as server:
+        engine = make_engine(tmp_path, server.url)
+        with ThreadPoolExecutor(1) as executor:
+            batch = executor.submit(engine.run, [make_row()], Batch(0, VERSION, False))
+            while not server.requests:
+                time.sleep(0.01)
+            start = time.perf_counter()
+            with engine:
+                pass
+            with pytest.raises(CancelledError):
+                batch.result()
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -238,9 +297,10 @@ def test_refused_request_stops_the_batch(tmp_path):
 
 
 def make_rollout(kind, correct, num_tokens, **fields):
-    fields = {"num_think_tokens": num_tokens - 10, "num_reflections": 0, "finish_reason": "stop", **fields}
+    defaults = {"num_think_tokens": num_tokens - 10, "num_reflections": 0, "finish_reason": "stop", "logprobs": []}
+    fields = defaults | fields
     return Rollout(
-        "p", 0, VERSION, kind, [1], [2] * num_tokens, [], "", num_tokens=num_tokens, correct=correct, **fields
+        "p", 0, VERSION, kind, [1], [2] * num_tokens, text="", num_tokens=num_tokens, correct=correct, **fields
     )
 
 
@@ -261,9 +321,15 @@ def test_wrong_revision_gives_its_row_to_its_original():
 def test_metrics_by_hand():
     rollouts = [
         make_rollout("original", True, 100, num_reflections=3, seconds={"sample": 2.0, "verify": 1.0}),
-        revised(False, 40, 1, [0.1, 0.9, 0.2, 0.2], seconds={"label": 4.0, "verify": 3.0}),
+        revised(
+            False, 40, 1, [0.1, 0.9, 0.2, 0.2], seconds={"label": 4.0, "verify": 3.0},
+            num_label_tokens=12, num_cached_tokens=16, logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 11,
+        ),
         make_rollout("original", False, 210, finish_reason="length", seconds={"sample": 4.0, "verify": 1.0}),
-        revised(True, 42, 0, [0.6, 0.9], seconds={"label": 2.0, "verify": 3.0}),
+        revised(
+            True, 42, 0, [0.6, 0.9], seconds={"label": 2.0, "verify": 3.0}, num_label_tokens=4,
+            num_label_tokens_saved=4, num_cached_tokens=0, logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 13,
+        ),
         make_rollout("original", True, 20, seconds={}),
         make_rollout("original", True, 20, seconds={}),
     ]  # fmt: skip
@@ -285,6 +351,9 @@ def test_metrics_by_hand():
             "revision/truncated": 0,
             "reflection/labelled": (1 + 0.5) / 2,
             "reflection/result_share": (1 / 4 + 1) / 2,
+            "reflection/num_label_tokens": 8,
+            "reflection/label_tokens_saved": 4 / 20,
+            "revision/cached_prompt": 16 / 60,  # twice 1 token of the prompt, 20 kept, 9 forced
             "timing/sample": 3,
             "timing/label": 3,
             "timing/verify": 2,

@@ -65,10 +65,11 @@ class NamedVersions:
     """Weight sync that only counts."""
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.in_use = [], []
 
-    def publish(self, model, step):
+    def publish(self, model, step, in_use):
         self.steps.append(step)
+        self.in_use.append(in_use)
         return f"policy-{step}"
 
 
@@ -86,7 +87,7 @@ def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tupl
         "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
         "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
         "learning_rate": 1e-2, "reflection_model": "x", "reward_funcs": list(rewards), "disable_tqdm": True, "seed": 3,
-        "vllm_importance_sampling_clip_max": 2.0, "tokens_per_reflection": 9.0,
+        "vllm_importance_sampling_clip_max": 2.0, "tokens_per_reflection": 9.0, "max_rollout_lag": 0,
     }  # fmt: skip
     args = REARLConfig(output_dir=str(output_dir), **{**keys, **changes})
     before = copy.deepcopy(args.to_dict())
@@ -300,7 +301,7 @@ def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one(model_folder, tmp_path):
-    """Same batches, gradients averaged over several forward passes per backward pass: same weights."""
+    """Same batches, also those looked up ahead past the end of the epoch; gradients averaged over several forward passes per backward pass: same weights."""
     script = Path(__file__).with_name("same_step.py")
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
@@ -309,7 +310,7 @@ def test_two_processes_take_the_step_of_one(model_folder, tmp_path):
             [sys.executable, *launch, str(model_folder), str(tmp_path / str(processes))],
             env=environment, check=True, capture_output=True, timeout=120,
         )  # fmt: skip
-    for step in ("step-0", "step-1"):
+    for step in ("step-0", "step-1", "step-2"):
         rows = records(tmp_path / "1", step), records(tmp_path / "2", step)
         assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
         assert [row["advantage"] for row in rows[0]] == pytest.approx([row["advantage"] for row in rows[1]], abs=1e-5)
@@ -345,6 +346,11 @@ def test_weight_sync_swaps_versions(model_folder, tmp_path):
         second = sync.publish(make_adapter(model_folder, fill=0.25), 1)
         assert server.models == ["base", second]
         assert [path.name for path in (tmp_path / "adapters").iterdir()] == [second]
+        third = sync.publish(make_adapter(model_folder, fill=0.125), 2, {second})
+        assert server.models == ["base", second, third]
+        assert {path.name for path in (tmp_path / "adapters").iterdir()} == {second, third}
+        fourth = sync.publish(make_adapter(model_folder, fill=0.1), 3, {third})
+        assert server.models == ["base", third, fourth]
         # Loaded before the old one goes, so that no request finds neither.
         assert [path.rsplit("/", 1)[1] for path, _ in server.requests[-2:]] == [
             "load_lora_adapter",

@@ -88,6 +88,7 @@ def test_policy_command_on_the_cpu(model):
         "--max-lora-rank": "32",
         "--max-loras": "2",
         "--logprobs-mode": "processed_logprobs",
+        "--enable-prompt-tokens-details": None,
     }
 
 
