@@ -301,7 +301,7 @@ def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one(model_folder, tmp_path):
-    """Same batches, also those looked up ahead past the end of the epoch; gradients averaged over several forward passes per backward pass: same weights."""
+    """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights."""
     script = Path(__file__).with_name("same_step.py")
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
