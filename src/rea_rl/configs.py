@@ -292,6 +292,29 @@ class REARLConfig(GRPOConfig):
                 "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
             )
 
+    def _check_lag(self) -> None:
+        """Rollouts of an older policy are always corrected, and their batches are known ahead."""
+        if self.max_rollout_lag < 0:
+            raise ValueError(f"max_rollout_lag is {self.max_rollout_lag}; it must be 0 (strictly on-policy) or more")
+        if not self.max_rollout_lag:
+            return
+        needed = {
+            "vllm_importance_sampling_correction": self.vllm_importance_sampling_correction,
+            "vllm_importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
+        }
+        for key, value in needed.items():
+            if not value:
+                raise ValueError(
+                    f"max_rollout_lag is {self.max_rollout_lag}, but {key} is {value}: samples of an older policy need "
+                    "the truncated correction with an explicit bound; set vllm_importance_sampling_correction: true "
+                    "and vllm_importance_sampling_clip_max: 2.0, or max_rollout_lag: 0"
+                )
+        if self.ignore_data_skip:
+            raise ValueError(
+                f"max_rollout_lag is {self.max_rollout_lag}, but ignore_data_skip is true: a resumed run must continue "
+                "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
+            )
+
     @property
     def rows_per_path(self) -> int:
         """Trained rows for each sampled path: itself, and its revision."""

@@ -1,0 +1,106 @@
+"""Steps per hour of whole training runs on real vLLM servers, in one run.
+
+    python scripts/benchmark/end_to_end.py                # the miniature's recipes, full size
+    python scripts/benchmark/end_to_end.py --tiny         # as in CI
+
+    GRPO, 2G samples     config_GRPO_Gen8: as many trained rows as REA-RL
+    REA-RL               config_ReflectRL, max_rollout_lag 0: servers and trainer take turns
+    REA-RL, overlap      the same with max_rollout_lag 1
+
+Steps are timed from the end of the first to the end of the last but one: the first waits for cold servers, and beside
+the last no rollout is made. The reflection model is the untrained one of the miniature unless one is given: it writes
+labels of the right form without sense, which is the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from serving import MINIATURE, ROOT, add_arguments, report, server
+
+from generation.utils import write_json
+
+RUNS = {
+    "GRPO, 2G samples": ("GRPO_Gen8", []),
+    "REA-RL": ("ReflectRL", ["--max_rollout_lag", "0"]),
+    "REA-RL, overlap": ("ReflectRL", ["--max_rollout_lag", "1"]),
+}
+TINY = ["--max_completion_length", "200", "--rows_per_forward", "4"]
+
+
+def options(variant: str, arguments: argparse.Namespace, urls: list[str], output: str) -> list[str]:
+    """Command line of one run."""
+    values: dict[str, Any] = {
+        "config": ROOT / "recipes" / "miniature" / f"config_{variant}.yaml", "model_name_or_path": MINIATURE,
+        "dataset_name": ROOT / "dataset" / "miniature" / "train.json", "policy_server": urls[0], "output_dir": output,
+        "max_steps": arguments.steps, "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": "true",
+    }  # fmt: skip
+    if variant == "ReflectRL":
+        values |= {"reflection_model": arguments.reflection_model, "reflection_server": urls[1]}
+        values["tokens_per_reflection_file"] = f"{output}.json"
+        write_json(Path(f"{output}.json"), {"tokens_per_reflection": 60.0, "word_bounded": True})
+    given = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    if arguments.tiny:
+        given += [*TINY, "--per_device_train_batch_size", "16" if variant == "GRPO_Gen8" else "8"]
+    return given
+
+
+def run(argv: list[str]) -> dict[str, float]:
+    """Seconds per step in the middle of a run, and means of what it logged about time."""
+    from transformers import TrainerCallback
+
+    from rea_rl.grpo import build_engine, build_trainer, load_inputs, parse_recipe
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    data, args, model_args = parse_recipe(argv)
+    inputs = load_inputs(data, args, model_args)
+    with build_engine(args, model_args.model_name_or_path, inputs) as engine:
+        trainer = build_trainer(args, model_args, inputs, engine)
+        trainer.add_callback(Clock())
+        trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry][1:-1]
+    keys = ("timing/rollout", "timing/rollout_wait", "timing/weight_sync", "revision/cached_prompt")
+    means = {key: sum(entry[key] for entry in logged) / len(logged) for key in keys if key in logged[0]}
+    return {"seconds_per_step": (ends[-2] - ends[0]) / (len(ends) - 2), **means}
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, presets=False)
+    parser.add_argument("--tiny", action="store_true", help="two prompts a step, short paths")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of each run, at least 3")
+    parser.add_argument("--reflection_model", default=str(ROOT / "model" / "Miniature-Instruct"), help="its folder")
+    arguments = parser.parse_args()
+    if arguments.steps < 3:
+        parser.error(f"--steps is {arguments.steps}; the first and the last are not timed, so give 3 or more")
+    models = {"policy": str(MINIATURE), "reflection": arguments.reflection_model}
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        servers = [stack.enter_context(server(role, model, Path(folder), arguments)) for role, model in models.items()]
+        urls = [running.base_url for running in servers]
+        for number, (name, (variant, flags)) in enumerate(RUNS.items()):
+            results[name] = run(options(variant, arguments, urls, f"{folder}/{number}") + flags)
+    reference = results["REA-RL"]["seconds_per_step"]
+    table = [["run", "steps/h", "s/step", "of REA-RL", "rollout s", "waited s"]]
+    for name, values in results.items():
+        seconds = values["seconds_per_step"]
+        waits = [f"{values[key]:.2f}" for key in ("timing/rollout", "timing/rollout_wait")]
+        table.append([name, f"{3600 / seconds:.0f}", f"{seconds:.2f}", f"{seconds / reference:.2f}", *waits])
+    report("end_to_end", table, {"tiny": arguments.tiny, "steps": arguments.steps, "runs": results}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

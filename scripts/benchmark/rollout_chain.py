@@ -1,0 +1,178 @@
+"""Compare the rollout chain with the same work done stage by stage, on real vLLM servers, in one run.
+
+    python scripts/benchmark/rollout_chain.py
+    python scripts/benchmark/rollout_chain.py --preset 7b      # a GPU: 7B dimensions, random weights
+
+Lengths are drawn once and used by all: paths log-normal around the preset's median, cut at 30 to 90 %. Every request
+is as long as the plan says (end tokens are ignored), and goes through the trainer's own client. Per prompt:
+
+    plain GRPO, G paths     the original paths alone
+    plain GRPO, 2G paths    as many trained rows as REA-RL, without revision
+    barriers                G paths; then all labels, whole replies; then all answers after the cut
+    chain                   each path by itself; the reply is left at the label that decides the cut
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent))
+from serving import PRESETS, Preset, add_arguments, model_folder, report, server
+
+from rea_rl.rollout import TOP_LOGPROBS, Endpoint
+
+TOKENS_PER_LABEL = 7  # "\n[12]. Think"
+IDS = range(20, 400)  # ordinary ids of all presets
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths of one path, in tokens."""
+
+    prompt: int
+    sample: int
+    kept: int
+    labels: int  # of a whole reply
+    labels_read: int  # of them, until the cut is decided
+    finish: int
+
+
+def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
+    """A plan for each path of the batch."""
+    rng = random.Random(seed)
+    plans = []
+    for _ in range(preset.prompts * group):
+        sample = int(min(max(rng.lognormvariate(0, 0.5) * preset.median_tokens, 20), preset.max_tokens))
+        kept = rng.uniform(0.3, 0.9) * sample
+        labels, read = (TOKENS_PER_LABEL * (1 + int(tokens) // preset.paragraph_tokens) for tokens in (sample, kept))
+        plans.append(Plan(preset.prompt_tokens, sample, int(kept), labels, read, preset.finish_tokens))
+    return plans
+
+
+class Work:
+    """The three requests of a path. `cached` collects (cached, all) prompt tokens of the finishing ones."""
+
+    def __init__(self, policy: Endpoint, reflection: Endpoint, models: tuple[str, str], seed: int):
+        self.policy, self.reflection, self.models, self.rng = policy, reflection, models, random.Random(seed)
+        self.cached: list[tuple[int, int]] = []
+
+    def prompt(self, length: int) -> list[int]:
+        return self.rng.choices(IDS, k=length)
+
+    async def sample(self, prompt: list[int], plan: Plan) -> list[int]:
+        return (await self._complete(prompt, plan.sample)).choices[0].token_ids
+
+    async def label(self, plan: Plan, until_decided: bool) -> None:
+        body = {"max_tokens": plan.labels, "temperature": 0.0, "logprobs": TOP_LOGPROBS}
+        prompt = self.prompt(plan.prompt + plan.sample)
+        reply = self.reflection.stream(self.models[1], prompt, {"ignore_eos": True}, **body)
+        read = 0
+        async with aclosing(reply):
+            async for piece in reply:
+                read += len(piece.logprobs.top_logprobs)
+                if until_decided and read >= plan.labels_read:
+                    break
+
+    async def finish(self, prompt: list[int], sampled: list[int], plan: Plan) -> None:
+        prompt = prompt + sampled[: plan.kept]
+        usage = (await self._complete(prompt, plan.finish)).usage
+        self.cached.append((usage.prompt_tokens_details.cached_tokens, len(prompt)))
+
+    async def _complete(self, prompt: list[int], tokens: int):
+        body = {"max_tokens": tokens, "temperature": 1.0, "logprobs": 0}
+        return await self.policy.complete(self.models[0], prompt, {"ignore_eos": True}, **body)
+
+
+async def plain(work: Work, plans: list[Plan]) -> None:
+    """Original paths only."""
+    await asyncio.gather(*(work.sample(work.prompt(plan.prompt), plan) for plan in plans))
+
+
+async def barriers(work: Work, plans: list[Plan]) -> None:
+    """Each stage waits for the slowest path of the one before."""
+    prompts = [work.prompt(plan.prompt) for plan in plans]
+    sampled = await asyncio.gather(*(work.sample(*path) for path in zip(prompts, plans, strict=True)))
+    await asyncio.gather(*(work.label(plan, until_decided=False) for plan in plans))
+    await asyncio.gather(*(work.finish(*path) for path in zip(prompts, sampled, plans, strict=True)))
+
+
+async def chain(work: Work, plans: list[Plan]) -> None:
+    """No path waits for another."""
+
+    async def path(plan: Plan) -> None:
+        prompt = work.prompt(plan.prompt)
+        sampled = await work.sample(prompt, plan)
+        await work.label(plan, until_decided=True)
+        await work.finish(prompt, sampled, plan)
+
+    await asyncio.gather(*map(path, plans))
+
+
+async def measure(
+    urls: tuple[str, str], models: tuple[str, str], preset: Preset, group: int, repeats: int
+) -> dict[str, float]:
+    """Best seconds of each way, and the share of cached prompt tokens of the chain's finishing requests."""
+    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=0)
+    policy, reflection = (Endpoint("server", url, settings) for url in urls)
+    plans = draw_plans(preset, group, seed=0)
+    twice = plans + draw_plans(preset, group, seed=0)
+    ways: dict[str, tuple[Callable[[Work, list[Plan]], Awaitable[None]], list[Plan]]] = {
+        "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans), "chain": (chain, plans),
+    }  # fmt: skip
+    await barriers(Work(policy, reflection, models, seed=-1), plans[:4])  # first requests are slow
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats):
+        for number, (name, (way, paths)) in enumerate(ways.items()):
+            work = Work(policy, reflection, models, seed=10 * repeat + number)  # prompts that no cache has
+            start = time.perf_counter()
+            await way(work, paths)
+            seconds[name].append(time.perf_counter() - start)
+    await policy.close()
+    await reflection.close()
+    cached, prompts = map(sum, zip(*work.cached, strict=True))
+    read, whole = sum(plan.labels_read for plan in plans), sum(plan.labels for plan in plans)
+    return {name: min(times) for name, times in seconds.items()} | {
+        "cached_prompt": cached / prompts,
+        "label_tokens_saved": 1 - read / whole,
+    }
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--prompts", type=int, default=None, help="prompts of the batch (default: the preset's)")
+    parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
+    arguments = parser.parse_args()
+    preset = PRESETS[arguments.preset]
+    if arguments.prompts is not None:
+        preset = dataclasses.replace(preset, prompts=arguments.prompts)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        model = model_folder(preset, Path(folder, "model"))
+        servers = [stack.enter_context(server(role, model, Path(folder), arguments)) for role in ("policy", "reflection")]
+        urls = tuple(running.base_url for running in servers)
+        seconds = asyncio.run(measure(urls, (model, model), preset, arguments.group, arguments.repeats))
+    table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
+    for name in ("plain, G", "plain, 2G", "barriers", "chain"):
+        ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
+        table.append([name, f"{seconds[name]:.2f}", *ratios])
+    results = {"preset": arguments.preset, "prompts": preset.prompts, "group": arguments.group, "seconds": seconds}
+    results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
+    results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
+    report("rollout_chain", table, results, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
