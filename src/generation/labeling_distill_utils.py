@@ -147,31 +147,31 @@ def _confirm(candidate: str, confirmations: dict[str, str]) -> bool | None:
     return parse_confirmation(confirmations[candidate])
 
 
-def cut_after(text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer) -> str | None:
-    """Prefix from which a path is finished when it is cut after a paragraph, or None where nothing can be cut off.
+def cut_after(text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer) -> tuple[str, float]:
+    """Prefix from which a path is finished when it is cut after a paragraph, and the share of its thinking that stays.
 
-    The text of the same cut that the rollouts make: kept text, end of the thinking, heading of the answer.
+    The same cut that the rollouts make: kept text, end of the thinking, heading of the answer. `last_kept` must not be
+    the last paragraph.
     """
-    from rea_rl.revision import cut_completion_ids, decode_completion
+    from rea_rl.revision import cut_completion_ids, decode_completion, find_marker, think_end_ids
 
     ids = tokenizer.encode(text, add_special_tokens=False)
-    cut = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
-    return None if cut is None else decode_completion(tokenizer, cut.kept_ids) + cut.forced_text
+    kept_ids, forced_text = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
+    share = len(kept_ids) / find_marker(ids, think_end_ids(tokenizer))
+    return decode_completion(tokenizer, kept_ids) + forced_text, share
 
 
 def cut_row(row: Row, response: Row, paragraphs: list[Paragraph], last_kept: int | None, tokenizer) -> Row:
     """Row that split `math_cot` finishes.
 
-    Beside the path's columns: `prefix` (None where nothing is cut off, with the path's own `responses`), `cut`,
-    `num_paragraphs`, `kept` (share of the thinking's tokens up to the cut) and `truncated` (no `</think>`).
+    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`), `cut` (the last kept
+    paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and `truncated` (no `</think>`).
     """
-    prefix = None if last_kept is None else cut_after(response["text"], paragraphs, last_kept, tokenizer)
-    tokens = [paragraph.num_tokens for paragraph in paragraphs]
-    kept = 1.0 if prefix is None else sum(tokens[: last_kept + 1]) / sum(tokens)
-    columns = {"cut": None if prefix is None else last_kept, "num_paragraphs": len(paragraphs), "kept": kept}
-    columns["truncated"] = prompts.THINK_END not in response["text"]
-    responses = {} if prefix is not None else {"responses": [response]}
-    return {**row, **columns, "prefix": prefix, **responses}
+    columns = {"num_paragraphs": len(paragraphs), "truncated": prompts.THINK_END not in response["text"]}
+    if last_kept is None or last_kept + 1 >= len(paragraphs):
+        return {**row, **columns, "cut": None, "kept": 1.0, "prefix": None, "responses": [response]}
+    prefix, kept = cut_after(response["text"], paragraphs, last_kept, tokenizer)
+    return {**row, **columns, "cut": last_kept, "kept": kept, "prefix": prefix}
 
 
 def clean(
@@ -220,7 +220,9 @@ def paragraph_splitter(tokenizer, args: argparse.Namespace) -> Callable[[str], l
 
 def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags from which paragraphs follow; the same as those of `generation.generate`."""
-    parser.add_argument("--paragraph_tokenizer", help="model that wrote the paths; its tokenizer counts tokens")
+    parser.add_argument(
+        "--paragraph_tokenizer", default="", help="model that wrote the paths; its tokenizer counts tokens"
+    )
     parser.add_argument("--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least")
     parser.add_argument("--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed")
 
