@@ -11,7 +11,9 @@ The splits are the stages: which rows are read, and what is asked of them; `gene
 Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the stage with `responses`, each of them `text`,
 `num_tokens` (end of sequence included), `finish_reason`, and with `logprobs` the most likely tokens of every step. A
 text that was given the model to go on from (a cut thinking, `[1].`) is part of the response.
-Finished rows are kept as they come. A killed run goes on where it stopped, and the seed of every response is its own, so the file does not depend on the interruption.
+
+Finished rows are kept as they come. A killed run goes on where it stopped, and the seed of every response is its own, so
+the file does not depend on the interruption.
 """
 
 from __future__ import annotations
