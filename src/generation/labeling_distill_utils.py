@@ -21,11 +21,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from generation import prompts
 from generation.segments import Paragraph, split_paragraphs
 from generation.utils import Row, read_generations, read_rows, write_json
 from rea_rl.utils import setup_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +151,9 @@ def _confirm(candidate: str, confirmations: dict[str, str]) -> bool | None:
     return parse_confirmation(confirmations[candidate])
 
 
-def cut_after(text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer) -> tuple[str, float]:
+def cut_after(
+    text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, float]:
     """Prefix from which a path is finished when it is cut after a paragraph, and the share of its thinking that stays.
 
     The same cut that the rollouts make: kept text, end of the thinking, heading of the answer. `last_kept` must not be
@@ -161,7 +167,9 @@ def cut_after(text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer)
     return decode_completion(tokenizer, kept_ids) + forced_text, share
 
 
-def cut_row(row: Row, response: Row, paragraphs: list[Paragraph], last_kept: int | None, tokenizer) -> Row:
+def cut_row(
+    row: Row, response: Row, paragraphs: list[Paragraph], last_kept: int | None, tokenizer: PreTrainedTokenizerBase
+) -> Row:
     """Row that split `math_cot` finishes.
 
     Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`), `cut` (the last kept
@@ -178,7 +186,7 @@ def clean(
     paths: Iterable[LabelledPath],
     confirmations: dict[str, str],
     responses: dict[str, Row],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     split: Callable[[str], list[Paragraph]],
 ) -> tuple[list[Row], list[Row]]:
     """(cut rows, training examples) of the paths whose replies could be parsed.
@@ -208,7 +216,9 @@ def clean(
     return rows, examples
 
 
-def paragraph_splitter(tokenizer, args: argparse.Namespace) -> Callable[[str], list[Paragraph]]:
+def paragraph_splitter(
+    tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> Callable[[str], list[Paragraph]]:
     """`split_paragraphs` with the tokenizer and the settings of a command line."""
     return lambda text: split_paragraphs(
         text,

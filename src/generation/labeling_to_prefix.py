@@ -24,12 +24,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from generation.labeling_distill_utils import add_paragraph_arguments, cut_row, paragraph_splitter
 from generation.segments import Paragraph
 from generation.utils import Row, read_generations, read_rows, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +169,9 @@ def with_controls(paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: 
     return strategies
 
 
-def prefix_rows(paths: Sequence[SplitPath], strategies: dict[str, list[int]], tokenizer) -> list[Row]:
+def prefix_rows(
+    paths: Sequence[SplitPath], strategies: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[Row]:
     """One row per path and strategy; the `id` ends in the strategy."""
     rows = []
     for strategy, cuts in strategies.items():
@@ -176,7 +181,9 @@ def prefix_rows(paths: Sequence[SplitPath], strategies: dict[str, list[int]], to
     return rows
 
 
-def split_paths(file: Path, known: set[str], tokenizer, args: argparse.Namespace) -> list[SplitPath]:
+def split_paths(
+    file: Path, known: set[str], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> list[SplitPath]:
     """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log."""
     from generation.splits import path_rows
 

@@ -152,6 +152,21 @@ def test_most_likely_token_comes_first():
     assert _best_first(tokens) == [(-0.1, "\n"), (-2.0, " Think")]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem"\n', r"a\.jsonl: row 1: not JSON"),
+        ("a.json", "[]", r"a\.json: must be a list of at least one row, but is empty"),
+        ("a.json", '[{"problem": "1"}]', r"a\.json: row 0 has no column 'answer'"),
+    ],
+)
+def test_malformed_problems_are_named_before_anything_is_generated(tmp_path, model, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        main(["--qaf", str(tmp_path / name), "--model_dir", model, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 # --- Models that cannot be used --------------------------------------------------------------------------------------
 
 
