@@ -6,14 +6,20 @@
         --model_dir model/Miniature-LRM --save_suffix _step40 --api --api_base http://127.0.0.1:12345/v1 \
         --api_model policy-40
 
-Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the input with `responses`, each of them `text`,
-`num_tokens` (end of sequence included) and `finish_reason`. Finished rows are kept as they come. A killed run goes on
-where it stopped, and the seed of every response is its own, so the file does not depend on the interruption.
+The splits are the stages: which rows are read, and what is asked of them; `generation/splits.py` has them all.
+
+Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the stage with `responses`, each of them `text`,
+`num_tokens` (end of sequence included), `finish_reason`, and with `logprobs` the most likely tokens of every step. A
+text that was given the model to go on from (a cut thinking, `[1].`) is part of the response.
+
+Finished rows are kept as they come. A killed run goes on where it stopped, and the seed of every response is its own, so
+the file does not depend on the interruption.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -26,12 +32,13 @@ from tqdm import tqdm
 from trl import TrlParser
 
 from generation.prompts import MATH_COT, format_problem
+from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import GenerationFile, Row, digest, sample_seed
-from rea_rl.utils import load_problems, load_tokenizer, setup_logging
+from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
 
-Messages = list[dict[str, str]]
+TOO_LONG = "prompt_too_long"  # finish_reason of a row that was not asked
 Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
 
 
@@ -40,7 +47,7 @@ class GenerateArguments:
     """Recipe keys and flags of `generation.generate`."""
 
     # Input and output
-    qaf: str = field(metadata={"help": "Problems: .json or .jsonl file, or Hub dataset."})
+    qaf: str = field(metadata={"help": "Rows of the stage: .json or .jsonl file, or for math_cot a Hub dataset."})
     model_dir: str = field(metadata={"help": "Model: folder or Hub id; with --api only its name, for the output."})
     split: str = field(default="math_cot", metadata={"help": "Stage, that is, which prompts are made of the rows."})
     lora: str | None = field(default=None, metadata={"help": "Folder of a LoRA adapter of the model."})
@@ -56,11 +63,22 @@ class GenerateArguments:
         default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
     )
 
+    # Labelling
+    paragraph_tokenizer: str | None = field(
+        default=None, metadata={"help": "Model that wrote the paths; its tokenizer counts the paragraphs' tokens."}
+    )
+    paragraph_min_tokens: int = field(default=32, metadata={"help": "Tokens that a paragraph has at least."})
+    paragraph_max_tokens: int = field(default=128, metadata={"help": "Tokens before which a paragraph is closed."})
+    chunk_tokens: int = field(default=1024, metadata={"help": "Tokens of the paragraphs that the judge sees at once."})
+
     # Sampling
     n_generate_sample: int = field(default=1, metadata={"help": "Responses per prompt."})
     temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
     top_p: float = field(default=0.95, metadata={"help": "Share of the probability that is sampled from."})
     max_tokens: int = field(default=16384, metadata={"help": "Most tokens of a response."})
+    logprobs: int | None = field(
+        default=None, metadata={"help": "Also write the N most likely tokens of every step; 'labeling' needs them."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed from which every response has its own."})
 
     # Engine
@@ -96,7 +114,16 @@ class GenerateArguments:
             raise ValueError(f"api needs api_base and api_model, which are {self.api_base!r} and {self.api_model!r}")
         if self.api and self.lora:
             raise ValueError(f"lora ({self.lora!r}) is for engines; with api give the name of a served one: api_model")
+        self._check_labeling()
         format_problem("", self.prompt_template)
+
+    def _check_labeling(self) -> None:
+        if self.split in LABELING_SPLITS and not self.paragraph_tokenizer:
+            raise ValueError(f"split {self.split} needs paragraph_tokenizer: name the model that wrote the paths")
+        if self.split == "labeling" and not self.logprobs:
+            raise ValueError("split labeling needs logprobs, from which P(Result) is read; give --logprobs 5")
+        if self.api and (self.logprobs or self.split == "labeling"):
+            raise ValueError("api gives neither log-probs nor a begun reply; leave out api for split labeling")
 
     @property
     def output_path(self) -> Path:
@@ -110,35 +137,58 @@ class Task:
     """One prompt, and one row of the output."""
 
     index: int  # place in the output
-    row: Row  # the output's columns beside `responses`
-    messages: Messages
+    prompt: Prompt
+
+    @property
+    def row(self) -> Row:
+        """The output's columns beside `responses`."""
+        return self.prompt.row
 
     def seeds(self, args: GenerateArguments) -> list[int]:
         """One sampling seed per response."""
         return [sample_seed(args.seed, self.row["id"], sample) for sample in range(args.n_generate_sample)]
 
 
-def math_cot(row: Row, args: GenerateArguments) -> list[tuple[Row, Messages]]:
-    """Solve the problem: one prompt per row, the same as in training."""
-    return [(row, [{"role": "user", "content": format_problem(row["problem"], args.prompt_template)}])]
-
-
-# A stage makes of each input row any number of output rows, each with its prompt; their `id`s must be unique.
-Split = Callable[[Row, GenerateArguments], list[tuple[Row, Messages]]]
-SPLITS: dict[str, Split] = {f.__name__: f for f in (math_cot,)}
+# Makes the responses of tasks and hands over each task's as soon as they are all there.
+Respond = Callable[[GenerateArguments, list[Task], Keep], None]
 
 
 def build_tasks(args: GenerateArguments) -> list[Task]:
     """Prompts of the stage for all rows of `qaf`. Raises ValueError naming file and row of a malformed one."""
-    rows = load_problems(
-        args.qaf, args.qaf_split, problem_column=args.problem_column, answer_column=args.answer_column
-    )[: args.qaf_limit]
-    pairs = [pair for row in rows for pair in SPLITS[args.split](row, args)]
-    return [Task(index, row, messages) for index, (row, messages) in enumerate(pairs)]
+    prompts = SPLITS[args.split](args)
+    if args.api and any(prompt.prefill for prompt in prompts):
+        raise ValueError(f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it out")
+    return [Task(index, prompt) for index, prompt in enumerate(prompts)]
 
 
-def generate(args: GenerateArguments) -> Path:
-    """Run a stage to its end; returns the final file. Does nothing if that is there already."""
+def check_model_folder(args: GenerateArguments) -> None:
+    """Raise ValueError for a model or adapter that no engine could load, or a context beyond the model's own."""
+    from rea_rl.merge_lora import check_adapter
+    from rea_rl.vllm_server import check_model
+
+    check_model(args.model_dir)
+    if args.lora:
+        check_adapter(args.model_dir, args.lora)
+    config = Path(args.model_dir) / "config.json"
+    if args.max_model_len is None or not config.is_file():
+        return
+    values = json.loads(config.read_text())
+    scaled = values.get("rope_scaling") or values.get("rope_parameters", {}).get("rope_type", "default") != "default"
+    limit = values["max_position_embeddings"]
+    if args.max_model_len > limit and not scaled:
+        raise ValueError(
+            f"max_model_len is {args.max_model_len}, but {args.model_dir} has a context of {limit} tokens; lower it"
+        )
+
+
+def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
+    """Run a stage to its end; returns the final file. Does nothing if that is there already.
+
+    `respond` answers in place of engines and server.
+    """
+    respond = respond or (_ask_server if args.api else _run_engines)
+    if respond is _run_engines:
+        check_model_folder(args)
     tasks = build_tasks(args)
     output = GenerationFile(args.output_path, _settings(args, tasks))
     if output.complete:
@@ -158,8 +208,11 @@ def generate(args: GenerateArguments) -> Path:
             progress.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
             progress.update()
 
-        if missing:
-            (_ask_server if args.api else _run_engines)(args, missing, keep)
+        for task in missing:
+            if task.prompt.responses is not None:
+                keep(task.index, task.prompt.responses)
+        if unanswered := [task for task in missing if task.prompt.responses is None]:
+            respond(args, unanswered, keep)
     output.close()
     logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), num_tokens)
     return output.path
@@ -170,7 +223,7 @@ def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
     speed_only = ("n_gpu", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "api_base", "api_key_env")
     requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir")
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only + requests_only}
-    settings["prompts"] = digest(f"{task.row['id']} {task.messages}" for task in tasks)
+    settings["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in tasks)
     if args.lora:
         from rea_rl.merge_lora import adapter_digest
 
@@ -183,19 +236,31 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
     from generation.vllm_worker import EngineTask, run_engines
 
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
-
-    def engine_task(task: Task) -> EngineTask:
-        prompt = tokenizer.apply_chat_template(task.messages, add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    prefill_ids = {task.index: tokenizer.encode(task.prompt.prefill, add_special_tokens=False) for task in tasks}
+    texts = {task.index: task.prompt.prefill for task in tasks}
+    engine_tasks = []
+    for task in tasks:
+        # What the model goes on from is encoded by itself, as in training, where it is sampled or a completion.
+        prompt = tokenizer.apply_chat_template(task.prompt.messages, add_generation_prompt=True, tokenize=False)
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False) + prefill_ids[task.index]
         if args.max_model_len and len(prompt_ids) >= args.max_model_len:
-            raise ValueError(
-                f"{args.qaf}: row {task.row['id']} has a prompt of {len(prompt_ids)} tokens, but max_model_len is "
-                f"{args.max_model_len}"
-            )
-        return EngineTask(task.index, prompt_ids, task.seeds(args))
+            keep(task.index, _too_long(args, task, len(prompt_ids)))
+        else:
+            engine_tasks.append(EngineTask(task.index, prompt_ids, task.seeds(args)))
+    for index, responses in run_engines(engine_tasks, args):
+        given, num_given = texts[index], len(prefill_ids[index])
+        keep(index, [{**r, "text": given + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses])
 
-    for index, responses in run_engines([engine_task(task) for task in tasks], args):
-        keep(index, responses)
+
+def _too_long(args: GenerateArguments, task: Task, num_tokens: int) -> list[Row]:
+    """Empty responses where a path is too long to be labelled, which counts as unusable; ValueError for a problem."""
+    if args.split not in LABELING_SPLITS:
+        raise ValueError(
+            f"{args.qaf}: row {task.row['id']} has a prompt of {num_tokens} tokens, but max_model_len is "
+            f"{args.max_model_len}"
+        )
+    logger.warning("%s: row %s does not fit max_model_len and is not labelled", args.qaf, task.row["id"])
+    return [{"text": "", "num_tokens": 0, "finish_reason": TOO_LONG, "logprobs": []}] * args.n_generate_sample
 
 
 def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
@@ -213,7 +278,7 @@ def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
                 async with slots:
                     reply = await client.chat.completions.create(
                         model=args.api_model,
-                        messages=task.messages,
+                        messages=task.prompt.messages,
                         temperature=args.temperature,
                         top_p=args.top_p,
                         max_tokens=args.max_tokens,

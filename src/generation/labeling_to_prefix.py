@@ -1,10 +1,43 @@
-"""From the reflection model's label log-probabilities to the paragraph after which a thinking is cut."""
+"""From the reflection model's label log-probabilities to the paragraph after which a thinking is cut.
+
+    python -m generation.labeling_to_prefix PATHS --labels LABELS --out OUT --paragraph_tokenizer model/Miniature-LRM
+    python -m generation.labeling_to_prefix PATHS --judge_cuts CUTS --out OUT --paragraph_tokenizer model/Miniature-LRM
+
+LABELS is what split `labeling` wrote for PATHS, CUTS what `labeling_distill_utils --clean` did. OUT has a row per path
+and strategy, for split `math_cot` to finish and `generation.strategy_report` to compare:
+
+    none                        the path as it is
+    weak, normal, strong        cut by the reflection model; `judge`: after the judge's first confirmed result
+    random_<one of these>       the control: it keeps the same shares of tokens, exchanged at random between the paths
+    random_50 ... random_90     cut where about that percentage of the tokens is kept
+
+Where a strategy keeps every paragraph, the path is passed on as it is.
+"""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import math
+import random
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generation.labeling_distill_utils import add_paragraph_arguments, cut_row, paragraph_splitter
+from generation.segments import Paragraph
+from generation.utils import Row, read_generations, read_rows, write_json
+from rea_rl.utils import load_tokenizer, setup_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = ("weak", "normal", "strong")
+RANDOM_PERCENT = (50, 60, 70, 80, 90)
 
 Step = list[tuple[float, str]]  # one generated token: (log-probability, text) of its top alternatives, best first
 
@@ -101,3 +134,132 @@ def _weak(hits: set[int], normal: int | None) -> int | None:
     while run_end + 1 in hits:
         run_end += 1
     return min((i for i in hits if i > run_end), default=run_end)
+
+
+@dataclass(frozen=True)
+class SplitPath:
+    """A path with its paragraphs."""
+
+    row: Row
+    response: Row
+    paragraphs: list[Paragraph]
+
+    def share(self, last_kept: int) -> float:
+        """Share of the thinking's tokens up to a paragraph."""
+        tokens = [paragraph.num_tokens for paragraph in self.paragraphs]
+        return sum(tokens[: last_kept + 1]) / sum(tokens)
+
+    def nearest_cut(self, share: float) -> int:
+        """Last kept paragraph such that the share of kept tokens is nearest to `share`; the earlier one of equals."""
+        return min(range(len(self.paragraphs)), key=lambda cut: abs(self.share(cut) - share))
+
+
+def label_probabilities(file: Path) -> dict[str, list[float]]:
+    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long."""
+    rows = read_generations(file)
+    for i, row in enumerate(rows):
+        if "logprobs" not in row["responses"][0]:
+            raise ValueError(f"{file}: row {i} has no logprobs; it must come from split labeling with --logprobs 5")
+    return {row["id"]: result_probabilities(row["responses"][0]["logprobs"]) for row in rows}
+
+
+def reflection_cuts(
+    paths: Sequence[SplitPath], p_result: dict[str, list[float]], settings: dict[str, Any]
+) -> dict[str, list[int]]:
+    """Last kept paragraph of every path for each strength."""
+    chosen = [choose_cuts(p_result[path.row["id"]], len(path.paragraphs), **settings) for path in paths]
+    return {strength: [getattr(cuts, strength) for cuts in chosen] for strength in STRENGTHS}
+
+
+def judge_cuts(paths: Sequence[SplitPath], rows: list[Row]) -> list[int]:
+    """Last kept paragraph of every path by the rows of `labeling_distill_utils --clean`."""
+    cut = {row["id"]: row["cut"] for row in rows}
+    return [len(p.paragraphs) - 1 if cut[p.row["id"]] is None else cut[p.row["id"]] for p in paths]
+
+
+def with_controls(paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
+    """The strategies and their random controls of the same budget, and the controls of fixed percentages."""
+    strategies = {"none": [len(path.paragraphs) - 1 for path in paths], **cuts}
+    for name, chosen in cuts.items():
+        shares = [path.share(cut) for path, cut in zip(paths, chosen, strict=True)]
+        random.Random(f"{seed}/{name}").shuffle(shares)
+        strategies[f"random_{name}"] = [path.nearest_cut(share) for path, share in zip(paths, shares, strict=True)]
+    for percent in RANDOM_PERCENT:
+        strategies[f"random_{percent}"] = [path.nearest_cut(percent / 100) for path in paths]
+    return strategies
+
+
+def prefix_rows(
+    paths: Sequence[SplitPath], strategies: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[Row]:
+    """One row per path and strategy; the `id` ends in the strategy."""
+    rows = []
+    for strategy, cuts in strategies.items():
+        for path, cut in zip(paths, cuts, strict=True):
+            row = {**path.row, "id": f"{path.row['id']}/{strategy}", "strategy": strategy}
+            rows.append(cut_row(row, path.response, path.paragraphs, cut, tokenizer))
+    return rows
+
+
+def split_paths(
+    file: Path, known: set[str], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> list[SplitPath]:
+    """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log."""
+    from generation.splits import path_rows
+
+    split = paragraph_splitter(tokenizer, args)
+    found = list(path_rows(read_generations(file)))
+    paths = [SplitPath(row, response, split(response["text"])) for row, response in found if row["id"] in known]
+    if not paths:
+        raise ValueError(f"{file}: none of its {len(found)} paths has labels; give the file that was labelled")
+    logger.info("%s: %d of %d paths have labels", file, len(paths), len(found))
+    return paths
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the rows of all strategies."""
+    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+    if args.labels is not None:
+        p_result = label_probabilities(args.labels)
+        paths = split_paths(args.paths, set(p_result), tokenizer, args)
+        keys = ("second_half", "strong_threshold", "threshold", "cap_share", "cap_offset", "cap_max")
+        cuts = reflection_cuts(paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
+    else:
+        judged = read_rows(str(args.judge_cuts))
+        paths = split_paths(args.paths, {row["id"] for row in judged}, tokenizer, args)
+        cuts = {"judge": judge_cuts(paths, judged)}
+    rows = prefix_rows(paths, with_controls(paths, cuts, args.seed), tokenizer)
+    write_json(args.out, rows)
+    logger.info("wrote %s: %d paths, %d rows", args.out, len(paths), len(rows))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line; the cut_* flags are those of the training recipe."""
+    parser = argparse.ArgumentParser(description="Cut paths where they had their result, and at random.")
+    parser.add_argument("paths", type=Path, help="generation file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--labels", type=Path, help="file of split labeling")
+    source.add_argument("--judge_cuts", type=Path, help="file of labeling_distill_utils --clean")
+    parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
+    parser.add_argument("--cut_second_half", type=float, default=0.5, help="share of paragraphs before a normal cut")
+    parser.add_argument("--cut_strong_threshold", type=float, default=0.25, help="P(Result) of a strong cut")
+    parser.add_argument("--cut_threshold", type=float, default=0.5, help="P(Result) of a normal cut")
+    parser.add_argument("--cut_cap_share", type=float, default=0.05, help="at least min((n + offset) * this, max) go")
+    parser.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
+    parser.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
+    parser.add_argument("--seed", type=int, default=0, help="of the random controls")
+    add_paragraph_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    try:
+        run(parse_arguments(argv))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -158,9 +158,16 @@ def score_rows(
             first_right=_first_right(thinking, answer) if slips else None,
         )
 
-    return [
-        ScoredProblem(row["id"], row.get("level"), [score(r, row["answer"]) for r in row["responses"]]) for row in rows
-    ]
+    problems: dict[str, ScoredProblem] = {}
+    for row in rows:
+        problem = problems.setdefault(problem_id(row), ScoredProblem(problem_id(row), row.get("level"), []))
+        problem.responses.extend(score(r, row["answer"]) for r in row["responses"])
+    return list(problems.values())
+
+
+def problem_id(row: dict[str, Any]) -> str:
+    """Problem of a row: several rows may be paths of one, which then stay together in the intervals."""
+    return row.get("problem_id", row["id"])
 
 
 def _first_right(thinking: str, answer: str) -> bool:
@@ -181,7 +188,7 @@ def score_file(path: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Na
     from generation.math_verify import VerifierPool
 
     rows = read_generations(path)
-    base = read_base_tokens(args.base, {row["id"] for row in rows}) if args.base else None
+    base = read_base_tokens(args.base, {problem_id(row) for row in rows}) if args.base else None
     with VerifierPool(args.num_workers, timeout=args.timeout, mode=args.mode) as pool:
         golds = [row["answer"] for row in rows for _ in row["responses"]]
         correct = pool.verify(golds, [r["text"] for row in rows for r in row["responses"]])

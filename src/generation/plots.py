@@ -82,6 +82,7 @@ def plot_training(axes: Axes, history: list[dict[str, Any]], key: str, label: st
 def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     """Accuracy against mean tokens, one point with its 95 % intervals per scored model."""
     for i, (name, scores) in enumerate(scored.items()):
+        shape = (i + i // len(COLOURS)) % len(MARKERS)  # no pair of colour and shape comes twice
         accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
         axes.errorbar(
             tokens["value"],
@@ -89,7 +90,7 @@ def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
             xerr=_error(tokens, 1),
             yerr=_error(accuracy, 100),
             color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
+            marker=MARKERS[shape],
             markersize=8,
             capsize=3,
             linestyle="none",

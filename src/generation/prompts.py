@@ -19,7 +19,33 @@ _REFLECTION_INSTRUCTION = (
     "Write one line for each part: Result if it states a result for the problem, Think otherwise."
 )
 _PROBLEM_HEADING = "# Problem"
+_ANSWER_HEADING = "# Gold answer"
 _REASONING_HEADING = "# Reasoning"
+_PART_HEADING = "# Part"
+
+# The judge's labels. Without the gold answer it cannot tell right from wrong, so it is not asked to.
+RIGHT_RESULT, WRONG_RESULT, RESULT, REASONING = "Right Result", "Wrong Result", "Result", "Reasoning"
+_JUDGE_INSTRUCTION = (
+    "The reasoning below is split into numbered parts. For each part, in order, write two lines:\n\n"
+    "[i]. Think: in one sentence, what the part does\nLabel: {labels}\n\n{meanings}\n"
+    f"{REASONING}: everything else: planning, steps, intermediate values, doubts."
+)
+_JUDGE_WITH_ANSWER = _JUDGE_INSTRUCTION.format(
+    labels=f"{REASONING}, {RIGHT_RESULT} or {WRONG_RESULT}",
+    meanings=f"{RIGHT_RESULT}: the part states a result for the whole problem, and it equals the gold answer.\n"
+    f"{WRONG_RESULT}: the part states a result for the whole problem, and it differs from the gold answer.",
+)
+_JUDGE_WITHOUT_ANSWER = _JUDGE_INSTRUCTION.format(
+    labels=f"{REASONING} or {RESULT}", meanings=f"{RESULT}: the part states a result for the whole problem."
+)
+_CONFIRM_WITH_ANSWER = (
+    "Does the part of a reasoning below state a result for the whole problem that equals the gold answer? "
+    "Answer Yes or No, and nothing else."
+)
+_CONFIRM_WITHOUT_ANSWER = (
+    "Does the part of a reasoning below state a result for the whole problem, and not only an intermediate value? "
+    "Answer Yes or No, and nothing else."
+)
 
 
 def forced_answer(after_newline: bool) -> str:
@@ -47,11 +73,38 @@ def reflection_messages(problem: str, paragraphs: list[str]) -> list[dict[str, s
 
     Training and online labelling both use them. Online, `REFLECTION_PREFILL` follows the generation prompt.
     """
-    parts = "\n\n".join(f"[{i}]. {text.strip()}" for i, text in enumerate(paragraphs, start=1))
-    content = f"{_REFLECTION_INSTRUCTION}\n\n{_PROBLEM_HEADING}\n\n{problem}\n\n{_REASONING_HEADING}\n\n{parts}"
-    return [{"role": "user", "content": content}]
+    return _user_message(
+        _REFLECTION_INSTRUCTION, _PROBLEM_HEADING, problem, _REASONING_HEADING, _numbered_parts(paragraphs)
+    )
 
 
 def reflection_labels(is_result: list[bool]) -> str:
     r"""Reflection model's whole reply, prefill included: `[1]. Think\n[2]. Result`, one line per paragraph."""
     return "\n".join(f"[{i}]. {'Result' if hit else 'Think'}" for i, hit in enumerate(is_result, start=1))
+
+
+def judge_messages(problem: str, paragraphs: list[str], answer: str | None) -> list[dict[str, str]]:
+    """Chat messages that ask the judge for one label per paragraph, numbered from 1.
+
+    With the gold `answer` the labels are Reasoning, Right Result and Wrong Result; with None Reasoning and Result.
+    """
+    instruction = _JUDGE_WITHOUT_ANSWER if answer is None else _JUDGE_WITH_ANSWER
+    given = [] if answer is None else [_ANSWER_HEADING, answer]
+    return _user_message(
+        instruction, _PROBLEM_HEADING, problem, *given, _REASONING_HEADING, _numbered_parts(paragraphs)
+    )
+
+
+def confirmation_messages(problem: str, paragraph: str, answer: str | None) -> list[dict[str, str]]:
+    """Chat messages of the second judgement: does this one paragraph really state the result? Yes or No."""
+    instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
+    given = [] if answer is None else [_ANSWER_HEADING, answer]
+    return _user_message(instruction, _PROBLEM_HEADING, problem, *given, _PART_HEADING, paragraph.strip())
+
+
+def _numbered_parts(paragraphs: list[str]) -> str:
+    return "\n\n".join(f"[{i}]. {text.strip()}" for i, text in enumerate(paragraphs, start=1))
+
+
+def _user_message(*blocks: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "\n\n".join(blocks)}]

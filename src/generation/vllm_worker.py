@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -172,6 +172,7 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
                 top_p=args.top_p,
                 max_tokens=args.max_tokens,
                 seed=seed,
+                logprobs=args.logprobs,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)
@@ -179,7 +180,15 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
 
 
 def _response(output: Any) -> Response:
-    return {"text": output.text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+    response = {"text": output.text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+    if output.logprobs is not None:
+        response["logprobs"] = [_best_first(step.values()) for step in output.logprobs]
+    return response
+
+
+def _best_first(alternatives: Iterable[Any]) -> list[tuple[float, str]]:
+    """(log-probability, text) of the most likely tokens of one step."""
+    return [(a.logprob, a.decoded_token) for a in sorted(alternatives, key=lambda a: -a.logprob)]
 
 
 def lora_rank(adapter: str) -> int:

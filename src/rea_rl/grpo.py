@@ -9,10 +9,11 @@ Both servers of the recipe must be running. A run that was interrupted continues
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rea_rl import entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,16 +24,14 @@ if TYPE_CHECKING:
     from rea_rl.rewards import RewardFunc
     from rea_rl.rollout import RolloutEngine
 
-logger = logging.getLogger(__name__)
-
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
-    from trl import ModelConfig, TrlParser
+    from trl import ModelConfig
 
     from rea_rl.configs import DataArguments, REARLConfig
 
-    return TrlParser((DataArguments, REARLConfig, ModelConfig)).parse_args_and_config(argv)
+    return entry.parse(argv, DataArguments, REARLConfig, ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -123,28 +122,17 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
 
 def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
     """Load the policy and wrap it with a fresh adapter."""
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM
     from trl import get_peft_config
 
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.weight_sync import AdapterSync
 
-    if args.torch_threads is not None:
-        torch.set_num_threads(args.torch_threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
-    )
     return REARLTrainer(
         engine=engine,
         weight_sync=AdapterSync(args.policy_server, f"{args.output_dir}/adapters"),
         args=args,
-        model=model,
+        model=entry.load_model(model_args, args.trust_remote_code, args.torch_threads),
         reward_funcs=inputs.reward_funcs,
         train_dataset=Dataset.from_list(inputs.train_rows),
         eval_dataset=Dataset.from_list(inputs.eval_rows) if inputs.eval_rows else None,
@@ -155,20 +143,8 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
 
 def train(trainer: REARLTrainer, dataset_name: str) -> None:
     """Train from the last checkpoint or from the start, evaluate, save adapter, state, metrics and model card."""
-    from rea_rl.utils import last_checkpoint
-
-    args = trainer.args
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if checkpoint:
-        logger.info("continuing from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    if trainer.eval_dataset is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
-    trainer.save_state()
+    entry.train(trainer)
     trainer.create_model_card(dataset_name=dataset_name)
-    logger.info("adapter, metrics and model card are in %s", args.output_dir)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,8 +11,10 @@ checkpoint. The adapter is written to `output_dir`; `rea_rl.merge_lora` makes a 
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from rea_rl.entry import load_model, parse, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,51 +30,80 @@ Example = dict[str, Any]
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, SFTConfig, ModelConfig]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
-    from trl import ModelConfig, SFTConfig, TrlParser
+    from trl import ModelConfig, SFTConfig
 
     from rea_rl.configs import SFTScriptArguments
 
-    return TrlParser((SFTScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config(argv)
+    return parse(argv, SFTScriptArguments, SFTConfig, ModelConfig)
+
+
+def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a prompt, text or messages, rendered as for sampling."""
+    if not isinstance(prompt, str):
+        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what the model is to sample after a prompt: the text as it stands, and the end of sequence.
+
+    Not a rendered assistant's turn, which in R1's templates lacks the thinking.
+    """
+    if not isinstance(completion, str):
+        completion = completion[0]["content"]
+    return tokenizer.encode(completion, add_special_tokens=False) + [tokenizer.eos_token_id]
 
 
 def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row.
-
-    The prompt is rendered as for sampling. The completion is what the model is to sample after it: its text as it
-    stands and the end of sequence, not a rendered assistant's turn, which in R1's templates lacks the thinking.
-    """
-    prompt, completion = example["prompt"], example["completion"]
-    if not isinstance(prompt, str):
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    if not isinstance(completion, str):
-        completion = completion[0]["content"]
-    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
-    completion_ids = tokenizer.encode(completion, add_special_tokens=False) + [tokenizer.eos_token_id]
+    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row."""
+    prompt_ids = encode_prompt(example["prompt"], tokenizer)
+    completion_ids = encode_completion(example["completion"], tokenizer)
     return {"input_ids": prompt_ids + completion_ids, "labels": [-100] * len(prompt_ids) + completion_ids}
 
 
 def load_examples(
     name: str, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, limit: int | None = None
 ) -> Dataset:
-    """Encoded rows of a file or Hub dataset.
+    """Encoded prompt-completion rows of a file or Hub dataset, see `load_encoded`."""
+    rows = read_examples(name, split, ("prompt", "completion"))[:limit]
+    return load_encoded(name, rows, lambda row: encode_example(row, tokenizer), max_length)
 
-    Rows over `max_length` tokens are left out and counted in the log: the end of a completion must not be missing.
-    Raises ValueError naming file and row of a malformed one, and if no row is left.
+
+def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
+    """Rows of a file or Hub dataset. Raises ValueError naming file and row where one lacks a column."""
+    from generation.utils import read_rows
+
+    rows = read_rows(name, split)
+    for i, row in enumerate(rows):
+        if not all(row.get(column) for column in columns):
+            needed = " and a ".join(map(repr, columns))
+            raise ValueError(f"{name}: row {i} needs a {needed}, but has {sorted(row)}")
+    return rows
+
+
+def load_encoded(
+    name: str, rows: list[Example], encode: Callable[[Example], dict[str, list[int]]], max_length: int | None
+) -> Dataset:
+    """Encoded rows.
+
+    Rows of which a sequence has more than `max_length` ids are left out and counted in the log: the end of a completion
+    must not be missing. Raises ValueError if no row is left.
     """
     from datasets import Dataset
 
-    from generation.utils import read_rows
-
-    rows = read_rows(name, split)[:limit]
-    for i, row in enumerate(rows):
-        if not row.get("prompt") or not row.get("completion"):
-            raise ValueError(f"{name}: row {i} needs a 'prompt' and a 'completion', but has {sorted(row)}")
-    encoded = [encode_example(row, tokenizer) for row in rows]
-    kept = [example for example in encoded if max_length is None or len(example["input_ids"]) <= max_length]
+    encoded = [encode(row) for row in rows]
+    kept = [example for example in encoded if max_length is None or num_tokens(example) <= max_length]
     if not kept:
         raise ValueError(f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens")
     logger.info("%s: %d rows; %d over %s tokens are left out", name, len(kept), len(rows) - len(kept), max_length)
     return Dataset.from_list(kept)
+
+
+def num_tokens(example: dict[str, list[int]]) -> int:
+    """Tokens of the longest sequence that is trained from an encoded row."""
+    if "input_ids" in example:
+        return len(example["input_ids"])
+    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
 
 
 def build_trainer(script: SFTScriptArguments, args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
@@ -89,21 +120,10 @@ def build_trainer(script: SFTScriptArguments, args: SFTConfig, model_args: Model
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
 
-    import torch
-    from transformers import AutoModelForCausalLM
     from trl import SFTTrainer, get_peft_config
 
-    if script.torch_threads is not None:
-        torch.set_num_threads(script.torch_threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
-    )
     return SFTTrainer(
-        model=model,
+        model=load_model(model_args, args.trust_remote_code, script.torch_threads),
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -112,33 +132,9 @@ def build_trainer(script: SFTScriptArguments, args: SFTConfig, model_args: Model
     )
 
 
-def train(trainer: SFTTrainer) -> None:
-    """Train from the last checkpoint or from the start, evaluate, save weights, state and metrics."""
-    from rea_rl.utils import last_checkpoint
-
-    args = trainer.args
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if checkpoint:
-        logger.info("continuing from %s", checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
-    if trainer.eval_dataset is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
-    logger.info("weights and metrics are in %s", args.output_dir)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or the data."""
-    from rea_rl.utils import setup_logging
-
-    setup_logging()
-    try:
-        trainer = build_trainer(*parse_recipe(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    train(trainer)
+    run(build_trainer, parse_recipe, argv)
 
 
 if __name__ == "__main__":

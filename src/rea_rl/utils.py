@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generation.utils import read_rows
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -87,10 +89,8 @@ def load_problems(
 
     Raises ValueError naming the file, and the row where one is at fault.
     """
-    rows = list(_read_rows(name, split, config))
-    if not rows:
-        raise ValueError(f"{name}: no problems")
-    problems = [_problem(row, i, name, problem_column, answer_column) for i, row in enumerate(rows)]
+    rows = enumerate(read_rows(name, split, config))
+    problems = [_problem(row, i, name, problem_column, answer_column) for i, row in rows]
     if len({row["id"] for row in problems}) < len(problems):
         raise ValueError(f"{name}: values of the column 'id' are repeated; make them unique, or leave the column out")
     return problems
@@ -130,18 +130,6 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text("".join(f"{line}\n" for line in lines))
     os.replace(unfinished, path)
-
-
-def _read_rows(name: str, split: str | None, config: str | None) -> Iterable[dict[str, Any]]:
-    path = Path(name)
-    if path.suffix in (".json", ".jsonl"):
-        if not path.is_file():
-            raise ValueError(f"dataset file {name} does not exist")
-        text = path.read_text()
-        return json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
-    from datasets import load_dataset
-
-    return load_dataset(name, config, split=split)
 
 
 def _problem(row: dict[str, Any], i: int, name: str, problem_column: str | None, answer_column: str) -> dict[str, Any]:

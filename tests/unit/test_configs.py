@@ -115,7 +115,7 @@ def test_columns_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([], "no problems"),
+        ([], "must be a list of at least one row, but is empty"),
         ([{"problem": "a", "answer": "1"}, {"problem": "b"}], r"row 1 has no column 'answer', only \['problem'\]"),
         ([{"text": "a", "answer": "1"}], "row 0 has no column 'problem' or 'question'"),
         ([{"problem": "a", "answer": " "}], "row 0 has an empty 'problem' or 'answer'"),
@@ -129,7 +129,7 @@ def test_bad_datasets_are_errors(tmp_path, rows, message):
 
 
 def test_missing_dataset_file():
-    with pytest.raises(ValueError, match="dataset file nowhere.json does not exist"):
+    with pytest.raises(ValueError, match="nowhere.json does not exist"):
         load_problems("nowhere.json")
 
 

@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 GRPO_NAMES = re.compile(r"config_(ReflectRL|GRPO)\w*\.yaml")
 SFT_NAMES = re.compile(r"config_(SFT|reflection_model)\w*\.yaml")
+DPO_NAMES = re.compile(r"config_RPO\w*\.yaml")
 GRPO_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if GRPO_NAMES.fullmatch(path.name))
 SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature"]
+OFFLINE_NAMES = ["SFT", "RPO", "reflection_model"]
 NAMES = ["ReflectRL", "ReflectRL_noReflectionModel", "ReflectRL_noReflectReward", "GRPO", "GRPO_len", "GRPO_Gen8"]
 CPU = ["--use_cpu", "true"]  # the GPU recipes ask for bf16 on a GPU, which this machine may not have
 
@@ -34,6 +36,10 @@ def test_every_recipe_parses_strictly(path):
         parse_recipe(["--config", str(path), *CPU])
     elif SFT_NAMES.fullmatch(path.name):
         from rea_rl.sft import parse_recipe
+
+        parse_recipe(["--config", str(path), *CPU])
+    elif DPO_NAMES.fullmatch(path.name):
+        from rea_rl.dpo import parse_recipe
 
         parse_recipe(["--config", str(path), *CPU])
     elif path.parent.name == "accelerate_configs":
@@ -85,7 +91,7 @@ def test_header_is_true(path):
 
 @pytest.mark.parametrize("folder", SETS)
 def test_set_is_complete(folder):
-    assert {f"config_{name}.yaml" for name in NAMES} <= {path.name for path in (RECIPES / folder).iterdir()}
+    assert {f"config_{name}.yaml" for name in NAMES + OFFLINE_NAMES} <= {path.name for path in (RECIPES / folder).iterdir()}
 
 
 @pytest.mark.parametrize("folder", SETS)
@@ -151,3 +157,20 @@ def test_paper_values_of_the_7b_recipe():
     }
     assert expected.items() <= recipe.items()
     assert not {"paragraph_min_tokens", "cut_second_half", "cut_threshold", "cut_cap_share"} & recipe.keys()
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_rpo_is_sigmoid_plus_sft(folder):
+    recipe = read(RECIPES / folder / "config_RPO.yaml")
+    assert (recipe["loss_type"], recipe["loss_weights"]) == (["sigmoid", "sft"], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("path", [RECIPES / s / f"config_{n}.yaml" for s in SETS for n in OFFLINE_NAMES], ids=short)
+def test_offline_header_is_true(path):
+    header, recipe = path.read_text().split("\n\n")[0], read(path)
+    script = re.findall(r"scripts/\w+\.sh", header)
+    assert script and all((ROOT / name).is_file() for name in script)
+    program = "rea_rl.dpo" if path.name == "config_RPO.yaml" else "rea_rl.sft"
+    assert f"-m {program} --config {path.relative_to(ROOT)}" in re.sub(r"[\s#\\]+", " ", header)
+    size, steps = map(int, re.search(r"(\d+) x (\d+) accumulation", header).groups())
+    assert (size, steps) == (recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"])

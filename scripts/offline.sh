@@ -1,0 +1,140 @@
+# shellcheck shell=bash disable=SC2034 # variables are for the launchers
+# What the launchers of the offline pipeline share, on top of common.sh, whose variables hold here too. More variables:
+#   TRAIN_PROBLEMS, EVAL_PROBLEMS     problems that the reflection model and the baselines learn from, and held-out ones
+#   TRAIN_LIMIT, EVAL_LIMIT           how many of them (default: all; of the miniature 150 and 100)
+#   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
+# A stage is skipped when the file that it ends with is there.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
+case $RECIPE_SET in
+    miniature)
+        POLICY=model/Miniature-LRM REFLECTION_BASE=model/Miniature-Instruct WORK=output/miniature
+        REFLECTION_LORA=$WORK/reflection_model_lora REFLECTION=$WORK/reflection_model
+        LABELING=$WORK/labeling REFLECTION_DATA=$WORK/reflection_training.json JUDGE=oracle
+        POLICY_CONFIG=recipes/generation/miniature.yaml LABEL_CONFIG=recipes/generation/miniature_reflection.yaml
+        JUDGE_COMMAND=(python -m miniature.judge)
+        TRAIN_ARGS=(--qaf_limit "${TRAIN_LIMIT:-150}") EVAL_ARGS=(--qaf_limit "${EVAL_LIMIT:-100}")
+        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-dataset/miniature/train.json}
+        EVAL_PROBLEMS=${EVAL_PROBLEMS:-dataset/miniature/test.json}
+        PARAGRAPHS=(--paragraph_tokenizer "$POLICY" --paragraph_min_tokens 1)
+        CUTS=(--cut_second_half 0 --cut_cap_share 0) FINISH_TOKENS=64
+        SCORE=(--word_bounded) TEMPLATE=(--prompt_template '{problem}')
+        ;;
+    DeepSeek-R1-Distill-Qwen-7B)
+        POLICY=model/$RECIPE_SET REFLECTION_BASE=model/Qwen2.5-7B-Instruct WORK=output/$RECIPE_SET
+        REFLECTION_LORA=model/Reflection_Model_Lora REFLECTION=model/Reflection_Model
+        LABELING=dataset/labeling REFLECTION_DATA=dataset/deepscaler_reflection_training.json
+        JUDGE=model/Qwen2.5-32B-Instruct
+        POLICY_CONFIG=recipes/generation/deepseek.yaml LABEL_CONFIG=recipes/generation/qwen.yaml
+        JUDGE_COMMAND=(python -m generation.generate)
+        TRAIN_ARGS=(${TRAIN_LIMIT:+--qaf_limit "$TRAIN_LIMIT"})
+        EVAL_ARGS=(--qaf_split test ${EVAL_LIMIT:+--qaf_limit "$EVAL_LIMIT"})
+        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-agentica-org/DeepScaleR-Preview-Dataset}
+        EVAL_PROBLEMS=${EVAL_PROBLEMS:-HuggingFaceH4/MATH-500}
+        PARAGRAPHS=(--paragraph_tokenizer "$POLICY") CUTS=() FINISH_TOKENS=256 SCORE=() TEMPLATE=()
+        ;;
+    *) die "RECIPE_SET is $RECIPE_SET; the offline pipeline knows miniature and DeepSeek-R1-Distill-Qwen-7B" ;;
+esac
+
+# stage FILE COMMAND...: run the command unless the file that it ends with is there
+stage() {
+    local file=$1 begin=$SECONDS
+    shift
+    if [[ -e $file ]]; then
+        echo "$(basename "$0"): skipped, $file is there"
+        return
+    fi
+    "$@"
+    [[ -e $file ]] || die "$file was not written by: $*"
+    echo "$(basename "$0"): $file took $((SECONDS - begin)) s"
+}
+
+# stem FILE: its name without .json
+stem() { basename "$1" .json; }
+
+# sample PROBLEMS SUFFIX [OPTIONS]: four paths a problem by the policy; sets PATHS
+sample() {
+    local name
+    name=$(stem "$1")
+    PATHS=output/$(basename "$POLICY")/${name}_math_cot$2.json
+    stage "$PATHS" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+        --model_dir "$POLICY" --n_generate_sample 4 --save_suffix "$2" "${@:3}"
+}
+
+sample_train() { sample "$TRAIN_PROBLEMS" "" "${TRAIN_ARGS[@]}"; }
+sample_eval() { sample "$EVAL_PROBLEMS" _offline "${EVAL_ARGS[@]}"; }
+
+# ask_judge FILE SPLIT OPTIONS...: one pass of the judge over a file
+ask_judge() {
+    "${JUDGE_COMMAND[@]}" --config "$LABEL_CONFIG" --qaf "$1" --split "$2" --model_dir "$JUDGE" "${@:3}"
+}
+
+# judge [OPTIONS of --clean]: both judgements of PATHS; sets JUDGE_CUTS, a row per path that says where it had its result
+judge() {
+    local labels
+    labels=output/$(basename "$JUDGE")/$(stem "$PATHS")_$JUDGE_SPLIT
+    JUDGE_CUTS=${labels}_cuts.json
+    stage "$labels.json" ask_judge "$PATHS" "$JUDGE_SPLIT" "${PARAGRAPHS[@]}"
+    stage "${labels}_candidates.json" python -m generation.labeling_distill_utils "$labels.json" \
+        --candidates "${labels}_candidates.json"
+    stage "${labels}_candidates_json.json" ask_judge "${labels}_candidates.json" json
+    stage "$JUDGE_CUTS" python -m generation.labeling_distill_utils "$labels.json" --clean \
+        --confirmations "${labels}_candidates_json.json" --paths "$PATHS" --out "$JUDGE_CUTS" "${PARAGRAPHS[@]}" "$@"
+}
+
+# finish FILE: the policy finishes cut paths; sets FINISHED
+finish() {
+    FINISHED=output/$(basename "$POLICY")/$(stem "$1")_math_cot.json
+    stage "$FINISHED" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+        --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS"
+}
+
+# train_offline MODULE OUTPUT_DIR [OPTIONS]: train RECIPE on all training processes
+train_offline() {
+    local command=(python -m "$1")
+    place
+    batch_args
+    if ((NUM_PROCESSES > 1)); then
+        command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
+            --num_processes "$NUM_PROCESSES" -m "$1")
+    fi
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" --output_dir "$2" \
+        --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}"
+}
+
+# baseline_data: what SFT and RPO learn from: paths that the judge cut and the policy finished
+baseline_data() {
+    sample_train
+    judge --train_file "$REFLECTION_DATA"
+    finish "$JUDGE_CUTS"
+    stage "$LABELING/RPO.json" python -m generation.sft_data "$FINISHED" --paths "$PATHS" "${TEMPLATE[@]}" \
+        --sft_out "$LABELING/SFT.json" --rpo_out "$LABELING/RPO.json"
+}
+
+# evaluate NAME: merge the baseline's adapter and score it on the held-out problems, against the policy
+evaluate() {
+    local merged=$WORK/$1_merged base paths
+    stage "$merged/config.json" python -m rea_rl.merge_lora "$POLICY" "$WORK/$1" "$merged"
+    sample_eval
+    base=${PATHS%.json}.scores.json
+    stage "$base" python -m generation.math_verify_all "$PATHS" --model_dir "$POLICY" "${SCORE[@]}"
+    paths=$(scores_of "$1")
+    stage "${paths%.scores.json}.json" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
+        --split math_cot --model_dir "$merged" --n_generate_sample 4 --save_suffix _offline "${EVAL_ARGS[@]}"
+    python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
+}
+
+# scores_of NAME: where `evaluate NAME` puts its scores
+scores_of() { echo "output/$1_merged/$(stem "$EVAL_PROBLEMS")_math_cot_offline.scores.json"; }
+
+# compare OPTIONS...: finish PATHS' strategies and report them in folder OUT
+compare() {
+    local out=$1 rows=$1/strategies.json
+    shift
+    stage "$rows" python -m generation.labeling_to_prefix "$PATHS" --out "$rows" "${PARAGRAPHS[@]}" "${@:1:2}" "${CUTS[@]}"
+    FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
+    stage "$FINISHED" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
+        --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
+    python -m generation.strategy_report "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
+}

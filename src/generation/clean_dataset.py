@@ -1,0 +1,87 @@
+"""DeepScaleR_clean: training problems without those that the model failed on every path.
+
+    python -m generation.clean_dataset --verdicts output/DeepSeek-R1-Distill-Qwen-7B/deepscaler_math_cot.scores.json
+
+The verdicts are a `.scores.json` file of `generation.math_verify_all` for paths to the same problems, four each in the
+paper. A problem that no path solves teaches GRPO nothing: its advantages are all 0. Without verdicts the recipes take
+the unfiltered set as it is: `--dataset_name agentica-org/DeepScaleR-Preview-Dataset`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from generation.math_verify_all import read_scores
+from generation.utils import Row, write_json
+from rea_rl.utils import load_problems, setup_logging, write_atomically
+
+logger = logging.getLogger(__name__)
+
+DATASET = "agentica-org/DeepScaleR-Preview-Dataset"
+CARD = """---
+license: mit
+task_categories:
+- text-generation
+language:
+- en
+---
+
+# {name}
+
+{num_kept} of the {num_all} problems of `{dataset}`: those that the model solved on at least one of its {num_paths} paths.
+
+| | |
+|---|---|
+| made by | `python -m generation.clean_dataset --dataset {dataset} --verdicts {verdicts}` |
+| verdicts | {verdicts}, answers compared in mode {mode} |
+| columns | those of the source, with `id` (row number there), `problem` and `answer` |
+| licence | the source's |
+"""
+
+
+def solved_problems(problems: list[Row], scores: dict) -> list[Row]:
+    """Problems with at least one right path. Raises ValueError where a problem has no verdict."""
+    solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scores["problems"]}
+    if missing := [row["id"] for row in problems if row["id"] not in solved]:
+        raise ValueError(f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is {missing[0]}")
+    return [row for row in problems if solved[row["id"]]]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the filtered problems and their card."""
+    scores = read_scores(args.verdicts)
+    problems = load_problems(args.dataset, args.split)[: args.limit]
+    kept = solved_problems(problems, scores)
+    write_json(args.out, kept)
+    facts = {"name": args.out.stem, "dataset": args.dataset, "verdicts": args.verdicts, "mode": scores["mode"]}
+    facts |= {"num_kept": len(kept), "num_all": len(problems)}
+    facts["num_paths"] = scores["num_responses"] // scores["num_problems"]
+    write_atomically(args.out.with_name("README.md"), CARD.format(**facts).splitlines())
+    logger.info("wrote %s: %d of %d problems", args.out, len(kept), len(problems))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Drop the problems that a model failed on every path.")
+    parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
+    parser.add_argument("--split", default="train", help="split of a Hub dataset")
+    parser.add_argument("--limit", type=int, help="first N problems only, as in qaf_limit of the paths")
+    parser.add_argument("--verdicts", type=Path, required=True, help=".scores.json of paths to the same problems")
+    parser.add_argument("--out", type=Path, default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"), help="result")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    try:
+        run(parse_arguments(argv))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Compare cut strategies: accuracy, tokens kept, TR; how well the reflection model finds the judge's results; a picture.
+
+    python -m generation.strategy_report FINISHED --model_dir model/Miniature-LRM --out output/miniature/report \
+        [--labels LABELS --judge_cuts CUTS] [--models SFT=SFT.scores.json]
+
+FINISHED is what split `math_cot` wrote for a file of `generation.labeling_to_prefix`. Every strategy becomes a file
+`OUT/<strategy>.json`, scored by `generation.math_verify_all` against `none`; truncated paths are also reported apart.
+`OUT/report.json` has the figures, `OUT/report.png` the picture. Intervals (95 %) are bootstraps over problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from generation import math_verify_all
+from generation.labeling_to_prefix import label_probabilities
+from generation.math_verify_all import ALL, Interval, problem_id, ratio_interval, read_scores, score_file
+from generation.plots import draw
+from generation.utils import Row, read_generations, read_rows, write_json
+from rea_rl.utils import load_tokenizer, setup_logging
+
+logger = logging.getLogger(__name__)
+
+TRUNCATED = "_truncated"  # end of the name of a strategy's truncated paths
+HIT = 0.5  # P(Result) from which a paragraph counts as labelled Result
+
+
+@dataclass(frozen=True)
+class DetectedPath:
+    """One path: what the judge confirmed, and what the reflection model found, as paragraph indices."""
+
+    problem: str
+    confirmed: set[int]
+    found: set[int]
+
+    @property
+    def position_error(self) -> int | None:
+        """Paragraphs between the two first results; None where one of them has none."""
+        return abs(min(self.confirmed) - min(self.found)) if self.confirmed and self.found else None
+
+
+def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
+    """Precision and recall of Result paragraphs, mean position error, and shares of missed and spurious first results.
+
+    >>> paths = [DetectedPath("a", {2, 3}, {2}), DetectedPath("b", {1}, {3, 1})]
+    >>> [round(detector_figures(paths)[key].value, 2) for key in ("precision", "recall", "position_error")]
+    [0.67, 0.67, 0.0]
+    """
+    problems: dict[str, list[DetectedPath]] = {}
+    for path in paths:
+        problems.setdefault(path.problem, []).append(path)
+    groups = list(problems.values())
+
+    def over(numerator, denominator) -> Interval:
+        return ratio_interval(
+            [sum(map(numerator, group)) for group in groups], [sum(map(denominator, group)) for group in groups]
+        )
+
+    def right(path: DetectedPath) -> int:
+        return len(path.confirmed & path.found)
+
+    return {
+        "precision": over(right, lambda p: len(p.found)),
+        "recall": over(right, lambda p: len(p.confirmed)),
+        "position_error": over(lambda p: p.position_error or 0, lambda p: p.position_error is not None),
+        "missed": over(lambda p: bool(p.confirmed) and not p.found, lambda p: 1),
+        "spurious": over(lambda p: bool(p.found) and not p.confirmed, lambda p: 1),
+    }
+
+
+def detected_paths(p_result: dict[str, list[float]], judged: Iterable[Row]) -> list[DetectedPath]:
+    """Paths that both the reflection model and the judge labelled; labels beyond the last paragraph are dropped."""
+    return [
+        DetectedPath(
+            row["problem_id"],
+            set(row["confirmed"]),
+            {i for i, p in enumerate(p_result[row["id"]][: row["num_paragraphs"]]) if p >= HIT},
+        )
+        for row in judged
+        if row["id"] in p_result
+    ]
+
+
+def by_strategy(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of each strategy, and where there are truncated paths those again apart."""
+    strategies: dict[str, list[Row]] = {}
+    for row in rows:
+        strategies.setdefault(row["strategy"], []).append(row)
+    truncated = {
+        f"{name}{TRUNCATED}": [row for row in group if row["truncated"]] for name, group in strategies.items()
+    }
+    return strategies | {name: group for name, group in truncated.items() if group}
+
+
+def kept_tokens(rows: list[Row]) -> Interval:
+    """Mean share of the thinking's tokens that a strategy keeps."""
+    kept: dict[str, list[float]] = {}
+    for row in rows:
+        kept.setdefault(problem_id(row), []).append(row["kept"])
+    return ratio_interval([sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()])
+
+
+def score_strategies(strategies: dict[str, list[Row]], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Scores of every strategy, each also written beside its file; `none` comes first and is the base of TR."""
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+    scored = {}
+    for name, rows in strategies.items():
+        path = args.out / f"{name}.json"
+        write_json(path, rows)
+        base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
+        flags = ["--word_bounded"] if args.word_bounded else []
+        if base.with_suffix("").with_suffix(".json") != path:
+            flags += ["--base", str(base)]
+        options = math_verify_all.parse_arguments([str(path), "--model_dir", args.model_dir, *flags])
+        scored[name] = score_file(path, tokenizer, options)
+        scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(rows))
+        write_json(path.with_suffix(".scores.json"), scored[name])
+    return scored
+
+
+def table(scored: dict[str, dict[str, Any]]) -> str:
+    """One row per strategy or model."""
+    columns = {"accuracy %": ("accuracy", 100, 1), "tokens kept %": ("kept", 100, 1)}
+    columns |= {"TR %": ("tr", 1, 1), "tokens": ("tokens", 1, 0)}
+
+    def cell(scores: dict[str, Any], key: str, scale: float, digits: int) -> str:
+        figure = scores["groups"][ALL].get(key)
+        return Interval(**figure).format(scale, digits) if figure else "-"
+
+    rows = [[name, *(cell(scores, *column) for column in columns.values())] for name, scores in scored.items()]
+    return tabulate(rows, ["", *columns], disable_numparse=True, stralign="right")
+
+
+def detector_table(figures: dict[str, Interval]) -> str:
+    """The detector's figures in one row."""
+    cells = [f.format(1 if key == "position_error" else 100, 2) for key, f in figures.items()]
+    heads = ["precision %", "recall %", "position error (paragraphs)", "missed %", "spurious %"]
+    return tabulate([["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right")
+
+
+def report(args: argparse.Namespace) -> str:
+    """Write all files of the report; returns its tables."""
+    rows = read_generations(args.finished)
+    if "strategy" not in rows[0]:
+        raise ValueError(f"{args.finished}: row 0 has no 'strategy'; finish a file of generation.labeling_to_prefix")
+    scored = score_strategies(by_strategy(rows), args)
+    models = {name: read_scores(file) for name, _, file in (model.partition("=") for model in args.models)}
+    whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
+    truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
+    parts = [table(whole), table(truncated) if truncated else "No path is truncated."]
+    result = {"strategies": {name: s["groups"][ALL] for name, s in (whole | truncated).items()}}
+    if args.labels and args.judge_cuts:
+        paths = detected_paths(label_probabilities(args.labels), read_rows(str(args.judge_cuts)))
+        detector = detector_figures(paths)
+        parts.append(f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n")
+        parts[-1] += detector_table(detector)
+        result["detector"] = {key: asdict(figure) for key, figure in detector.items()} | {"num_paths": len(paths)}
+    write_json(args.out / "report.json", result)
+    picture = draw(None, {n: {"groups": {ALL: s["groups"][ALL]}} for n, s in whole.items()}, args.out / "report.png")
+    return "\n\n".join([*parts, f"picture: {picture}"]) + "\n"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Compare cut strategies.")
+    parser.add_argument("finished", type=Path, help="finished file of generation.labeling_to_prefix")
+    parser.add_argument("--model_dir", required=True, help="model whose tokenizer counts thinking tokens")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--labels", type=Path, help="file of split labeling; with judge_cuts: precision and recall")
+    parser.add_argument("--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths")
+    parser.add_argument("--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows")
+    parser.add_argument("--word_bounded", action="store_true", help="count whole reflection words only")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        tables = report(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(tables)
+
+
+if __name__ == "__main__":
+    main()

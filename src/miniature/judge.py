@@ -1,0 +1,45 @@
+"""The oracle in the judge's place: `generation.generate` with the oracle's replies, for both judgements.
+
+    python -m miniature.judge --qaf output/Miniature-LRM/train_math_cot.json --split labeling_distill_use_asw \
+        --model_dir oracle --paragraph_tokenizer model/Miniature-LRM --paragraph_min_tokens 1
+
+Same flags, same prompts, same files; only the replies come from `miniature.oracle`, and `--model_dir` is but a name.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from trl import TrlParser
+
+from generation.generate import GenerateArguments, Keep, Task, generate
+from generation.utils import Row
+from miniature.oracle import confirm_reply, judge_reply
+from rea_rl.utils import setup_logging
+
+
+def reply(row: Row) -> str:
+    """The oracle's reply to a chunk of numbered parts, or to one part of the second judgement."""
+    if "paragraphs" in row:
+        return judge_reply(row["paragraphs"], int(row["answer"]))
+    return confirm_reply(row["paragraph"], int(row["answer"]))
+
+
+def respond(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+    """Answer all tasks; what the oracle writes costs no tokens."""
+    for task in tasks:
+        keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
+    setup_logging()
+    try:
+        (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+        generate(args, respond)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Preference optimization on pairs; with the recipe's losses it is RPO, the offline baseline: DPO plus SFT on the chosen.
+
+    python -m rea_rl.dpo --config recipes/miniature/config_RPO.yaml
+    accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.dpo \\
+        --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_RPO.yaml
+
+A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages. The reference model is the base
+model: the adapter, off. Ids, checkpoints and outputs are as in `rea_rl.sft`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rea_rl.entry import load_model, parse, run
+from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, read_examples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig, DPOTrainer, ModelConfig
+
+    from rea_rl.configs import SFTScriptArguments
+
+
+def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, DPOConfig, ModelConfig]:
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+    from trl import DPOConfig, ModelConfig
+
+    from rea_rl.configs import SFTScriptArguments
+
+    return parse(argv, SFTScriptArguments, DPOConfig, ModelConfig)
+
+
+def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """`prompt_ids` (P,), `chosen_ids` (C,) and `rejected_ids` (R,) of one row; completions end with EOS."""
+    return {
+        "prompt_ids": encode_prompt(pair["prompt"], tokenizer),
+        "chosen_ids": encode_completion(pair["chosen"], tokenizer),
+        "rejected_ids": encode_completion(pair["rejected"], tokenizer),
+    }
+
+
+def load_pairs(
+    name: str, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, limit: int | None = None
+) -> Dataset:
+    """Encoded pairs of a file or Hub dataset, see `rea_rl.sft.load_encoded`."""
+    rows = read_examples(name, split, ("prompt", "chosen", "rejected"))[:limit]
+    return load_encoded(name, rows, lambda row: encode_pair(row, tokenizer), max_length)
+
+
+def trainer_class() -> type[DPOTrainer]:
+    """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of sequence."""
+    from trl import DPOTrainer
+
+    class PairTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset
+
+    return PairTrainer
+
+
+def build_trainer(script: SFTScriptArguments, args: DPOConfig, model_args: ModelConfig) -> DPOTrainer:
+    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
+    from trl import get_peft_config
+
+    from rea_rl.utils import load_tokenizer
+
+    if not model_args.use_peft:
+        raise ValueError("use_peft must be true: the reference model is the base model without the adapter")
+    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    train_dataset = load_pairs(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
+    eval_dataset = None
+    if script.eval_dataset_name is not None:
+        eval_dataset = load_pairs(
+            script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
+        )
+    return trainer_class()(
+        model=load_model(model_args, args.trust_remote_code, script.torch_threads),
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or the data."""
+    run(build_trainer, parse_recipe, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the training entry points `grpo.py`, `sft.py` and `dpo.py` share: recipe, model, and the course of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+    from trl import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+
+def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+    from trl import TrlParser
+
+    return TrlParser(types).parse_args_and_config(argv)
+
+
+def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None) -> PreTrainedModel:
+    """Model of a recipe; also sets the CPU threads of the process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    return AutoModelForCausalLM.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def train(trainer: Trainer) -> None:
+    """Train from the last checkpoint or from the start, evaluate, save weights, metrics and state."""
+    from rea_rl.utils import last_checkpoint
+
+    args = trainer.args
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    if checkpoint:
+        logger.info("continuing from %s", checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    if trainer.eval_dataset is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)  # last: its file says that the run is complete
+    logger.info("weights and metrics are in %s", args.output_dir)
+
+
+def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None) -> None:
+    """Command of an entry point without servers: exit code 1 with one line for a mistake in the recipe or the data."""
+    from rea_rl.utils import setup_logging
+
+    setup_logging()
+    try:
+        trainer = build(*parse_recipe(argv))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    train(trainer)
