@@ -26,7 +26,7 @@ from tqdm import tqdm
 from trl import TrlParser
 
 from generation.prompts import MATH_COT, format_problem
-from generation.utils import GenerationFile, Row, digest, sample_seed
+from generation.utils import NO_ROOM, GenerationFile, Row, digest, sample_seed
 from rea_rl.utils import load_problems, load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,11 @@ SPLITS: dict[str, Split] = {f.__name__: f for f in (math_cot,)}
 def build_tasks(args: GenerateArguments) -> list[Task]:
     """Prompts of the stage for all rows of `qaf`. Raises ValueError naming file and row of a malformed one."""
     rows = load_problems(
-        args.qaf, args.qaf_split, problem_column=args.problem_column, answer_column=args.answer_column
+        args.qaf,
+        args.qaf_split,
+        problem_column=args.problem_column,
+        answer_column=args.answer_column,
+        gold_needed=False,
     )[: args.qaf_limit]
     pairs = [pair for row in rows for pair in SPLITS[args.split](row, args)]
     return [Task(index, row, messages) for index, (row, messages) in enumerate(pairs)]
@@ -183,19 +187,25 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
     from generation.vllm_worker import EngineTask, run_engines
 
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
-
-    def engine_task(task: Task) -> EngineTask:
+    ready = []
+    for task in tasks:
         prompt = tokenizer.apply_chat_template(task.messages, add_generation_prompt=True, tokenize=False)
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         if args.max_model_len and len(prompt_ids) >= args.max_model_len:
-            raise ValueError(
-                f"{args.qaf}: row {task.row['id']} has a prompt of {len(prompt_ids)} tokens, but max_model_len is "
-                f"{args.max_model_len}"
-            )
-        return EngineTask(task.index, prompt_ids, task.seeds(args))
-
-    for index, responses in run_engines([engine_task(task) for task in tasks], args):
-        keep(index, responses)
+            unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM}
+            keep(task.index, [unasked] * args.n_generate_sample)
+        else:
+            ready.append(EngineTask(task.index, prompt_ids, task.seeds(args)))
+    if len(ready) < len(tasks):
+        logger.warning(
+            "%s: %d prompts leave no room in max_model_len (%d tokens); they count as unanswered",
+            args.qaf,
+            len(tasks) - len(ready),
+            args.max_model_len,
+        )
+    if ready:
+        for index, responses in run_engines(ready, args):
+            keep(index, responses)
 
 
 def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
