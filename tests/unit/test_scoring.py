@@ -184,12 +184,12 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_budgets_judge_what_is_left():
-    text = "Wait.</think>\\boxed{7} and then some"  # one token a byte; the box ends with token 22
+    text = "Wait.</think>\\boxed{7} and then some"  # a token a byte, one for the marker: 5 + 1 + 9
     rows = [{"id": "a", "responses": [{"text": text, "num_tokens": len(text) + 1, "finish_reason": "stop"}]}]
     tokenizer = make_tokenizer()
     assert cut_rows(rows, None, tokenizer) == cut_rows(rows, 99, tokenizer) == rows
-    (cut,) = cut_rows(rows, 22, tokenizer)[0]["responses"]
-    assert cut == {"text": "Wait.</think>\\boxed{7}", "num_tokens": 22, "finish_reason": "length"}
+    (cut,) = cut_rows(rows, 15, tokenizer)[0]["responses"]
+    assert cut == {"text": "Wait.</think>\\boxed{7}", "num_tokens": 15, "finish_reason": "length"}
 
 
 def test_command_at_two_budgets(tmp_path, model, capsys):
@@ -305,14 +305,14 @@ def scores(accuracy: float, tokens: float, levels: bool) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("history", "names", "levels", "rows"),
-    [(HISTORY, ["base", "REA-RL"], True, 2), (HISTORY, [], False, 1), (None, ["base"], False, 1)],
+    ("history", "names", "levels", "shape"),
+    [(HISTORY, ["base", "REA-RL"], True, (2, 2)), (HISTORY, [], False, (1, 2)), (None, ["base"], False, (1, 1))],
 )
-def test_picture_has_a_panel_for_what_is_given(tmp_path, history, names, levels, rows):
+def test_picture_has_a_panel_for_what_is_given(tmp_path, history, names, levels, shape):
     from matplotlib import image
 
     path = draw(history, {name: scores(0.9, 200.0, levels) for name in names}, tmp_path / "new" / "run.png")
-    assert image.imread(path).shape == (rows * 570, 1500, 4)
+    assert image.imread(path).shape == (shape[0] * 570, shape[1] * 750, 4)
 
 
 def test_plot_command_counts_names(tmp_path):
