@@ -46,6 +46,7 @@ setup(
         "latex2sympy2-extended>=1.11",
         "pebble>=5.2",
         "psutil>=7",
+        "filelock>=3.12",
     ],
     extras_require={
         "cpu": PINS,

@@ -33,12 +33,11 @@ from trl import TrlParser
 
 from generation.prompts import MATH_COT, format_problem
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
-from generation.utils import GenerationFile, Row, digest, sample_seed
+from generation.utils import NO_ROOM, GenerationFile, Row, digest, sample_seed
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
 
-TOO_LONG = "prompt_too_long"  # finish_reason of a row that was not asked
 Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
 
 
@@ -244,23 +243,22 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
         prompt = tokenizer.apply_chat_template(task.prompt.messages, add_generation_prompt=True, tokenize=False)
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False) + prefill_ids[task.index]
         if args.max_model_len and len(prompt_ids) >= args.max_model_len:
-            keep(task.index, _too_long(args, task, len(prompt_ids)))
+            unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
+            keep(task.index, [unasked] * args.n_generate_sample)
         else:
             engine_tasks.append(EngineTask(task.index, prompt_ids, task.seeds(args)))
-    for index, responses in run_engines(engine_tasks, args):
-        given, num_given = texts[index], len(prefill_ids[index])
-        keep(index, [{**r, "text": given + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses])
-
-
-def _too_long(args: GenerateArguments, task: Task, num_tokens: int) -> list[Row]:
-    """Empty responses where a path is too long to be labelled, which counts as unusable; ValueError for a problem."""
-    if args.split not in LABELING_SPLITS:
-        raise ValueError(
-            f"{args.qaf}: row {task.row['id']} has a prompt of {num_tokens} tokens, but max_model_len is "
-            f"{args.max_model_len}"
+    if len(engine_tasks) < len(tasks):
+        logger.warning(
+            "%s: %d prompts leave no room in max_model_len (%d tokens); they count as unanswered",
+            args.qaf,
+            len(tasks) - len(engine_tasks),
+            args.max_model_len,
         )
-    logger.warning("%s: row %s does not fit max_model_len and is not labelled", args.qaf, task.row["id"])
-    return [{"text": "", "num_tokens": 0, "finish_reason": TOO_LONG, "logprobs": []}] * args.n_generate_sample
+    if engine_tasks:
+        for index, responses in run_engines(engine_tasks, args):
+            given, num_given = texts[index], len(prefill_ids[index])
+            whole = [{**r, "text": given + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses]
+            keep(index, whole)
 
 
 def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:

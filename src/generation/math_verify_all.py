@@ -1,129 +1,61 @@
-"""Score files of `generation.generate`: accuracy, tokens, reflection, with intervals, as a table and as JSON.
+r"""Score files of `generation.generate`: accuracy, tokens, reflection, with intervals, as a table and as JSON.
 
     python -m generation.math_verify_all output/Miniature-LRM/test_math_cot_base.json \
         --model_dir model/Miniature-LRM --slips
     python -m generation.math_verify_all output/Miniature-LRM/test_math_cot_trained.json \
         --model_dir model/Miniature-LRM --slips --base output/Miniature-LRM/test_math_cot_base.scores.json
+    python -m generation.math_verify_all A.json B.json --model_dir model/DeepSeek-R1-Distill-Qwen-7B --budgets 8192 16384
 
-Writes `<file stem>.scores.json` beside each file. Intervals (95 %) come from a bootstrap over problems: the responses
-to one problem stay together, because they are not independent. Every figure is a ratio of sums over problems.
+Beside each file it writes `<file stem>.scores.json` and `<file stem>.verdicts.jsonl`, one line per response and budget.
+It appends one line per file to `output/verify.json` (JSON lines), under a lock. With `--budgets`, responses are cut to
+so many tokens and what is left is judged; the figures are then the largest budget's, with those of each under `budgets`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from filelock import FileLock
 from tabulate import tabulate
+from tqdm import tqdm
 
 from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
+from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
 from generation.segments import thinking_of
-from generation.utils import read_generations, write_json
-from rea_rl.utils import load_tokenizer, setup_logging
+from generation.utils import NO_ROOM, read_generations, write_json
+from rea_rl.utils import load_tokenizer, setup_logging, write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NUM_RESAMPLES = 2000
-ALL = "all"  # the group of all responses, beside one group per level
+    from generation.math_verify import VerifierPool
+
+Rows = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95 % interval; None where it is not defined, as tokens per word where there is no word."""
+def cut_rows(rows: Rows, budget: int | None, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Rows as they were if no response had been allowed more than `budget` tokens; None leaves all as they are.
 
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def format(self, scale: float = 1.0, digits: int = 1) -> str:
-        """`value +- half the width of the interval`, all times `scale`."""
-        if self.value is None:
-            return "-"
-        half = "" if None in (self.low, self.high) else f" ± {(self.high - self.low) / 2 * scale:.{digits}f}"
-        return f"{self.value * scale:.{digits}f}{half}"
-
-
-@dataclass(frozen=True)
-class ScoredResponse:
-    """What is counted of one response."""
-
-    correct: bool
-    num_tokens: int
-    num_think_tokens: int
-    num_reflections: int
-    truncated: bool
-    first_right: bool | None = None  # whether the first result that the thinking states is right; only with slips
-
-    @property
-    def corrected(self) -> bool:
-        """A wrong first result and a right answer."""
-        return self.correct and not self.first_right
-
-
-@dataclass(frozen=True)
-class ScoredProblem:
-    """The responses to one problem."""
-
-    id: str
-    level: int | str | None
-    responses: list[ScoredResponse]
-
-    @property
-    def mean_tokens(self) -> float:
-        return sum(r.num_tokens for r in self.responses) / len(self.responses)
-
-
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
-    """Sum of numerators over sum of denominators, one of each per problem, with a percentile bootstrap over problems.
-
-    >>> ratio_interval([0, 4], [4, 4])  # two problems, four responses each: the interval is as wide as it can be
-    Interval(value=0.5, low=0.0, high=1.0)
+    A longer response keeps the first `budget` tokens of its text and counts as truncated.
     """
-    num, den = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)  # (P,)
-    rng = np.random.default_rng(seed)
-    # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
-    draws = rng.multinomial(len(num), np.full(len(num), 1 / len(num)), size=NUM_RESAMPLES)  # (R, P)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = num.sum() / den.sum()
-        low, high = np.quantile((draws @ num) / (draws @ den), [0.025, 0.975])
-    return Interval(*(float(x) if math.isfinite(x) else None for x in (value, low, high)))
+    if budget is None:
+        return rows
 
+    def cut(response: dict[str, Any]) -> dict[str, Any]:
+        if response["num_tokens"] <= budget:
+            return response
+        ids = tokenizer.encode(response["text"], add_special_tokens=False)[:budget]
+        return {"text": tokenizer.decode(ids), "num_tokens": budget, "finish_reason": "length"}
 
-def figures(problems: Sequence[ScoredProblem], base: dict[str, float] | None = None) -> dict[str, Interval]:
-    """Figures of a set of problems, each weighing as much as it has responses.
-
-    Args:
-        problems: scored ones.
-        base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base model's.
-    """
-
-    def over(numerator: str, denominator: str | None = None) -> Interval:
-        return ratio_interval(
-            [sum(getattr(r, numerator) for r in p.responses) for p in problems],
-            [sum(getattr(r, denominator) for r in p.responses) if denominator else len(p.responses) for p in problems],
-        )
-
-    result = {
-        "accuracy": over("correct"),
-        "tokens": over("num_tokens"),
-        "think_tokens": over("num_think_tokens"),
-        "truncated": over("truncated"),
-        "tokens_per_word": over("num_think_tokens", "num_reflections"),
-    }
-    if all(r.first_right is not None for p in problems for r in p.responses):
-        result |= {"first_right": over("first_right"), "corrected": over("corrected")}
-    if base is not None:
-        result["tr"] = ratio_interval([100 * p.mean_tokens for p in problems], [base[p.id] for p in problems])
-    return result
+    return [{**row, "responses": [cut(response) for response in row["responses"]]} for row in rows]
 
 
 def score_rows(
@@ -143,6 +75,8 @@ def score_rows(
         word_bounded: count whole reflection words only.
         slips: read the first stated result of each thinking, which the miniature's oracle knows how to do.
     """
+    from generation.math_verify import extract_answer
+
     thinkings = [thinking_of(r["text"].removeprefix(THINK_START)) for row in rows for r in row["responses"]]
     num_think_tokens = [len(ids) for ids in tokenizer(thinkings, add_special_tokens=False).input_ids]
     verdicts = zip(correct, thinkings, num_think_tokens, strict=True)
@@ -155,13 +89,15 @@ def score_rows(
             num_think_tokens=tokens,
             num_reflections=count_reflections(thinking, word_bounded),
             truncated=response["finish_reason"] == "length",
+            answered=extract_answer(response["text"]) is not None,
+            no_room=response["finish_reason"] == NO_ROOM,
             first_right=_first_right(thinking, answer) if slips else None,
         )
 
     problems: dict[str, ScoredProblem] = {}
     for row in rows:
-        problem = problems.setdefault(problem_id(row), ScoredProblem(problem_id(row), row.get("level"), []))
-        problem.responses.extend(score(r, row["answer"]) for r in row["responses"])
+        new = ScoredProblem(problem_id(row), row.get("level"), [], row.get("benchmark"))
+        problems.setdefault(new.id, new).responses.extend(score(r, row["answer"]) for r in row["responses"])
     return list(problems.values())
 
 
@@ -177,38 +113,102 @@ def _first_right(thinking: str, answer: str) -> bool:
     return bool(results) and results[0][1] == int(answer)
 
 
-def groups(problems: Sequence[ScoredProblem]) -> dict[str, list[ScoredProblem]]:
-    """All problems, and where rows have a `level` those of each level, easiest first."""
-    levels = sorted({p.level for p in problems if p.level is not None})
-    return {ALL: list(problems)} | {f"level {level}": [p for p in problems if p.level == level] for level in levels}
+def verify_all(views: Sequence[Rows], pool: VerifierPool) -> list[list[bool]]:
+    """Verdicts on all responses of all files at once, with a progress bar; an empty gold has no right answer."""
+    from generation.math_verify import extract_answer
+
+    pairs = [[(row["answer"], r["text"]) for row in rows for r in row["responses"]] for rows in views]
+    open_verdicts = [[pool.submit(gold, extract_answer(text)) for gold, text in view] for view in pairs]
+    with tqdm(total=sum(map(len, pairs)), desc="answers", unit="pair", mininterval=1.0) as progress:
+
+        def result(verdict: Any) -> bool:
+            correct = verdict.result()
+            progress.update()
+            return correct
+
+        return [[result(verdict) for verdict in verdicts] for verdicts in open_verdicts]
 
 
-def score_file(path: Path, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> dict[str, Any]:
-    """Scores of one generation file, as they are written: figures by group, and every problem's counts."""
+def score_files(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Scores of generation files as they are written: figures by group and budget, and every problem's counts."""
     from generation.math_verify import VerifierPool
 
-    rows = read_generations(path)
-    base = read_base_tokens(args.base, {problem_id(row) for row in rows}) if args.base else None
+    budgets = sorted(args.budgets) or [None]
+    files = [read_generations(path) for path in paths]
+    views = [cut_rows(rows, budget, tokenizer) for rows in files for budget in budgets]
     with VerifierPool(args.num_workers, timeout=args.timeout, mode=args.mode) as pool:
-        golds = [row["answer"] for row in rows for _ in row["responses"]]
-        correct = pool.verify(golds, [r["text"] for row in rows for r in row["responses"]])
-    problems = score_rows(rows, correct, tokenizer, word_bounded=args.word_bounded, slips=args.slips)
-    by_group = {name: figures(group, base) for name, group in groups(problems).items()}
+        verdicts = verify_all(views, pool)
+    options = {"word_bounded": args.word_bounded, "slips": args.slips}
+    scored = [score_rows(rows, v, tokenizer, **options) for rows, v in zip(views, verdicts, strict=True)]
+    for i, path in enumerate(paths):
+        place = slice(i * len(budgets), (i + 1) * len(budgets))
+        by_budget = dict(zip(budgets, scored[place], strict=True))
+        write_verdicts(path, dict(zip(budgets, views[place], strict=True)), by_budget)
+        yield path, file_scores(path, by_budget, args)
+
+
+def file_scores(
+    path: Path, by_budget: dict[int | None, list[ScoredProblem]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """What `<file stem>.scores.json` holds; the last budget is the largest."""
+    *_, largest = by_budget
+    problems = by_budget[largest]
+    base = read_base_tokens(args.base, {p.id for p in problems}) if args.base else None
     scores = {
         "file": str(path),
         "num_problems": len(problems),
-        "num_responses": len(correct),
+        "num_responses": sum(len(p.responses) for p in problems),
         "mode": args.mode,
         "word_bounded": args.word_bounded,
-        "groups": {name: {key: asdict(value) for key, value in f.items()} for name, f in by_group.items()},
+        "groups": _figures_by_group(problems, base),
         "problems": [{**asdict(p), "mean_tokens": p.mean_tokens} for p in problems],
     }
+    if largest is not None:
+        scores["budgets"] = {str(budget): _figures_by_group(p, None) for budget, p in by_budget.items()}
     if args.reflection_quantile is not None:
         responses = [r for p in problems for r in p.responses]
         scores["tokens_per_reflection"] = tokens_per_reflection_quantile(
             [r.num_reflections for r in responses], [r.num_think_tokens for r in responses], args.reflection_quantile
         )
     return scores
+
+
+def _figures_by_group(problems: list[ScoredProblem], base: dict[str, float] | None) -> dict[str, Any]:
+    by_group = {name: figures(group, base) for name, group in groups(problems).items()}
+    return {name: {key: asdict(value) for key, value in f.items()} for name, f in by_group.items()}
+
+
+def write_verdicts(
+    path: Path, views: dict[int | None, Rows], by_budget: dict[int | None, list[ScoredProblem]]
+) -> None:
+    """Write `<file stem>.verdicts.jsonl`: what was extracted from each response, and what was made of it."""
+    from generation.math_verify import extract_answer
+
+    lines = [
+        {
+            "id": row["id"],
+            "sample": sample,
+            "budget": budget,
+            "gold": row["answer"],
+            "answer": extract_answer(response["text"]),
+            **asdict(next(scored[problem_id(row)])),
+        }
+        for budget, rows in views.items()
+        for scored in [{problem.id: iter(problem.responses) for problem in by_budget[budget]}]
+        for row in rows
+        for sample, response in enumerate(row["responses"])
+    ]
+    write_atomically(path.with_suffix(".verdicts.jsonl"), (json.dumps(line, ensure_ascii=False) for line in lines))
+
+
+def append_result(results: Path, scores: dict[str, Any]) -> None:
+    """Append a file's figures to the log of all scored files, one JSON line; several runs may do so at once."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    entry = {key: value for key, value in scores.items() if key != "problems"}
+    with FileLock(f"{results}.lock"), results.open("a") as file:
+        file.write(json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | entry) + "\n")
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
@@ -240,6 +240,8 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
         "TR %": ("tr", 1, 1),
         "thinking": ("think_tokens", 1, 0),
         "truncated %": ("truncated", 100, 1),
+        "answered %": ("answered", 100, 1),
+        "no room %": ("no_room", 100, 1),
         "tokens/word": ("tokens_per_word", 1, 0),
         "corrected %": ("corrected", 100, 1),
     }
@@ -248,6 +250,12 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
         for name, s in scored.items()
     ]
     parts = [tabulate(overall, ["", *columns], disable_numparse=True, stralign="right")]
+    for title, keys in _optional_tables(scored).items():
+        rows = [
+            [name, *(_cell(s["groups"][ALL].get(key), scale, 1) for key, scale in keys.items())]
+            for name, s in scored.items()
+        ]
+        parts.append(tabulate(rows, [title, *keys], disable_numparse=True, stralign="right"))
     levels = [name for name in next(iter(scored.values()))["groups"] if name != ALL]
     for title, key in (("accuracy %", "accuracy"), ("corrected %", "corrected")):
         rows = [
@@ -257,6 +265,18 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
         if levels and any(cell != "-" for row in rows for cell in row[1:]):
             parts.append(tabulate(rows, [title, *levels], disable_numparse=True, stralign="right"))
     return "\n\n".join(parts) + "\n"
+
+
+def _optional_tables(scored: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Further tables that the scores have figures for: title, then key and scale of each column."""
+    keys = {key for s in scored.values() for key in s["groups"][ALL]}
+    passes = sorted((key for key in keys if key.startswith("pass@")), key=lambda key: int(key.removeprefix("pass@")))
+    by_correctness = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "think_tokens_wrong")
+    tables = {
+        "pass@k %": dict.fromkeys(passes, 100),
+        "by correctness": {key: 1 for key in by_correctness if key in keys},
+    }
+    return {title: columns for title, columns in tables.items() if columns}
 
 
 def _cell(figure: dict[str, float | None] | None, scale: float, digits: int) -> str:
@@ -270,6 +290,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_dir", required=True, help="model whose tokenizer counts thinking tokens")
     parser.add_argument("--base", type=Path, help=".scores.json file of the base model, for TR")
     parser.add_argument("--mode", default="strict", help="how answers are compared: strict or original")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[], help="cut responses to so many tokens; several")
+    parser.add_argument("--results", type=Path, default=Path("output/verify.json"), help="log of all scored files")
     parser.add_argument("--slips", action="store_true", help="miniature: count corrected wrong first results")
     parser.add_argument("--word_bounded", action="store_true", help="count whole reflection words only")
     parser.add_argument(
@@ -285,11 +307,14 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     args = parse_arguments(argv)
     try:
+        if any(budget < 1 for budget in args.budgets):
+            raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
         scored = {"base": read_scores(args.base)} if args.base else {}
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
-        for path in args.files:
-            scored[path.stem] = score_file(path, tokenizer, args)
-            write_json(path.with_suffix(".scores.json"), scored[path.stem])
+        for path, scores in score_files(args.files, tokenizer, args):
+            scored[path.stem] = scores
+            write_json(path.with_suffix(".scores.json"), scores)
+            append_result(args.results, scores)
     except ValueError as error:
         sys.exit(f"error: {error}")
     sys.stdout.write(table(scored))

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.math_verify_all import ALL, read_scores
+from generation.math_verify_all import read_scores
+from generation.scoring import ALL
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -79,8 +80,26 @@ def plot_training(axes: Axes, history: list[dict[str, Any]], key: str, label: st
     axes.legend(frameon=False)
 
 
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points (tokens, accuracy) that no other beats: none has as few tokens and as much accuracy. Fewest tokens first.
+
+    >>> pareto_front([(2.0, 0.9), (1.0, 0.8), (3.0, 0.85)])
+    [(1.0, 0.8), (2.0, 0.9)]
+    """
+    front: list[tuple[float, float]] = []
+    for tokens, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((tokens, accuracy))
+    return front
+
+
 def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
-    """Accuracy against mean tokens, one point with its 95 % intervals per scored model."""
+    """Accuracy against mean tokens, one point with its 95 % intervals per scored model, and the Pareto front."""
+    figures = [
+        (s["groups"][ALL]["tokens"]["value"], 100 * s["groups"][ALL]["accuracy"]["value"]) for s in scored.values()
+    ]
+    if len(front := pareto_front(figures)) > 1:
+        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front")
     for i, (name, scores) in enumerate(scored.items()):
         shape = (i + i // len(COLOURS)) % len(MARKERS)  # no pair of colour and shape comes twice
         accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
@@ -148,9 +167,12 @@ def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]]
         if all(len(scores["groups"]) > 1 for scores in scored.values()):
             panels.append(lambda axes: plot_levels(axes, scored))
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    rows = -(-len(panels) // 2)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
-        figure, axes = pyplot.subplots(rows, 2, figsize=(10, 3.8 * rows), squeeze=False, layout="constrained")
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False, layout="constrained"
+        )
         for panel, cell in zip(panels, axes.flat, strict=False):
             panel(cell)
         for cell in axes.flat[len(panels) :]:

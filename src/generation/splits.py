@@ -40,7 +40,11 @@ class Prompt:
 def math_cot(args: GenerateArguments) -> list[Prompt]:
     """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null passes them on."""
     rows = load_problems(
-        args.qaf, args.qaf_split, problem_column=args.problem_column, answer_column=args.answer_column
+        args.qaf,
+        args.qaf_split,
+        problem_column=args.problem_column,
+        answer_column=args.answer_column,
+        gold_needed=False,
     )
     return [_solve(row, args) for row in rows[: args.qaf_limit]]
 

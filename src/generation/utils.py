@@ -13,6 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+NO_ROOM = "no_room"  # finish_reason of a response that was not asked for: its prompt alone fills the context
 
 
 def sample_seed(seed: int, row_id: str, sample: int) -> int:

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from generation.math_verify_all import ALL, read_scores, table
+from generation.math_verify_all import read_scores, table
 from generation.plots import draw, read_log
+from generation.scoring import ALL
 from generation.utils import write_json
 from miniature.world import LEVELS
 from rea_rl.utils import setup_logging

@@ -74,6 +74,7 @@ def load_problems(
     config: str | None = None,
     problem_column: str | None = None,
     answer_column: str = "answer",
+    gold_needed: bool = True,
 ) -> list[dict[str, Any]]:
     """Problems with their gold answers.
 
@@ -83,6 +84,7 @@ def load_problems(
         config: configuration of a Hub dataset.
         problem_column: default: `problem`, else `question`.
         answer_column: gold answer, text or number; of a worked GSM8K solution only what follows `####` is taken.
+        gold_needed: refuse an empty gold answer. Two problems of Gaokao 2023 have one; nothing is right there.
 
     Returns:
         Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes the row number.
@@ -90,7 +92,7 @@ def load_problems(
     Raises ValueError naming the file, and the row where one is at fault.
     """
     rows = enumerate(read_rows(name, split, config))
-    problems = [_problem(row, i, name, problem_column, answer_column) for i, row in rows]
+    problems = [_problem(row, i, name, problem_column, answer_column, gold_needed) for i, row in rows]
     if len({row["id"] for row in problems}) < len(problems):
         raise ValueError(f"{name}: values of the column 'id' are repeated; make them unique, or leave the column out")
     return problems
@@ -132,7 +134,9 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     os.replace(unfinished, path)
 
 
-def _problem(row: dict[str, Any], i: int, name: str, problem_column: str | None, answer_column: str) -> dict[str, Any]:
+def _problem(
+    row: dict[str, Any], i: int, name: str, problem_column: str | None, answer_column: str, gold_needed: bool
+) -> dict[str, Any]:
     columns = (problem_column,) if problem_column else PROBLEM_COLUMNS
     column = next((c for c in columns if c in row), None)
     if column is None or answer_column not in row:
@@ -141,6 +145,6 @@ def _problem(row: dict[str, Any], i: int, name: str, problem_column: str | None,
             f"{name}: row {i} has no column {missing}, only {sorted(row)}; problem_column and answer_column name them"
         )
     answer = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1].strip()
-    if not row[column] or not answer:
+    if not row[column] or (gold_needed and not answer):
         raise ValueError(f"{name}: row {i} has an empty {column!r} or {answer_column!r}")
     return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import save_model
 
 from generation.generate import GenerateArguments, build_tasks, generate, main
 from generation.utils import GenerationFile, read_generations, read_rows, sample_seed, write_json
@@ -316,6 +318,23 @@ def test_engine_that_dies_stops_the_run():
     assert next(results) == (3, [{"text": "a"}])
     with pytest.raises(RuntimeError, match="engine on GPU 1 ended with code -9"):
         next(results)
+
+
+def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplog):
+    write_json(tmp_path / "p.json", [{"problem": "x" * 99, "answer": ""}, {"problem": "y" * 99, "answer": "2"}])
+    model = str(save_model(tmp_path / "model"))
+    args = GenerateArguments(
+        qaf=str(tmp_path / "p.json"),
+        model_dir=model,
+        max_model_len=64,
+        n_generate_sample=2,
+        output_dir=str(tmp_path / "output"),
+    )
+    with caplog.at_level(logging.WARNING):
+        rows = read_generations(generate(args))  # all prompts are too long, so no engine is started
+    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room"}
+    assert [row["responses"] for row in rows] == [[unasked] * 2] * 2
+    assert len([r for r in caplog.records if "2 prompts leave no room" in r.getMessage()]) == 1
 
 
 @pytest.mark.parametrize(("rank", "engine_rank"), [(4, 8), (8, 8), (16, 16), (24, 32)])

@@ -78,8 +78,10 @@ def test_public_pairs() -> None:
     assert mistakes([row for row in rows if row["category"] == "adversarial"]) == []
 
 
-def test_own_pairs() -> None:
-    assert mistakes(pairs("own_pairs.json")) == []
+@pytest.mark.parametrize("name", ["own_pairs.json", "fresh_pairs.json"])
+def test_own_pairs(name: str) -> None:
+    """The fresh ones were written before the rules were read; two of them led to a rule since."""
+    assert mistakes(pairs(name)) == []
 
 
 @pytest.mark.parametrize(("gold", "prediction"), WRONGLY_ACCEPTED)

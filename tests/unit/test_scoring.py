@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tiny import make_tokenizer, save_model
 
-from generation.math_verify_all import (
+from generation.math_verify_all import append_result, cut_rows, main, read_base_tokens, score_rows, table
+from generation.plots import draw, read_log, running_mean, series
+from generation.plots import main as plot
+from generation.scoring import (
     Interval,
     ScoredProblem,
     ScoredResponse,
+    aes,
     figures,
     groups,
-    main,
+    mean_interval,
+    pass_at_k,
     ratio_interval,
-    read_base_tokens,
-    score_rows,
-    table,
 )
-from generation.plots import draw, read_log, running_mean, series
-from generation.plots import main as plot
 from generation.utils import write_json
 from rea_rl.utils import read_tokens_per_reflection
 
@@ -56,6 +57,35 @@ def test_interval_of_equal_problems_is_a_point():
     assert ratio_interval([3, 3, 3], [4, 4, 4]) == Interval(0.75, 0.75, 0.75)
 
 
+def test_interval_of_three_problems_worked_out_by_hand():
+    # One of three is right. A resample has 0, 1, 2, 3 right ones with chances 8/27, 12/27, 6/27, 1/27: 2.5 % and 97.5 %
+    # of the resamples lie below 0 + and 3/3, since 1/27 = 3.7 % are 3/3 and 29.6 % are 0.
+    assert ratio_interval([1, 0, 0], [1, 1, 1]) == Interval(pytest.approx(1 / 3), 0.0, 1.0)
+    # One of four: 4/4 has the chance 1/256, 3/4 or more 13/256 = 5.1 %, so the upper end is 3/4.
+    assert ratio_interval([1, 0, 0, 0], [1, 1, 1, 1]) == Interval(0.25, 0.0, 0.75)
+
+
+def test_mean_over_benchmarks_weighs_each_the_same():
+    # 1 of 1 and 0 of 3: the mean of 1 and 0, not 1 of 4; neither benchmark varies within itself.
+    assert mean_interval([([1], [1]), ([0, 0, 0], [1, 1, 1])]) == Interval(0.5, 0.5, 0.5)
+    # Two coins, one per benchmark, each drawn as 0, 1/2, 1 with chances 1/4, 1/2, 1/4: mean 0 or 1 with 1/16 each.
+    assert mean_interval([([1, 0], [1, 1]), ([1, 0], [1, 1])]) == Interval(0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "correct", "k", "expected"),
+    [(4, 1, 2, 1 / 2), (4, 2, 2, 5 / 6), (8, 1, 8, 1), (8, 0, 4, 0), (4, 3, 1, 3 / 4)],
+)
+def test_pass_at_k(samples, correct, k, expected):
+    assert pass_at_k(samples, correct, k) == pytest.approx(expected)  # 1 - C(n - c, k) / C(n, k)
+
+
+def test_accuracy_efficiency_score():
+    assert aes(0.8, 60, base_accuracy=0.8, base_tokens=100) == pytest.approx(0.4)
+    assert aes(0.84, 60, base_accuracy=0.8, base_tokens=100) == pytest.approx(0.4 + 3 * 0.05)
+    assert aes(0.76, 60, base_accuracy=0.8, base_tokens=100) == pytest.approx(0.4 - 5 * 0.05)
+
+
 def test_undefined_figure_is_none():
     assert ratio_interval([10, 20], [0, 0]) == Interval(None, None, None)
     assert ratio_interval([10, 20], [0, 0]).format() == "-"
@@ -76,7 +106,14 @@ def test_figures_by_hand():
         "tokens": 240 / 4,
         "think_tokens": 180 / 4,
         "truncated": 1 / 4,
+        "answered": 1.0,
+        "no_room": 0.0,
         "tokens_per_word": 180 / 9,
+        "tokens_correct": 140 / 3,
+        "think_tokens_correct": 90 / 3,
+        "tokens_wrong": 100.0,
+        "think_tokens_wrong": 90.0,
+        "pass@2": 1.0,
         "tr": pytest.approx(100 * (30 + 90) / (60 + 120)),
     }
 
@@ -109,7 +146,7 @@ def test_responses_are_counted():
         [
             # One token a byte, the newline before `</think>` included; "Wait, check" is one cluster.
             ScoredResponse(True, 90, len(thinking) + 1, 1, truncated=False, first_right=False),
-            ScoredResponse(False, 99, len("The result is 42."), 0, truncated=True, first_right=True),
+            ScoredResponse(False, 99, len("The result is 42."), 0, truncated=True, answered=False, first_right=True),
         ],
     )
     assert [r.corrected for r in problem.responses] == [True, False]
@@ -138,6 +175,48 @@ def write_generations(path: Path, answers: dict[str, list[str]], tokens: int) ->
         ],
     )
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """The log of all scored files goes to output/ of the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_budgets_judge_what_is_left():
+    text = "Wait.</think>\\boxed{7} and then some"  # a token a byte, one for the marker: 5 + 1 + 9
+    rows = [{"id": "a", "responses": [{"text": text, "num_tokens": len(text) + 1, "finish_reason": "stop"}]}]
+    tokenizer = make_tokenizer()
+    assert cut_rows(rows, None, tokenizer) == cut_rows(rows, 99, tokenizer) == rows
+    (cut,) = cut_rows(rows, 15, tokenizer)[0]["responses"]
+    assert cut == {"text": "Wait.</think>\\boxed{7}", "num_tokens": 15, "finish_reason": "length"}
+
+
+def test_command_at_two_budgets(tmp_path, model, capsys):
+    file = write_generations(tmp_path / "a.json", {"a": ["7", "7"], "b": ["7", "8"]}, tokens=200)
+    other = write_generations(tmp_path / "b.json", {"a": ["7"]}, tokens=200)
+    main([file, other, "--model_dir", model, "--budgets", "300", "30"])
+    scores = json.loads((tmp_path / "a.scores.json").read_text())
+    assert scores["groups"] == scores["budgets"]["300"]
+    assert scores["groups"]["all"]["accuracy"]["value"] == 0.75
+    short = {key: figure["value"] for key, figure in scores["budgets"]["30"]["all"].items()}
+    assert (short["accuracy"], short["truncated"], short["answered"], short["tokens"]) == (0.0, 1.0, 0.0, 30.0)
+    verdicts = [json.loads(line) for line in (tmp_path / "a.verdicts.jsonl").read_text().splitlines()]
+    assert [(v["budget"], v["id"], v["answer"], v["correct"]) for v in verdicts] == [
+        *((30, key, None, False) for key in "aabb"),
+        *((300, key, answer, answer == "7") for key, answer in zip("aabb", "7778", strict=True)),
+    ]
+    logged = [json.loads(line) for line in (tmp_path / "output" / "verify.json").read_text().splitlines()]
+    assert [Path(entry["file"]).name for entry in logged] == ["a.json", "b.json"]
+    assert "pass@2" in capsys.readouterr().out
+
+
+def test_log_takes_lines_from_many_at_once(tmp_path):
+    log = tmp_path / "output" / "verify.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: append_result(log, {"file": str(i), "problems": []}), range(40)))
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(int(entry["file"]) for entry in entries) == list(range(40))
 
 
 def test_command_scores_files_against_the_base(tmp_path, model, capsys):
@@ -226,14 +305,14 @@ def scores(accuracy: float, tokens: float, levels: bool) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("history", "names", "levels", "rows"),
-    [(HISTORY, ["base", "REA-RL"], True, 2), (HISTORY, [], False, 1), (None, ["base"], False, 1)],
+    ("history", "names", "levels", "shape"),
+    [(HISTORY, ["base", "REA-RL"], True, (2, 2)), (HISTORY, [], False, (1, 2)), (None, ["base"], False, (1, 1))],
 )
-def test_picture_has_a_panel_for_what_is_given(tmp_path, history, names, levels, rows):
+def test_picture_has_a_panel_for_what_is_given(tmp_path, history, names, levels, shape):
     from matplotlib import image
 
     path = draw(history, {name: scores(0.9, 200.0, levels) for name in names}, tmp_path / "new" / "run.png")
-    assert image.imread(path).shape == (rows * 570, 1500, 4)
+    assert image.imread(path).shape == (shape[0] * 570, shape[1] * 750, 4)
 
 
 def test_plot_command_counts_names(tmp_path):

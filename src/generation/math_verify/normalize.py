@@ -16,7 +16,8 @@ from generation.math_verify.extract import extract_answer
 _CHARACTERS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∞": r"\infty ", "π": r"\pi ",
     "θ": r"\theta ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-    "≈": r"\approx ", "±": r"\pm ", "°": r"^\circ ", "¢": r"\text{cents}", "€": r"\text{euros}", "²": "^2", "³": "^3",
+    "≈": r"\approx ", "±": r"\pm ", "°": r"^\circ ", "¢": r"\text{cents}", "€": r"\text{euros}", "£": r"\text{GBP}",
+    "¥": r"\text{yuan}", "²": "^2", "³": "^3",
     "½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "⌊": r"\lfloor ",
     "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∅": r"\emptyset ", "、": ",", "⟨": "(", "⟩": ")",
     "∖": r"\setminus ", "\u200b": "", "\u2060": "", "\ufeff": "",

@@ -22,7 +22,7 @@ _CLOCK = re.compile(r"(?i)(\d{1,2})(?::([0-5]\d))?\s*(?:\\text\{)?\s*([ap])\.?\s
 _BASE = re.compile(
     r"""\(?(?P<digits>[0-9A-F]+)\)?\s*(?:
         _\s*\{?\s*\(?(?:\\text\{)?(?:base\s*\}?\s*)?(?P<index>\w+)\}?\)?\}?   # 52_8, 52_{(8)}, 52_{\text{eight}}
-        | \(?(?:\\text\{)?\(?(?:in\ )?base\ (?P<name>\w+)[)}]*                # 52 (base 8)
+        | \(?(?:\\text\{)?\(?(?:in\ )?base(?:\ |\}\s*)(?P<name>\w+)[)}]*      # 52 (base 8), 52 \text{base} 8
     )""",
     re.VERBOSE,
 )

@@ -37,7 +37,7 @@ _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _MARKED = re.compile(rf"^(?P<value>.*?)\s*(?P<unit>{_TEXT}{_POWER}(?:[\s/.]*{_TEXT}{_POWER})*)$")
 _WORD = rf"[a-zA-Z]+\.?{_POWER}"
 _BARE = re.compile(rf"^(?P<value>.*?(?:[\d}})!]|\\pi))(?P<gap>\s*)(?P<unit>{_WORD}(?:\s*/\s*{_WORD}| {_WORD})*)$")
-_MONEY = re.compile(r"^(?P<sign>-?)\s*(?:\\\$|\\text\{(?P<unit>euros|dollars|USD)\})\s*(?P<value>.*)$")
+_MONEY = re.compile(r"^(?P<sign>-?)\s*(?:\\\$|\\text\{(?P<unit>euros|dollars|USD|GBP|yuan)\})\s*(?P<value>.*)$")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
     r"""Split an answer into its value, its unit if it has one, and whether that surely is a unit.
 
     Words in `\text`, `%`, known units of two letters and nouns of four are sure. The single letters `m`, `s`, `g` and
-    `h` are after a blank or pi only: `6m` is a product first.
+    `h` are after a blank or pi only: `6m` is a product first. `2s` is a time: `s` is hardly a variable.
     """
     if match := _MONEY.match(text):
         value, unit, _ = split_unit(match["value"])
@@ -95,7 +95,8 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
         single = len(words) == 1 and words[0] in _SINGLE
         known = len(words[0]) > 1 and all(_is_known(word) for word in words)
         if single or known or all(len(word) > 3 for word in words):
-            apart = bool(match["gap"]) or match["value"].endswith(r"\pi")
+            seconds = words == ["s"] and re.fullmatch(r"[\d.]+", match["value"]) is not None
+            apart = bool(match["gap"]) or match["value"].endswith(r"\pi") or seconds
             return match["value"], parse_unit(match["unit"]), apart or not single
     return text, None, True
 

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Evaluate a model on the six benchmarks: generate, score, and print the table of all models scored so far.
+#   bash scripts/math_eval.sh GPU_ID MODEL_NAME STEP
+#   bash scripts/math_eval.sh 0 7B 0                                   # the base model
+#   bash scripts/math_eval.sh 0,1 output/ReflectRL 200                 # adapter of checkpoint-200
+#   bash scripts/math_eval.sh cpu MINIATURE_BASE 0
+# GPU_ID      index or indices, one engine per GPU; cpu
+# MODEL_NAME  7B (model/DeepSeek-R1-Distill-Qwen-7B), MINIATURE_BASE (model/Miniature-LRM), or a folder, also below model/
+# STEP        0: the folder is a model (a base or merged one) or an adapter; N: the adapter in its checkpoint-N
+# Variables:
+#   EVAL_DATA    folder with GSM8K_test.json, math500_test.json, gaokao2023en_test.json, amc23_test.json,
+#                aime2024_test.json, olympiadbench_test.json (default dataset/eval_data where it was fetched,
+#                `python -m generation.eval_data fetch`, else dataset/eval_sample, a few problems to try this with)
+#   NUM_SAMPLES  responses per problem (default 8 for AIME and AMC, 1 for the rest)
+#   EVAL_LIMIT   first so many problems of each benchmark
+#   BUDGETS      budgets in tokens to score besides, "8192 16384"; the table is of the largest
+#   EVAL_RECIPE  recipe of generation.generate (default that of the base model)
+#   EVAL_OUT     where everything goes (default output/math_eval); a killed run that is repeated goes on there
+#   BASE         model of the table that TR and AES refer to (default 7B-0, for the miniature MINIATURE_BASE-0)
+#   VENV         virtual environment (default .venv)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+(($# == 3)) || die "usage: bash $0 GPU_ID MODEL_NAME STEP, where GPU_ID is an index, or cpu"
+[[ $3 =~ ^[0-9]+$ ]] || die "STEP is $3; it must be 0 for a model or the number of a checkpoint"
+[[ -x $VENV/bin/python ]] || die "there is no $VENV; run: bash scripts/setup.sh"
+
+# find_model NAME STEP: sets MODEL, and ADAPTER where there is one
+find_model() {
+    case $1 in
+        7B) MODEL=model/DeepSeek-R1-Distill-Qwen-7B ;;
+        MINIATURE_BASE) MODEL=model/Miniature-LRM ;;
+        *) MODEL=$1 && [[ -d $1 ]] || MODEL=model/$1 ;;
+    esac
+    [[ -d $MODEL ]] || die "MODEL_NAME is $1, but there is no folder $MODEL"
+    (($2 == 0)) || MODEL=$MODEL/checkpoint-$2
+    ADAPTER=
+    if [[ -f $MODEL/adapter_config.json ]]; then
+        ADAPTER=$MODEL
+        MODEL=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
+            "$MODEL/adapter_config.json")
+    fi
+    [[ -f $MODEL/config.json ]] || die "there is neither a model nor an adapter in $MODEL; see STEP"
+}
+
+find_model "$2" "$3"
+if [[ ${MODEL,,} == *miniature* ]]; then
+    recipe=miniature base=MINIATURE_BASE-0 extra=(miniature=dataset/miniature/test.json) score=(--word_bounded)
+else
+    recipe=deepseek base=7B-0 extra=() score=()
+fi
+fetched=dataset/eval_data
+[[ -d $fetched ]] || fetched=dataset/eval_sample
+EVAL_DATA=${EVAL_DATA:-$fetched}
+EVAL_OUT=${EVAL_OUT:-output/math_eval}
+name=$(basename "$2")-$3
+read -ra budgets <<<"${BUDGETS:-}"
+export CUDA_VISIBLE_DEVICES=$1
+[[ $1 != cpu ]] || CUDA_VISIBLE_DEVICES=
+
+echo "$(basename "$0"): $name is $MODEL${ADAPTER:+ with $ADAPTER}, problems of $EVAL_DATA"
+python -m generation.eval_data collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
+    ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
+responses=()
+for problems in "$EVAL_OUT/$name"/problems/x*.json; do
+    samples=$(basename "$problems" .json)
+    python -m generation.generate --config "${EVAL_RECIPE:-recipes/generation/$recipe.yaml}" --qaf "$problems" \
+        --model_dir "$MODEL" ${ADAPTER:+--lora "$ADAPTER"} --n_generate_sample "${samples#x}" --output_dir "$EVAL_OUT/$name"
+    responses+=("$EVAL_OUT/$name/$(basename "$MODEL")/${samples}_math_cot.json")
+done
+python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
+python -m generation.eval_table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"

@@ -1,0 +1,134 @@
+r"""The table and the picture of all models that `scripts/math_eval.sh` scored.
+
+    python -m generation.eval_table output/math_eval --base 7B --save_to output/math_eval/tradeoff.png
+
+A model is a folder with `.scores.json` files of `generation.math_verify_all`, below a folder per model. Benchmarks are
+columns, and weigh the same in the average. TR (tokens in percent of the base's) and AES need the base model's scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from generation.math_verify_all import read_scores
+from generation.plots import draw
+from generation.scoring import ALL, Interval, aes, mean_interval
+from rea_rl.utils import setup_logging
+
+logger = logging.getLogger(__name__)
+
+ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")  # as in the paper, easiest first
+Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
+Benchmarks = dict[str, list[Problem]]
+
+
+def read_models(folder: Path) -> dict[str, Benchmarks]:
+    """Scored problems by model and benchmark. Raises ValueError if there is none."""
+    models: dict[str, Benchmarks] = {}
+    for path in sorted(folder.glob("*/**/*.scores.json")):
+        benchmarks = models.setdefault(path.relative_to(folder).parts[0], {})
+        for problem in read_scores(path)["problems"]:
+            benchmarks.setdefault(problem["benchmark"] or "other", []).append(problem)
+    if not models:
+        raise ValueError(f"{folder} has no <model>/.../*.scores.json; run scripts/math_eval.sh first")
+    return {name: dict(sorted(b.items(), key=lambda item: _place(item[0]))) for name, b in models.items()}
+
+
+def _place(benchmark: str) -> int:
+    return ORDER.index(benchmark) if benchmark in ORDER else len(ORDER)
+
+
+def average(benchmarks: Benchmarks, key: str) -> Interval:
+    """Mean over benchmarks of the mean over responses of a count, `correct` or `num_tokens` for example."""
+    return mean_interval(
+        [
+            ([sum(r[key] for r in p["responses"]) for p in problems], [len(p["responses"]) for p in problems])
+            for problems in benchmarks.values()
+        ]
+    )
+
+
+def relative_tokens(benchmarks: Benchmarks, base: Benchmarks) -> Interval | None:
+    """Mean over benchmarks of the tokens in percent of the base's; None if it was scored on other problems."""
+    pairs = []
+    for name, problems in benchmarks.items():
+        tokens = {p["id"]: p["mean_tokens"] for p in base.get(name, [])}
+        if tokens.keys() != {p["id"] for p in problems}:
+            return None
+        pairs.append(([100 * p["mean_tokens"] for p in problems], [tokens[p["id"]] for p in problems]))
+    return mean_interval(pairs)
+
+
+def efficiency(benchmarks: Benchmarks, base: Benchmarks) -> float | None:
+    """AES of the averages; None where the base has no right answer, or other benchmarks."""
+    figures = [average(b, key).value for b in (benchmarks, base) for key in ("correct", "num_tokens")]
+    if benchmarks.keys() != base.keys() or not figures[2] or not figures[3]:
+        return None
+    return aes(*figures)
+
+
+def table(models: dict[str, Benchmarks], base: str | None) -> str:
+    """Accuracy (%) and tokens, a row per model; half of a 95 % interval after ±."""
+    names = sorted({name for b in models.values() for name in b}, key=_place)
+    accuracy = [
+        [model, *_cells(b, names, "correct", 100, 1), *_summary(b, models.get(base))] for model, b in models.items()
+    ]
+    tokens = [[model, *_cells(b, names, "num_tokens", 1, 0)] for model, b in models.items()]
+    headers = [*names, "average"]
+    style = {"disable_numparse": True, "stralign": "right"}
+    summary = ["TR %", "AES", "truncated %", "answered %", "no room %"]
+    return (
+        f"{tabulate(accuracy, ['accuracy %', *headers, *summary], **style)}\n\n"
+        f"{tabulate(tokens, ['tokens', *headers], **style)}\n"
+    )
+
+
+def _cells(benchmarks: Benchmarks, names: list[str], key: str, scale: float, digits: int) -> list[str]:
+    """One cell per benchmark, then the average over those that were scored."""
+    cells = [
+        average({name: benchmarks[name]}, key).format(scale, digits) if name in benchmarks else "-" for name in names
+    ]
+    return [*cells, average(benchmarks, key).format(scale, digits)]
+
+
+def _summary(benchmarks: Benchmarks, base: Benchmarks | None) -> list[str]:
+    relative = relative_tokens(benchmarks, base) if base else None
+    score = efficiency(benchmarks, base) if base else None
+    shares = [f"{100 * average(benchmarks, key).value:.1f}" for key in ("truncated", "answered", "no_room")]
+    return [relative.format() if relative else "-", "-" if score is None else f"{score:.2f}", *shares]
+
+
+def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:
+    """Average accuracy against average tokens of all models, with the Pareto front."""
+    keys = {"accuracy": "correct", "tokens": "num_tokens"}
+    scored = {
+        name: {"groups": {ALL: {key: asdict(average(benchmarks, count)) for key, count in keys.items()}}}
+        for name, benchmarks in models.items()
+    }
+    return draw(None, scored, save_to)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 with table and picture, 1 with one line on stderr where nothing was scored."""
+    parser = argparse.ArgumentParser(description="Table and picture of all scored models.")
+    parser.add_argument("folder", type=Path, help="folder with one folder per model")
+    parser.add_argument("--base", help="name of the base model, for TR and AES")
+    parser.add_argument("--save_to", type=Path, required=True, help="image file")
+    args = parser.parse_args(argv)
+    setup_logging()
+    try:
+        models = read_models(args.folder)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"\n{table(models, args.base)}\npicture: {picture(models, args.save_to)}\n")
+
+
+if __name__ == "__main__":
+    main()

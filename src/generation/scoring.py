@@ -1,0 +1,173 @@
+"""What is counted of responses, and the figures with their intervals that are made of it; no files, no models.
+
+Intervals (95 %) come from a bootstrap over problems: the responses to one problem stay together, because they are not
+independent. Every figure is a ratio of sums over problems, or the mean of such ratios over benchmarks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+NUM_RESAMPLES = 2000
+ALL = "all"  # the group of all responses, beside one group per level
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; None where it is not defined, as tokens per word where there is no word."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def format(self, scale: float = 1.0, digits: int = 1) -> str:
+        """`value +- half the width of the interval`, all times `scale`."""
+        if self.value is None:
+            return "-"
+        half = "" if None in (self.low, self.high) else f" ± {(self.high - self.low) / 2 * scale:.{digits}f}"
+        return f"{self.value * scale:.{digits}f}{half}"
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """What is counted of one response."""
+
+    correct: bool
+    num_tokens: int
+    num_think_tokens: int
+    num_reflections: int
+    truncated: bool
+    answered: bool = True  # whether an answer was found in it
+    no_room: bool = False  # never asked for: the prompt alone fills the context
+    first_right: bool | None = None  # whether the first result that the thinking states is right; only with slips
+
+    @property
+    def corrected(self) -> bool:
+        """A wrong first result and a right answer."""
+        return self.correct and not self.first_right
+
+
+@dataclass(frozen=True)
+class ScoredProblem:
+    """The responses to one problem."""
+
+    id: str
+    level: int | str | None
+    responses: list[ScoredResponse]
+    benchmark: str | None = None
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(r.num_tokens for r in self.responses) / len(self.responses)
+
+
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
+    """Sum of numerators over sum of denominators, one of each per problem, with a percentile bootstrap over problems.
+
+    >>> ratio_interval([0, 4], [4, 4])  # two problems, four responses each: the interval is as wide as it can be
+    Interval(value=0.5, low=0.0, high=1.0)
+    """
+    return mean_interval([(numerators, denominators)], seed)
+
+
+def mean_interval(benchmarks: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Interval:
+    """Mean over benchmarks of a ratio of sums, each benchmark weighing the same whatever its number of problems.
+
+    Args:
+        benchmarks: numerators and denominators, one of each per problem. Problems are drawn within their benchmark.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    values, resampled = [], []
+    for numerators, denominators in benchmarks:
+        num, den = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)  # (P,)
+        # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
+        draws = rng.multinomial(len(num), np.full(len(num), 1 / len(num)), size=NUM_RESAMPLES)  # (R, P)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values.append(num.sum() / den.sum())
+            resampled.append((draws @ num) / (draws @ den))
+    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
+    return Interval(*(float(x) if math.isfinite(x) else None for x in (np.mean(values), low, high)))
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Chance that at least one of k of the samples, drawn without replacement, is right (Chen et al. 2021, eq. 1).
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def aes(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float:
+    """Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): share of tokens saved, plus 3 times the relative gain
+    in accuracy, or minus 5 times the relative loss.
+
+    >>> round(aes(0.9, 50, base_accuracy=0.9, base_tokens=100), 2)
+    0.5
+    """
+    gain = accuracy / base_accuracy - 1
+    return 1 - tokens / base_tokens + (3 * gain if gain >= 0 else 5 * gain)
+
+
+def figures(problems: Sequence[ScoredProblem], base: dict[str, float] | None = None) -> dict[str, Interval]:
+    """Figures of a set of problems, each weighing as much as it has responses.
+
+    Args:
+        problems: scored ones.
+        base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base model's.
+    """
+
+    def over(numerator: str, denominator: str | None = None, correct: bool | None = None) -> Interval:
+        counted = [[r for r in p.responses if correct in (None, r.correct)] for p in problems]
+        return ratio_interval(
+            [sum(getattr(r, numerator) for r in group) for group in counted],
+            [sum(getattr(r, denominator) for r in group) if denominator else len(group) for group in counted],
+        )
+
+    result = {
+        "accuracy": over("correct"),
+        "tokens": over("num_tokens"),
+        "think_tokens": over("num_think_tokens"),
+        "truncated": over("truncated"),
+        "answered": over("answered"),
+        "no_room": over("no_room"),
+        "tokens_per_word": over("num_think_tokens", "num_reflections"),
+    }
+    for kind, correct in (("correct", True), ("wrong", False)):
+        result[f"tokens_{kind}"] = over("num_tokens", correct=correct)
+        result[f"think_tokens_{kind}"] = over("num_think_tokens", correct=correct)
+    result |= _passes(problems)
+    if all(r.first_right is not None for p in problems for r in p.responses):
+        result |= {"first_right": over("first_right"), "corrected": over("corrected")}
+    if base is not None:
+        result["tr"] = ratio_interval([100 * p.mean_tokens for p in problems], [base[p.id] for p in problems])
+    return result
+
+
+def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Interval]:
+    """pass@k for the powers of two above 1, up to the responses that every problem has."""
+    most = min(len(p.responses) for p in problems)
+    return {
+        f"pass@{k}": ratio_interval(
+            [pass_at_k(len(p.responses), sum(r.correct for r in p.responses), k) for p in problems],
+            [1] * len(problems),
+        )
+        for k in (2**i for i in range(1, most.bit_length()))
+    }
+
+
+def groups(problems: Sequence[ScoredProblem]) -> dict[str, list[ScoredProblem]]:
+    """All problems; where rows have a `level` those of each level, easiest first, and a `benchmark` those of each."""
+    levels = sorted({p.level for p in problems if p.level is not None})
+    benchmarks = dict.fromkeys(p.benchmark for p in problems if p.benchmark is not None)
+    return (
+        {ALL: list(problems)}
+        | {f"level {level}": [p for p in problems if p.level == level] for level in levels}
+        | {name: [p for p in problems if p.benchmark == name] for name in benchmarks}
+    )
