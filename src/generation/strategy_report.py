@@ -22,8 +22,9 @@ from tabulate import tabulate
 
 from generation import math_verify_all
 from generation.labeling_to_prefix import label_probabilities
-from generation.math_verify_all import ALL, Interval, problem_id, ratio_interval, read_scores, score_file
+from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
+from generation.scoring import ALL, Interval, ratio_interval
 from generation.utils import Row, read_generations, read_rows, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
 
@@ -120,7 +121,7 @@ def score_strategies(strategies: dict[str, list[Row]], args: argparse.Namespace)
         if base.with_suffix("").with_suffix(".json") != path:
             flags += ["--base", str(base)]
         options = math_verify_all.parse_arguments([str(path), "--model_dir", args.model_dir, *flags])
-        scored[name] = score_file(path, tokenizer, options)
+        ((_, scored[name]),) = score_files([path], tokenizer, options)
         scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(rows))
         write_json(path.with_suffix(".scores.json"), scored[name])
     return scored

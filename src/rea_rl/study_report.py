@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from generation.math_verify_all import ALL, Interval, read_scores
-from generation.plots import COLOURS, GREY, MARKERS, read_log, running_mean, series
+from generation.math_verify_all import read_scores
+from generation.plots import COLOURS, GREY, MARKERS, pareto_front, read_log, running_mean, series
+from generation.scoring import ALL, Interval
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
 from miniature.oracle import count_empty_checks, count_rechecks
@@ -256,19 +257,6 @@ def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: Path, columns
         save_to.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(save_to, dpi=150)
         pyplot.close(figure)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points (tokens, accuracy) that no other one beats in both, fewest tokens first.
-
-    >>> pareto_front([(1, 0.5), (3, 0.9), (2, 0.4)])
-    [(1, 0.5), (3, 0.9)]
-    """
-    front: list[tuple[float, float]] = []
-    for tokens, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((tokens, accuracy))
-    return front
 
 
 def plot_pareto(axes: Axes, points: dict[str, tuple[Interval, Interval]]) -> None:

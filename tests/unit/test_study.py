@@ -11,7 +11,7 @@ import pytest
 from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
-from generation.math_verify_all import ALL, ratio_interval
+from generation.scoring import ALL, ratio_interval
 from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
 from rea_rl.study_report import (
