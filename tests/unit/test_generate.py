@@ -332,7 +332,7 @@ def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplo
     )
     with caplog.at_level(logging.WARNING):
         rows = read_generations(generate(args))  # all prompts are too long, so no engine is started
-    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room"}
+    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room", "logprobs": []}
     assert [row["responses"] for row in rows] == [[unasked] * 2] * 2
     assert len([r for r in caplog.records if "2 prompts leave no room" in r.getMessage()]) == 1
 

@@ -131,10 +131,11 @@ def test_no_key_is_left_to_a_default_that_changed_between_versions(path):
         "use_bias_correction_kl": False,
         "vllm_importance_sampling_mode": "token_truncate",
         "lora_dropout": 0.0,
-        "lora_r": 16,
-        "lora_alpha": 32,
+        # The miniature's rank is half, since vLLM on a CPU copies the adapter for every token.
+        "lora_r": 8 if path.parent.name == "miniature" else 16,
     }
     assert expected.items() <= recipe.items()
+    assert recipe["lora_alpha"] == 2 * recipe["lora_r"]
     assert recipe["vllm_importance_sampling_clip_max"] > 1
     assert len(recipe["lora_target_modules"]) == 7
     assert "reward_weights" not in recipe

@@ -18,6 +18,7 @@ import yaml
 from scripted_server import ScriptedServer
 
 from rea_rl import vllm_server
+from rea_rl.utils import resolve_dtype
 from rea_rl.vllm_server import ServerConfig, VLLMServer, check_server
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_policy_command_on_the_cpu(model):
         "--model": model,
         "--host": "127.0.0.1",
         "--port": "12345",
-        "--dtype": "auto",
+        "--dtype": resolve_dtype("auto", "cpu"),
         "--enable-prefix-caching": None,
         "--generation-config": "vllm",
         "--disable-uvicorn-access-log": None,
