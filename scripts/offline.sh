@@ -2,6 +2,7 @@
 # What the launchers of the offline pipeline share, on top of common.sh, whose variables hold here too. More variables:
 #   TRAIN_PROBLEMS, EVAL_PROBLEMS     problems that the reflection model and the baselines learn from, and held-out ones
 #   TRAIN_LIMIT, EVAL_LIMIT           how many of them (default: all; of the miniature 150 and 100)
+#   JUDGE_GPUS                        GPUs per engine of the large judge (default 2)
 #   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -27,7 +28,7 @@ case $RECIPE_SET in
         LABELING=dataset/labeling REFLECTION_DATA=dataset/deepscaler_reflection_training.json
         JUDGE=model/Qwen2.5-32B-Instruct
         POLICY_CONFIG=recipes/generation/deepseek.yaml LABEL_CONFIG=recipes/generation/qwen.yaml
-        JUDGE_COMMAND=(python -m generation.generate)
+        JUDGE_COMMAND=(python -m generation.generate --n_gpu "${JUDGE_GPUS:-2}")
         TRAIN_ARGS=(${TRAIN_LIMIT:+--qaf_limit "$TRAIN_LIMIT"})
         EVAL_ARGS=(--qaf_split test ${EVAL_LIMIT:+--qaf_limit "$EVAL_LIMIT"})
         TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-agentica-org/DeepScaleR-Preview-Dataset}

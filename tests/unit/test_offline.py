@@ -147,6 +147,31 @@ def test_labelling_flags_are_checked(changes, message):
         arguments("x.json", "m", **changes)
 
 
+def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, model, monkeypatch):
+    """Path p/1 is short enough for the context; the prompts of the two others are not and never reach an engine."""
+    lengths = []
+
+    def run_engines(tasks, args):
+        lengths.extend(len(task.prompt_ids) for task in tasks)
+        steps = [[(-0.1, " Result"), (-2.5, " Think")]]
+        yield from ((task.index, [{"text": " Result", "num_tokens": 3, "logprobs": steps}]) for task in tasks)
+
+    monkeypatch.setattr("generation.vllm_worker.run_engines", run_engines)
+    tasks = build_tasks(arguments(paths, model, "labeling", logprobs=5))
+    tokenizer = make_tokenizer()
+    texts = [
+        tokenizer.apply_chat_template(t.prompt.messages, add_generation_prompt=True, tokenize=False) for t in tasks
+    ]
+    needed = [len(tokenizer.encode(text)) + len("[1].") for text in texts]
+    file = generate(arguments(paths, model, "labeling", logprobs=5, max_model_len=needed[1] + 1))
+    assert lengths == [needed[1]] and needed[1] < needed[0]
+    responses = [row["responses"][0] for row in json.loads(file.read_text())]
+    assert [r["text"] for r in responses] == ["", "[1]. Result", ""]
+    assert responses[1]["num_tokens"] == 3 + len("[1].") and responses[0]["finish_reason"] == "prompt_too_long"
+    found = labeling_to_prefix.label_probabilities(file)
+    assert found["p/0"] == [] and found["p/1"][0] > 0.9
+
+
 def test_most_likely_token_comes_first():
     tokens = [SimpleNamespace(logprob=-2.0, decoded_token=" Think"), SimpleNamespace(logprob=-0.1, decoded_token="\n")]
     assert _best_first(tokens) == [(-0.1, "\n"), (-2.0, " Think")]
