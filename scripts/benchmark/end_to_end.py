@@ -18,12 +18,11 @@ import argparse
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import MINIATURE, ROOT, add_arguments, report, server
+from serving import MINIATURE, ROOT, add_arguments, report, running_servers
 
 from generation.utils import write_json
 
@@ -88,9 +87,7 @@ def main() -> None:
         parser.error(f"--steps is {arguments.steps}; the first and the last are not timed, so give 3 or more")
     models = {"policy": str(MINIATURE), "reflection": arguments.reflection_model}
     results = {}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        servers = [stack.enter_context(server(role, model, Path(folder), arguments)) for role, model in models.items()]
-        urls = [running.base_url for running in servers]
+    with tempfile.TemporaryDirectory() as folder, running_servers(models, arguments) as urls:
         for number, (name, (variant, flags)) in enumerate(RUNS.items()):
             results[name] = run(options(variant, arguments, urls, f"{folder}/{number}") + flags)
     reference = results["REA-RL"]["seconds_per_step"]

@@ -22,13 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import PRESETS, Preset, add_arguments, model_folder, report, server
+from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
 
 from rea_rl.rollout import TOP_LOGPROBS, Endpoint
 
@@ -63,8 +63,8 @@ def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
 class Work:
     """The three requests of a path. `cached` collects (cached, all) prompt tokens of the finishing ones."""
 
-    def __init__(self, policy: Endpoint, reflection: Endpoint, models: tuple[str, str], seed: int):
-        self.policy, self.reflection, self.models, self.rng = policy, reflection, models, random.Random(seed)
+    def __init__(self, policy: Endpoint, reflection: Endpoint, model: str, seed: int):
+        self.policy, self.reflection, self.model, self.rng = policy, reflection, model, random.Random(seed)
         self.cached: list[tuple[int, int]] = []
 
     def prompt(self, length: int) -> list[int]:
@@ -76,7 +76,7 @@ class Work:
     async def label(self, plan: Plan, until_decided: bool) -> None:
         body = {"max_tokens": plan.labels, "temperature": 0.0, "logprobs": TOP_LOGPROBS}
         prompt = self.prompt(plan.prompt + plan.sample)
-        reply = self.reflection.stream(self.models[1], prompt, {"ignore_eos": True}, **body)
+        reply = self.reflection.stream(self.model, prompt, {"ignore_eos": True}, **body)
         read = 0
         async with aclosing(reply):
             async for piece in reply:
@@ -91,7 +91,7 @@ class Work:
 
     async def _complete(self, prompt: list[int], tokens: int):
         body = {"max_tokens": tokens, "temperature": 1.0, "logprobs": 0}
-        return await self.policy.complete(self.models[0], prompt, {"ignore_eos": True}, **body)
+        return await self.policy.complete(self.model, prompt, {"ignore_eos": True}, **body)
 
 
 async def plain(work: Work, plans: list[Plan]) -> None:
@@ -119,9 +119,7 @@ async def chain(work: Work, plans: list[Plan]) -> None:
     await asyncio.gather(*map(path, plans))
 
 
-async def measure(
-    urls: tuple[str, str], models: tuple[str, str], preset: Preset, group: int, repeats: int
-) -> dict[str, float]:
+async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, float]:
     """Best seconds of each way, and the share of cached prompt tokens of the chain's finishing requests."""
     settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=0)
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
@@ -130,11 +128,11 @@ async def measure(
     ways: dict[str, tuple[Callable[[Work, list[Plan]], Awaitable[None]], list[Plan]]] = {
         "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans), "chain": (chain, plans),
     }  # fmt: skip
-    await barriers(Work(policy, reflection, models, seed=-1), plans[:4])  # first requests are slow
+    await barriers(Work(policy, reflection, model, seed=-1), plans[:4])  # first requests are slow
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
         for number, (name, (way, paths)) in enumerate(ways.items()):
-            work = Work(policy, reflection, models, seed=10 * repeat + number)  # prompts that no cache has
+            work = Work(policy, reflection, model, seed=10 * repeat + number)  # prompts that no cache has
             start = time.perf_counter()
             await way(work, paths)
             seconds[name].append(time.perf_counter() - start)
@@ -159,11 +157,10 @@ def main() -> None:
     preset = PRESETS[arguments.preset]
     if arguments.prompts is not None:
         preset = dataclasses.replace(preset, prompts=arguments.prompts)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        model = model_folder(preset, Path(folder, "model"))
-        servers = [stack.enter_context(server(role, model, Path(folder), arguments)) for role in ("policy", "reflection")]
-        urls = tuple(running.base_url for running in servers)
-        seconds = asyncio.run(measure(urls, (model, model), preset, arguments.group, arguments.repeats))
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_folder(preset, Path(folder))
+        with running_servers({"policy": model, "reflection": model}, arguments) as urls:
+            seconds = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats))
     table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
     for name in ("plain, G", "plain, 2G", "barriers", "chain"):
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]

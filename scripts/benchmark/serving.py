@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+import signal
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,16 +70,33 @@ def model_folder(preset: Preset, folder: Path) -> str:
     return str(folder)
 
 
-def server(role: str, model: str, log_dir: Path, arguments: argparse.Namespace) -> VLLMServer:
-    """A server on a free port, not started yet."""
+@contextmanager
+def running_servers(models: dict[str, str], arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Servers by role, each with its model, on free ports; their addresses. SIGTERM stops them, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    one_by_one = resolve_device("auto") == "cuda"  # each measures the memory that is free
+    with tempfile.TemporaryDirectory() as logs:
+        servers = [_server(role, model, logs, arguments) for role, model in models.items()]
+        try:
+            for server in servers:
+                server.start()
+                if one_by_one:
+                    server.wait_ready()
+            for server in servers:
+                server.wait_ready()
+            yield [server.base_url for server in servers]
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def _server(role: str, model: str, log_dir: str, arguments: argparse.Namespace) -> VLLMServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     extra = [] if PRESETS[arguments.preset].dimensions is None else ["--load-format", "dummy"]
     share = arguments.gpu_memory_utilization
-    return VLLMServer(
-        ServerConfig(model, port, role, log_dir=str(log_dir), gpu_memory_utilization=share, extra_args=extra)
-    )
+    return VLLMServer(ServerConfig(model, port, role, log_dir=log_dir, gpu_memory_utilization=share, extra_args=extra))
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import MINIATURE, PRESETS, Preset, add_arguments, model_folder, report, server
+from serving import MINIATURE, PRESETS, Preset, add_arguments, model_folder, report, running_servers
 
 
 def make_policy(preset: Preset):
@@ -81,8 +81,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model_path = model_folder(preset, Path(folder, "model"))
         policy = make_policy(preset)
-        with server("policy", model_path, Path(folder), arguments) as running:
-            results = measure(policy, running.base_url, Path(folder), arguments.repeats)
+        with running_servers({"policy": model_path}, arguments) as urls:
+            results = measure(policy, urls[0], Path(folder), arguments.repeats)
     table = [["synchronization", "seconds", "MB", "times the adapter's"]]
     for way in ("adapter", "full"):
         ratio = results[f"{way}_seconds"] / results["adapter_seconds"]
