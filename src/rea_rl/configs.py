@@ -218,7 +218,8 @@ class REARLConfig(GRPOConfig):
         """A micro-batch may become several forward passes, whose losses must add up."""
         allowed = {"packing": ("none", "shared_prefix"), "recompute": ("auto", "all", "none")}
         if self.packing == "shared_prefix":
-            allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,), "entropy_coef": (0.0,)}
+            allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,)}
+            allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,)}
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 raise ValueError(

@@ -282,7 +282,7 @@ class RolloutEngine:
         if revision := await self._finish(original, row, batch, paragraphs, cut):
             revision.p_result, revision.seconds["label"] = p_result, seconds
             revision.num_label_tokens = len(steps)
-            revision.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs)) if steps else 0
+            revision.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
         return [revision]
 
     async def _finish(
@@ -365,7 +365,9 @@ class RolloutEngine:
         return len(self.reflection_tokenizer.encode(reply, add_special_tokens=False))
 
     def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
-        """Tokens, at least, that labels for the rest of the paragraphs would have had."""
+        """Tokens, at least, that the rest of a reply would have had; 0 where it was not left but ended by itself."""
+        if not self._is_decided(p_result, num_paragraphs):
+            return 0
         read = min(len(p_result), num_paragraphs)
         return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
 

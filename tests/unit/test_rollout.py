@@ -169,7 +169,14 @@ def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
         tmp_path, policy(), labels(0.9), cut_second_half=0.5, cut_cap_share=1.0, cut_cap_max=2
     )
     assert server.bodies("completions") == []
-    assert (revision.cut, revision.p_result, revision.num_label_tokens_saved) == (1, [], 0)
+    assert (revision.cut, revision.p_result, revision.num_label_tokens) == (1, [], 0)
+    assert revision.num_label_tokens_saved == len("[1]. Think") * 4 + 3
+
+
+def test_a_reply_that_ends_by_itself_saves_nothing(tmp_path):
+    (_, revision), _, _ = run(tmp_path, policy(), labels(0.1))
+    assert (revision.p_result, revision.num_label_tokens) == (pytest.approx([0.1]), 2)
+    assert revision.num_label_tokens_saved == 0
 
 
 def test_lost_stream_is_one_clear_error(tmp_path):
