@@ -121,7 +121,7 @@ async def chain(work: Work, plans: list[Plan]) -> None:
 
 async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, float]:
     """Best seconds of each way, and the share of cached prompt tokens of the chain's finishing requests."""
-    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=0)
+    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2)
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
     plans = draw_plans(preset, group, seed=0)
     twice = plans + draw_plans(preset, group, seed=0)
