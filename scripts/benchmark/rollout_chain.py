@@ -26,6 +26,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
@@ -119,8 +120,8 @@ async def chain(work: Work, plans: list[Plan]) -> None:
     await asyncio.gather(*map(path, plans))
 
 
-async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, float]:
-    """Best seconds of each way, and the share of cached prompt tokens of the chain's finishing requests."""
+async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, Any]:
+    """Best seconds of each way; share of the chain's finishing prompts that was cached, of label tokens not read."""
     settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2)
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
     plans = draw_plans(preset, group, seed=0)
@@ -140,7 +141,8 @@ async def measure(urls: list[str], model: str, preset: Preset, group: int, repea
     await reflection.close()
     cached, prompts = map(sum, zip(*work.cached, strict=True))
     read, whole = sum(plan.labels_read for plan in plans), sum(plan.labels for plan in plans)
-    return {name: min(times) for name, times in seconds.items()} | {
+    return {
+        "seconds": {name: min(times) for name, times in seconds.items()},
         "cached_prompt": cached / prompts,
         "label_tokens_saved": 1 - read / whole,
     }
@@ -160,12 +162,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(preset, Path(folder))
         with running_servers({"policy": model, "reflection": model}, arguments) as urls:
-            seconds = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats))
+            results = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats))
+    seconds = results["seconds"]
     table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
     for name in ("plain, G", "plain, 2G", "barriers", "chain"):
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
         table.append([name, f"{seconds[name]:.2f}", *ratios])
-    results = {"preset": arguments.preset, "prompts": preset.prompts, "group": arguments.group, "seconds": seconds}
+    results |= {"preset": arguments.preset, "prompts": preset.prompts, "group": arguments.group}
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
     report("rollout_chain", table, results, arguments.json)
