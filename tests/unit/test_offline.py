@@ -167,7 +167,7 @@ def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, mo
     assert lengths == [needed[1]] and needed[1] < needed[0]
     responses = [row["responses"][0] for row in json.loads(file.read_text())]
     assert [r["text"] for r in responses] == ["", "[1]. Result", ""]
-    assert responses[1]["num_tokens"] == 3 + len("[1].") and responses[0]["finish_reason"] == "prompt_too_long"
+    assert responses[1]["num_tokens"] == 3 + len("[1].") and responses[0]["finish_reason"] == "no_room"
     found = labeling_to_prefix.label_probabilities(file)
     assert found["p/0"] == [] and found["p/1"][0] > 0.9
 
