@@ -256,7 +256,7 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
             for name, s in scored.items()
         ]
         parts.append(tabulate(rows, [title, *keys], disable_numparse=True, stralign="right"))
-    levels = [name for name in next(iter(scored.values()))["groups"] if name != ALL]
+    levels = list(dict.fromkeys(name for s in scored.values() for name in s["groups"] if name != ALL))
     for title, key in (("accuracy %", "accuracy"), ("corrected %", "corrected")):
         rows = [
             [name, *(_cell(s["groups"].get(level, {}).get(key), 100, 1) for level in levels)]
