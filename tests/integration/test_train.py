@@ -32,7 +32,7 @@ CHANGES = {
     "save_steps": 1,
     "save_total_limit": None,
     "warmup_steps": 0,
-    "learning_rate": 5.0e-3,
+    "learning_rate": 1.0e-2,
     "tokens_per_reflection_file": None,
     "tokens_per_reflection": 60.0,
     "max_completion_length": 384,
@@ -111,7 +111,7 @@ def test_rollouts_on_disk_are_what_was_trained(run):
 
 def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
     tokenizer = run.inputs.tokenizer
-    revisions = 0
+    revisions = labels = 0
     for step in range(STEPS):
         rows = records(run.output, f"step-{step}")
         for original, revision in zip(rows[::2], rows[1::2], strict=True):
@@ -127,8 +127,8 @@ def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
             assert forced == list(range(kept, kept + len(forced)))
             text = tokenizer.decode([revision["completion_ids"][i] for i in forced])
             assert text.lstrip("\n") == "</think>\n\n**Final Answer:**\n\n"
-            assert len(revision["p_result"]) >= 1
-    assert revisions > 0
+            labels += len(revision["p_result"])  # none of a path where the cut is certain without
+    assert revisions > 0 and labels > 0
 
 
 def test_the_servers_outputs_change_with_the_adapter(run, policy_server):
