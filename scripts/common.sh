@@ -7,6 +7,7 @@
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default zero2, on the CPU cpu)
 #   SERVER_MEMORY      share of the serving GPU for each server (default 0.45, with one GPU 0.25)
+#   MODEL              what both servers serve instead of the recipe's models (smoke_real.sh sets it)
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,6 +42,7 @@ place() {
         0) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
         *) die "NUM_GPUS is $NUM_GPUS; it must be 3, 1, or 0 for the CPU" ;;
     esac
+    [[ -z ${MODEL:-} ]] || SERVE_ARGS+=(--model "$MODEL")
     NUM_PROCESSES=${NUM_PROCESSES:-$((NUM_GPUS == 3 ? 2 : 1))}
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
 }
