@@ -2,6 +2,7 @@
 # The study: trains and evaluates all rows, and writes table, pictures and study.json to docs/study.
 #   bash scripts/study.sh [miniature|RECIPE_SET] [OPTIONS of rea_rl.study] [-- OPTIONS of rea_rl.grpo]
 #   bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1 --eval_problems 300
+#   bash scripts/study.sh miniature --jobs 8                                 # eight runs at a time, on a GPU
 # Starts one policy server and one reflection server for all rows, and stops them. For the miniature it first makes the
 # reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to go on after an
 # interruption: what is finished is skipped. Variables are in scripts/common.sh.
@@ -31,13 +32,15 @@ prepare() {
     python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
 }
 
-STUDY=()
+STUDY=() JOBS=1
 while (($#)) && [[ $1 != -- ]]; do
+    [[ $1 != --jobs ]] || JOBS=${2:-}
     STUDY+=("$1")
     shift
 done
 set_recipe ReflectRL
 place
+SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
 export NUM_GPUS
 batch_args
 TRAINER=(python -m rea_rl.grpo)

@@ -203,7 +203,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
             nonlocal num_tokens
             output.append(index, {**rows[index], "responses": responses})
             num_tokens += sum(response["num_tokens"] for response in responses)
-            rate = num_tokens / progress.format_dict["elapsed"]
+            rate = num_tokens / max(progress.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
             progress.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
             progress.update()
 

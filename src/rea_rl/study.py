@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/")
     parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
     parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument("--eval_dataset", default="dataset/miniature/test.json", help="held-out problems")
     parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
@@ -294,15 +296,29 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
 
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> None:
-    """Train and evaluate what is left, and write the report after every run, so that there always is one."""
+    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every run.
+
+    The first run, the base, is done before the others, which are compared with it. Where a run fails, those under way
+    are finished and no other is begun.
+    """
     from rea_rl.study_report import write_report
 
-    for run in runs:
+    def finish(run: Run) -> None:
         if not run.trained:
             train(run, args)
         if not run.evaluated:
             evaluate(run, runs[0], args)
-        write_report(args, [r for r in runs if r.evaluated])
+
+    finish(runs[0])
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(finish, run) for run in runs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                write_report(args, [run for run in runs if run.evaluated])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,8 +26,9 @@ VERSION_PREFIX = "policy-"
 class AdapterSync:
     """Saves the current adapter and hot-swaps it on the policy server.
 
-    A version is called `policy-<step>-<digest of its weights>`. vLLM's prefix cache is keyed by the adapter's name, so
-    a name must never stand for two sets of weights, not even after a run was resumed from an earlier step.
+    A version is called `policy-<step>-<run>-<digest of its weights>`. vLLM's prefix cache is keyed by the adapter's
+    name, so a name must never stand for two sets of weights, not even after a run was resumed from an earlier step.
+    The run's part is a digest of `directory`: several runs may share a server, and none unloads another one's.
 
     Args:
         server: base URL of the policy server, `http://host:port/v1`, started with runtime LoRA loading.
@@ -38,6 +39,7 @@ class AdapterSync:
 
     def __init__(self, server: str, directory: str | Path, timeout: float = 120.0):
         self.directory = Path(directory).resolve()
+        self._run = _digest(str(self.directory).encode(), size=3)
         self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
 
     def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
@@ -63,8 +65,8 @@ class AdapterSync:
         unfinished = self.directory / f".unfinished-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished, save_embedding_layers=False)
-        digest = hashlib.blake2b((unfinished / "adapter_model.safetensors").read_bytes(), digest_size=4).hexdigest()
-        version = self.directory / f"{VERSION_PREFIX}{step}-{digest}"
+        digest = _digest((unfinished / "adapter_model.safetensors").read_bytes())
+        version = self.directory / f"{VERSION_PREFIX}{step}-{self._run}-{digest}"
         if version.exists():
             shutil.rmtree(unfinished)
         else:
@@ -82,11 +84,16 @@ class AdapterSync:
                 shutil.rmtree(folder)
 
     def _served_versions(self) -> set[str]:
-        """Versions on the server, those of an earlier run included."""
-        return {model.id for model in self._client.models.list() if model.id.startswith(VERSION_PREFIX)}
+        """The run's versions on the server, those from before an interruption included."""
+        served = {model.id for model in self._client.models.list()}
+        return {name for name in served if name.startswith(VERSION_PREFIX) and f"-{self._run}-" in name}
 
     def _post(self, route: str, **body: str) -> None:
         self._client.post(f"/{route}", body=body, cast_to=str)
+
+
+def _digest(data: bytes, size: int = 4) -> str:
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
 @contextmanager

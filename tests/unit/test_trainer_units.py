@@ -331,12 +331,13 @@ def make_adapter(folder, fill=0.5):
 
 
 def test_weight_sync_swaps_versions(model_folder, tmp_path):
-    with ScriptedServer(None, ["base", "policy-3-of-a-dead-run"]) as server:
+    with ScriptedServer(None, ["base", "policy-3-abcdef-01234567"]) as server:
         sync = AdapterSync(server.url, tmp_path / "adapters")
         model = make_adapter(model_folder)
         first = sync.publish(model, 0)
         assert first.startswith("policy-0-")
-        assert server.models == ["base", first]
+        assert server.models == ["base", "policy-3-abcdef-01234567", first]  # another run's stays
+        server.models.remove("policy-3-abcdef-01234567")
         assert server.bodies("load_lora_adapter") == [
             {"lora_name": first, "lora_path": str(tmp_path / "adapters" / first)}
         ]
