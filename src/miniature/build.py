@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import random
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.utils import check_numbers, check_output_folder, read_json
 from miniature.world import LEVELS, Problem, make_problem
 
 if TYPE_CHECKING:
@@ -49,6 +51,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--only-instruct", action="store_true", help="keep the LRM in --out; train Miniature-Instruct from it"
     )
     return parser.parse_args(argv)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for numbers out of range, outputs that cannot be written, and a missing model to start from."""
+    check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
+    check_output_folder(arguments.out, "out")
+    check_output_folder(arguments.problems, "problems")
+    if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
+        raise ValueError(
+            f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build that first"
+        )
 
 
 def draw_splits(seed: int) -> dict[str, list[Problem]]:
@@ -144,7 +157,12 @@ def save(model, tokenizer, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments."""
     arguments = parse_arguments(argv)
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     splits = draw_splits(arguments.seed)
@@ -152,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.only_problems:
         return
     figures_file = arguments.out / "Miniature-LRM" / "figures.json"
-    report = json.loads(figures_file.read_text()) if arguments.only_instruct else build_lrm(arguments, splits["test"])
+    report = read_json(figures_file) if arguments.only_instruct else build_lrm(arguments, splits["test"])
     report["instruct_training"] = build_instruct(arguments)
     figures_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     logger.info("%s", json.dumps(report, indent=1))

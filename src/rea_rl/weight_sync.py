@@ -51,7 +51,7 @@ class AdapterSync:
             in_use: older versions with requests under way, which stay; the server needs `max_loras` for all of them
                 and the new one.
 
-        Raises openai.APIError with the server's answer if it refuses the adapter.
+        Raises ConnectionError with the server's answer if it refuses the adapter.
         """
         name = [None]
         with _gathered(model):
@@ -76,7 +76,13 @@ class AdapterSync:
     def _swap(self, name: str, in_use: Set[str]) -> None:
         served = self._served_versions()
         if name not in served:
-            self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+            try:
+                self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+            except openai.APIStatusError as error:
+                raise ConnectionError(
+                    f"the policy server refuses the adapter {self.directory / name} ({error}); start it with a "
+                    "max_lora_rank of at least lora_r, where it sees that folder"
+                ) from error
         for old in served - {name} - in_use:
             self._post("unload_lora_adapter", lora_name=old)
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
