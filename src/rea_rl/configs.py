@@ -173,6 +173,10 @@ class REARLConfig(GRPOConfig):
     word_bounded_reflections: bool = field(
         default=False, metadata={"help": "Count whole words only; the threshold must be measured the same way."}
     )
+    answer_markers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Phrases after which an answer stands where there is no \\boxed{}; for models that write none."},
+    )
     verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
     verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
 

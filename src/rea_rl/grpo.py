@@ -153,7 +153,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
         reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
         check_server(args.reflection_server, args.reflection_model)
         check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
-    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout)
+    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers)
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 
 
