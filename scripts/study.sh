@@ -13,7 +13,7 @@ fi
 RECIPE_SET=${RECIPE_SET:-miniature}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-MEASURED=output/Miniature-LRM/train_math_cot
+MEASURED=output/Miniature-LRM/train_rl_math_cot
 
 # prepare: reflection model and threshold of the miniature; a 7B's are named by its recipe
 prepare() {
@@ -24,7 +24,7 @@ prepare() {
         return
     fi
     python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
-        --qaf dataset/miniature/train.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
+        --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
     python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
         --reflection_quantile 0.2
     python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json

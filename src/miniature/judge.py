@@ -1,6 +1,6 @@
 """The oracle in the judge's place: `generation.generate` with the oracle's replies, for both judgements.
 
-    python -m miniature.judge --qaf output/Miniature-LRM/train_math_cot.json --split labeling_distill_use_asw \
+    python -m miniature.judge --qaf output/Miniature-LRM/train_rl_math_cot.json --split labeling_distill_use_asw \
         --model_dir oracle --paragraph_tokenizer model/Miniature-LRM --paragraph_min_tokens 1
 
 Same flags, same prompts, same files; only the replies come from `miniature.oracle`, and `--model_dir` is but a name.

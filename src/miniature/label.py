@@ -1,6 +1,6 @@
 """Sampled paths to the reflection model's training file in one go, with the oracle as the judge.
 
-    python -m miniature.label output/Miniature-LRM/train_math_cot.json --out output/miniature/reflection_training.json
+    python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
 
 The stages of the large judge one after the other: `miniature.judge`, candidates, `miniature.judge`, `--clean`. Their
 files are left beside OUT.

@@ -123,6 +123,12 @@ class REARLConfig(GRPOConfig):
     )
     cut_cap_offset: int = field(default=10, metadata={"help": "See cut_cap_share."})
     cut_cap_max: int = field(default=5, metadata={"help": "See cut_cap_share."})
+    always_cut: bool = field(
+        default=True,
+        metadata={
+            "help": "Cut before the last part where the labels would keep everything; false: such a path has no revision."
+        },
+    )
 
     # Servers
     policy_server: str = field(
