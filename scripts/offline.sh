@@ -16,10 +16,10 @@ case $RECIPE_SET in
         POLICY_CONFIG=recipes/generation/miniature.yaml LABEL_CONFIG=recipes/generation/miniature_reflection.yaml
         JUDGE_COMMAND=(python -m miniature.judge)
         TRAIN_ARGS=(--qaf_limit "${TRAIN_LIMIT:-150}") EVAL_ARGS=(--qaf_limit "${EVAL_LIMIT:-100}")
-        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-dataset/miniature/train.json}
+        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-dataset/miniature/train_rl.json}
         EVAL_PROBLEMS=${EVAL_PROBLEMS:-dataset/miniature/test.json}
         PARAGRAPHS=(--paragraph_tokenizer "$POLICY" --paragraph_min_tokens 1)
-        CUTS=(--cut_second_half 0 --cut_cap_share 0) FINISH_TOKENS=64
+        CUTS=(--cut_second_half 0 --cut_cap_share 0 --cut_threshold 0.7) FINISH_TOKENS=64
         SCORE=(--word_bounded) TEMPLATE=(--prompt_template '{problem}')
         ;;
     DeepSeek-R1-Distill-Qwen-7B)

@@ -69,12 +69,12 @@ evaluate_trained() {
     evaluate "$MERGED" --base output/Miniature-LRM/test_math_cot.scores.json
 }
 
-stage sample output/Miniature-LRM/train_math_cot.json \
-    generate --qaf dataset/miniature/train.json --qaf_limit 150 --n_generate_sample 4 --model_dir "$BASE"
-stage threshold output/Miniature-LRM/train_math_cot.scores.json \
-    score output/Miniature-LRM/train_math_cot.json --reflection_quantile 0.2
+stage sample output/Miniature-LRM/train_rl_math_cot.json \
+    generate --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir "$BASE"
+stage threshold output/Miniature-LRM/train_rl_math_cot.scores.json \
+    score output/Miniature-LRM/train_rl_math_cot.json --reflection_quantile 0.2
 stage label output/miniature/reflection_training.json \
-    python -m miniature.label output/Miniature-LRM/train_math_cot.json --out output/miniature/reflection_training.json
+    python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
 stage reflection_model output/miniature/reflection_model_lora/train_results.json \
     python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
 stage merge output/miniature/reflection_model/config.json \

@@ -2,6 +2,7 @@
 # The study: trains and evaluates all rows, and writes table, pictures and study.json to docs/study.
 #   bash scripts/study.sh [miniature|RECIPE_SET] [OPTIONS of rea_rl.study] [-- OPTIONS of rea_rl.grpo]
 #   bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1 --eval_problems 300
+#   bash scripts/study.sh miniature --jobs 8                                 # eight runs at a time, on a GPU
 # Starts one policy server and one reflection server for all rows, and stops them. For the miniature it first makes the
 # reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to go on after an
 # interruption: what is finished is skipped. Variables are in scripts/common.sh.
@@ -12,7 +13,7 @@ fi
 RECIPE_SET=${RECIPE_SET:-miniature}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-MEASURED=output/Miniature-LRM/train_math_cot
+MEASURED=output/Miniature-LRM/train_rl_math_cot
 
 # prepare: reflection model and threshold of the miniature; a 7B's are named by its recipe
 prepare() {
@@ -23,7 +24,7 @@ prepare() {
         return
     fi
     python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
-        --qaf dataset/miniature/train.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
+        --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
     python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
         --reflection_quantile 0.2
     python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
@@ -31,13 +32,15 @@ prepare() {
     python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
 }
 
-STUDY=()
+STUDY=() JOBS=1
 while (($#)) && [[ $1 != -- ]]; do
+    [[ $1 != --jobs ]] || JOBS=${2:-}
     STUDY+=("$1")
     shift
 done
 set_recipe ReflectRL
 place
+SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
 export NUM_GPUS
 batch_args
 TRAINER=(python -m rea_rl.grpo)

@@ -41,7 +41,7 @@ def options(variant: str, arguments: argparse.Namespace, urls: list[str], output
     """Command line of one run."""
     values: dict[str, Any] = {
         "config": ROOT / "recipes" / "miniature" / f"config_{variant}.yaml", "model_name_or_path": MINIATURE,
-        "dataset_name": ROOT / "dataset" / "miniature" / "train.json", "policy_server": urls[0], "output_dir": output,
+        "dataset_name": ROOT / "dataset" / "miniature" / "train_rl.json", "policy_server": urls[0], "output_dir": output,
         "max_steps": arguments.steps, "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": "true",
     }  # fmt: skip
     if variant == "ReflectRL":

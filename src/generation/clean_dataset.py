@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from generation.math_verify_all import read_scores
-from generation.utils import Row, write_json
+from generation.utils import Row, check_numbers, check_output, write_json
 from rea_rl.utils import load_problems, setup_logging, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,19 @@ def solved_problems(problems: list[Row], scores: dict) -> list[Row]:
     """Problems with at least one right path. Raises ValueError where a problem has no verdict."""
     solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scores["problems"]}
     if missing := [row["id"] for row in problems if row["id"] not in solved]:
-        raise ValueError(f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is {missing[0]}")
-    return [row for row in problems if solved[row["id"]]]
+        raise ValueError(
+            f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is {missing[0]}; score paths to "
+            "these problems, or give the --limit that they were sampled with"
+        )
+    if not (kept := [row for row in problems if solved[row["id"]]]):
+        raise ValueError(f"verdicts: none of the {len(problems)} problems has a right path; check the scored file")
+    return kept
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the filtered problems and their card."""
+    check_numbers(vars(args), positive=("limit",))
+    check_output(args.out, "out", (args.dataset, args.verdicts))
     scores = read_scores(args.verdicts)
     problems = load_problems(args.dataset, args.split)[: args.limit]
     kept = solved_problems(problems, scores)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from generation.utils import read_rows, write_json
+from generation.utils import check_numbers, check_output_folder, read_rows, write_json
 from rea_rl.utils import load_problems, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,8 @@ def collect(folder: Path, extra: dict[str, Path], num_samples: int | None, limit
     files = {name: folder / SOURCES[name].file(name) for name in BENCHMARKS}
     if missing := [path.name for path in files.values() if not path.exists()]:
         logger.warning("%s has no %s", folder, ", ".join(missing))
+    if absent := [f"{name}={path}" for name, path in extra.items() if not path.is_file()]:
+        raise ValueError(f"extra: there is no file {absent[0]}; write NAME=FILE")
     found = {name: path for name, path in (files | extra).items() if path.exists()}
     if not found:
         raise ValueError(f"{folder} has no benchmark; run python -m generation.eval_data fetch, or set EVAL_DATA")
@@ -148,7 +150,9 @@ def collect(folder: Path, extra: dict[str, Path], num_samples: int | None, limit
 
 
 def _named_file(text: str) -> tuple[str, Path]:
-    name, _, path = text.partition("=")
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} must be written as NAME=FILE")
     return name, Path(path)
 
 
@@ -173,6 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     args = parse_arguments(argv)
     try:
+        check_output_folder(args.out, "out")
+        check_numbers(vars(args), positive=("num_samples", "limit"))
         if args.command == "fetch":
             fetch(args.sets, args.out)
         else:

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from generation.math_verify_all import read_scores
 from generation.plots import draw
 from generation.scoring import ALL, Interval, aes, mean_interval
+from generation.utils import check_output
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -124,10 +125,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     setup_logging()
     try:
+        check_output(args.save_to, "save_to")
         models = read_models(args.folder)
+        image = picture(models, args.save_to)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(f"\n{table(models, args.base)}\npicture: {picture(models, args.save_to)}\n")
+    if args.base is not None and args.base not in models:
+        logger.warning("no TR and AES: the base %s was not scored, only %s", args.base, ", ".join(models))
+    sys.stdout.write(f"\n{table(models, args.base)}\npicture: {image}\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ the file does not depend on the interruption.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -29,16 +28,26 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from trl import TrlParser
 
 from generation.prompts import MATH_COT, format_problem
+from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
-from generation.utils import NO_ROOM, GenerationFile, Row, digest, sample_seed
+from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
+from rea_rl.recipe import RecipeParser
 from rea_rl.utils import load_tokenizer, setup_logging
+from rea_rl.vllm_server import DTYPES
 
 logger = logging.getLogger(__name__)
 
 Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
+
+# Arguments whose numbers have a range.
+POSITIVE = (
+    *("qaf_limit", "chunk_tokens", "top_p", "max_tokens", "logprobs", "n_gpu", "max_model_len", "max_num_seqs"),
+    *("gpu_memory_utilization", "kv_cache_gib", "max_concurrent_requests", "request_timeout"),
+)
+NOT_NEGATIVE = ("temperature", "seed", "request_retries")
+SHARES = ("top_p", "gpu_memory_utilization")
 
 
 @dataclass
@@ -102,6 +111,10 @@ class GenerateArguments:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        check_numbers(vars(self), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
+        check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
         if self.n_generate_sample < 1:
             raise ValueError(f"n_generate_sample is {self.n_generate_sample}; it must be at least 1")
         if self.n_generate_sample > 1 and self.temperature == 0:
@@ -163,21 +176,12 @@ def build_tasks(args: GenerateArguments) -> list[Task]:
 def check_model_folder(args: GenerateArguments) -> None:
     """Raise ValueError for a model or adapter that no engine could load, or a context beyond the model's own."""
     from rea_rl.merge_lora import check_adapter
-    from rea_rl.vllm_server import check_model
+    from rea_rl.vllm_server import LORA_RANKS, check_context, check_model
 
     check_model(args.model_dir)
-    if args.lora:
-        check_adapter(args.model_dir, args.lora)
-    config = Path(args.model_dir) / "config.json"
-    if args.max_model_len is None or not config.is_file():
-        return
-    values = json.loads(config.read_text())
-    scaled = values.get("rope_scaling") or values.get("rope_parameters", {}).get("rope_type", "default") != "default"
-    limit = values["max_position_embeddings"]
-    if args.max_model_len > limit and not scaled:
-        raise ValueError(
-            f"max_model_len is {args.max_model_len}, but {args.model_dir} has a context of {limit} tokens; lower it"
-        )
+    if args.lora and (rank := check_adapter(args.model_dir, args.lora)["r"]) > LORA_RANKS[-1]:
+        raise ValueError(f"lora: {args.lora} has rank {rank}, but vLLM takes ranks up to {LORA_RANKS[-1]}; merge it")
+    check_context(args.model_dir, args.max_model_len)
 
 
 def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
@@ -185,6 +189,9 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
 
     `respond` answers in place of engines and server.
     """
+    check_output(args.output_path, "output_dir", (args.qaf,))
+    if args.api and not args.api_base.startswith(("http://", "https://")):
+        raise ValueError(f"api_base is {args.api_base!r}; write it as http://HOST:PORT/v1")
     respond = respond or (_ask_server if args.api else _run_engines)
     if respond is _run_engines:
         check_model_folder(args)
@@ -203,7 +210,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
             nonlocal num_tokens
             output.append(index, {**rows[index], "responses": responses})
             num_tokens += sum(response["num_tokens"] for response in responses)
-            rate = num_tokens / progress.format_dict["elapsed"]
+            rate = num_tokens / max(progress.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
             progress.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
             progress.update()
 
@@ -311,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the file complete, 1 with one line on stderr for a mistake in the arguments, rows or server."""
     setup_logging()
     try:
-        (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
         generate(args)
     except (ValueError, ConnectionError) as error:
         sys.exit(f"error: {error}")

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.utils import check_output_folder
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def convert(gguf: Path, out: Path) -> None:
         raise ValueError(f"there is no file {gguf}")
     if out.exists():
         raise ValueError(f"{out} exists; remove it first, or give another --out")
+    check_output_folder(out, "out")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation import prompts
-from generation.segments import Paragraph, split_paragraphs
-from generation.utils import Row, read_generations, read_rows, write_json
+from generation.segments import Paragraph, check_paragraph_tokens, split_paragraphs
+from generation.utils import Row, check_columns, check_output, read_generations, write_json
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -202,7 +202,10 @@ def clean(
     for path in paths:
         if (verdicts := confirmed_results(path, confirmations)) is None:
             continue
-        response = responses[path.row["id"]]
+        if (response := responses.get(path.row["id"])) is None:
+            raise ValueError(
+                f"paths: there is no path {path.row['id']}, which has labels; give the file that was judged"
+            )
         paragraphs = split(response["text"])
         if [paragraph.text for paragraph in paragraphs] != path.paragraphs:
             raise ValueError(
@@ -247,8 +250,7 @@ def read_paths(file: Path) -> dict[str, Row]:
 def read_labels(file: Path) -> list[LabelledPath]:
     """Paths of a labels file; replies that could not be parsed are counted in the log."""
     rows = read_generations(file)
-    if "use_answer" not in rows[0]:
-        raise ValueError(f"{file}: row 0 has no 'use_answer'; it must come from a split labeling_distill*")
+    check_columns(rows, ("use_answer",), file, "it must come from a split labeling_distill*")
     unparsed = sum(chunk_candidates(row) is None for row in rows)
     logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(rows))
     return labelled_paths(rows)
@@ -256,6 +258,7 @@ def read_labels(file: Path) -> list[LabelledPath]:
 
 def run_candidates(args: argparse.Namespace) -> None:
     """Write the candidates of a labels file."""
+    check_output(args.candidates, "candidates", (args.labels,))
     paths = read_labels(args.labels)
     candidates = list(candidate_rows(paths))
     if not candidates:
@@ -268,11 +271,18 @@ def run_clean(args: argparse.Namespace) -> None:
     """Write cut paths and, where asked for, the reflection model's training file."""
     from rea_rl.utils import load_tokenizer
 
-    for key in ("confirmations", "paths", "paragraph_tokenizer", "out"):
+    for key in ("confirmations", "paths", "out"):
         if getattr(args, key) is None:
-            raise ValueError(f"clean needs {key}")
+            raise ValueError(f"clean needs {key}; give --{key}")
+    if not args.paragraph_tokenizer:
+        raise ValueError("clean needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the paths")
+    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
+    inputs = (args.labels, args.confirmations, args.paths)
+    check_output(args.out, "out", inputs)
+    if args.train_file is not None:
+        check_output(args.train_file, "train_file", (*inputs, args.out))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    confirmations = {row["id"]: row["responses"][0]["text"] for row in read_rows(str(args.confirmations))}
+    confirmations = {row["id"]: row["responses"][0]["text"] for row in read_generations(args.confirmations)}
     unparsed = sum(parse_confirmation(reply) is None for reply in confirmations.values())
     logger.info("%s: %d of %d replies are neither Yes nor No", args.confirmations, unparsed, len(confirmations))
     paths = read_labels(args.labels)

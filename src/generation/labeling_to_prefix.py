@@ -21,14 +21,22 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.labeling_distill_utils import add_paragraph_arguments, cut_row, paragraph_splitter
-from generation.segments import Paragraph
-from generation.utils import Row, read_generations, read_rows, write_json
+from generation.segments import Paragraph, check_paragraph_tokens
+from generation.utils import (
+    Row,
+    check_columns,
+    check_numbers,
+    check_output,
+    read_generations,
+    read_rows,
+    write_json,
+)
 from rea_rl.utils import load_tokenizer, setup_logging
 
 if TYPE_CHECKING:
@@ -97,6 +105,18 @@ def choose_cuts(
     last = num_paragraphs - 1
     cap = last - min(math.floor((num_paragraphs + cap_offset) * cap_share), cap_max)
     return Cuts(*(max(0, min(last if cut is None else cut, cap)) for cut in (strong, normal, weak)))
+
+
+def check_cuts(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings of `choose_cuts`, under their recipe keys `cut_*`, that contradict each other."""
+    shares = ("cut_second_half", "cut_threshold", "cut_strong_threshold", "cut_cap_share")
+    check_numbers(settings, shares=shares, not_negative=("cut_cap_offset", "cut_cap_max"))
+    strong, normal = settings["cut_strong_threshold"], settings["cut_threshold"]
+    if strong > normal:
+        raise ValueError(
+            f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong cut takes less certain "
+            "results than the normal one; lower the first, or raise the second"
+        )
 
 
 def decided_cut(strength: str, p_result: list[float], num_paragraphs: int, **settings: Any) -> int | None:
@@ -218,6 +238,11 @@ def split_paths(
 
 def run(args: argparse.Namespace) -> None:
     """Write the rows of all strategies."""
+    check_cuts(vars(args))
+    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
+    if not args.paragraph_tokenizer:
+        raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the paths")
+    check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
     if args.labels is not None:
         p_result = label_probabilities(args.labels)
@@ -226,6 +251,7 @@ def run(args: argparse.Namespace) -> None:
         cuts = reflection_cuts(paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
     else:
         judged = read_rows(str(args.judge_cuts))
+        check_columns(judged, ("id", "cut"), args.judge_cuts, "give a file of labeling_distill_utils --clean")
         paths = split_paths(args.paths, {row["id"] for row in judged}, tokenizer, args)
         cuts = {"judge": judge_cuts(paths, judged)}
     rows = prefix_rows(paths, with_controls(paths, cuts, args.seed), tokenizer)

@@ -30,7 +30,7 @@ from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
 from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
 from generation.segments import thinking_of
-from generation.utils import NO_ROOM, read_generations, write_json
+from generation.utils import NO_ROOM, check_numbers, check_output, read_generations, read_json, write_json
 from rea_rl.utils import load_tokenizer, setup_logging, write_atomically
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ def score_files(
 
     budgets = sorted(args.budgets) or [None]
     files = [read_generations(path) for path in paths]
+    for path, rows in zip(paths, files, strict=True):
+        check_rows(path, rows, args)
     views = [cut_rows(rows, budget, tokenizer) for rows in files for budget in budgets]
     with VerifierPool(args.num_workers, timeout=args.timeout, mode=args.mode) as pool:
         verdicts = verify_all(views, pool)
@@ -147,6 +149,32 @@ def score_files(
         by_budget = dict(zip(budgets, scored[place], strict=True))
         write_verdicts(path, dict(zip(budgets, views[place], strict=True)), by_budget)
         yield path, file_scores(path, by_budget, args)
+
+
+def check_rows(path: Path, rows: Rows, args: argparse.Namespace) -> None:
+    """Raise ValueError for rows that cannot be scored as asked, before any answer is verified."""
+    if args.base:
+        read_base_tokens(args.base, {problem_id(row) for row in rows})
+    for i, row in enumerate(rows):
+        if args.slips and not row["answer"].removeprefix("-").isdecimal():
+            raise ValueError(
+                f"{path}: row {i} has the answer {row['answer']!r}, but --slips reads whole numbers, as the miniature's "
+                "are; leave it out"
+            )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError for numbers out of range, an unknown mode, and outputs that cannot be written."""
+    from generation.math_verify.pool import MODES
+
+    if any(budget < 1 for budget in args.budgets):
+        raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
+    if args.mode not in MODES:
+        raise ValueError(f"mode is {args.mode!r}; it must be one of {', '.join(MODES)}")
+    check_numbers(vars(args), positive=("num_workers", "timeout"), shares=("reflection_quantile",))
+    for path in args.files:
+        check_output(path.with_suffix(".scores.json"), "scores")
+    check_output(args.results, "results", (*args.files, args.base))
 
 
 def file_scores(
@@ -214,8 +242,8 @@ def append_result(results: Path, scores: dict[str, Any]) -> None:
 def read_scores(path: str | Path) -> dict[str, Any]:
     """Scores that an earlier run wrote. Raises ValueError if there are none."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist; score the base model's file first")
-    scores = json.loads(Path(path).read_text())
+        raise ValueError(f"{path} does not exist; score its generation file first, with generation.math_verify_all")
+    scores = read_json(path)
     if not isinstance(scores, dict) or "groups" not in scores:
         raise ValueError(f"{path} holds no scores; it must be a .scores.json file of generation.math_verify_all")
     return scores
@@ -227,7 +255,7 @@ def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
     if tokens.keys() != ids:
         raise ValueError(
             f"{path} was scored on other problems: {len(tokens.keys() - ids)} of its {len(tokens)} are not in this "
-            f"file, and {len(ids - tokens.keys())} of this file's {len(ids)} are not in it"
+            f"file, and {len(ids - tokens.keys())} of this file's {len(ids)} are not in it; score the base on the same"
         )
     return tokens
 
@@ -307,8 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     args = parse_arguments(argv)
     try:
-        if any(budget < 1 for budget in args.budgets):
-            raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
+        check_arguments(args)
         scored = {"base": read_scores(args.base)} if args.base else {}
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
         for path, scores in score_files(args.files, tokenizer, args):

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from generation.math_verify_all import read_scores
 from generation.scoring import ALL
+from generation.utils import check_output, read_json
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def read_log(trainer_state: str | Path) -> list[dict[str, Any]]:
     path = Path(trainer_state)
     if not path.is_file():
         raise ValueError(f"{path} does not exist; it is written to the run's output_dir")
-    history = json.loads(path.read_text())["log_history"]
+    state = read_json(path)
+    history = state.get("log_history", []) if isinstance(state, dict) else []
     if not any(ACCURACY_KEY in entry for entry in history):
         raise ValueError(f"{path}: no entry of its log has {ACCURACY_KEY!r}; is it the state of a run of rea_rl.grpo?")
     return history
@@ -198,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(
                 f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a trainer_state"
             )
+        check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
         history = read_log(args.trainer_state) if args.trainer_state else None
         draw(history, {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}, args.save_to)
     except ValueError as error:

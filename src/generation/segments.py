@@ -37,6 +37,15 @@ def thinking_of(text: str) -> str:
     return text.split(THINK_END, 1)[0]
 
 
+def check_paragraph_tokens(min_tokens: int, max_tokens: int) -> None:
+    """Raise ValueError for limits of `split_paragraphs` that no paragraph could keep."""
+    if min_tokens < 0 or max_tokens < 1 or min_tokens > max_tokens:
+        raise ValueError(
+            f"paragraph_min_tokens is {min_tokens} and paragraph_max_tokens {max_tokens}; the first must be 0 or more, "
+            "and the second at least 1 and not below it"
+        )
+
+
 def split_paragraphs(
     text: str, count_tokens: Callable[[str], int], *, min_tokens: int = 32, max_tokens: int = 128
 ) -> list[Paragraph]:

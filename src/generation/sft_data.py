@@ -17,7 +17,7 @@ from pathlib import Path
 
 from generation.labeling_distill_utils import read_paths
 from generation.prompts import MATH_COT, format_problem
-from generation.utils import Row, read_generations, write_json
+from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,12 @@ def run(args: argparse.Namespace) -> None:
     """Verify the shortened paths and write both files."""
     from generation.math_verify import VerifierPool
 
+    format_problem("", args.prompt_template)
+    check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
+    check_output(args.sft_out, "sft_out", (args.finished, args.paths))
+    check_output(args.rpo_out, "rpo_out", (args.finished, args.paths, args.sft_out))
     rows = read_generations(args.finished)
-    if "cut" not in rows[0]:
-        raise ValueError(f"{args.finished}: row 0 has no 'cut'; finish a file of labeling_distill_utils --clean")
+    check_columns(rows, ("cut", "problem_id"), args.finished, "finish a file of labeling_distill_utils --clean")
     originals = read_paths(args.paths)
     if unknown := [row["id"] for row in rows if row["id"] not in originals]:
         raise ValueError(f"{args.finished}: path {unknown[0]} is not in {args.paths}; give the file that was cut")

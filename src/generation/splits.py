@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from generation.prompts import REFLECTION_PREFILL, format_problem, judge_messages, reflection_messages
 from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs
-from generation.utils import Row, read_generations, read_rows
+from generation.utils import Row, check_ids, read_generations, read_rows
 from rea_rl.utils import load_problems, load_tokenizer
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def json(args: GenerateArguments) -> list[Prompt]:
     for i, row in enumerate(rows):
         if not row.get("messages") or "id" not in row:
             raise ValueError(f"{args.qaf}: row {i} needs an 'id' and its 'messages', but has {sorted(row)}")
+    check_ids(rows, args.qaf)
     return [Prompt({key: v for key, v in row.items() if key != "messages"}, row["messages"]) for row in rows]
 
 

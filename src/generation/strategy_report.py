@@ -25,7 +25,7 @@ from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
 from generation.scoring import ALL, Interval, ratio_interval
-from generation.utils import Row, read_generations, read_rows, write_json
+from generation.utils import Row, check_columns, check_output_folder, read_generations, read_rows, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -147,19 +147,37 @@ def detector_table(figures: dict[str, Interval]) -> str:
     return tabulate([["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right")
 
 
+def read_judged(file: Path) -> list[Row]:
+    """Rows of the judge's cuts. Raises ValueError for a file of another stage."""
+    rows = read_rows(str(file))
+    columns = ("id", "problem_id", "confirmed", "num_paragraphs")
+    check_columns(rows, columns, file, "give a file of labeling_distill_utils --clean")
+    return rows
+
+
+def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
+    """Scores by name, from NAME=FILE. Raises ValueError for another form."""
+    if wrong := [model for model in models if "=" not in model]:
+        raise ValueError(f"models has {wrong[0]!r}; write it as NAME=FILE.scores.json")
+    return {name: read_scores(file) for name, _, file in (model.partition("=") for model in models)}
+
+
 def report(args: argparse.Namespace) -> str:
     """Write all files of the report; returns its tables."""
+    if (args.labels is None) != (args.judge_cuts is None):
+        raise ValueError("labels and judge_cuts belong together, but only one is given; give both, or neither")
+    check_output_folder(args.out, "out")
     rows = read_generations(args.finished)
-    if "strategy" not in rows[0]:
-        raise ValueError(f"{args.finished}: row 0 has no 'strategy'; finish a file of generation.labeling_to_prefix")
+    columns = ("strategy", "truncated", "kept")
+    check_columns(rows, columns, args.finished, "finish a file of generation.labeling_to_prefix")
+    models = read_models(args.models)
+    paths = detected_paths(label_probabilities(args.labels), read_judged(args.judge_cuts)) if args.labels else None
     scored = score_strategies(by_strategy(rows), args)
-    models = {name: read_scores(file) for name, _, file in (model.partition("=") for model in args.models)}
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
     parts = [table(whole), table(truncated) if truncated else "No path is truncated."]
     result = {"strategies": {name: s["groups"][ALL] for name, s in (whole | truncated).items()}}
-    if args.labels and args.judge_cuts:
-        paths = detected_paths(label_probabilities(args.labels), read_rows(str(args.judge_cuts)))
+    if paths is not None:
         detector = detector_figures(paths)
         parts.append(f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n")
         parts[-1] += detector_table(detector)

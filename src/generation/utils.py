@@ -1,4 +1,7 @@
-"""Files of rows: read with errors that name file and row, written whole, and finished rows kept as they come."""
+"""Files of rows: read with errors that name file and row, written whole, and finished rows kept as they come.
+
+Also the checks that all commands share: numbers in their range, and outputs that can be written and are no inputs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +25,135 @@ def sample_seed(seed: int, row_id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def check_numbers(
+    values: Mapping[str, Any],
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Raise ValueError naming the key of a number that is out of its range.
+
+    Args:
+        values: arguments by key; keys that are absent or None (not given) are passed over.
+        positive: keys whose number must be greater than 0.
+        not_negative: keys whose number must be 0 or more.
+        shares: keys whose number must be from 0 to 1.
+    """
+    ranges = (
+        (positive, lambda number: number > 0, "greater than 0"),
+        (not_negative, lambda number: number >= 0, "0 or more"),
+        (shares, lambda number: 0 <= number <= 1, "from 0 to 1"),
+    )
+    for keys, is_within, words in ranges:
+        for key in keys:
+            if (number := values.get(key)) is not None and not is_within(number):
+                raise ValueError(f"{key} is {number}; it must be {words}")
+
+
+def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise ValueError where a file cannot be written, or would take the place of one that is read.
+
+    Args:
+        path: file to be written; there may be an older one.
+        key: argument that names it.
+        inputs: files that are read or written as well; None are passed over.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{key} is {path}, which is a folder; name a file")
+    if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
+        raise ValueError(f"{key} is {path}, which this command also reads or writes; name another file")
+    check_output_folder(path.parent, key)
+
+
+def check_output_folder(folder: str | Path, key: str) -> None:
+    """Raise ValueError where a folder neither is there nor can be made, or may not be written to."""
+    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{key}: {existing} is a file where a folder is needed; give another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}: {existing} may not be written to; give another place, or change its permissions")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name means something on the disk and not a Hub id.
+
+    `model/X` is a folder wherever there is a folder `model`, and so are all names that are no `owner/name`.
+    """
+    path = Path(name)
+    return name.startswith((".", "/")) or len(path.parts) > 2 or path.exists() or Path(path.parts[0]).is_dir()
+
+
+def read_text(path: str | Path) -> str:
+    """Text of a file. Raises ValueError naming the file, and the line that is not UTF-8."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file that can") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises ValueError naming the file, and the line and column of a mistake."""
+    if not (text := read_text(path)).strip():
+        raise ValueError(f"{path} is empty; make the file again")
+    return _parse(text, path)
+
+
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
     """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset.
 
     Raises ValueError naming the file, and the row (from 0) where one is at fault.
     """
-    path = Path(name)
-    if path.suffix not in (".json", ".jsonl"):
-        from datasets import load_dataset
-
-        return list(load_dataset(name, config, split=split))
-    if not path.is_file():
-        raise ValueError(f"{name} does not exist")
-    rows = _parse_lines(path) if path.suffix == ".jsonl" else _parse(path.read_text(), name)
+    suffix = Path(name).suffix
+    if suffix not in (".json", ".jsonl"):
+        return _read_hub(name, split, config)
+    rows = _parse_lines(name) if suffix == ".jsonl" else read_json(name)
     if not isinstance(rows, list) or not rows:
         found = type(rows).__name__ if rows else "empty"
-        raise ValueError(f"{name}: must be a list of at least one row, but is {found}")
+        raise ValueError(f"{name}: must be a list of at least one row, but is {found}; write [{{...}}, {{...}}]")
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{name}: row {i} must be an object, but is {str(row)[:60]!r}")
+            raise ValueError(f"{name}: row {i} must be an object, but is {str(row)[:60]!r}; write {{...}}")
     return rows
+
+
+def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
+    if not name or is_path(name):
+        raise ValueError(f"{name!r} is no file of rows; name a file that ends in .json or .jsonl, or a Hub dataset")
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(name, config, split=split))
+    except (OSError, ValueError) as error:  # no such dataset, split or configuration, or no connection
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"{name}: cannot be read from the Hub ({cause}); correct that, or give a .json or .jsonl file"
+        ) from error
+
+
+def check_columns(rows: Iterable[Row], columns: Sequence[str], name: str | Path, remedy: str) -> None:
+    """Raise ValueError naming the first row without all of the columns, and the first one that it lacks."""
+    for i, row in enumerate(rows):
+        if (missing := next((column for column in columns if column not in row), None)) is not None:
+            raise ValueError(f"{name}: row {i} has no {missing!r}; {remedy}")
+
+
+def check_ids(rows: Iterable[Row], name: str | Path) -> None:
+    """Raise ValueError for two rows with one `id`."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        if (other := first.setdefault(str(row["id"]), i)) != i:
+            raise ValueError(
+                f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or leave it out"
+            )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,7 +164,7 @@ def write_json(path: Path, value: Any) -> None:
         text = "[\n" + ",\n".join(json.dumps(element, ensure_ascii=False) for element in value) + "\n]\n"
     else:
         text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -67,7 +179,11 @@ def read_generations(path: str | Path) -> list[Row]:
         if missing := {"id", "problem", "answer", "responses"} - row.keys():
             raise ValueError(f"{path}: row {i} lacks {sorted(missing)}; is it a file of generation.generate?")
         if not row["responses"]:
-            raise ValueError(f"{path}: row {i} has no responses")
+            raise ValueError(f"{path}: row {i} has no responses; generate it again")
+        for response in row["responses"]:
+            if missing := {"text", "num_tokens", "finish_reason"} - response.keys():
+                raise ValueError(f"{path}: row {i} has a response without {sorted(missing)}; generate it again")
+    check_ids(rows, path)
     return rows
 
 
@@ -87,7 +203,8 @@ class GenerationFile:
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path = path
         self._part = path.with_suffix(".part.jsonl")
-        self._check_settings(path.with_suffix(".settings.json"), settings)
+        self._settings = path.with_suffix(".settings.json"), settings
+        self._check_settings(*self._settings)
         self.finished = set() if self.complete else {index for index, _ in self._read_part()}
         if self.finished:
             logger.info("%s: going on after %d finished rows", self._part, len(self.finished))
@@ -99,7 +216,9 @@ class GenerationFile:
 
     def append(self, index: int, row: Row) -> None:
         """Keep a finished row; `index` is its place in the final file. Rows come in any order."""
-        with self._part.open("a") as file:
+        if not self.finished:
+            write_json(*self._settings)
+        with self._part.open("a", encoding="utf-8") as file:
             file.write(json.dumps([index, row], ensure_ascii=False) + "\n")
         self.finished.add(index)
 
@@ -110,9 +229,8 @@ class GenerationFile:
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not (self.complete or self._part.exists()):
-            write_json(path, settings)
             return
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = read_json(path) if path.exists() else {}
         changed = [key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key)]
         if changed:
             changes = ", ".join(f"{key} ({before.get(key)!r}, now {settings.get(key)!r})" for key in sorted(changed))
@@ -131,8 +249,8 @@ class GenerationFile:
             logger.info("%s: the last row was not written to its end and is made again", self._part)
             with self._part.open("r+b") as file:
                 file.truncate(whole)
-        for line in data[:whole].splitlines():
-            index, row = json.loads(line)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            index, row = _parse(line.decode("utf-8"), self._part, number)
             yield index, row
 
 
@@ -145,12 +263,15 @@ def digest(values: Iterable[str]) -> str:
     return hasher.hexdigest()
 
 
-def _parse_lines(path: Path) -> list[Any]:
-    return [_parse(line, f"{path}: row {i}") for i, line in enumerate(path.read_text().splitlines())]
+def _parse_lines(path: str) -> list[Any]:
+    # Not `splitlines`: a string of JSON may hold other ends of lines, such as U+2028.
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1)] if lines != [""] else []
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, path: str | Path, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
+        place = f"line {first_line + error.lineno - 1}, column {error.colno}"
+        raise ValueError(f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again") from None

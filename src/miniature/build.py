@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import random
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.utils import check_numbers, check_output_folder, read_json
 from miniature.world import LEVELS, Problem, make_problem
 
 if TYPE_CHECKING:
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("miniature.build")
 
-SPLITS = {"train": 2000, "validation": 300, "test": 1000}
+# Problems, and their levels in turn. Reinforcement learning has its own: at the levels in the middle the first result is
+# right three times in four, so that its rewards favour stopping there, right or wrong; easy problems are where paths can
+# be shortened for nothing, and hard ones are where that has to stop.
+SPLITS = {
+    "train": (2000, LEVELS),
+    "validation": (300, LEVELS),
+    "test": (1000, LEVELS),
+    "train_rl": (1000, (1, 5, 2, 4, 1, 5, 2, 3, 5, 1, 2, 5, 4, 1, 5, 2, 3, 5, 4, 5)),
+}
 INSTRUCT_SHARE = 0.2  # of the training time
 
 
@@ -51,13 +61,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for numbers out of range, outputs that cannot be written, and a missing model to start from."""
+    check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
+    check_output_folder(arguments.out, "out")
+    check_output_folder(arguments.problems, "problems")
+    if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
+        raise ValueError(
+            f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build that first"
+        )
+
+
 def draw_splits(seed: int) -> dict[str, list[Problem]]:
-    """Problems for every split, levels in turn; no question occurs twice."""
+    """Problems for every split; no question occurs twice."""
     rng, seen, splits = random.Random(seed + 7), set(), {}
-    for name, size in SPLITS.items():
+    for name, (size, levels) in SPLITS.items():
         splits[name] = []
         while len(splits[name]) < size:
-            problem = make_problem(LEVELS[len(splits[name]) % len(LEVELS)], rng)
+            problem = make_problem(levels[len(splits[name]) % len(levels)], rng)
             if problem.question not in seen:
                 seen.add(problem.question)
                 splits[name].append(problem)
@@ -144,7 +165,12 @@ def save(model, tokenizer, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments."""
     arguments = parse_arguments(argv)
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     splits = draw_splits(arguments.seed)
@@ -152,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.only_problems:
         return
     figures_file = arguments.out / "Miniature-LRM" / "figures.json"
-    report = json.loads(figures_file.read_text()) if arguments.only_instruct else build_lrm(arguments, splits["test"])
+    report = read_json(figures_file) if arguments.only_instruct else build_lrm(arguments, splits["test"])
     report["instruct_training"] = build_instruct(arguments)
     figures_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     logger.info("%s", json.dumps(report, indent=1))

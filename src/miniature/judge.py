@@ -1,6 +1,6 @@
 """The oracle in the judge's place: `generation.generate` with the oracle's replies, for both judgements.
 
-    python -m miniature.judge --qaf output/Miniature-LRM/train_math_cot.json --split labeling_distill_use_asw \
+    python -m miniature.judge --qaf output/Miniature-LRM/train_rl_math_cot.json --split labeling_distill_use_asw \
         --model_dir oracle --paragraph_tokenizer model/Miniature-LRM --paragraph_min_tokens 1
 
 Same flags, same prompts, same files; only the replies come from `miniature.oracle`, and `--model_dir` is but a name.
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import sys
 
-from trl import TrlParser
-
 from generation.generate import GenerateArguments, Keep, Task, generate
 from generation.utils import Row
 from miniature.oracle import confirm_reply, judge_reply
+from rea_rl.recipe import RecipeParser
 from rea_rl.utils import setup_logging
 
 
@@ -26,7 +25,15 @@ def reply(row: Row) -> str:
 
 
 def respond(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
-    """Answer all tasks; what the oracle writes costs no tokens."""
+    """Answer all tasks; what the oracle writes costs no tokens. Raises ValueError for rows that it cannot judge."""
+    if args.split in ("math_cot", "labeling"):
+        raise ValueError(f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json")
+    for row in (task.row for task in tasks):
+        if not row["answer"].removeprefix("-").isdecimal():
+            raise ValueError(
+                f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges the miniature's "
+                "problems, whose answers are whole numbers; take a large judge"
+            )
     for task in tasks:
         keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
 
@@ -35,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
     setup_logging()
     try:
-        (args,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
         generate(args, respond)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """Sampled paths to the reflection model's training file in one go, with the oracle as the judge.
 
-    python -m miniature.label output/Miniature-LRM/train_math_cot.json --out output/miniature/reflection_training.json
+    python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
 
 The stages of the large judge one after the other: `miniature.judge`, candidates, `miniature.judge`, `--clean`. Their
 files are left beside OUT.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from generation.generate import GenerateArguments, generate
 from generation.labeling_distill_utils import main as labels_command
+from generation.utils import check_output
 from miniature.judge import respond
 from rea_rl.utils import setup_logging
 
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         "paragraph_max_tokens": args.paragraph_max_tokens,
     }
     try:
+        check_output(args.out, "out", (args.file,))
         label(args.file, args.out, paragraphs)
     except ValueError as error:
         sys.exit(f"error: {error}")

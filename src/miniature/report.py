@@ -15,7 +15,7 @@ from typing import Any
 from generation.math_verify_all import read_scores, table
 from generation.plots import draw, read_log
 from generation.scoring import ALL
-from generation.utils import write_json
+from generation.utils import check_output_folder, write_json
 from miniature.world import LEVELS
 from rea_rl.utils import setup_logging
 
@@ -34,6 +34,12 @@ def summary(scores: dict[str, Any]) -> dict[str, float | None]:
         "corrected_hardest": scores["groups"][HARDEST]["corrected"]["value"],
         "tokens_per_word": overall["tokens_per_word"]["value"],
     }
+
+
+def check_scores(scores: dict[str, Any], file: str) -> None:
+    """Raise ValueError for scores without what the summary reads."""
+    if "corrected" not in scores["groups"].get(HARDEST, {}):
+        raise ValueError(f"{file} has no corrected slips of {HARDEST}; score the miniature's test file with --slips")
 
 
 def stage_seconds(text: str) -> tuple[str, float]:
@@ -59,7 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     args = parse_arguments(argv)
     try:
+        check_output_folder(args.out, "out")
         scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
+        for name, file in (("base", args.base), ("trained", args.trained)):
+            check_scores(scored["base" if name == "base" else args.name], file)
         history = read_log(args.run / "trainer_state.json")
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Recipe keys: dataclasses that `trl.TrlParser` fills from a YAML recipe and the command line.
+"""Recipe keys: dataclasses that `recipe.RecipeParser` fills from a YAML recipe and the command line.
 
 Every mistake that can be seen without loading a model is a ValueError here; it names the keys, their values and the
 way out.
@@ -6,16 +6,40 @@ way out.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
+from generation.labeling_to_prefix import check_cuts
 from generation.prompts import MATH_COT
+from generation.segments import check_paragraph_tokens
+from generation.utils import check_numbers
+from rea_rl.rewards import check_reward_names
 
 REVISION_STRENGTHS = ("normal", "weak", "strong")
 CONSTRUCTIONS = ("pairs", "revisions_only", "serial")
 OVERTHINKING_LOSSES = ("none", "mean", "max")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")  # of TRL
+
+# Keys of all training programs whose numbers have a range.
+POSITIVE = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("num_train_epochs", "max_length", "max_completion_length", "num_generations", "num_generations_eval"),
+    *("temperature", "top_p", "repetition_penalty", "vllm_importance_sampling_clip_max", "finish_max_tokens"),
+    *("max_concurrent_requests", "request_timeout", "verifier_workers", "verifier_timeout", "tokens_per_forward"),
+    *("rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r", "lora_alpha"),
+)
+NOT_NEGATIVE = ("request_retries", "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed")
+SHARES = ("top_p", "min_p", "lora_dropout")
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ValueError for a number of a recipe's dataclass that is out of its range."""
+    check_numbers(vars(config), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
+    if (steps := getattr(config, "max_steps", -1)) < 1 and steps != -1:
+        raise ValueError(f"max_steps is {steps}; give at least 1, or leave it out to train num_train_epochs")
 
 
 @dataclass
@@ -99,6 +123,12 @@ class REARLConfig(GRPOConfig):
     )
     cut_cap_offset: int = field(default=10, metadata={"help": "See cut_cap_share."})
     cut_cap_max: int = field(default=5, metadata={"help": "See cut_cap_share."})
+    always_cut: bool = field(
+        default=True,
+        metadata={
+            "help": "Cut before the last part where the labels would keep everything; false: such a path has no revision."
+        },
+    )
 
     # Servers
     policy_server: str = field(
@@ -149,6 +179,10 @@ class REARLConfig(GRPOConfig):
     word_bounded_reflections: bool = field(
         default=False, metadata={"help": "Count whole words only; the threshold must be measured the same way."}
     )
+    answer_markers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Phrases after which an answer stands where there is no \\boxed{}; for models that write none."},
+    )
     verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
     verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
 
@@ -175,19 +209,26 @@ class REARLConfig(GRPOConfig):
     torch_threads: int | None = field(default=None, metadata={"help": "CPU threads of the trainer."})
 
     def __post_init__(self):
+        check_ranges(self)
         self._check_batch()
         self._check_algorithm()
         self._check_packing()
         self._check_revision()
         self._check_rewards()
         self._check_lag()
+        self._check_servers()
         super().__post_init__()
 
     def _check_batch(self) -> None:
         """Rows of a group stay on one rank, and each optimizer step has one set of rollouts."""
+        for key in ("num_generations", "max_completion_length"):  # None to TRL means something else
+            if getattr(self, key) is None:
+                raise ValueError(f"{key} is empty; give it a value, or leave it out")
         for key in ("steps_per_generation", "generation_batch_size"):
             if (value := getattr(self, key)) is not None:
                 raise ValueError(f"{key} is {value}; leave it out: every optimizer step makes its own rollouts")
+        if self.num_generations < 2:
+            raise ValueError(f"num_generations is {self.num_generations}; a group needs at least 2 paths to compare")
         paths = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if paths % self.num_generations:
             raise ValueError(
@@ -207,6 +248,8 @@ class REARLConfig(GRPOConfig):
             "vllm_importance_sampling_mode": ("token_truncate",),
             "log_completions": (False,),
         }
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 raise ValueError(
@@ -222,11 +265,12 @@ class REARLConfig(GRPOConfig):
             allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,)}
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
-                raise ValueError(
-                    f"{key} is {value!r}; with packing: {self.packing} it must be {' or '.join(map(repr, values))}"
-                )
+                where = "" if key in ("packing", "recompute") else f"with packing: {self.packing} "
+                raise ValueError(f"{key} is {value!r}; {where}it must be {' or '.join(map(repr, values))}")
 
     def _check_revision(self) -> None:
+        check_cuts(vars(self))
+        check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
         if self.revision_strength not in REVISION_STRENGTHS:
             raise ValueError(
                 f"revision_strength is {self.revision_strength!r}; it must be one of {', '.join(REVISION_STRENGTHS)}"
@@ -239,6 +283,11 @@ class REARLConfig(GRPOConfig):
 
         if self.construction not in CONSTRUCTIONS:
             raise ValueError(f"construction is {self.construction!r}; it must be one of {', '.join(CONSTRUCTIONS)}")
+        if self.construction != "pairs" and not self.revision:
+            raise ValueError(
+                f"construction is {self.construction!r}, but revision is false, and only revisions are constructed; set "
+                "revision: true, or leave construction out"
+            )
         if self.overthinking_loss not in OVERTHINKING_LOSSES:
             raise ValueError(
                 f"overthinking_loss is {self.overthinking_loss!r}; it must be one of {', '.join(OVERTHINKING_LOSSES)}"
@@ -250,6 +299,19 @@ class REARLConfig(GRPOConfig):
             )
 
     def _check_rewards(self) -> None:
+        check_reward_names(self.reward_funcs)
+        if twice := [name for name, count in Counter(self.reward_funcs).items() if count > 1]:
+            raise ValueError(f"reward_funcs has {twice} twice; name each reward once, and weigh them by reward_weights")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} values, but reward_funcs {len(self.reward_funcs)} "
+                "names; give one weight a reward, or leave reward_weights out"
+            )
+        if self.overlong_buffer is not None and self.overlong_buffer > self.max_completion_length:
+            raise ValueError(
+                f"overlong_buffer ({self.overlong_buffer}) is over max_completion_length "
+                f"({self.max_completion_length}); make it smaller"
+            )
         keys = ("tokens_per_reflection", "tokens_per_reflection_file")
         given = [key for key in keys if getattr(self, key) is not None]
         if {"reflect", "density"} & {*self.reward_funcs} and len(given) != 1:
@@ -293,28 +355,12 @@ class REARLConfig(GRPOConfig):
                 "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
             )
 
-    def _check_lag(self) -> None:
-        """Rollouts of an older policy are always corrected, and their batches are known ahead."""
-        if self.max_rollout_lag < 0:
-            raise ValueError(f"max_rollout_lag is {self.max_rollout_lag}; it must be 0 (strictly on-policy) or more")
-        if not self.max_rollout_lag:
-            return
-        needed = {
-            "vllm_importance_sampling_correction": self.vllm_importance_sampling_correction,
-            "vllm_importance_sampling_clip_max": self.vllm_importance_sampling_clip_max,
-        }
-        for key, value in needed.items():
-            if not value:
-                raise ValueError(
-                    f"max_rollout_lag is {self.max_rollout_lag}, but {key} is {value}: samples of an older policy need "
-                    "the truncated correction with an explicit bound; set vllm_importance_sampling_correction: true "
-                    "and vllm_importance_sampling_clip_max: 2.0, or max_rollout_lag: 0"
-                )
-        if self.ignore_data_skip:
-            raise ValueError(
-                f"max_rollout_lag is {self.max_rollout_lag}, but ignore_data_skip is true: a resumed run must continue "
-                "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
-            )
+    def _check_servers(self) -> None:
+        """Addresses as an OpenAI client takes them."""
+        for key in ("policy_server", "reflection_server"):
+            url = getattr(self, key)
+            if not url.startswith(("http://", "https://")) or not url.endswith("/v1"):
+                raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
 
     @property
     def rows_per_path(self) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from generation.utils import check_output_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -15,26 +18,51 @@ logger = logging.getLogger(__name__)
 
 
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
-    from trl import TrlParser
+    """Recipe (`--config FILE`) and overriding flags as dataclasses.
 
-    return TrlParser(types).parse_args_and_config(argv)
+    Raises ValueError for a key that none has, a value of another type or out of its range, and for places of the run
+    that are no folders.
+    """
+    from rea_rl.configs import check_ranges
+    from rea_rl.recipe import RecipeParser
+
+    parts = RecipeParser(types).parse_args_and_config(argv)
+    for part in parts:
+        check_ranges(part)
+        if checkpoint := getattr(part, "resume_from_checkpoint", None):
+            check_checkpoint(checkpoint)
+        if folder := getattr(part, "output_dir", None):
+            check_output_folder(folder, "output_dir")
+    return parts
+
+
+def check_checkpoint(folder: str) -> None:
+    """Raise ValueError if a run cannot go on from a folder."""
+    if not (Path(folder) / "trainer_state.json").is_file():
+        raise ValueError(
+            f"resume_from_checkpoint is {folder}, which is no checkpoint-<step> folder of a run; leave it out to go "
+            "on from the last one in output_dir"
+        )
 
 
 def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None) -> PreTrainedModel:
-    """Model of a recipe; also sets the CPU threads of the process."""
+    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError for a folder without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
-    return AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=trust_remote_code,
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            dtype=model_args.dtype,
+            attn_implementation=model_args.attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:  # what transformers raises for missing files
+        cause = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"model_name_or_path: {cause}; give the folder of a whole model") from error
 
 
 def train(trainer: Trainer) -> None:

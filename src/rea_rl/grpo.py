@@ -50,21 +50,20 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
     from rea_rl.vllm_server import check_model
 
-    if not model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("use_peft must be true, load_in_4bit and load_in_8bit false: the server gets a LoRA adapter")
-    if args.packing == "shared_prefix" and model_args.lora_dropout:
-        raise ValueError(
-            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see one model: set "
-            "lora_dropout: 0, or packing: none"
-        )
+    check_adapter_keys(args, model_args)
     if args.eval_strategy != "no" and data.eval_dataset_name is None:
-        raise ValueError(f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing")
+        raise ValueError(
+            f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; name held-out problems, "
+            "or set eval_strategy: 'no'"
+        )
     threshold = args.tokens_per_reflection
     if args.tokens_per_reflection_file is not None:
         threshold = read_tokens_per_reflection(args.tokens_per_reflection_file, args.word_bounded_reflections)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
+    if args.revision:
+        check_marker(tokenizer, model_args.model_name_or_path)
     train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer)
     eval_rows = []
     if data.eval_dataset_name is not None:
@@ -72,9 +71,37 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     prompts_per_step = args.generation_batch_size // args.num_generations
     if len(train_rows) < prompts_per_step:
         raise ValueError(
-            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes {prompts_per_step}"
+            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes {prompts_per_step}; "
+            "give more problems, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems])
+
+
+def check_adapter_keys(args: REARLConfig, model_args: ModelConfig) -> None:
+    """Raise ValueError for an adapter that no server takes, or that cannot be trained as the recipe says."""
+    from rea_rl.vllm_server import LORA_RANKS
+
+    if not model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("use_peft must be true, load_in_4bit and load_in_8bit false: the server gets a LoRA adapter")
+    if model_args.lora_r > LORA_RANKS[-1]:
+        raise ValueError(f"lora_r is {model_args.lora_r}, but vLLM serves ranks up to {LORA_RANKS[-1]}; lower it")
+    if args.packing == "shared_prefix" and model_args.lora_dropout:
+        raise ValueError(
+            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see one model: set "
+            "lora_dropout: 0, or packing: none"
+        )
+
+
+def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
+    """Raise ValueError if `</think>`, where paths are cut, does not survive the way to ids and back to text."""
+    from generation.prompts import THINK_END
+    from rea_rl.revision import decode_completion, think_end_ids
+
+    if (read := decode_completion(tokenizer, think_end_ids(tokenizer))) != THINK_END:
+        raise ValueError(
+            f"model_name_or_path: the tokenizer of {model_name!r} reads {THINK_END} back as {read!r}, so that no end of "
+            "a thinking can be found; add it as a token that is not special, or set revision: false"
+        )
 
 
 def load_rows(data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
@@ -100,23 +127,33 @@ def load_rows(data: DataArguments, name: str, split: str, tokenizer: PreTrainedT
     ]
 
 
+def longest_prompt(inputs: Inputs) -> tuple[int, str]:
+    """Tokens of the longest prompt, and the id of its problem."""
+    rows = inputs.train_rows + inputs.eval_rows
+    ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    return max(zip(map(len, ids), (row["problem_id"] for row in rows), strict=True), key=lambda pair: pair[0])
+
+
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
     """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
     from generation.math_verify import VerifierPool
     from rea_rl.rollout import RolloutEngine
     from rea_rl.utils import load_tokenizer
-    from rea_rl.vllm_server import check_model, check_server
+    from rea_rl.vllm_server import check_model, check_server, check_vocabulary
 
-    prompts = [row["prompt"] for row in inputs.train_rows + inputs.eval_rows]
-    longest_prompt = max(map(len, inputs.tokenizer(prompts, add_special_tokens=False)["input_ids"]))
+    num_tokens, problem_id = longest_prompt(inputs)
     finish = args.finish_max_tokens if args.revision else 0
-    check_server(args.policy_server, model_name, longest_prompt + args.max_completion_length + finish)
+    needed = num_tokens + args.max_completion_length + finish
+    why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
+    check_server(args.policy_server, model_name, needed, why=why)
+    check_vocabulary(args.policy_server, model_name, inputs.tokenizer)
     reflection_tokenizer = None
     if args.needs_labels:
         check_model(args.reflection_model)
         reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
         check_server(args.reflection_server, args.reflection_model)
-    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout)
+        check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
+    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers)
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 
 
@@ -159,7 +196,14 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, ConnectionError) as error:
         sys.exit(f"error: {error}")
     with engine:
-        train(build_trainer(args, model_args, inputs, engine), data.dataset_name)
+        try:
+            trainer = build_trainer(args, model_args, inputs, engine)
+        except ValueError as error:  # what only the model's layers can tell, such as lora_target_modules
+            sys.exit(f"error: {error}")
+        try:
+            train(trainer, data.dataset_name)
+        except ConnectionError as error:  # a server that is gone, or that refuses the adapter
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

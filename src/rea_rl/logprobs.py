@@ -1,10 +1,13 @@
-"""Log-probs of next tokens, straight from hidden states, without logits for more than one chunk of tokens at a time."""
+"""Log-probs of next tokens: from hidden states, without logits for more than one chunk of tokens at a time, and of
+padded rows, a few of similar length at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 CHUNK_TOKENS = 1024
 
@@ -54,3 +57,34 @@ def chunked_logps(
     """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in float32."""
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedLogProbs.apply(hidden.to(weight.dtype), weight, targets, temperature)
+
+
+def padded_logps(
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor | None, Any]],
+    input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
+    attention_mask: torch.Tensor,  # (B, P + C)
+    num_kept: int,  # C
+    rows_per_forward: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs (B, C) and entropies (B, C) of `forward(input_ids, attention_mask, C)`, rows of similar length together."""
+    order = attention_mask.sum(dim=1).argsort()
+    outputs = [
+        _trimmed(forward, input_ids[rows], attention_mask[rows], num_kept) for rows in order.split(rows_per_forward)
+    ]
+    back = order.argsort()
+    logps, entropies = (None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True))
+    return logps, entropies
+
+
+def _trimmed(
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor | None, Any]],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_kept: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One forward pass without the columns that are padding in all rows; outputs are padded back to (B, C)."""
+    columns = attention_mask.any(dim=0).nonzero().flatten()
+    first, end = int(columns[0]), int(columns[-1]) + 1
+    cut_off = input_ids.size(1) - end
+    logps, entropies, _ = forward(input_ids[:, first:end], attention_mask[:, first:end], num_kept - cut_off)
+    return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generation.utils import check_output_folder, read_json
 from rea_rl.utils import load_tokenizer, setup_logging
+from rea_rl.vllm_server import check_model
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +36,12 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
     folder = Path(adapter)
     for name in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{adapter} is not the folder of an adapter: it has no {name}")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    if config["peft_type"] != "LORA":
-        raise ValueError(f"{adapter} is an adapter of the kind {config['peft_type']}, not LORA")
+            raise ValueError(f"{adapter} is not the folder of an adapter: it has no {name}; name a run's output_dir")
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a LoRA adapter"
+        )
     return config
 
 
@@ -49,7 +52,11 @@ def check_adapter(base: str, adapter: str | Path) -> dict[str, Any]:
     `model/Qwen2.5-7B-Instruct`). Raises ValueError if the adapter was trained on another model.
     """
     config = read_adapter_config(adapter)
-    trained_on = config["base_model_name_or_path"]
+    trained_on = config.get("base_model_name_or_path")
+    if trained_on is None:
+        raise ValueError(
+            f"{adapter}/adapter_config.json has no base_model_name_or_path; write {base!r} there if it was"
+        )
     if Path(trained_on).resolve() != Path(base).resolve() and Path(trained_on).name != Path(base).name:
         raise ValueError(
             f"{adapter} is an adapter of {trained_on!r}, not of {base!r}; if that is the same model under another "
@@ -72,6 +79,8 @@ def merge_lora(base: str, adapter: str, out: str, device: str = "cpu") -> Path:
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists already; delete it or give another folder")
+    check_output_folder(out, "OUT")
+    check_model(base)
     check_adapter(base, adapter)
     tokenizer = load_tokenizer(base, "BASE")
 
@@ -103,7 +112,8 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
         try:
             unmerged: PeftModel = PeftModel.from_pretrained(model, adapter)
         except RuntimeError as error:  # what load_state_dict raises for shapes that do not fit
-            raise ValueError(f"{adapter} does not fit the base model: {error}") from error
+            cause = " ".join(str(error).split())
+            raise ValueError(f"{adapter} does not fit the base model {model.name_or_path}: {cause}") from error
         before = unmerged(probe).logits  # (1, T, V)
         merged = unmerged.merge_and_unload(safe_merge=True)
         difference = ((merged(probe).logits - before).abs().max() / before.std()).item()

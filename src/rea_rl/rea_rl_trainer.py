@@ -20,17 +20,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
+from rea_rl.logprobs import padded_logps
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
@@ -202,52 +203,14 @@ class REARLTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Log-probs (B, C) and entropies (B, C), packed or on `rows_per_forward` rows of similar length at a time."""
         if self.packed_step is None:
-            logps, entropies = self._padded_logps(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
-            )
+            forward = partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
+            rows = self.args.rows_per_forward or batch_size or len(input_ids)
+            logps, entropies = padded_logps(forward, input_ids, attention_mask, logits_to_keep, rows)
         else:
             logps, entropies = self.packed_step.logps(model, input_ids, attention_mask, logits_to_keep)
         if self._loss_inputs is not None:
             self._correct_for_sampler(self._loss_inputs, logps.detach())
         return logps, entropies, None
-
-    def _padded_logps(
-        self,
-        model: torch.nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        order = attention_mask.sum(dim=1).argsort()
-        chunks = order.split(self.args.rows_per_forward or batch_size or len(order))
-        outputs = [
-            self._forward_trimmed(model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs)
-            for rows in chunks
-        ]
-        back = order.argsort()
-        logps, entropies = (
-            None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True)
-        )
-        return logps, entropies
-
-    def _forward_trimmed(
-        self,
-        model: torch.nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One forward pass without the columns that are padding in all rows; outputs are padded back to (B, C)."""
-        columns = attention_mask.any(dim=0).nonzero().flatten()
-        first, end = int(columns[0]), int(columns[-1]) + 1
-        cut_off = input_ids.size(1) - end
-        logps, entropies, _ = super()._get_per_token_logps_and_entropies(
-            model, input_ids[:, first:end], attention_mask[:, first:end], logits_to_keep - cut_off, **kwargs
-        )
-        return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))
 
     def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
         """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens and padding.

@@ -71,7 +71,11 @@ def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
 
 
 def cut_completion_ids(
-    completion_ids: list[int], tokenizer: PreTrainedTokenizerBase, paragraphs: list[Paragraph], last_kept: int
+    completion_ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    paragraphs: list[Paragraph],
+    last_kept: int,
+    always_cut: bool = True,
 ) -> CutCompletion | None:
     """Cut a sampled completion after a paragraph without changing an id.
 
@@ -84,15 +88,16 @@ def cut_completion_ids(
         completion_ids: sampled ids.
         tokenizer: the policy's.
         paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
-        last_kept: index of the last kept paragraph. If it is the last of all, the thinking is cut before its last
-            blank-line part, so that a revision is always shorter.
+        last_kept: index of the last kept paragraph.
+        always_cut: if that is the last of all, cut the thinking before its last blank-line part, so that a revision is
+            always shorter; False: leave such a path as it is.
 
     Returns:
-        The cut, or None where nothing can be cut off: a thinking of at most one part.
+        The cut, or None where nothing is cut off: a thinking of at most one part, or of which everything is kept.
     """
     kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
     if last_kept + 1 >= len(paragraphs):
-        kept_ends = kept_ends[:-1]
+        kept_ends = kept_ends[:-1] if always_cut else []
     if not kept_ends:
         return None
     kept_ids = _shortest_prefix(completion_ids, tokenizer, kept_ends[-1])

@@ -353,6 +353,14 @@ REWARD_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_reward_names(names: list[str]) -> None:
+    """Raise ValueError for a recipe's `reward_funcs` that are none, or unknown."""
+    if not names:
+        raise ValueError(f"reward_funcs is empty; give at least one of {sorted(REWARD_FUNCS)}")
+    if unknown := [name for name in names if name not in REWARD_FUNCS]:
+        raise ValueError(f"unknown reward_funcs {unknown}; valid names are {sorted(REWARD_FUNCS)}")
+
+
 def get_reward_funcs(
     names: list[str], tokens_per_reflection: float | None = None, **settings: Any
 ) -> list[RewardFunc]:
@@ -364,8 +372,7 @@ def get_reward_funcs(
 
     Raises ValueError for an unknown name, and for a reward whose setting is missing or not positive.
     """
-    if unknown := [name for name in names if name not in REWARD_FUNCS]:
-        raise ValueError(f"unknown reward_funcs {unknown}; valid names are {sorted(REWARD_FUNCS)}")
+    check_reward_names(names)
     settings["tokens_per_reflection"] = tokens_per_reflection
     return [_bind(name, {key: settings.get(key) for key in REWARD_SETTINGS.get(name, ())}) for name in names]
 

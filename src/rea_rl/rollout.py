@@ -289,7 +289,10 @@ class RolloutEngine:
         self, original: Rollout, row: dict[str, Any], batch: Batch, paragraphs: list[Paragraph], cut: int
     ) -> Rollout | None:
         """The original up to a cut, the forced end of its thinking, and the answer that the policy gives then."""
-        if (prefix := cut_completion_ids(original.completion_ids, self.tokenizer, paragraphs, cut)) is None:
+        prefix = cut_completion_ids(
+            original.completion_ids, self.tokenizer, paragraphs, cut, always_cut=self.args.always_cut
+        )
+        if prefix is None:
             return None
         start = time.perf_counter()
         kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)

@@ -70,15 +70,28 @@ def load_examples(
 
 
 def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
-    """Rows of a file or Hub dataset. Raises ValueError naming file and row where one lacks a column."""
+    """Rows of a file or Hub dataset. Raises ValueError naming file and row where a column is no text or dialogue."""
     from generation.utils import read_rows
 
     rows = read_rows(name, split)
     for i, row in enumerate(rows):
-        if not all(row.get(column) for column in columns):
+        if missing := [column for column in columns if not row.get(column)]:
             needed = " and a ".join(map(repr, columns))
-            raise ValueError(f"{name}: row {i} needs a {needed}, but has {sorted(row)}")
+            has = f"but has an empty {missing[0]!r}" if missing[0] in row else f"but has {sorted(row)}"
+            raise ValueError(f"{name}: row {i} needs a {needed}, {has}; fill it in, or drop the row")
+        if wrong := [column for column in columns if not _is_dialogue(row[column])]:
+            raise ValueError(
+                f"{name}: row {i} has the {wrong[0]!r} {str(row[wrong[0]])[:60]!r}; it must be a text, or a list of "
+                "messages with 'role' and 'content'"
+            )
     return rows
+
+
+def _is_dialogue(value: Any) -> bool:
+    """Whether a column holds a text or chat messages."""
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
 
 
 def load_encoded(
@@ -94,7 +107,9 @@ def load_encoded(
     encoded = [encode(row) for row in rows]
     kept = [example for example in encoded if max_length is None or num_tokens(example) <= max_length]
     if not kept:
-        raise ValueError(f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens")
+        raise ValueError(
+            f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens; raise max_length"
+        )
     logger.info("%s: %d rows; %d over %s tokens are left out", name, len(kept), len(rows) - len(kept), max_length)
     return Dataset.from_list(kept)
 

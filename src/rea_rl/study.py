@@ -10,7 +10,6 @@ that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes t
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shlex
@@ -18,12 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from generation.utils import write_json
+from generation.utils import check_numbers, check_output_folder, read_json, write_json
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,11 @@ class Run:
 def all_runs(args: argparse.Namespace) -> list[Run]:
     """Runs of the chosen rows, base first, since the others are compared with it.
 
-    Raises ValueError for a row that there is none of, or whose script is missing.
+    Raises ValueError for a row that there is none of, or whose script is missing, and for numbers below 1.
     """
+    check_numbers(vars(args), positive=("seeds", "steps", "eval_problems", "eval_samples"))
+    check_output_folder(args.work, "work")
+    check_output_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
@@ -168,9 +171,9 @@ def train(run: Run, args: argparse.Namespace) -> None:
     Raises subprocess.CalledProcessError if the training fails.
     """
     command, begun = train_command(run, args), run.directory / "command.json"
-    if begun.is_file() and json.loads(begun.read_text()) != command:
+    if begun.is_file() and (before := read_json(begun)) != command:
         raise ValueError(
-            f"{run.directory} was made with another command: {' '.join(json.loads(begun.read_text()))}; delete it, or "
+            f"{run.directory} was made with another command: {' '.join(before)}; delete it, or "
             f"give another --work, to train with: {' '.join(command)}"
         )
     write_json(begun, command)
@@ -205,18 +208,23 @@ def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
     client = openai.OpenAI(base_url=args.policy_server, api_key=api_key(), max_retries=0)
     # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
     name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
-    if name not in {model.id for model in client.models.list()}:
-        body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
-        client.post("/load_lora_adapter", body=body, cast_to=str)
+    try:
+        if name not in {model.id for model in client.models.list()}:
+            body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
+            client.post("/load_lora_adapter", body=body, cast_to=str)
+    except openai.APIError as error:
+        raise ConnectionError(
+            f"policy_server: {args.policy_server} does not take the adapter {run.adapter} ({error}); start it for the "
+            "study's recipes, with a max_lora_rank of at least the adapter's"
+        ) from error
     yield name
     client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
 
 
 def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
     """Generation file of the row; finished answers of an interrupted evaluation are kept."""
-    from trl import TrlParser
-
     from generation.generate import GenerateArguments, generate
+    from rea_rl.recipe import RecipeParser
 
     flags = {
         "config": f"recipes/generation/{GENERATION[args.recipe_set]}.yaml",
@@ -231,7 +239,7 @@ def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
         "output_dir": run.directory / "eval",
     }
     argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-    (arguments,) = TrlParser(GenerateArguments).parse_args_and_config(argv)
+    (arguments,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
     return generate(arguments)
 
 
@@ -249,6 +257,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/")
     parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
     parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument("--eval_dataset", default="dataset/miniature/test.json", help="held-out problems")
     parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
@@ -271,9 +280,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def read_recipe(recipe_set: str) -> dict[str, Any]:
     """The method's recipe: base model and servers are those of all recipes of the set."""
-    import yaml
+    from rea_rl import recipe
 
-    return yaml.safe_load(Path(f"recipes/{recipe_set}/config_ReflectRL.yaml").read_text())
+    return recipe.read_recipe(f"recipes/{recipe_set}/config_ReflectRL.yaml")
 
 
 def device_name() -> str:
@@ -294,22 +303,36 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
 
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> None:
-    """Train and evaluate what is left, and write the report after every run, so that there always is one."""
+    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every run.
+
+    The first run, the base, is done before the others, which are compared with it. Where a run fails, those under way
+    are finished and no other is begun.
+    """
     from rea_rl.study_report import write_report
 
-    for run in runs:
+    def finish(run: Run) -> None:
         if not run.trained:
             train(run, args)
         if not run.evaluated:
             evaluate(run, runs[0], args)
-        write_report(args, [r for r in runs if r.evaluated])
+
+    finish(runs[0])
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(finish, run) for run in runs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                write_report(args, [run for run in runs if run.evaluated])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
     setup_logging()
-    args = parse_arguments(argv)
     try:
+        args = parse_arguments(argv)
         runs = all_runs(args)
         if args.dry_run:
             sys.stdout.write(plan(runs, args))

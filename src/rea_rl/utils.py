@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.utils import read_rows
+from generation.utils import check_ids, read_json, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +51,8 @@ def load_tokenizer(path: str, key: str = "model_name_or_path") -> PreTrainedToke
         path: local folder or Hub id.
         key: recipe key that named it, for the error.
 
-    Raises ValueError if there is no such model, or if its tokenizer has no chat template.
+    Raises ValueError if there is no such model, or if its tokenizer has no chat template, no end of sequence, or more
+    ids than the model of its folder.
     """
     from transformers import AutoTokenizer
 
@@ -63,7 +63,19 @@ def load_tokenizer(path: str, key: str = "model_name_or_path") -> PreTrainedToke
             f"{key}: no tokenizer at {path!r}; it must be the folder of a model, or a Hub id that can be reached"
         ) from error
     if tokenizer.chat_template is None:
-        raise ValueError(f"{key}: the tokenizer of {path!r} has no chat template")
+        raise ValueError(
+            f"{key}: the tokenizer of {path!r} has no chat template; take a model that was tuned on dialogues, or put "
+            "its chat_template.jinja beside the tokenizer"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{key}: the tokenizer of {path!r} has no eos_token; name it in its tokenizer_config.json")
+    config = Path(path) / "config.json"
+    size = read_json(config).get("vocab_size") if config.is_file() else None
+    if size is not None and tokenizer.vocab_size > size:  # added tokens apart: some of them no text ever uses
+        raise ValueError(
+            f"{key}: the tokenizer of {path!r} has {tokenizer.vocab_size} ids, but the model's vocab_size is {size}; put the "
+            "model's own tokenizer beside it"
+        )
     return tokenizer
 
 
@@ -93,8 +105,7 @@ def load_problems(
     """
     rows = enumerate(read_rows(name, split, config))
     problems = [_problem(row, i, name, problem_column, answer_column, gold_needed) for i, row in rows]
-    if len({row["id"] for row in problems}) < len(problems):
-        raise ValueError(f"{name}: values of the column 'id' are repeated; make them unique, or leave the column out")
+    check_ids(problems, name)
     return problems
 
 
@@ -111,13 +122,17 @@ def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
     The file holds `tokens_per_reflection` and `word_bounded`, the way the words were counted. Raises ValueError if it
     is missing or was measured the other way.
     """
-    try:
-        measured = json.loads(Path(path).read_text())
-    except FileNotFoundError:
+    if not Path(path).is_file():
         raise ValueError(
             f"tokens_per_reflection_file: {path} does not exist; measure the base model first, or give "
             "tokens_per_reflection instead"
-        ) from None
+        )
+    measured = read_json(path)
+    if not isinstance(measured, dict) or not {"tokens_per_reflection", "word_bounded"} <= measured.keys():
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} has no tokens_per_reflection; write it by scoring the base model's "
+            "paths with --reflection_quantile"
+        )
     if measured["word_bounded"] != word_bounded:
         raise ValueError(
             f"tokens_per_reflection_file: {path} was measured with word_bounded {measured['word_bounded']}, but "
@@ -130,7 +145,7 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write a text file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text("".join(f"{line}\n" for line in lines))
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -144,7 +159,12 @@ def _problem(
         raise ValueError(
             f"{name}: row {i} has no column {missing}, only {sorted(row)}; problem_column and answer_column name them"
         )
+    if not isinstance(row[column], str):
+        raise ValueError(f"{name}: row {i} has the {column!r} {row[column]!r}; write it as a text")
+    if not isinstance(row[answer_column], (str, int, float)) or isinstance(row[answer_column], bool):
+        raise ValueError(f"{name}: row {i} has the {answer_column!r} {row[answer_column]!r}; write a text or a number")
     answer = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1].strip()
-    if not row[column] or (gold_needed and not answer):
-        raise ValueError(f"{name}: row {i} has an empty {column!r} or {answer_column!r}")
+    empty = [key for key, text in ((column, row[column]), (answer_column, answer)) if not text.strip()]
+    if column in empty or (gold_needed and empty):
+        raise ValueError(f"{name}: row {i} has an empty {' and '.join(map(repr, empty))}; fill it in, or drop the row")
     return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}

@@ -25,7 +25,7 @@ from generation.plots import EVAL, read_log, series
 from generation.prompts import THINK_END
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.segments import thinking_of
-from generation.utils import read_rows
+from generation.utils import check_columns, check_output, read_rows
 from rea_rl.utils import setup_logging, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ SIDE_KEYS = (
     "rewards",
     "advantage",
 )
+RECORD_KEYS = ("kind", "problem_id", "prompt_ids", "logprobs", "text", "kept", "p_result", *SIDE_KEYS)
 BLANK_LINES = re.compile(r"\n{2,}")
 
 
@@ -173,6 +174,7 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
     index: dict[str, Any] = {"run": run_dir.name, "batches": [], "paired": [], "paths": [], "curves": curves(run_dir)}
     for path in batch_files(run_dir, names):
         records = read_rows(str(path))
+        check_columns(records, RECORD_KEYS, path, "it must come from a run of rea_rl.grpo")
         index["batches"].append(path.stem)
         if any(record["kind"] == "revision" for record in records):
             index["paired"].append(path.stem)
@@ -225,11 +227,12 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr where there are no rollouts."""
     setup_logging()
     args = parse_arguments(argv)
+    out = args.out or args.run_dir / "viewer.html"
     try:
+        check_output(out, "out", batch_files(args.run_dir, args.batches))
         page = render(page_data(args.run_dir, args.batches))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    out = args.out or args.run_dir / "viewer.html"
     write_atomically(out, [page])
     logger.info("wrote %s (%.1f MB)", out, out.stat().st_size / 1e6)
 

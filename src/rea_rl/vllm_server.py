@@ -24,13 +24,17 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 
+from generation.utils import check_numbers, check_output_folder, is_path, read_json
 from rea_rl.utils import api_key, resolve_dtype, setup_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ RECIPE_KEYS = {  # which model is served, and where
     "reflection": ("reflection_model", "reflection_server"),
 }
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
+DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
+PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
 POLL_SECONDS = 0.2
@@ -88,6 +94,10 @@ class ServerConfig:
             raise ValueError(f"role is {self.role!r}; it must be one of {', '.join(ROLES)}")
         if not 0 < self.port < 65536:
             raise ValueError(f"port is {self.port}; it must be between 1 and 65535")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
+        check_numbers(vars(self), positive=(*sizes, "gpu_memory_utilization"), shares=("gpu_memory_utilization",))
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
         if not self.host.startswith("127.") and self.host != "localhost" and not self.api_key:
@@ -113,6 +123,8 @@ class VLLMServer:
 
     def __init__(self, config: ServerConfig):
         check_model(config.model)
+        check_context(config.model, config.max_model_len)
+        check_output_folder(config.log_dir, "log_dir")
         self.config = config
         self.base_url = config.base_url
         self.log_path = Path(config.log_dir) / f"vllm_{config.role}_{config.port}.log"
@@ -282,19 +294,29 @@ def resolve_device(device: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError for a local folder without config or tokenizer; Hub ids are left to vLLM.
-
-    `model/X` is a folder wherever there is a folder `model`, and so are all paths that are no `owner/name`.
-    """
+    """Raise ValueError for a local folder without config or tokenizer; Hub ids are left to vLLM."""
     folder = Path(model)
     if not folder.is_dir():
-        if model.startswith((".", "/")) or len(folder.parts) > 2 or Path(folder.parts[0]).is_dir():
+        if is_path(model):
             raise ValueError(f"there is no model folder {model}; train or download it first, or give a Hub id")
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes one)")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model")
+    read_json(folder / "config.json")
+
+
+def check_context(model: str, max_model_len: int | None) -> None:
+    """Raise ValueError for a context beyond that of a model in a local folder."""
+    config = Path(model) / "config.json"
+    if max_model_len is None or not config.is_file():
+        return
+    values = read_json(config)
+    scaled = values.get("rope_scaling") or values.get("rope_parameters", {}).get("rope_type", "default") != "default"
+    limit = values.get("max_position_embeddings")
+    if limit is not None and max_model_len > limit and not scaled:
+        raise ValueError(f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower it")
 
 
 def check_port_free(host: str, port: int) -> None:
@@ -310,7 +332,13 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def check_server(
-    base_url: str, model: str, max_model_len: int | None = None, timeout: float = 10.0, *, key: str | None = None
+    base_url: str,
+    model: str,
+    max_model_len: int | None = None,
+    timeout: float = 10.0,
+    *,
+    key: str | None = None,
+    why: str = "",
 ) -> None:
     """Check that a server is there and serves what is needed.
 
@@ -320,6 +348,7 @@ def check_server(
         max_model_len: tokens that a request and its answer need together.
         timeout: seconds to wait for the server's first answer.
         key: API key; default: the variable VLLM_API_KEY.
+        why: what makes up `max_model_len`, for the error.
 
     Raises ConnectionError if nothing answers, ValueError if the server wants another key, serves another model or has
     a shorter context.
@@ -341,17 +370,29 @@ def check_server(
         )
     if max_model_len is not None and served[model] < max_model_len:
         raise ValueError(
-            f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed; start "
-            "it with a larger max_model_len, or ask for shorter completions"
+            f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed"
+            f"{why and f' ({why})'}; start it with a larger max_model_len, or ask for shorter completions"
         )
 
 
-def request(base_url: str, route: str, key: str | None) -> httpx.Response:
-    """GET a route of the server. Raises ConnectionError if it is not up, ValueError if it refuses."""
+def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths travel as ids."""
+    body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
+    served = request(base_url, "/tokenize", None, body).json()["tokens"]
+    if served != tokenizer.encode(PROBE, add_special_tokens=False):
+        raise ValueError(
+            f"the server at {base_url} has another vocabulary than the tokenizer of {model!r} here: start it with the "
+            "same files of the model"
+        )
+
+
+def request(base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None) -> httpx.Response:
+    """GET a route of the server, or POST a body. Raises ConnectionError if it is not up, ValueError if it refuses."""
     headers = {"Authorization": f"Bearer {key or api_key()}"}
     try:
         # trust_env: the servers are ours, no proxy of the environment is to be asked for them
-        response = httpx.get(base_url.removesuffix("/v1") + route, headers=headers, timeout=10.0, trust_env=False)
+        method, url = "POST" if body else "GET", base_url.removesuffix("/v1") + route
+        response = httpx.request(method, url, json=body, headers=headers, timeout=10.0, trust_env=False)
     except httpx.TransportError as error:
         raise ConnectionError(
             f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, scripts/vllm_reflection.sh) and "
@@ -371,13 +412,15 @@ def recipe_args(path: str, role: str) -> list[str]:
 
     Raises ValueError if the recipe does not name the model or the address.
     """
-    import yaml
+    from rea_rl.recipe import read_recipe
 
-    recipe: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    recipe = read_recipe(path)
     if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where")
     model, url = (recipe[key] for key in RECIPE_KEYS[role])
     address = urlsplit(url)
+    if address.hostname is None or address.port is None:
+        raise ValueError(f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1")
     args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
     if role == "policy" and "lora_r" in recipe:
         rank = next((rank for rank in LORA_RANKS if rank >= recipe["lora_r"]), recipe["lora_r"])
@@ -385,6 +428,17 @@ def recipe_args(path: str, role: str) -> list[str]:
     if role == "policy" and "max_rollout_lag" in recipe:
         args += ["--max_loras", str(max(recipe["max_rollout_lag"] + 1, 2))]
     return args
+
+
+def check_rank(path: str, max_lora_rank: int) -> None:
+    """Raise ValueError if a recipe trains adapters of a higher rank than a server takes."""
+    from rea_rl.recipe import read_recipe
+
+    if (rank := read_recipe(path).get("lora_r", 0)) > max_lora_rank:
+        raise ValueError(
+            f"max_lora_rank is {max_lora_rank}, but lora_r of {path} is {rank}, so that the server would refuse the "
+            "adapter; leave max_lora_rank out, or lower lora_r"
+        )
 
 
 def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
@@ -405,6 +459,8 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
         ServerConfig, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if given.recipe and given.role == "policy":
+        check_rank(given.recipe, config.max_lora_rank)
     config.extra_args += unknown
     return config, given
 
@@ -432,6 +488,7 @@ def main(argv: list[str] | None = None) -> None:
             check_server(config.base_url, config.model, *limits, key=config.api_key)
         elif given.dry_run:
             check_model(config.model)
+            check_context(config.model, config.max_model_len)
             check_port_free(config.host, config.port)
             print(shlex.join(server_command(config, resolve_device(config.device))))
         else:

@@ -26,8 +26,9 @@ VERSION_PREFIX = "policy-"
 class AdapterSync:
     """Saves the current adapter and hot-swaps it on the policy server.
 
-    A version is called `policy-<step>-<digest of its weights>`. vLLM's prefix cache is keyed by the adapter's name, so
-    a name must never stand for two sets of weights, not even after a run was resumed from an earlier step.
+    A version is called `policy-<step>-<run>-<digest of its weights>`. vLLM's prefix cache is keyed by the adapter's
+    name, so a name must never stand for two sets of weights, not even after a run was resumed from an earlier step.
+    The run's part is a digest of `directory`: several runs may share a server, and none unloads another one's.
 
     Args:
         server: base URL of the policy server, `http://host:port/v1`, started with runtime LoRA loading.
@@ -38,6 +39,7 @@ class AdapterSync:
 
     def __init__(self, server: str, directory: str | Path, timeout: float = 120.0):
         self.directory = Path(directory).resolve()
+        self._run = _digest(str(self.directory).encode(), size=3)
         self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
 
     def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
@@ -49,7 +51,7 @@ class AdapterSync:
             in_use: older versions with requests under way, which stay; the server needs `max_loras` for all of them
                 and the new one.
 
-        Raises openai.APIError with the server's answer if it refuses the adapter.
+        Raises ConnectionError with the server's answer if it refuses the adapter.
         """
         name = [None]
         with _gathered(model):
@@ -63,8 +65,8 @@ class AdapterSync:
         unfinished = self.directory / f".unfinished-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished, save_embedding_layers=False)
-        digest = hashlib.blake2b((unfinished / "adapter_model.safetensors").read_bytes(), digest_size=4).hexdigest()
-        version = self.directory / f"{VERSION_PREFIX}{step}-{digest}"
+        digest = _digest((unfinished / "adapter_model.safetensors").read_bytes())
+        version = self.directory / f"{VERSION_PREFIX}{step}-{self._run}-{digest}"
         if version.exists():
             shutil.rmtree(unfinished)
         else:
@@ -74,7 +76,13 @@ class AdapterSync:
     def _swap(self, name: str, in_use: Set[str]) -> None:
         served = self._served_versions()
         if name not in served:
-            self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+            try:
+                self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+            except openai.APIStatusError as error:
+                raise ConnectionError(
+                    f"the policy server refuses the adapter {self.directory / name} ({error}); start it with a "
+                    "max_lora_rank of at least lora_r, where it sees that folder"
+                ) from error
         for old in served - {name} - in_use:
             self._post("unload_lora_adapter", lora_name=old)
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
@@ -82,11 +90,16 @@ class AdapterSync:
                 shutil.rmtree(folder)
 
     def _served_versions(self) -> set[str]:
-        """Versions on the server, those of an earlier run included."""
-        return {model.id for model in self._client.models.list() if model.id.startswith(VERSION_PREFIX)}
+        """The run's versions on the server, those from before an interruption included."""
+        served = {model.id for model in self._client.models.list()}
+        return {name for name in served if name.startswith(VERSION_PREFIX) and f"-{self._run}-" in name}
 
     def _post(self, route: str, **body: str) -> None:
         self._client.post(f"/{route}", body=body, cast_to=str)
+
+
+def _digest(data: bytes, size: int = 4) -> str:
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
 @contextmanager

@@ -15,11 +15,15 @@ Reply = Callable[[dict[str, Any]], tuple[int, Any]]  # request body -> status an
 
 
 class ScriptedServer:
-    """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves."""
+    """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves.
+
+    `encode` makes the ids of a text.
+    """
 
     def __init__(self, complete: Reply, models: list[str], context: int = 1024):
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
+        self.encode: Callable[[str], list[int]] = lambda text: []
         self.open_requests, self.most_open = 0, 0
         self.pause = 0.0  # seconds before each token of a stream
         self.stream_limit: int | None = None  # tokens after which the connection breaks
@@ -43,6 +47,8 @@ class ScriptedServer:
     def _answer(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
         if route == "/v1/completions":
             return self.complete(body)
+        if route == "/tokenize":
+            return 200, {"tokens": self.encode(body["prompt"])}
         if body["lora_path"].endswith("refused") if route == "/v1/load_lora_adapter" else False:
             return 400, {"error": {"message": "rank 32 is greater than max_lora_rank 16"}}
         if route == "/v1/load_lora_adapter":

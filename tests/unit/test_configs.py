@@ -8,7 +8,7 @@ import pytest
 from tiny import save_model
 
 from rea_rl.configs import DataArguments, REARLConfig
-from rea_rl.grpo import load_inputs, parse_recipe
+from rea_rl.grpo import load_inputs
 from rea_rl.utils import load_problems, read_tokens_per_reflection, write_atomically
 
 KEYS = {
@@ -79,15 +79,6 @@ def test_plain_grpo_needs_no_reflection_model(tmp_path):
     assert config.revision is False
 
 
-def test_unknown_recipe_key(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "dataset_name: x.json\nrevision: false\nreward_funcs: [accuracy]\nuse_cpu: true\nnum_generation: 4\n"
-    )
-    with pytest.raises(ValueError, match="'--num_generation', '4'"):
-        parse_recipe(["--config", str(recipe)])
-
-
 def write_dataset(tmp_path, rows, name="problems.json"):
     path = tmp_path / name
     path.write_text(json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows)))
@@ -110,27 +101,6 @@ def test_columns_can_be_named(tmp_path):
     path = write_dataset(tmp_path, [{"text": "1+1?", "problem": "no", "gold": "2"}])
     (row,) = load_problems(path, problem_column="text", answer_column="gold")
     assert (row["problem"], row["answer"]) == ("1+1?", "2")
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        ([], "must be a list of at least one row, but is empty"),
-        ([{"problem": "a", "answer": "1"}, {"problem": "b"}], r"row 1 has no column 'answer', only \['problem'\]"),
-        ([{"text": "a", "answer": "1"}], "row 0 has no column 'problem' or 'question'"),
-        ([{"problem": "a", "answer": " "}], "row 0 has an empty 'problem' or 'answer'"),
-        ([{"id": 1, "problem": "a", "answer": "1"}, {"id": 1, "problem": "b", "answer": "1"}], "'id' are repeated"),
-    ],
-)
-def test_bad_datasets_are_errors(tmp_path, rows, message):
-    path = write_dataset(tmp_path, rows)
-    with pytest.raises(ValueError, match=f"{path}.*{message}"):
-        load_problems(path)
-
-
-def test_missing_dataset_file():
-    with pytest.raises(ValueError, match="nowhere.json does not exist"):
-        load_problems("nowhere.json")
 
 
 def test_threshold_of_a_measurement(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from tiny import save_model
 
 from generation.generate import GenerateArguments, build_tasks, generate, main
-from generation.utils import GenerationFile, read_generations, read_rows, sample_seed, write_json
+from generation.utils import GenerationFile, read_generations, sample_seed, write_json
 from generation.vllm_worker import _collect, device_groups, lora_rank
 
 ROWS = [{"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2} for i in range(12)]
@@ -145,33 +145,6 @@ def test_math_cot_prompts_are_those_of_training(problems):
     assert first.prompt.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
     assert len(rest) == 11 and first.row == ROWS[0]
     assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem": "2", "answer"\n', r"a\.jsonl: row 1: not JSON"),
-        ("a.json", '[{"problem": "1", "answer": "1"}, 7]', r"a\.json: row 1 must be an object, but is '7'"),
-        ("a.json", "[]", r"a\.json: must be a list of at least one row, but is empty"),
-        ("a.json", "{", r"a\.json: not JSON"),
-    ],
-)
-def test_malformed_rows_are_named(tmp_path, name, text, message):
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_rows(str(path))
-
-
-def test_missing_answer_is_named(tmp_path):
-    write_json(tmp_path / "a.json", [ROWS[0], {"problem": "1+1"}])
-    with pytest.raises(ValueError, match=r"a\.json: row 1 has no column 'answer'"):
-        build_tasks(arguments(str(tmp_path / "a.json"), "x"))
-
-
-def test_missing_file_is_named():
-    with pytest.raises(ValueError, match=r"none\.json does not exist"):
-        read_rows("none.json")
 
 
 def test_seeds_depend_on_row_and_sample_only():

@@ -154,7 +154,8 @@ def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, mo
     def run_engines(tasks, args):
         lengths.extend(len(task.prompt_ids) for task in tasks)
         steps = [[(-0.1, " Result"), (-2.5, " Think")]]
-        yield from ((task.index, [{"text": " Result", "num_tokens": 3, "logprobs": steps}]) for task in tasks)
+        reply = {"text": " Result", "num_tokens": 3, "finish_reason": "stop", "logprobs": steps}
+        yield from ((task.index, [reply]) for task in tasks)
 
     monkeypatch.setattr("generation.vllm_worker.run_engines", run_engines)
     tasks = build_tasks(arguments(paths, model, "labeling", logprobs=5))
@@ -180,7 +181,7 @@ def test_most_likely_token_comes_first():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem"\n', r"a\.jsonl: row 1: not JSON"),
+        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem"\n', r"a\.jsonl, line 2, column 11: not JSON"),
         ("a.json", "[]", r"a\.json: must be a list of at least one row, but is empty"),
         ("a.json", '[{"problem": "1"}]', r"a\.json: row 0 has no column 'answer'"),
     ],

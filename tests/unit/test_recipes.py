@@ -48,12 +48,11 @@ def test_every_recipe_parses_strictly(path):
         load_config_from_file(str(path))
     else:
         assert path.parent.name == "generation", f"no program reads {path}"
-        from trl import TrlParser
-
         from generation.generate import GenerateArguments
+        from rea_rl.recipe import RecipeParser
 
         needed = ["--qaf", "x.json", "--model_dir", "model"]
-        TrlParser(GenerateArguments).parse_args_and_config(["--config", str(path), *needed])
+        RecipeParser(GenerateArguments).parse_args_and_config(["--config", str(path), *needed])
 
 
 @pytest.mark.parametrize("path", GRPO_RECIPES, ids=short)

@@ -101,6 +101,13 @@ def test_everything_kept_cuts_before_the_last_part():
     assert cut_text("One\n\nTwo.\n" + ANSWER, 0, min_tokens=9) == ("One", WITH_NEWLINE)
 
 
+def test_everything_kept_may_be_left_as_it_is():
+    ids = encode("One.\n\nTwo.\n\nThree.\n" + ANSWER)
+    paragraphs = split("One.\n\nTwo.\n\nThree.\n" + ANSWER)
+    assert cut_completion_ids(ids, QWEN_LIKE, paragraphs, 2, always_cut=False) is None
+    assert cut_completion_ids(ids, QWEN_LIKE, paragraphs, 1, always_cut=False).kept_ids == encode("One.\n\nTwo.\n\n")
+
+
 def test_single_part_or_empty_thinking_has_no_revision():
     assert cut_text("One two three.\n" + ANSWER, 0) is None
     assert cut_text("\n" + ANSWER, 0) is None

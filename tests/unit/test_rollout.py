@@ -173,6 +173,13 @@ def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
     assert revision.num_label_tokens_saved == len("[1]. Think") * 4 + 3
 
 
+def test_a_path_without_a_result_may_stay_as_it_is(tmp_path):
+    (original, twin), server, _ = run(tmp_path, policy(), labels(0.1, 0.1, 0.1, 0.1), always_cut=False)
+    assert (twin.kind, twin.completion_ids) == ("original", original.completion_ids)
+    assert not any(is_finish(body) for body in server.bodies("completions"))
+    assert rollout_metrics([original, twin], True)["revision/impossible"] == 1
+
+
 def test_a_reply_that_ends_by_itself_saves_nothing(tmp_path):
     (_, revision), _, _ = run(tmp_path, policy(), labels(0.1))
     assert (revision.p_result, revision.num_label_tokens) == (pytest.approx([0.1]), 2)

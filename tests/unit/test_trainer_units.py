@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import openai
 import pytest
 import torch
 from datasets import Dataset
@@ -331,12 +330,13 @@ def make_adapter(folder, fill=0.5):
 
 
 def test_weight_sync_swaps_versions(model_folder, tmp_path):
-    with ScriptedServer(None, ["base", "policy-3-of-a-dead-run"]) as server:
+    with ScriptedServer(None, ["base", "policy-3-abcdef-01234567"]) as server:
         sync = AdapterSync(server.url, tmp_path / "adapters")
         model = make_adapter(model_folder)
         first = sync.publish(model, 0)
         assert first.startswith("policy-0-")
-        assert server.models == ["base", first]
+        assert server.models == ["base", "policy-3-abcdef-01234567", first]  # another run's stays
+        server.models.remove("policy-3-abcdef-01234567")
         assert server.bodies("load_lora_adapter") == [
             {"lora_name": first, "lora_path": str(tmp_path / "adapters" / first)}
         ]
@@ -372,5 +372,5 @@ def test_refused_adapter_is_an_error_with_the_servers_words(tmp_path, model_fold
     with ScriptedServer(None, ["base"]) as server:
         sync = AdapterSync(server.url, tmp_path)
         monkeypatch.setattr(sync, "_save", lambda model, step: "refused")
-        with pytest.raises(openai.BadRequestError, match="rank 32 is greater than max_lora_rank 16"):
+        with pytest.raises(ConnectionError, match="rank 32 is greater than max_lora_rank 16.*at least lora_r"):
             sync.publish(make_adapter(model_folder), 0)
