@@ -12,7 +12,7 @@ from generation.math_verify.compare import equivalent
 from generation.math_verify.normalize import normalize
 from generation.math_verify.original import equivalent_original
 
-LIMIT = 5.0
+LIMIT = 5.0  # seconds of CPU time, which other processes do not change
 PIECES = (
     r"\frac \sqrt \pi { } ( ) [ ] \{ \} 1 2 3 10 0.5 . x y n i e d + - * / ^ _ , ; = < > \le \ge \ne \in \cup \infty "
     r"\pm \mp \text{cm} \text{ \text{and} % \% \$ $ \circ ^\circ ! \binom \begin{pmatrix} \end{pmatrix} & "
@@ -48,10 +48,10 @@ relaxed = settings(max_examples=300, deadline=None, derandomize=True, suppress_h
 @relaxed
 @given(anything, anything)
 def test_never_raises_nor_takes_long(gold: str, prediction: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert isinstance(equivalent(gold, prediction), bool)
     assert isinstance(equivalent_original(gold, prediction), bool)
-    assert time.monotonic() - start < LIMIT
+    assert time.process_time() - start < LIMIT
 
 
 @relaxed
@@ -105,6 +105,6 @@ def test_another_number_is_not_equal(text: str) -> None:
     ],
 )
 def test_bombs_are_defused(text: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert not equivalent("2", text)
-    assert time.monotonic() - start < LIMIT
+    assert time.process_time() - start < LIMIT
