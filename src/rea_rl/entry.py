@@ -82,6 +82,20 @@ def train(trainer: Trainer) -> None:
     logger.info("weights and metrics are in %s", args.output_dir)
 
 
+def save_last_step(trainer: Trainer) -> None:
+    """Write a checkpoint of the last finished optimizer step, unless there is one, or no step was finished."""
+    from rea_rl.utils import is_whole
+
+    step = trainer.state.global_step
+    folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
+    if step == 0:
+        logger.warning("no step was finished: there is nothing to go on from")
+        return
+    if not is_whole(folder):
+        trainer._save_checkpoint(trainer.model, trial=None)
+    logger.warning("the run can go on from %s", folder)
+
+
 def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None) -> None:
     """Command of an entry point without servers: exit code 1 with one line for a mistake in the recipe or the data."""
     from rea_rl.utils import setup_logging

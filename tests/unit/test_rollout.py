@@ -186,7 +186,7 @@ def test_lost_stream_is_one_clear_error(tmp_path):
         make_engine(tmp_path, first.url, second.url) as engine,
     ):
         second.stream_limit = 3
-        with pytest.raises(ConnectionError, match="reflection_server .* does not answer"):
+        with pytest.raises(ConnectionError, match="reflection_server .* failed a request 1 times"):
             engine.run([make_row()], Batch(7, VERSION, True))
 
 
@@ -291,16 +291,21 @@ def test_without_revision_one_row_per_path(tmp_path):
 
 
 def test_dead_server_is_one_clear_error(tmp_path):
-    with make_engine(tmp_path, "http://127.0.0.1:9/v1") as engine:
-        with pytest.raises(ConnectionError, match=r"policy_server \(http://127.0.0.1:9/v1\) does not answer"):
+    start = time.perf_counter()
+    with make_engine(tmp_path, "http://127.0.0.1:9/v1", request_retries=2, server_deadline=0.3) as engine:
+        message = r"policy_server \(http://127.0.0.1:9/v1\) does not answer, 0 s \(server_deadline\) after .* start it again"
+        with pytest.raises(ConnectionError, match=message):
             engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+        assert engine.counts["servers/outages"] == 1
+    assert time.perf_counter() - start < 5
 
 
 def test_refused_request_stops_the_batch(tmp_path):
-    refuse = lambda body: (404, {"error": {"message": "The model `policy-7` does not exist."}})  # noqa: E731
-    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
-        with pytest.raises(openai.NotFoundError, match="policy-7"):
-            engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+    refuse = lambda body: (400, {"error": {"message": "The prompt is too long."}})  # noqa: E731
+    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url, request_retries=5) as engine:
+        with pytest.raises(openai.BadRequestError, match="too long"):
+            engine.run([make_row()], Batch(0, VERSION, False))
+        assert len(server.bodies("completions")) == 1  # it would be refused again
 
 
 def make_rollout(kind, correct, num_tokens, **fields):

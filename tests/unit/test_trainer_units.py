@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ REWARDS = ["accuracy", "refine_length"]
 class RecordedPaths:
     """Engine with paths from a script: `correct[i]` for the i-th row of a batch, `lengths[i]` its tokens."""
 
-    verifier = SimpleNamespace(stats={"pairs": 0})
+    counts = {"verifier/pairs": 0}
 
     def __init__(self, correct=(True, True, False, True), lengths=(40, 12, 30, 9)):
         self.correct, self.lengths, self.batches = correct, lengths, []
@@ -64,7 +63,7 @@ class NamedVersions:
     """Weight sync that only counts."""
 
     def __init__(self):
-        self.steps, self.in_use = [], []
+        self.steps, self.in_use, self.counts = [], [], {}
 
     def publish(self, model, step, in_use):
         self.steps.append(step)
