@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5
-PROBE_TIMEOUT = 10.0  # seconds in which a healthy server answers a question that costs it nothing
+PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
 

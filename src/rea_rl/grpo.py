@@ -195,6 +195,8 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
+    from safetensors import SafetensorError
+
     from rea_rl.utils import setup_logging
 
     setup_logging()
@@ -213,6 +215,13 @@ def main(argv: list[str] | None = None) -> None:
             train(trainer, data.dataset_name)
         except ConnectionError as error:  # a server that stays away, or that refuses the adapter
             sys.exit(f"error: {error}" if trainer.is_world_process_zero() else 1)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not entry.is_disk_full(error):
+                raise
+            sys.exit(
+                f"error: there is no room to write into {args.output_dir} ({error}); free some, and give the same "
+                "command to go on from the last checkpoint"
+            )
 
 
 if __name__ == "__main__":

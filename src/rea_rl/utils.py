@@ -163,8 +163,6 @@ def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write a text file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
-        left_over.unlink()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

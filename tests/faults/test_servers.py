@@ -64,7 +64,7 @@ def test_hung_server_is_waited_for(run, pair, role, record_property):
     server = pair[role]
     process = run.start("--request_timeout", "15")
     strike(run, server, signal.SIGSTOP)
-    time.sleep(22)
+    time.sleep(26)  # the request gives up after 15, the first look at its health after 5 more
     server.signal(signal.SIGCONT)
     assert run.finish(process) == 0, run.log
     record_property("seconds", check_recovered(run, ("policy_server", "reflection_server")[role]))

@@ -80,7 +80,7 @@ def make_rows(n=8):
     return [{"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"} for i in range(n)]
 
 
-def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), **changes):
+def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), lora_dropout=0.0, **changes):
     keys = {
         "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
         "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
@@ -98,7 +98,9 @@ def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tupl
         train_dataset=Dataset.from_list(make_rows()),
         eval_dataset=Dataset.from_list(make_rows(3)),
         processing_class=make_tokenizer(),
-        peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=4, lora_dropout=lora_dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        ),
         **extra,
     )
     assert trainer.args.to_dict() == before  # the recipe is what a checkpoint stores
