@@ -7,7 +7,7 @@ the program that supervises it.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from faults_support import POLICY, REFLECTION, Run, Server, write_recipe
@@ -37,3 +37,23 @@ def run(pair, tmp_path) -> Iterator[Run]:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait(30)
+
+
+TIMES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def took(request) -> Callable[[str, float], None]:
+    """Function that notes a time for the summary."""
+
+    def note(what: str, seconds: float) -> None:
+        request.config.stash.setdefault(TIMES, []).append(f"{request.node.name}: {what} {seconds:.1f} s")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if times := config.stash.get(TIMES, []):
+        terminalreporter.section("seconds to recover")
+        for line in times:
+            terminalreporter.write_line(line)

@@ -32,13 +32,13 @@ def check_recovered(run: Run, key: str, outages: int = 1) -> float:
     return float(seconds)
 
 
-def test_policy_server_killed_during_sampling(run, pair, record_property):
+def test_policy_server_killed_during_sampling(run, pair, took):
     policy, _ = pair
     starts = policy.log.count("ready after")
     process = run.start()
     strike(run, policy, signal.SIGKILL)
     assert run.finish(process) == 0, run.log
-    record_property("seconds", check_recovered(run, "policy_server"))
+    took("away", check_recovered(run, "policy_server"))
     assert policy.log.count("ready after") == starts + 1 and "ended with exit code -9" in policy.log
     # It came back empty. The version of the step was loaded again, and every path of the step comes from it.
     (version,) = re.findall(r"did not serve (\S+); loaded it again", run.log)
@@ -47,12 +47,12 @@ def test_policy_server_killed_during_sampling(run, pair, record_property):
 
 
 @pytest.mark.slow
-def test_reflection_server_killed_during_labelling(run, pair, record_property):
+def test_reflection_server_killed_during_labelling(run, pair, took):
     _, reflection = pair
     process = run.start()
     strike(run, reflection, signal.SIGKILL)
     assert run.finish(process) == 0, run.log
-    record_property("seconds", check_recovered(run, "reflection_server"))
+    took("away", check_recovered(run, "reflection_server"))
     assert "ended with exit code -9" in reflection.log
     assert run.steps()[-1]["servers/reloaded_adapters"] == 0
     assert any(row["p_result"] for row in run.records(1))
@@ -60,19 +60,19 @@ def test_reflection_server_killed_during_labelling(run, pair, record_property):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", [0, 1], ids=["policy", "reflection"])
-def test_hung_server_is_waited_for(run, pair, role, record_property):
+def test_hung_server_is_waited_for(run, pair, role, took):
     server = pair[role]
     process = run.start("--request_timeout", "15")
     strike(run, server, signal.SIGSTOP)
     time.sleep(26)  # the request gives up after 15, the first look at its health after 5 more
     server.signal(signal.SIGCONT)
     assert run.finish(process) == 0, run.log
-    record_property("seconds", check_recovered(run, ("policy_server", "reflection_server")[role]))
+    took("away", check_recovered(run, ("policy_server", "reflection_server")[role]))
     assert "APITimeoutError" in run.log
 
 
 @pytest.mark.slow
-def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(pair, tmp_path, free_port, record_property):
+def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(pair, tmp_path, free_port, took):
     _, reflection = pair
     port = free_port()
 
@@ -89,7 +89,7 @@ def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(pair, tmp_path, f
     struck = strike(run, policy, signal.SIGKILL, step=2)
     assert policy.process.wait(60) == 1  # its supervisor gave up
     assert run.finish(process) == 1
-    record_property("seconds", time.monotonic() - struck)
+    took("after the fault", time.monotonic() - struck)
     *_, last = run.log.splitlines()
     assert last.startswith("error: policy_server (") and "server_deadline" in last and "start it again" in last
     assert "Traceback" not in run.log

@@ -41,7 +41,7 @@ def test_no_half_written_file_is_mistaken_for_a_whole_one(run):
     run.check_complete(steps)
 
 
-def test_trainer_killed_three_times_at_random_points(run, record_property):
+def test_trainer_killed_three_times_at_random_points(run, took):
     steps, random_time = 5, random.Random(SEED)
     for kill in range(3):
         process = run.start("--max_steps", str(steps))
@@ -54,6 +54,6 @@ def test_trainer_killed_three_times_at_random_points(run, record_property):
         wait_for(lambda: not alive(children), 30)  # noqa: B023 - verifier workers do not outlive it
     begin = time.monotonic()
     assert run.finish(run.start("--max_steps", str(steps))) == 0, run.log
-    record_property("seconds", time.monotonic() - begin)
+    took("after the fault", time.monotonic() - begin)
     assert "continuing from" in run.log
     run.check_complete(steps)
