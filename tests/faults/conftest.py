@@ -14,29 +14,51 @@ from faults_support import POLICY, REFLECTION, Run, Server, write_recipe
 
 
 @pytest.fixture(scope="session")
-def pair(free_port, tmp_path_factory) -> Iterator[tuple[Server, Server]]:
-    """Policy and reflection server, which are started again when they are killed."""
-    folder = tmp_path_factory.mktemp("supervised")
-    policy = Server("policy", POLICY, free_port(), folder, "--max_lora_rank", "8", "--max_restarts", "20")
-    reflection = Server("reflection", REFLECTION, free_port(), folder, "--max_restarts", "20")
-    try:
-        policy.wait_ready()
-        reflection.wait_ready()
-        yield policy, reflection
-    finally:
-        policy.stop()
-        reflection.stop()
+def policy(free_port, tmp_path_factory) -> Iterator[Server]:
+    """Policy server, which is started again when it is killed."""
+    folder = tmp_path_factory.mktemp("policy")
+    server = Server("policy", POLICY, free_port(), folder, "--max_lora_rank", "8", "--max_restarts", "20")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def reflection(free_port, tmp_path_factory) -> Iterator[Server]:
+    """Reflection server, likewise."""
+    server = Server("reflection", REFLECTION, free_port(), tmp_path_factory.mktemp("refl"), "--max_restarts", "20")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def pair(policy, reflection) -> tuple[Server, Server]:
+    """Both servers, ready; they start side by side."""
+    for server in (policy, reflection):
+        server.wait_ready()
+    return policy, reflection
 
 
 @pytest.fixture
-def run(pair, tmp_path) -> Iterator[Run]:
-    """A run on the pair that has not begun; what is left of it is killed in the end."""
-    run = Run(write_recipe(tmp_path / "recipe.yaml", *pair), tmp_path / "run")
-    yield run
-    for process in run.processes:
+def make_run(tmp_path) -> Iterator[Callable[..., Run]]:
+    """Function that makes a run that has not begun; what is left of its processes is killed in the end."""
+    runs = []
+
+    def make(policy: Server, reflection: Server | None, **changes) -> Run:
+        recipe = write_recipe(tmp_path / "recipe.yaml", policy, reflection, **changes)
+        runs.append(Run(recipe, tmp_path / "run", 2 if reflection else 1))
+        return runs[-1]
+
+    yield make
+    for process in (process for run in runs for process in run.processes):
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait(30)
+
+
+@pytest.fixture
+def run(make_run, pair) -> Run:
+    """A run on the pair."""
+    return make_run(*pair)
 
 
 TIMES = pytest.StashKey[list[str]]()

@@ -99,6 +99,7 @@ class Run:
 
     recipe: Path
     output: Path
+    rows_per_path: int
     logs: list[Path] = field(default_factory=list)
     processes: list[subprocess.Popen] = field(default_factory=list)
 
@@ -138,20 +139,23 @@ class Run:
         seen = []
         for step in range(steps):
             rows = self.records(step)
-            assert len(rows) == 2 * PATHS and {row["step"] for row in rows} == {step}
+            assert len(rows) == self.rows_per_path * PATHS and {row["step"] for row in rows} == {step}
             assert {row["policy_version"].split("-")[1] for row in rows} == {str(step)}
-            assert all(value is not None for row in rows[::2] for value in row["logprobs"])
+            assert all(value is not None for row in rows[:: self.rows_per_path] for value in row["logprobs"])
             problems = [row["problem_id"] for row in rows]
-            assert [problems.count(problem) for problem in set(problems)] == [8, 8]
+            assert [problems.count(problem) for problem in set(problems)] == [4 * self.rows_per_path] * 2
             seen += sorted(set(problems))
         assert len(seen) == len(set(seen)) == 2 * steps  # no batch twice
         assert not list((self.output / "adapters").glob(".unfinished-*"))
 
 
-def write_recipe(path: Path, policy: Server, reflection: Server, **changes: object) -> Path:
+def write_recipe(path: Path, policy: Server, reflection: Server | None, **changes: object) -> Path:
+    """The miniature's own recipe, smaller; without a reflection server plain GRPO."""
     recipe = yaml.safe_load((ROOT / "recipes" / "miniature" / "config_ReflectRL.yaml").read_text()) | CHANGES
     recipe |= {"model_name_or_path": str(POLICY), "policy_server": policy.url}
-    recipe |= {"reflection_model": str(REFLECTION), "reflection_server": reflection.url}
+    recipe |= {"revision": False, "reflection_model": None}
+    if reflection is not None:
+        recipe |= {"revision": True, "reflection_model": str(REFLECTION), "reflection_server": reflection.url}
     recipe["dataset_name"] = str(ROOT / recipe["dataset_name"])
     path.write_text(yaml.safe_dump(recipe | changes))
     return path

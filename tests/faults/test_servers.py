@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from faults_support import POLICY, Run, Server, wait_for, write_recipe
+from faults_support import POLICY, Run, Server, wait_for
 
 pytestmark = pytest.mark.faults
 STEPS = 3
@@ -21,29 +21,40 @@ def strike(run: Run, server: Server, number: int, step: int = 1) -> float:
     return time.monotonic()
 
 
-def check_recovered(run: Run, key: str, outages: int = 1) -> float:
+def check_recovered(run: Run, key: str, steps: int = STEPS) -> float:
     """The log names the server, why and how long; the metric counts it. Seconds that it was away."""
-    run.check_complete(STEPS)
+    run.check_complete(steps)
     assert re.search(rf"{key} \(http\S+\): a request failed \(.+\) and it is away \(.+\); waiting, at most", run.log)
     (seconds,) = re.findall(rf"{key} \(http\S+\): is back after (\S+) s", run.log)
     entry = run.steps()[-1]
-    assert entry["servers/outages"] == outages and entry["servers/failed_requests"] >= 1
+    assert entry["servers/outages"] == 1 and entry["servers/failed_requests"] >= 1
     assert entry["servers/seconds_away"] == pytest.approx(float(seconds), abs=0.1)
     return float(seconds)
 
 
-def test_policy_server_killed_during_sampling(run, pair, took):
-    policy, _ = pair
+def check_policy_server_killed(run: Run, policy: Server, steps: int) -> float:
     starts = policy.log.count("ready after")
-    process = run.start()
+    process = run.start("--max_steps", str(steps))
     strike(run, policy, signal.SIGKILL)
     assert run.finish(process) == 0, run.log
-    took("away", check_recovered(run, "policy_server"))
+    seconds = check_recovered(run, "policy_server", steps)
     assert policy.log.count("ready after") == starts + 1 and "ended with exit code -9" in policy.log
     # It came back empty. The version of the step was loaded again, and every path of the step comes from it.
     (version,) = re.findall(r"did not serve (\S+); loaded it again", run.log)
     assert {row["policy_version"] for row in run.records(1)} == {version}
     assert run.steps()[-1]["servers/reloaded_adapters"] == 1
+    return seconds
+
+
+def test_policy_server_killed_during_sampling_of_plain_grpo(make_run, policy, took):
+    """The quick one: one server, two steps."""
+    policy.wait_ready()
+    took("away", check_policy_server_killed(make_run(policy, None), policy, steps=2))
+
+
+@pytest.mark.slow
+def test_policy_server_killed_during_sampling(run, policy, took):
+    took("away", check_policy_server_killed(run, policy, STEPS))
 
 
 @pytest.mark.slow
@@ -72,7 +83,7 @@ def test_hung_server_is_waited_for(run, pair, role, took):
 
 
 @pytest.mark.slow
-def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(pair, tmp_path, free_port, took):
+def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(make_run, pair, tmp_path, free_port, took):
     _, reflection = pair
     port = free_port()
 
@@ -83,8 +94,7 @@ def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(pair, tmp_path, f
         return server
 
     policy = serve()
-    keys = {"save_steps": 100, "server_deadline": 5.0}
-    run = Run(write_recipe(tmp_path / "recipe.yaml", policy, reflection, **keys), tmp_path / "run")
+    run = make_run(policy, reflection, save_steps=100, server_deadline=5.0)
     process = run.start()
     struck = strike(run, policy, signal.SIGKILL, step=2)
     assert policy.process.wait(60) == 1  # its supervisor gave up

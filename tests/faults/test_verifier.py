@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
 import psutil
 import pytest
@@ -17,6 +16,8 @@ pytestmark = pytest.mark.faults
 
 SLOW = r"\prod_{k=1}^{10^6}(x+k)"  # minutes
 GREEDY = r"x^{30000000}-x<3"  # against an interval: more memory than a worker may have
+# Gold of a position, answer, seconds that a pair may take.
+BOMBS = {"timeouts": (lambda i: str(i), SLOW, 1.5), "crashes": (lambda i: f"({i},100)", GREEDY, 30.0)}
 SIZE = 6
 
 
@@ -25,8 +26,9 @@ def boxed(answer: str) -> str:
 
 
 @pytest.fixture
-def pool():
-    with VerifierPool(num_workers=2, timeout=1.5, memory_mb=400) as pool:
+def pool(request):
+    timeout = getattr(request, "param", 1.5)
+    with VerifierPool(num_workers=2, timeout=timeout, memory_mb=256) as pool:
         assert pool.verify(["1"], [boxed("1")]) == [True]
         yield pool
 
@@ -36,25 +38,29 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-def judge_batch(pool: VerifierPool, tag: int, bomb: str | None = None, position: int = -1) -> list[bool]:
+def judge_batch(pool: VerifierPool, tag: int, bomb: tuple[str, str] | None = None, position: int = -1) -> list[bool]:
     """Verdicts on answers that are right in even places; `tag` keeps them out of the cache."""
-    golds = [str(1000 * tag + i) for i in range(SIZE)]
-    answers = [str(int(gold) + i % 2) for i, gold in enumerate(golds)]
+    pairs = [(str(1000 * tag + i), str(1000 * tag + i + i % 2)) for i in range(SIZE)]
     if bomb is not None:
-        golds[position], answers[position] = ("[1,2)", bomb) if bomb == GREEDY else (f"{tag}", bomb)
-    return pool.verify(golds, [boxed(answer) for answer in answers])
+        pairs[position] = bomb
+    return pool.verify([gold for gold, _ in pairs], [boxed(answer) for _, answer in pairs])
 
 
-@pytest.mark.parametrize("bomb, kind", [(SLOW, "timeouts"), (GREEDY, "crashes")], ids=["time", "memory"])
-def test_a_bomb_in_every_position(pool, bomb, kind, caplog):
-    positions = range(SIZE) if bomb == SLOW else range(1)  # one gold, so that the others come from the cache
-    for position in positions:
-        start = time.monotonic()
-        verdicts = judge_batch(pool, position + 1, bomb, position)
+@pytest.mark.parametrize(
+    "pool, kind",
+    [
+        pytest.param(BOMBS["timeouts"][2], "timeouts", id="time"),
+        pytest.param(BOMBS["crashes"][2], "crashes", id="memory", marks=pytest.mark.slow),
+    ],
+    indirect=["pool"],
+)
+def test_a_bomb_in_every_position(pool, kind, caplog):
+    gold, answer, _ = BOMBS[kind]
+    for position in range(SIZE):
+        verdicts = judge_batch(pool, position + 1, (gold(position), answer), position)
         assert verdicts == [i % 2 == 0 and i != position for i in range(SIZE)], position
-        assert time.monotonic() - start < 10
-    assert pool.stats[kind] == len(positions) and sum(pool.stats[k] for k in ("timeouts", "crashes")) == len(positions)
-    assert caplog.text.count(f"Verifier {kind}") == len(positions)
+    assert pool.stats == {"pairs": 1 + SIZE**2, "cache_hits": 0, "timeouts": 0, "crashes": 0} | {kind: SIZE}
+    assert caplog.text.count(f"Verifier {kind}") == SIZE
 
 
 @pytest.mark.parametrize("number, kind", [(signal.SIGKILL, "crashes"), (signal.SIGSTOP, "timeouts")])
