@@ -101,7 +101,7 @@ class ServerWatch:
         is_away = False
         while True:
             try:
-                (await client.get(f"{self._url.removesuffix('/v1')}/health")).raise_for_status()
+                await self._probe(client)
                 await self._reload(client, model)
                 if not is_away:
                     logger.warning("%s: a request failed (%s), but it answers; repeating", self.name, cause)
@@ -125,6 +125,9 @@ class ServerWatch:
             *(self.name, cause, _words(error), self._deadline),
         )
 
+    async def _probe(self, client: httpx.AsyncClient) -> None:
+        (await client.get(f"{self._url.removesuffix('/v1')}/health")).raise_for_status()
+
     async def _reload(self, client: httpx.AsyncClient, model: str) -> None:
         """Load a version that the server does not list. Raises ConnectionError if it is well and refuses."""
         if self._adapters is None or model in await self._served(client):
@@ -137,6 +140,7 @@ class ServerWatch:
             self.counts["reloaded_adapters"] += 1
             logger.warning("%s: did not serve %s; loaded it again from %s", self.name, model, folder)
         elif model not in await self._served(client):  # where another rank was not faster
+            await self._probe(client)  # raises if it refuses because it is dying
             self._given_up = ConnectionError(refusal(folder, answer.text))
             raise self._given_up
 
@@ -175,7 +179,7 @@ class Endpoint:
         async def attempt() -> Any:
             async with self._slots:
                 response = await self._create(model, prompt_ids, extra, **body)
-            check_logprobs(response.choices[0])
+            token_logprobs(response.choices[0])
             return response
 
         return await self.repeated(model, attempt)
@@ -236,13 +240,20 @@ def failing_together() -> Iterator[None]:
         raise failure or ConnectionError(failures[0])
 
 
-def check_logprobs(choice: Any) -> None:
-    """Raise UnusableReply unless each token of a choice has a finite log-prob: no importance ratio without."""
-    logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
-    if logprobs is None or len(logprobs) != len(choice.token_ids):
-        raise UnusableReply(f"a reply of {len(choice.token_ids)} tokens with {len(logprobs or [])} log-probs")
+def token_logprobs(choice: Any) -> list[float]:
+    """Log-prob of each token of a choice.
+
+    Raises UnusableReply unless all are finite, since there is no importance ratio without, and where there is no token:
+    even a model that says nothing says that it has ended.
+    """
+    if not choice.token_ids:
+        raise UnusableReply("a reply without a token")
+    logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
+    if len(logprobs) != len(choice.token_ids):
+        raise UnusableReply(f"a reply of {len(choice.token_ids)} tokens with {len(logprobs)} log-probs")
     if bad := [value for value in logprobs if value is None or not math.isfinite(value)]:
         raise UnusableReply(f"a reply with {len(bad)} log-probs that are no numbers, such as {bad[0]}")
+    return logprobs
 
 
 def check_alternatives(alternatives: Mapping[str, float] | None) -> None:

@@ -24,7 +24,7 @@ from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result
 from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
 from generation.segments import Paragraph, split_paragraphs, thinking_of
-from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives
+from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, token_logprobs
 from rea_rl.revision import (
     cut_completion_ids,
     decode_completion,
@@ -220,7 +220,7 @@ class RolloutEngine:
             policy_version=batch.policy_version,
             kind="original",
             prompt_ids=prompt_ids,
-            logprobs=choice.logprobs.token_logprobs,
+            logprobs=token_logprobs(choice),
             finish_reason=choice.finish_reason,
             seconds={"sample": time.perf_counter() - start},
             **self._text_fields(choice.token_ids),
@@ -262,7 +262,7 @@ class RolloutEngine:
             **self._sampling,
         )
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
-        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + choice.logprobs.token_logprobs
+        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
         revision = dataclasses.replace(
             original,
             kind="revision",

@@ -75,6 +75,11 @@ def test_unusable_log_probs_are_asked_for_again_and_never_trained(tmp_path, capl
         run_sampling(tmp_path, lambda body: bad, num_rows=1, request_retries=1)
 
 
+def test_reply_without_a_token_is_unusable(tmp_path):
+    with pytest.raises(ConnectionError, match="a reply without a token"):
+        run_sampling(tmp_path, lambda _: completion([]), num_rows=1, request_retries=0)
+
+
 def test_reply_without_any_log_probs_is_unusable(tmp_path):
     status, body = completion(IDS)
     body["choices"][0]["logprobs"] = None

@@ -244,6 +244,21 @@ def test_truncated_path_is_cut_and_finished_too(tmp_path):
     assert original.num_think_tokens == len(original.completion_ids)  # no </think>: all of it
 
 
+def test_finished_path_without_an_end_of_thinking_is_all_thinking(tmp_path):
+    (original, revision), _, _ = run(tmp_path, policy(THINKING + "\n\n\\boxed{4}"), labels(0.2, 0.9, 0.1, 0.9, 0.9))
+    assert (original.finish_reason, original.correct) == ("stop", True)
+    assert original.num_think_tokens == original.num_tokens
+    assert (revision.num_paragraphs, revision.text) == (5, CUT + FORCED + "\\boxed{4}")
+
+
+def test_empty_completion_is_a_wrong_path_that_stands_twice(tmp_path):
+    rollouts, server, _ = run(tmp_path, lambda _: completion([TOKENIZER.eos_token_id]), labels(0.9))
+    assert [(r.kind, r.text, r.num_tokens, r.correct) for r in rollouts] == [("original", "", 1, False)] * 2
+    assert len(server.bodies("completions")) == 1
+    metrics = rollout_metrics(rollouts, revision=True)
+    assert metrics["reflection/density"] == 0 and metrics["revision/impossible"] == 1
+
+
 def test_single_part_stands_twice(tmp_path):
     rollouts, server, _ = run(tmp_path, policy("It is 4.\n</think>\n\n\\boxed{4}"), labels(0.9))
     assert [r.kind for r in rollouts] == ["original", "original"]

@@ -167,6 +167,27 @@ def test_group_without_a_right_answer_learns_nothing_and_stays_finite(model_fold
         assert all(math.isfinite(value) for value in trainer.state.log_history[0].values())
 
 
+@pytest.mark.parametrize("packing", ["none", "shared_prefix"])
+@pytest.mark.parametrize("empty", [(0, 1), (0, 1, 2, 3)], ids=["one path", "all paths"])
+def test_empty_completions_stay_finite(model_folder, tmp_path, packing, empty):
+    class Empty(RecordedPaths):
+        def path(self, row, batch, i):
+            path = super().path(row, batch, i)
+            if i in empty:
+                path.completion_ids, path.logprobs, path.num_tokens = [TOKENIZER.eos_token_id], [-0.5], 1
+                path.kind, path.correct, path.num_think_tokens, path.num_reflections = "original", False, 1 if i else 0, 0
+            return path
+
+    trainer = make_trainer(
+        model_folder, tmp_path, Empty(), rewards=(*REWARDS, "reflect"), packing=packing, tokens_per_forward=60
+    )
+    trainer.train()
+    for entry in trainer.state.log_history[:2]:
+        assert all(math.isfinite(value) for value in entry.values())
+    assert all(p.isfinite().all() for p in adapter(trainer).values())
+    assert [len(row["completion_ids"]) == 1 for row in records(tmp_path, "step-1")] == [i in empty for i in range(4)]
+
+
 def test_order_of_rewards_does_not_matter(model_folder, tmp_path):
     def advantages(names):
         folder = tmp_path / "-".join(names)
