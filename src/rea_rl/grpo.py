@@ -214,13 +214,13 @@ def main(argv: list[str] | None = None) -> None:
         try:
             train(trainer, data.dataset_name)
         except ConnectionError as error:  # a server that stays away, or that refuses the adapter
-            sys.exit(f"error: {error}" if trainer.is_world_process_zero() else 1)
+            sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)  # a progress bar is on the line
         except (OSError, RuntimeError, SafetensorError) as error:
             if not entry.is_disk_full(error):
                 raise
             sys.exit(
-                f"error: there is no room to write into {args.output_dir} ({error}); free some, and give the same "
-                "command to go on from the last checkpoint"
+                f"\nerror: there is no room to write into {args.output_dir} ({' '.join(str(error).split())[:200]}); free "
+                "some, and give the same command to go on from the last checkpoint"
             )
 
 

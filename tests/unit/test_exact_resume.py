@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +134,18 @@ def test_nothing_is_written_where_no_step_was_finished(model_folder, tmp_path, c
         entry.save_last_step(trainer)
     assert last_checkpoint(tmp_path) is None and not list(tmp_path.glob("checkpoint-*"))
     assert "no step was finished" in caplog.text
+
+
+@pytest.mark.slow
+def test_ranks_end_together_and_write_one_checkpoint(model_folder, tmp_path):
+    """A server is away for one rank only: the other one does not wait for it for ever."""
+    script = Path(__file__).with_name("dead_rank.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    finished = subprocess.run(
+        [sys.executable, *launch, str(model_folder), str(tmp_path)], capture_output=True, text=True, timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert finished.returncode != 0
+    assert all(f"rank {rank}: policy_server does not answer" in finished.stderr for rank in range(2)), finished.stderr
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert {path.name for path in (tmp_path / "checkpoint-2").glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
