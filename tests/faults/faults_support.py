@@ -133,9 +133,8 @@ class Run:
     def check_complete(self, steps: int) -> None:
         """All steps were trained, every rollout is on disk once, and nothing half-written is left."""
         assert [entry["step"] for entry in self.steps()] == list(range(1, steps + 1)), self.log
-        assert sorted(path.name for path in (self.output / "rollouts").iterdir()) == [
-            f"step-{step}.jsonl" for step in range(steps)
-        ]
+        names = {path.name for path in (self.output / "rollouts").iterdir()}
+        assert names == {f"step-{step}.jsonl" for step in range(steps)}
         seen = []
         for step in range(steps):
             rows = self.records(step)
