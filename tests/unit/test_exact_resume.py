@@ -36,7 +36,7 @@ class StopAt(TrainerCallback):
 
 @pytest.mark.parametrize("lag, packing", [(0, "none"), (1, "none"), (0, "shared_prefix")])
 def test_resume_is_exact(model_folder, tmp_path, lag, packing):
-    """2N steps, and N steps with N more in a new trainer: bitwise equal losses, gradients, weights and optimizer state.
+    """2N steps, and N steps with N more in a new trainer: bitwise equal losses, gradient norms, weights and optimizer state.
 
     Recorded paths depend on their problem alone. Dropout draws random numbers, except with packing, which has none. The
     schedule decays, and the second epoch, with an order of its own, begins after step 8.
