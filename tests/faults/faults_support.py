@@ -28,6 +28,7 @@ CHANGES = {
     "save_steps": 1,
     "save_total_limit": 2,
     "warmup_steps": 0,
+    "always_cut": True,  # the untrained reflection model sees no results
     "tokens_per_reflection_file": None,
     "tokens_per_reflection": 60.0,
     "max_completion_length": 384,
