@@ -7,6 +7,7 @@
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default zero2, on the CPU cpu)
 #   SERVER_MEMORY      share of the serving GPU for each server (default 0.45, with one GPU 0.25)
+#   SERVER_RESTARTS    times that a server that ended by itself is started again (default 3)
 #   MODEL              what both servers serve instead of the recipe's models (smoke_real.sh sets it)
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
@@ -42,6 +43,7 @@ place() {
         0) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
         *) die "NUM_GPUS is $NUM_GPUS; it must be 3, 1, or 0 for the CPU" ;;
     esac
+    SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
     [[ -z ${MODEL:-} ]] || SERVE_ARGS+=(--model "$MODEL")
     NUM_PROCESSES=${NUM_PROCESSES:-$((NUM_GPUS == 3 ? 2 : 1))}
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
@@ -65,6 +67,7 @@ serve() {
     set_recipe ReflectRL
     SERVE_ARGS=(--device cuda --gpu "$3" --gpu_memory_utilization "${SERVER_MEMORY:-0.45}")
     [[ $3 != cpu ]] || SERVE_ARGS=(--device cpu)
+    SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
     exec python -m rea_rl.vllm_server --recipe "$RECIPE" --role "$1" --port "$2" "${SERVE_ARGS[@]}" "${@:4}"
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint and test: makes the virtual environment, or reuses it, then runs ruff and pytest.
-#   bash scripts/run_tests.sh                  # everything, with real vLLM servers on what the machine has
+#   bash scripts/run_tests.sh                  # everything but the long half of tests/faults, with real vLLM servers
 #   bash scripts/run_tests.sh --fast           # unit tests only
+#   bash scripts/run_tests.sh --faults         # all of tests/faults: servers, trainer and files are broken (15 minutes)
 #   bash scripts/run_tests.sh -k rewards -x    # other arguments go to pytest
 # Variable: VENV, as in scripts/setup.sh.
 set -euo pipefail
@@ -12,6 +13,10 @@ tests=tests
 if [[ ${1:-} == --fast ]]; then
     tests=tests/unit
     shift
+elif [[ ${1:-} == --faults ]]; then
+    tests=tests/faults
+    shift
+    set -- -m faults "$@"
 fi
 
 bash scripts/setup.sh

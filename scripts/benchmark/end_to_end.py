@@ -46,6 +46,7 @@ def options(variant: str, arguments: argparse.Namespace, urls: list[str], output
     }  # fmt: skip
     if variant == "ReflectRL":
         values |= {"reflection_model": arguments.reflection_model, "reflection_server": urls[1]}
+        values["always_cut"] = "true"  # the untrained reflection model sees no results
         values["tokens_per_reflection_file"] = f"{output}.json"
         write_json(Path(f"{output}.json"), {"tokens_per_reflection": 60.0, "word_bounded": True})
     given = [word for key, value in values.items() for word in (f"--{key}", str(value))]

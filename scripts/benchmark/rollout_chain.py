@@ -122,7 +122,7 @@ async def chain(work: Work, plans: list[Plan]) -> None:
 
 async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, Any]:
     """Best seconds of each way; share of the chain's finishing prompts that was cached, of label tokens not read."""
-    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2)
+    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2, server_deadline=60.0)
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
     plans = draw_plans(preset, group, seed=0)
     twice = plans + draw_plans(preset, group, seed=0)

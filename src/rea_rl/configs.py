@@ -28,8 +28,9 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("num_train_epochs", "max_length", "max_completion_length", "num_generations", "num_generations_eval"),
     *("temperature", "top_p", "repetition_penalty", "vllm_importance_sampling_clip_max", "finish_max_tokens"),
-    *("max_concurrent_requests", "request_timeout", "verifier_workers", "verifier_timeout", "tokens_per_forward"),
-    *("rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r", "lora_alpha"),
+    *("max_concurrent_requests", "request_timeout", "server_deadline", "verifier_workers", "verifier_timeout"),
+    *("tokens_per_forward", "rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r"),
+    "lora_alpha",
 )
 NOT_NEGATIVE = ("request_retries", "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed")
 SHARES = ("top_p", "min_p", "lora_dropout")
@@ -142,8 +143,15 @@ class REARLConfig(GRPOConfig):
         metadata={"help": "Reflection model as the server was started with: folder or Hub id; needed with revision."},
     )
     max_concurrent_requests: int = field(default=256, metadata={"help": "Open requests per server and rank."})
-    request_timeout: float = field(default=1800.0, metadata={"help": "Seconds before a request is given up."})
-    request_retries: int = field(default=2, metadata={"help": "Retries of a failed request before the run stops."})
+    request_timeout: float = field(
+        default=1800.0, metadata={"help": "Seconds without an answer after which a request counts as failed."}
+    )
+    request_retries: int = field(
+        default=5, metadata={"help": "Times that a failed request is repeated before the run stops."}
+    )
+    server_deadline: float = field(
+        default=600.0, metadata={"help": "Seconds to wait for a server that is away, before the run stops."}
+    )
 
     # Overlap
     max_rollout_lag: int = field(

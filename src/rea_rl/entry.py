@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
+
+NO_ROOM = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d")
 
 
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
@@ -73,6 +77,9 @@ def train(trainer: Trainer) -> None:
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint:
         logger.info("continuing from %s", checkpoint)
+    if trainer.is_world_process_zero():
+        for left_over in Path(args.output_dir, "rollouts").glob(".*"):  # of a process that was killed while it wrote
+            left_over.unlink()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.eval_dataset is not None:
@@ -80,6 +87,26 @@ def train(trainer: Trainer) -> None:
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)  # last: its file says that the run is complete
     logger.info("weights and metrics are in %s", args.output_dir)
+
+
+def save_last_step(trainer: Trainer) -> None:
+    """Write a checkpoint of the last finished optimizer step, unless there is one, or no step was finished."""
+    from rea_rl.utils import is_whole
+
+    step = trainer.state.global_step
+    folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
+    if step == 0:
+        logger.warning("no step was finished: there is nothing to go on from")
+        return
+    if not is_whole(folder):
+        trainer._save_checkpoint(trainer.model, trial=None)
+    logger.warning("the run can go on from %s", folder)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a file could not be written for want of room: torch and safetensors raise errors without a number."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or NO_ROOM.search(str(error)) is not None
 
 
 def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None) -> None:

@@ -162,12 +162,14 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
     from datasets import Dataset
     from trl import get_peft_config
 
+    from rea_rl.endpoint import adapter_folder
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.weight_sync import AdapterSync
 
+    sync_settings = {"deadline": args.server_deadline, "retries": args.request_retries}
     return REARLTrainer(
         engine=engine,
-        weight_sync=AdapterSync(args.policy_server, f"{args.output_dir}/adapters"),
+        weight_sync=AdapterSync(args.policy_server, adapter_folder(args.output_dir), **sync_settings),
         args=args,
         model=entry.load_model(model_args, args.trust_remote_code, args.torch_threads),
         reward_funcs=inputs.reward_funcs,
@@ -179,13 +181,22 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
 
 
 def train(trainer: REARLTrainer, dataset_name: str) -> None:
-    """Train from the last checkpoint or from the start, evaluate, save adapter, state, metrics and model card."""
-    entry.train(trainer)
+    """Train from the last checkpoint or from the start, evaluate, save adapter, state, metrics and model card.
+
+    Raises ConnectionError if a server stays away; then there is a checkpoint of the last finished step.
+    """
+    try:
+        entry.train(trainer)
+    except ConnectionError:
+        entry.save_last_step(trainer)
+        raise
     trainer.create_model_card(dataset_name=dataset_name)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
+    from safetensors import SafetensorError
+
     from rea_rl.utils import setup_logging
 
     setup_logging()
@@ -202,8 +213,15 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: {error}")
         try:
             train(trainer, data.dataset_name)
-        except ConnectionError as error:  # a server that is gone, or that refuses the adapter
-            sys.exit(f"error: {error}")
+        except ConnectionError as error:  # a server that stays away, or that refuses the adapter
+            sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)  # a progress bar is on the line
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not entry.is_disk_full(error):
+                raise
+            sys.exit(
+                f"\nerror: there is no room to write into {args.output_dir} ({' '.join(str(error).split())[:200]}); free "
+                "some, and give the same command to go on from the last checkpoint"
+            )
 
 
 if __name__ == "__main__":

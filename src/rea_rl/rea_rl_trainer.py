@@ -31,6 +31,7 @@ from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
+from rea_rl.endpoint import failing_together
 from rea_rl.logprobs import padded_logps
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
@@ -146,7 +147,8 @@ class REARLTrainer(GRPOTrainer):
         """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
         step = self.state.global_step
         self.lookahead.start(self._rows, Batch(step, self._publish(), self.args.revision), self.state.max_steps)
-        self._rollouts, metrics = self.lookahead.take(step, self._rows)
+        with failing_together():
+            self._rollouts, metrics = self.lookahead.take(step, self._rows)
         for key, value in metrics.items():
             self._metrics["train"][key].append(value)
         self._trained = self._rollouts
@@ -249,7 +251,7 @@ class REARLTrainer(GRPOTrainer):
         self.lookahead.wait()  # an evaluation has the servers for itself
         batch = Batch(self.state.global_step, self._publish(), revision=False)
         start = time.perf_counter()
-        with self.accelerator.split_between_processes(rows) as local_rows:
+        with failing_together(), self.accelerator.split_between_processes(rows) as local_rows:
             rollouts = self.engine.run(local_rows, batch)
         self._metrics["eval"]["timing/rollout"].append(time.perf_counter() - start)
         metrics = self._record(rollouts, f"eval-{self.state.global_step}", revision=False)
@@ -276,6 +278,6 @@ class REARLTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
             write_atomically(path, (json.dumps(vars(rollout)) for rollout in everyone))
-        return rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1)) | {
-            f"verifier/{key}": float(value) for key, value in self.engine.verifier.stats.items()
-        }
+        sync = self.weight_sync.counts
+        counts = {key: float(value + sync.get(key, 0)) for key, value in self.engine.counts.items()}
+        return rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1)) | counts

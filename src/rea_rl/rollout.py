@@ -12,19 +12,19 @@ import dataclasses
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-import openai
 from tqdm import tqdm
 
 from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
 from generation.segments import Paragraph, split_paragraphs, thinking_of
+from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, token_logprobs
 from rea_rl.revision import (
     cut_completion_ids,
     decode_completion,
@@ -34,7 +34,6 @@ from rea_rl.revision import (
     serial_cuts,
     think_end_ids,
 )
-from rea_rl.utils import api_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,52 +89,6 @@ class Batch:
     revision: bool
 
 
-class Endpoint:
-    """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request, bounded retries."""
-
-    def __init__(self, key: str, url: str, args: REARLConfig):
-        self._name = f"{key} ({url})"
-        self._slots = asyncio.Semaphore(args.max_concurrent_requests)
-        self._client = openai.AsyncOpenAI(
-            base_url=url, api_key=api_key(), timeout=args.request_timeout, max_retries=args.request_retries
-        )
-
-    async def context_length(self, model: str) -> int:
-        """Tokens that a prompt and its completion may have together."""
-        with self._explained():
-            served = await self._client.models.list()
-        return {card.id: card.max_model_len for card in served.data}[model]
-
-    async def complete(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
-        """Completion of token ids: one choice with `token_ids` and log-probs, and `usage`."""
-        async with self._slots:
-            with self._explained():
-                return await self._create(model, prompt_ids, extra, **body)
-
-    async def stream(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> AsyncIterator[Any]:
-        """The choice of a completion in pieces, as they come. Closed early, the server stops generating."""
-        async with self._slots:
-            with self._explained():
-                async with await self._create(model, prompt_ids, extra, stream=True, **body) as chunks:
-                    async for chunk in chunks:
-                        yield chunk.choices[0]
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def _create(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
-        return await self._client.completions.create(
-            model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
-        )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except openai.APIConnectionError as error:
-            raise ConnectionError(f"{self._name} does not answer ({error}); see its log and start it again") from error
-
-
 class RolloutEngine:
     """Makes the paths of a batch on an event loop of its own; a context manager.
 
@@ -179,9 +132,11 @@ class RolloutEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
-        self._policy = Endpoint("policy_server", args.policy_server, args)
+        self._policy = Endpoint("policy_server", args.policy_server, args, adapter_folder(args.output_dir))
+        self._endpoints = [self._policy]
         if reflection_tokenizer is not None:
             self._reflection = Endpoint("reflection_server", args.reflection_server, args)
+            self._endpoints.append(self._reflection)
             self.reflection_context = self._wait(self._reflection.context_length(args.reflection_model))
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
@@ -195,15 +150,21 @@ class RolloutEngine:
         """
         return self._wait(self._run(rows, batch))
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """Metrics that count since the start: of the verifier, and of servers that failed."""
+        watches = [endpoint.watch.counts for endpoint in self._endpoints]
+        servers = {f"servers/{key}": sum(counts[key] for counts in watches) for key in watches[0]}
+        return servers | {f"verifier/{key}": value for key, value in self.verifier.stats.items()}
+
     def __enter__(self) -> RolloutEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Cancel what is under way, close the connections and the verifier, and stop the event loop."""
         self._wait(self._cancel_batches())
-        self._wait(self._policy.close())
-        if self.reflection_tokenizer is not None:
-            self._wait(self._reflection.close())
+        for endpoint in self._endpoints:
+            self._wait(endpoint.close())
         self.verifier.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -259,7 +220,7 @@ class RolloutEngine:
             policy_version=batch.policy_version,
             kind="original",
             prompt_ids=prompt_ids,
-            logprobs=choice.logprobs.token_logprobs,
+            logprobs=token_logprobs(choice),
             finish_reason=choice.finish_reason,
             seconds={"sample": time.perf_counter() - start},
             **self._text_fields(choice.token_ids),
@@ -304,7 +265,7 @@ class RolloutEngine:
             **self._sampling,
         )
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
-        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + choice.logprobs.token_logprobs
+        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
         revision = dataclasses.replace(
             original,
             kind="revision",
@@ -333,23 +294,30 @@ class RolloutEngine:
         needed = max(self._reply_length(len(paragraphs), label) for label in (False, True))
         if len(prompt_ids) + needed > self.reflection_context:
             return []
-        reply = self._reflection.stream(
-            self.args.reflection_model,
-            prompt_ids,
-            {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-            max_tokens=needed,
-            temperature=0.0,
-            top_p=1.0,
-            logprobs=TOP_LOGPROBS,
-        )
-        return await self._read(reply, len(paragraphs))
+
+        async def attempt() -> list[Step]:
+            reply = self._reflection.stream(
+                self.args.reflection_model,
+                prompt_ids,
+                {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+                max_tokens=needed,
+                temperature=0.0,
+                top_p=1.0,
+                logprobs=TOP_LOGPROBS,
+            )
+            return await self._read(reply, len(paragraphs))
+
+        return await self._reflection.repeated(self.args.reflection_model, attempt)
 
     async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
         steps: list[Step] = []
         p_result: list[float] = []
         async with aclosing(reply):
             async for choice in reply:
-                new = [_best_first(step) for step in choice.logprobs.top_logprobs]
+                alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
+                for step in alternatives:
+                    check_alternatives(step)
+                new = [_best_first(step) for step in alternatives]
                 steps += new
                 if not (found := result_probabilities(new)):
                     continue

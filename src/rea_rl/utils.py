@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from generation.utils import check_ids, read_json, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PROBLEM_COLUMNS = ("problem", "question")
 GSM8K_ANSWER = "\n#### "  # GSM8K's answer column on the Hub holds the worked solution, then this mark and the number
@@ -110,10 +113,26 @@ def load_problems(
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Newest `checkpoint-<step>` folder of a run, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """Newest whole `checkpoint-<step>` folder of a run, or None."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if is_whole(folder):
+            return str(folder)
+        logger.warning("%s was interrupted while it was written; it is passed over", folder)
+    return None
 
-    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end.
+
+    `trainer_state.json` is the last file that the first rank writes: after the weights and the optimizer's state, which
+    several ranks write in step, and before older checkpoints are removed. Cut off, it is no JSON.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
@@ -145,8 +164,11 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write a text file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _problem(

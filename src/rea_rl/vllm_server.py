@@ -5,14 +5,17 @@
     python -m rea_rl.vllm_server --role policy --recipe RECIPE --wait       # until a server started elsewhere is ready
     python -m rea_rl.vllm_server --role policy --recipe RECIPE --dry_run    # check, and print the command of vLLM
 
-It stays in the foreground; SIGTERM or SIGINT stops vLLM too. `--recipe` takes model, address and LoRA rank from a
-training recipe, so that they are written down once. Options that this program does not know are passed on to vLLM.
+It stays in the foreground; SIGTERM or SIGINT stops vLLM too. A vLLM that ends by itself is started again, at most
+`--max_restarts` times, and the reason is logged; one that hangs is left alone. `--recipe` takes model, address and LoRA
+rank from a training recipe, so that they are written down once. Options that this program does not know are passed on to
+vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -80,6 +83,9 @@ class ServerConfig:
     dtype: str = field(default="auto", metadata={"help": "Type of the weights, as vLLM's option."})
     log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
     startup_timeout: float = field(default=600.0, metadata={"help": "Seconds until the server must be ready."})
+    max_restarts: int = field(
+        default=3, metadata={"help": "Times that this program starts vLLM again after it ended by itself."}
+    )
     api_key: str | None = field(
         default_factory=lambda: os.environ.get("VLLM_API_KEY"),
         metadata={"help": "Key that requests must carry; default: the variable VLLM_API_KEY."},
@@ -98,6 +104,7 @@ class ServerConfig:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
         check_numbers(vars(self), positive=(*sizes, "gpu_memory_utilization"), shares=("gpu_memory_utilization",))
+        check_numbers(vars(self), not_negative=("max_restarts",))
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
         if not self.host.startswith("127.") and self.host != "localhost" and not self.api_key:
@@ -130,6 +137,7 @@ class VLLMServer:
         self.log_path = Path(config.log_dir) / f"vllm_{config.role}_{config.port}.log"
         self._process: subprocess.Popen | None = None
         self._started = 0.0
+        self._num_starts = 0
 
     @property
     def pid(self) -> int | None:
@@ -137,12 +145,12 @@ class VLLMServer:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start vLLM and return at once. Raises ValueError if the port is taken."""
+        """Start vLLM and return at once; it ends with the calling thread. Raises ValueError if the port is taken."""
         assert self._process is None, "started twice"
         check_port_free(self.config.host, self.config.port)
         device = resolve_device(self.config.device)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("w", encoding="utf-8") as log:
+        with self.log_path.open("a" if self._num_starts else "w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 server_command(self.config, device),
                 env={**os.environ, **server_environment(self.config, device)},
@@ -150,8 +158,10 @@ class VLLMServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us, and we stop the server when nobody needs it any more
+                preexec_fn=_end_with_parent,  # also when we are killed
             )
         self._started = time.monotonic()
+        self._num_starts += 1
         place = f"GPU {self.config.gpu}" if device == "cuda" else "the CPU"
         logger.info("%s server: %s on %s, log %s", self.config.role, self.config.model, place, self.log_path)
 
@@ -169,7 +179,7 @@ class VLLMServer:
         logger.info("%s server: ready after %.0f s", self.config.role, time.monotonic() - self._started)
 
     def wait(self) -> NoReturn:
-        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError."""
+        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError, which quotes its log."""
         assert self._process is not None, "not started"
         code = self._process.wait()
         raise ConnectionError(self._failure(f"ended with exit code {code}"))
@@ -186,9 +196,24 @@ class VLLMServer:
         self._wait_gone()
         self._process = None
 
+    def supervise(self) -> NoReturn:
+        """Wait, and start vLLM again when it ends by itself, `max_restarts` times. Raises ConnectionError after that."""
+        while True:
+            try:
+                if self._process is None:
+                    self.start()
+                    self.wait_ready()
+                self.wait()
+            except ConnectionError as error:
+                self.stop()  # what is left of it; its port and memory are free afterwards
+                if self._num_starts > self.config.max_restarts:
+                    raise
+                limits = self._num_starts, self.config.max_restarts
+                logger.warning("%s\n%s server: restart %d of at most %d", error, self.config.role, *limits)
+
     def __enter__(self) -> VLLMServer:
-        self.start()
         try:
+            self.start()
             self.wait_ready()
         except BaseException:
             self.stop()
@@ -231,6 +256,15 @@ class VLLMServer:
         cause = [f"first error: {line}" for line in lines[:-LOG_TAIL_LINES] if ERROR_LINE.search(line)][:1]
         what = f"the {self.config.role} server for {self.config.model} {what}; the end of its log {self.log_path}:"
         return "\n    ".join([what, *cause, *lines[-LOG_TAIL_LINES:]])
+
+
+_LIBC = ctypes.CDLL(None)  # loaded before a fork, where little may be done
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In a new process: SIGTERM to it when its parent is gone, however that ended."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def server_command(config: ServerConfig, device: str) -> list[str]:
@@ -466,16 +500,21 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
 
 
 def serve(config: ServerConfig) -> NoReturn:
-    """Run one server until a signal stops it. Raises ConnectionError if vLLM does not start, or ends by itself."""
+    """Run one server until a signal stops it.
+
+    Raises ConnectionError if vLLM does not start, or has ended by itself more than `max_restarts` times.
+    """
 
     def stop(number: int, _: object) -> NoReturn:
+        for other in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C is often followed by the launcher's SIGTERM: stop once
+            signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
 
     # A job in the background of a script is born with SIGINT ignored, so both are set.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with VLLMServer(config) as server:
-        server.wait()
+        server.supervise()
 
 
 def main(argv: list[str] | None = None) -> None:

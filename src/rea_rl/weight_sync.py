@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from rea_rl.endpoint import ServerWatch, failing_together, refusal
 from rea_rl.utils import api_key
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,16 @@ class AdapterSync:
         directory: where versions are written; the server must see it under the same path. Kept are the newest, and
             those that are still sampled from.
         timeout: seconds for one load.
+        deadline: seconds that the server may be away.
+        retries: times that a failed exchange with the server is repeated.
     """
 
-    def __init__(self, server: str, directory: str | Path, timeout: float = 120.0):
+    def __init__(
+        self, server: str, directory: str | Path, timeout: float = 120.0, deadline: float = 600.0, retries: int = 5
+    ):
         self.directory = Path(directory).resolve()
+        self._watch = ServerWatch("policy_server", server, deadline, self.directory)
+        self._retries = retries
         self._run = _digest(str(self.directory).encode(), size=3)
         self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
 
@@ -51,19 +60,26 @@ class AdapterSync:
             in_use: older versions with requests under way, which stay; the server needs `max_loras` for all of them
                 and the new one.
 
-        Raises ConnectionError with the server's answer if it refuses the adapter.
+        Raises ConnectionError, on all ranks, with the server's answer if it refuses the adapter, or if it stays away.
         """
         name = [None]
         with _gathered(model):
             if PartialState().is_main_process:
                 name[0] = self._save(model, step)
-        if PartialState().is_main_process:
-            self._swap(name[0], in_use)
+        with failing_together():
+            if PartialState().is_main_process:
+                self._swap_repeatedly(name[0], in_use)
         return broadcast_object_list(name)[0]
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """Failures of the policy server that were met here, as metrics; not 0 on the first rank only."""
+        return {f"servers/{key}": value for key, value in self._watch.counts.items()}
+
     def _save(self, model: PeftModel, step: int) -> str:
+        for left_over in self.directory.glob(".unfinished-*"):  # of a run that was killed while it wrote
+            shutil.rmtree(left_over)
         unfinished = self.directory / f".unfinished-{os.getpid()}"
-        shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished, save_embedding_layers=False)
         digest = _digest((unfinished / "adapter_model.safetensors").read_bytes())
         version = self.directory / f"{VERSION_PREFIX}{step}-{self._run}-{digest}"
@@ -73,16 +89,26 @@ class AdapterSync:
             os.replace(unfinished, version)
         return version.name
 
+    def _swap_repeatedly(self, name: str, in_use: Set[str]) -> None:
+        """Swap, and begin again after the server was away: what is loaded or unloaded already is left as it is."""
+        for tried in range(self._retries + 1):
+            began = time.monotonic()
+            try:
+                return self._swap(name, in_use)
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                if tried == self._retries:
+                    raise ConnectionError(
+                        f"{self._watch.name} failed {tried + 1} times to load {self.directory / name} ({error}); see its log"
+                    ) from error
+                asyncio.run(self._watch.recover(error, began, name))
+
     def _swap(self, name: str, in_use: Set[str]) -> None:
         served = self._served_versions()
         if name not in served:
             try:
                 self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
-            except openai.APIStatusError as error:
-                raise ConnectionError(
-                    f"the policy server refuses the adapter {self.directory / name} ({error}); start it with a "
-                    "max_lora_rank of at least lora_r, where it sees that folder"
-                ) from error
+            except openai.BadRequestError as error:
+                raise ConnectionError(refusal(self.directory / name, error)) from error
         for old in served - {name} - in_use:
             self._post("unload_lora_adapter", lora_name=old)
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):

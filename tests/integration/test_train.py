@@ -37,6 +37,7 @@ CHANGES = {
     "tokens_per_reflection": 60.0,
     "max_completion_length": 384,
     "max_rollout_lag": 0,
+    "always_cut": True,  # the untrained reflection model sees no results
 }
 
 
@@ -111,7 +112,7 @@ def test_rollouts_on_disk_are_what_was_trained(run):
 
 def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
     tokenizer = run.inputs.tokenizer
-    revisions = labels = 0
+    revisions = label_tokens = 0
     for step in range(STEPS):
         rows = records(run.output, f"step-{step}")
         for original, revision in zip(rows[::2], rows[1::2], strict=True):
@@ -127,8 +128,8 @@ def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
             assert forced == list(range(kept, kept + len(forced)))
             text = tokenizer.decode([revision["completion_ids"][i] for i in forced])
             assert text.lstrip("\n") == "</think>\n\n**Final Answer:**\n\n"
-            labels += len(revision["p_result"])  # none of a path where the cut is certain without
-    assert revisions > 0 and labels > 0
+            label_tokens += revision["num_label_tokens"]  # the untrained model may not write one label that can be read
+    assert revisions > 0 and label_tokens > 0
 
 
 def test_the_servers_outputs_change_with_the_adapter(run, policy_server):

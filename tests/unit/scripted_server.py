@@ -14,13 +14,18 @@ from typing import Any
 Reply = Callable[[dict[str, Any]], tuple[int, Any]]  # request body -> status and body of the answer
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that arrive together
+
+
 class ScriptedServer:
     """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves.
 
     `encode` makes the ids of a text.
     """
 
-    def __init__(self, complete: Reply, models: list[str], context: int = 1024):
+    def __init__(self, complete: Reply, models: list[str], context: int = 1024, port: int = 0):
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
         self.encode: Callable[[str], list[int]] = lambda text: []
@@ -29,9 +34,11 @@ class ScriptedServer:
         self.stream_limit: int | None = None  # tokens after which the connection breaks
         self.streamed: list[int] = []  # tokens that were sent of each stream
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self.only_known_models = False  # refuse completions of models that are not in `models`
+        self.broken = False  # break each connection instead of answering
+        self._server = _Listener(("127.0.0.1", port), self._handler())
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def bodies(self, route: str) -> list[dict[str, Any]]:
         return [body for path, body in self.requests if path == f"/v1/{route}"]
@@ -46,6 +53,8 @@ class ScriptedServer:
 
     def _answer(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
         if route == "/v1/completions":
+            if self.only_known_models and body["model"] not in self.models:
+                return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
             return self.complete(body)
         if route == "/tokenize":
             return 200, {"tokens": self.encode(body["prompt"])}
@@ -62,6 +71,8 @@ class ScriptedServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
+                if script.broken:
+                    return self.hang_up()
                 cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]
                 self.send(200, {"object": "list", "data": cards})
 
@@ -74,6 +85,8 @@ class ScriptedServer:
                 answer = script._answer(self.path, body)
                 with script._lock:
                     script.open_requests -= 1
+                if script.broken:
+                    return self.hang_up()
                 if body.get("stream") and answer[0] == 200:
                     self.stream(answer[1])
                 else:
@@ -99,6 +112,11 @@ class ScriptedServer:
                 except ConnectionError:
                     self.close_connection = True
                 script.streamed.append(sent)
+
+            def hang_up(self):
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
             def event(self, data: str):
                 data = f"data: {data}\n\n"

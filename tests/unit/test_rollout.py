@@ -193,7 +193,7 @@ def test_lost_stream_is_one_clear_error(tmp_path):
         make_engine(tmp_path, first.url, second.url) as engine,
     ):
         second.stream_limit = 3
-        with pytest.raises(ConnectionError, match="reflection_server .* does not answer"):
+        with pytest.raises(ConnectionError, match="reflection_server .* failed a request 1 times"):
             engine.run([make_row()], Batch(7, VERSION, True))
 
 
@@ -251,6 +251,21 @@ def test_truncated_path_is_cut_and_finished_too(tmp_path):
     assert original.num_think_tokens == len(original.completion_ids)  # no </think>: all of it
 
 
+def test_finished_path_without_an_end_of_thinking_is_all_thinking(tmp_path):
+    (original, revision), _, _ = run(tmp_path, policy(THINKING + "\n\n\\boxed{4}"), labels(0.2, 0.9, 0.1, 0.9, 0.9))
+    assert (original.finish_reason, original.correct) == ("stop", True)
+    assert original.num_think_tokens == original.num_tokens
+    assert (revision.num_paragraphs, revision.text) == (5, CUT + FORCED + "\\boxed{4}")
+
+
+def test_empty_completion_is_a_wrong_path_that_stands_twice(tmp_path):
+    rollouts, server, _ = run(tmp_path, lambda _: completion([TOKENIZER.eos_token_id]), labels(0.9))
+    assert [(r.kind, r.text, r.num_tokens, r.correct) for r in rollouts] == [("original", "", 1, False)] * 2
+    assert len(server.bodies("completions")) == 1
+    metrics = rollout_metrics(rollouts, revision=True)
+    assert metrics["reflection/density"] == 0 and metrics["revision/impossible"] == 1
+
+
 def test_single_part_stands_twice(tmp_path):
     rollouts, server, _ = run(tmp_path, policy("It is 4.\n</think>\n\n\\boxed{4}"), labels(0.9))
     assert [r.kind for r in rollouts] == ["original", "original"]
@@ -298,16 +313,21 @@ def test_without_revision_one_row_per_path(tmp_path):
 
 
 def test_dead_server_is_one_clear_error(tmp_path):
-    with make_engine(tmp_path, "http://127.0.0.1:9/v1") as engine:
-        with pytest.raises(ConnectionError, match=r"policy_server \(http://127.0.0.1:9/v1\) does not answer"):
+    start = time.perf_counter()
+    with make_engine(tmp_path, "http://127.0.0.1:9/v1", request_retries=2, server_deadline=0.3) as engine:
+        message = r"policy_server \(http://127.0.0.1:9/v1\) does not answer, 0 s \(server_deadline\) after .* start it again"
+        with pytest.raises(ConnectionError, match=message):
             engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+        assert engine.counts["servers/outages"] == 1
+    assert time.perf_counter() - start < 5
 
 
 def test_refused_request_stops_the_batch(tmp_path):
-    refuse = lambda body: (404, {"error": {"message": "The model `policy-7` does not exist."}})  # noqa: E731
-    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
-        with pytest.raises(openai.NotFoundError, match="policy-7"):
-            engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
+    refuse = lambda body: (400, {"error": {"message": "The prompt is too long."}})  # noqa: E731
+    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url, request_retries=5) as engine:
+        with pytest.raises(openai.BadRequestError, match="too long"):
+            engine.run([make_row()], Batch(0, VERSION, False))
+        assert len(server.bodies("completions")) == 1  # it would be refused again
 
 
 def make_rollout(kind, correct, num_tokens, **fields):

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ REWARDS = ["accuracy", "refine_length"]
 class RecordedPaths:
     """Engine with paths from a script: `correct[i]` for the i-th row of a batch, `lengths[i]` its tokens."""
 
-    verifier = SimpleNamespace(stats={"pairs": 0})
+    counts = {"verifier/pairs": 0}
 
     def __init__(self, correct=(True, True, False, True), lengths=(40, 12, 30, 9)):
         self.correct, self.lengths, self.batches = correct, lengths, []
@@ -64,7 +63,7 @@ class NamedVersions:
     """Weight sync that only counts."""
 
     def __init__(self):
-        self.steps, self.in_use = [], []
+        self.steps, self.in_use, self.counts = [], [], {}
 
     def publish(self, model, step, in_use):
         self.steps.append(step)
@@ -81,7 +80,7 @@ def make_rows(n=8):
     return [{"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"} for i in range(n)]
 
 
-def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), **changes):
+def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), lora_dropout=0.0, **changes):
     keys = {
         "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
         "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
@@ -99,7 +98,9 @@ def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tupl
         train_dataset=Dataset.from_list(make_rows()),
         eval_dataset=Dataset.from_list(make_rows(3)),
         processing_class=make_tokenizer(),
-        peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=4, lora_dropout=lora_dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        ),
         **extra,
     )
     assert trainer.args.to_dict() == before  # the recipe is what a checkpoint stores
@@ -164,6 +165,27 @@ def test_group_without_a_right_answer_learns_nothing_and_stays_finite(model_fold
         assert {row["advantage"] for row in records(tmp_path / scale, "step-0")} == {0.0}
         assert all(torch.equal(before[name], p) for name, p in adapter(trainer).items())
         assert all(math.isfinite(value) for value in trainer.state.log_history[0].values())
+
+
+@pytest.mark.parametrize("packing", ["none", "shared_prefix"])
+@pytest.mark.parametrize("empty", [(0, 1), (0, 1, 2, 3)], ids=["one path", "all paths"])
+def test_empty_completions_stay_finite(model_folder, tmp_path, packing, empty):
+    class Empty(RecordedPaths):
+        def path(self, row, batch, i):
+            path = super().path(row, batch, i)
+            if i in empty:
+                path.completion_ids, path.logprobs, path.num_tokens = [TOKENIZER.eos_token_id], [-0.5], 1
+                path.kind, path.correct, path.num_think_tokens, path.num_reflections = "original", False, 1 if i else 0, 0
+            return path
+
+    trainer = make_trainer(
+        model_folder, tmp_path, Empty(), rewards=(*REWARDS, "reflect"), packing=packing, tokens_per_forward=60
+    )
+    trainer.train()
+    for entry in trainer.state.log_history[:2]:
+        assert all(math.isfinite(value) for value in entry.values())
+    assert all(p.isfinite().all() for p in adapter(trainer).values())
+    assert [len(row["completion_ids"]) == 1 for row in records(tmp_path, "step-1")] == [i in empty for i in range(4)]
 
 
 def test_order_of_rewards_does_not_matter(model_folder, tmp_path):

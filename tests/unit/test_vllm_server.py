@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -103,7 +104,9 @@ def test_reflection_command_on_two_gpus(model):
     assert not {"--enforce-eager", "--enable-lora", "--logprobs-mode", "--max-model-len"} & set(command)
 
 
-@pytest.mark.parametrize(("given", "device", "eager"), [(None, "cuda", False), (True, "cuda", True), (False, "cpu", False)])
+@pytest.mark.parametrize(
+    ("given", "device", "eager"), [(None, "cuda", False), (True, "cuda", True), (False, "cpu", False)]
+)
 def test_enforce_eager_overrides_the_device(model, given, device, eager):
     config = ServerConfig(model, 1, "policy", enforce_eager=given)
     assert ("--enforce-eager" in vllm_server.server_command(config, device)) is eager
@@ -266,28 +269,107 @@ def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(model, tmp_path
     assert not psutil.pid_exists(pid)
 
 
-def test_the_command_stops_its_server_on_sigterm(model, tmp_path, free_port):
-    served = f"MODEL = {model!r}\n" + SERVE_WITH_CHILD
-    program = f"""
+@pytest.fixture
+def command(model, tmp_path, free_port):
+    """Function that starts `rea_rl.vllm_server` as a process, with a Python program in vLLM's place."""
+    started = []
+
+    def start(program=SERVE_WITH_CHILD, *flags):
+        served = f"MODEL = {model!r}\n" + program
+        main = f"""
 import sys
 from rea_rl import vllm_server
 vllm_server.server_command = lambda config, device: [sys.executable, "-c", {served!r}, str(config.port)]
 vllm_server.STOP_SECONDS = 1.0
 vllm_server.main(sys.argv[1:])
 """
-    flags = ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu"]
-    command = subprocess.Popen(
-        [sys.executable, "-c", program, *flags, "--log_dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
-    )
-    for line in command.stderr:
-        if "ready after" in line:
-            break
-    tree = psutil.Process(command.pid).children(recursive=True)
+        given = ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", *flags]
+        line = [sys.executable, "-c", main, *given, "--log_dir", str(tmp_path)]
+        started.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(30)
+
+
+def read_until(process, text):
+    """Lines of a process's stderr up to the first with `text`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"no {text!r} in: {''.join(lines)}")
+
+
+def alive(processes):
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]]
+)
+def test_the_command_stops_its_server_on_a_signal(command, signals):
+    """Also where Ctrl-C reaches the whole group and the launcher adds its own SIGTERM while the server stops."""
+    process = command()
+    read_until(process, "ready after")
+    tree = psutil.Process(process.pid).children(recursive=True)
     assert len(tree) == 2
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 128 + signal.SIGTERM
-    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    command.stderr.close()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    assert process.wait(30) == 128 + signals[0]
+    assert not alive(tree)
+
+
+def test_vllm_ends_when_its_supervisor_is_killed(command):
+    process = command()
+    read_until(process, "ready after")
+    (served,) = psutil.Process(process.pid).children()
+    (child,) = served.children()
+    process.kill()
+    process.wait(30)
+    served.wait(10)
+    child.kill()  # vLLM's own children watch their parent; this one does not
+
+
+DIES = """
+import os, pathlib, threading
+starts = pathlib.Path(os.environ["STARTS"])
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+print("start", len(starts.read_text()), flush=True)
+if len(starts.read_text()) <= int(os.environ["DEATHS"]):
+    threading.Timer(1.0, os._exit, (7,)).start()
+"""
+
+
+def test_a_server_that_ends_is_started_again(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    monkeypatch.setenv("DEATHS", "2")
+    process = command(DIES + SERVE_WITH_CHILD)
+    log = "".join(read_until(process, "ready after") for _ in range(3))
+    assert log.count("ended with exit code 7; the end of its log") == 2
+    assert "restart 1 of at most 3" in log and "restart 2 of at most 3" in log
+    (path,) = tmp_path.glob("vllm_policy_*.log")
+    assert [line for line in path.read_text().splitlines() if "start" in line] == ["start 1", "start 2", "start 3"]
+    tree = psutil.Process(process.pid).children(recursive=True)
+    assert len(tree) == 2  # nothing of the first two is left
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not alive(tree)
+
+
+def test_restarts_are_bounded(command, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    monkeypatch.setenv("DEATHS", "99")
+    process = command(DIES + SERVE_WITH_CHILD, "--max_restarts", "1")
+    log = process.stderr.read()
+    assert process.wait(30) == 1
+    assert (tmp_path / "starts").read_text() == "xx"
+    assert log.count("restart ") == 1
+    assert f"error: the policy server for {model} ended with exit code 7" in log
 
 
 def test_recipe_gives_model_address_and_rank(tmp_path):
@@ -302,7 +384,9 @@ def test_recipe_gives_model_address_and_rank(tmp_path):
     path.write_text(yaml.safe_dump(recipe))
     config, _ = vllm_server.parse_args(["--recipe", str(path), "--role", "policy", "--port", "5000"])
     assert (config.model, config.port, config.host, config.max_lora_rank) == ("model/LRM", 5000, "127.0.0.1", 16)
-    config, given = vllm_server.parse_args(["--recipe", str(path), "--role", "reflection", "--wait", "--max-num-seqs", "8"])
+    config, given = vllm_server.parse_args(
+        ["--recipe", str(path), "--role", "reflection", "--wait", "--max-num-seqs", "8"]
+    )
     assert (config.model, config.port, config.role, given.wait) == ("owner/name", 4001, "reflection", True)
     assert config.extra_args == ["--max-num-seqs", "8"]
 
@@ -320,5 +404,7 @@ def test_main_ends_with_one_line_for_a_mistake(tmp_path, free_port):
 
 
 def test_dry_run_prints_the_command(model, free_port, capsys):
-    vllm_server.main(["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", "--dry_run"])
+    vllm_server.main(
+        ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", "--dry_run"]
+    )
     assert f"-m vllm.entrypoints.openai.api_server --model {model} " in capsys.readouterr().out

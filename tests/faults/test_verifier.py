@@ -1,0 +1,98 @@
+"""Workers of the verifier killed, hung and out of memory, and a bomb in every position of a batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import psutil
+import pytest
+from faults_support import wait_for
+
+from generation.math_verify import VerifierPool
+
+pytestmark = pytest.mark.faults
+
+SLOW = r"\prod_{k=1}^{10^6}(x+k)"  # minutes
+GREEDY = r"x^{30000000}-x<3"  # against an interval: more memory than a worker may have
+# Gold of a position, answer, seconds that a pair may take.
+BOMBS = {"timeouts": (lambda i: str(i), SLOW, 1.5), "crashes": (lambda i: f"({i},100)", GREEDY, 30.0)}
+SIZE = 6
+
+
+def boxed(answer: str) -> str:
+    return rf"</think>\boxed{{{answer}}}"
+
+
+@pytest.fixture
+def pool(request):
+    timeout = getattr(request, "param", 1.5)
+    with VerifierPool(num_workers=2, timeout=timeout, memory_mb=256) as pool:
+        assert pool.verify(["1"], [boxed("1")]) == [True]
+        yield pool
+
+
+def workers() -> list[psutil.Process]:
+    """Of the pool: its processes and not multiprocessing's resource tracker."""
+    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+def judge_batch(pool: VerifierPool, tag: int, bomb: tuple[str, str] | None = None, position: int = -1) -> list[bool]:
+    """Verdicts on answers that are right in even places; `tag` keeps them out of the cache."""
+    pairs = [(str(1000 * tag + i), str(1000 * tag + i + i % 2)) for i in range(SIZE)]
+    if bomb is not None:
+        pairs[position] = bomb
+    return pool.verify([gold for gold, _ in pairs], [boxed(answer) for _, answer in pairs])
+
+
+@pytest.mark.parametrize(
+    "pool, kind",
+    [
+        pytest.param(BOMBS["timeouts"][2], "timeouts", id="time"),
+        pytest.param(BOMBS["crashes"][2], "crashes", id="memory", marks=pytest.mark.slow),
+    ],
+    indirect=["pool"],
+)
+def test_a_bomb_in_every_position(pool, kind, caplog):
+    gold, answer, _ = BOMBS[kind]
+    for position in range(SIZE):
+        verdicts = judge_batch(pool, position + 1, (gold(position), answer), position)
+        assert verdicts == [i % 2 == 0 and i != position for i in range(SIZE)], position
+    assert pool.stats == {"pairs": 1 + SIZE**2, "cache_hits": 0, "timeouts": 0, "crashes": 0} | {kind: SIZE}
+    assert caplog.text.count(f"Verifier {kind}") == SIZE
+
+
+@pytest.mark.parametrize("number, kind", [(signal.SIGKILL, "crashes"), (signal.SIGSTOP, "timeouts")])
+def test_a_worker_that_is_killed_or_hangs_at_work(pool, number, kind, caplog):
+    verdict = pool.submit("7", SLOW)
+    (busy,) = wait_for(lambda: [p for p in workers() if p.cpu_percent(0.1) > 30][:1] or None, 10)
+    os.kill(busy.pid, number)
+    assert verdict.result(10) is False
+    assert pool.stats[kind] == 1 and f"Verifier {kind}" in caplog.text
+    assert judge_batch(pool, 50) == [i % 2 == 0 for i in range(SIZE)]
+    wait_for(lambda: not busy.is_running() or busy.status() == psutil.STATUS_ZOMBIE, 10)
+
+
+def test_workers_killed_while_idle_and_in_the_middle_of_batches(pool):
+    """Whatever a worker was doing, verdicts come, and all but those of killed workers are right."""
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.wait(0.7):
+            if alive := workers():
+                os.kill(alive[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    wrong = 0
+    try:
+        for tag in range(60, 90):
+            verdicts = judge_batch(pool, tag)
+            wrong += sum(verdict != (i % 2 == 0) for i, verdict in enumerate(verdicts))
+            assert not any(verdicts[1::2])  # nothing wrong ever counts as right
+    finally:
+        stop.set()
+        killer.join()
+    assert wrong <= pool.stats["crashes"]
+    assert judge_batch(pool, 99) == [i % 2 == 0 for i in range(SIZE)]
