@@ -35,9 +35,11 @@ prepare() {
 STUDY=() JOBS=1
 while (($#)) && [[ $1 != -- ]]; do
     [[ $1 != --jobs ]] || JOBS=${2:-}
+    [[ $1 != --jobs=* ]] || JOBS=${1#*=}
     STUDY+=("$1")
     shift
 done
+[[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "--jobs is '$JOBS'; give the number of runs at a time, 1 or more"
 set_recipe ReflectRL
 place
 SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5
+LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
@@ -134,7 +135,9 @@ class ServerWatch:
             return
         folder = self._adapters / model
         answer = await client.post(
-            f"{self._url}/load_lora_adapter", json={"lora_name": model, "lora_path": str(folder)}
+            f"{self._url}/load_lora_adapter",
+            json={"lora_name": model, "lora_path": str(folder)},
+            timeout=LOAD_TIMEOUT,
         )
         if answer.is_success:
             self.counts["reloaded_adapters"] += 1
@@ -180,6 +183,7 @@ class Endpoint:
             async with self._slots:
                 response = await self._create(model, prompt_ids, extra, **body)
             token_logprobs(response.choices[0])
+            check_finished(response.choices[0])
             return response
 
         return await self.repeated(model, attempt)
@@ -254,6 +258,12 @@ def token_logprobs(choice: Any) -> list[float]:
     if bad := [value for value in logprobs if value is None or not math.isfinite(value)]:
         raise UnusableReply(f"a reply with {len(bad)} log-probs that are no numbers, such as {bad[0]}")
     return logprobs
+
+
+def check_finished(choice: Any) -> None:
+    """Raise UnusableReply for a choice that its server broke off: one that shuts down ends its requests as `abort`."""
+    if choice.finish_reason not in (None, "stop", "length"):  # None: a piece of a stream, but the last
+        raise UnusableReply(f"a reply that ended as {choice.finish_reason!r}")
 
 
 def check_alternatives(alternatives: Mapping[str, float] | None) -> None:

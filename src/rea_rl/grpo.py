@@ -137,12 +137,14 @@ def longest_prompt(inputs: Inputs) -> tuple[int, str]:
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
     """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
     from generation.math_verify import VerifierPool
+    from generation.prompts import forced_answer
     from rea_rl.rollout import RolloutEngine
     from rea_rl.utils import load_tokenizer
     from rea_rl.vllm_server import check_model, check_server, check_vocabulary
 
     num_tokens, problem_id = longest_prompt(inputs)
-    finish = args.finish_max_tokens if args.revision else 0
+    forced = len(inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False))
+    finish = forced + args.finish_max_tokens if args.revision else 0
     needed = num_tokens + args.max_completion_length + finish
     why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
     check_server(args.policy_server, model_name, needed, why=why)

@@ -140,7 +140,9 @@ class REARLTrainer(GRPOTrainer):
                 output["advantages"], signals, *shape, self.args.overthinking_loss
             )
         if self.args.dynamic_sampling:
-            output["completion_mask"] *= differing_groups(rewards, self.num_generations).unsqueeze(1)
+            output["completion_mask"] *= differing_groups(
+                rewards * self.reward_weights.to(rewards.device), self.num_generations
+            ).unsqueeze(1)
             output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:

@@ -24,7 +24,7 @@ from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result
 from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
 from generation.segments import Paragraph, split_paragraphs, thinking_of
-from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, token_logprobs
+from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, check_finished, token_logprobs
 from rea_rl.revision import (
     cut_completion_ids,
     decode_completion,
@@ -314,6 +314,7 @@ class RolloutEngine:
         p_result: list[float] = []
         async with aclosing(reply):
             async for choice in reply:
+                check_finished(choice)
                 alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
                 for step in alternatives:
                     check_alternatives(step)

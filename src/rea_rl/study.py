@@ -13,15 +13,17 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from generation.utils import check_numbers, check_output_folder, read_json, write_json
 from rea_rl.utils import setup_logging
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SEEDS = 3  # of the rows that the paper's claim is about; one for the others
 ADAPTER = "adapter_model.safetensors"
+SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
 
     Raises ValueError for a row that there is none of, or whose script is missing, and for numbers below 1.
     """
-    check_numbers(vars(args), positive=("seeds", "steps", "eval_problems", "eval_samples"))
+    check_numbers(vars(args), positive=("seeds", "steps", "jobs", "eval_problems", "eval_samples"))
     check_output_folder(args.work, "work")
     check_output_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
@@ -143,7 +146,9 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     for row in rows:
         if row.script and not Path(row.script).is_file():
             raise ValueError(f"row {row.name} needs {row.script}, which does not exist; choose other --rows")
-    return [make_run(row, seed, args) for row in rows for seed in range(args.seeds or row.num_seeds)]
+    # A script has no seed: it makes one adapter in a place of its own.
+    seeds = {row.name: 1 if row.script else args.seeds or row.num_seeds for row in rows}
+    return [make_run(row, seed, args) for row in rows for seed in range(seeds[row.name])]
 
 
 def make_run(row: Row, seed: int, args: argparse.Namespace) -> Run:
@@ -179,7 +184,8 @@ def train(run: Run, args: argparse.Namespace) -> None:
     write_json(begun, command)
     logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
     begin = time.perf_counter()
-    subprocess.run(command, check=True)
+    with SCRIPTS if run.row.script else nullcontext():
+        subprocess.run(command, check=True)
     if not (run.adapter / ADAPTER).is_file():
         raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}")
     write_json(run.directory / "trained.json", {"seconds": round(time.perf_counter() - begin, 1)})
@@ -328,9 +334,21 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
             raise
 
 
+def stop(signum: int, _: Any) -> NoReturn:
+    """End the trainers too: they would wait for servers that are about to stop."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    sys.exit(128 + signum)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
     setup_logging()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         args = parse_arguments(argv)
         runs = all_runs(args)

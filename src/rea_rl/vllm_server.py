@@ -347,7 +347,7 @@ def check_context(model: str, max_model_len: int | None) -> None:
     if max_model_len is None or not config.is_file():
         return
     values = read_json(config)
-    scaled = values.get("rope_scaling") or values.get("rope_parameters", {}).get("rope_type", "default") != "default"
+    scaled = values.get("rope_scaling") or (values.get("rope_parameters") or {}).get("rope_type", "default") != "default"
     limit = values.get("max_position_embeddings")
     if limit is not None and max_model_len > limit and not scaled:
         raise ValueError(f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower it")

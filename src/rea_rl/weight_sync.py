@@ -107,7 +107,7 @@ class AdapterSync:
         if name not in served:
             try:
                 self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
-            except openai.BadRequestError as error:
+            except (openai.BadRequestError, openai.NotFoundError) as error:
                 raise ConnectionError(refusal(self.directory / name, error)) from error
         for old in served - {name} - in_use:
             self._post("unload_lora_adapter", lora_name=old)

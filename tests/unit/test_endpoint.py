@@ -49,6 +49,15 @@ def test_always_500_ends_after_the_retries(tmp_path):
         run_sampling(tmp_path, lambda body: (500, {"error": {"message": "boom"}}), num_rows=1, request_retries=2)
 
 
+def test_a_reply_that_a_dying_server_broke_off_is_repeated(tmp_path):
+    replies = iter([completion(ended("\\boxed"), "abort")])
+    (rollout,), counts, server = run_sampling(
+        tmp_path, lambda body: next(replies, None) or policy()(body), num_rows=1, request_retries=1
+    )
+    assert rollout.finish_reason == "stop" and len(server.bodies("completions")) == 2
+    assert counts["servers/failed_requests"] == 1
+
+
 NAN, NONE = float("nan"), None
 IDS = ended("\\boxed{4}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
@@ -133,6 +136,23 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
     (run.directory / "command.json").write_text(json.dumps(["earlier", "--max_steps", "2"]))
     with pytest.raises(ValueError, match="made with another command: earlier --max_steps 2; delete it"):
         study.train(run, args)
+
+
+def test_a_stopped_study_leaves_no_trainer_behind():
+    code = (
+        "import signal, subprocess; from rea_rl import study; signal.signal(signal.SIGTERM, study.stop); "
+        "subprocess.run(['sh', '-c', 'echo $$; exec sleep 60'])"
+    )
+    study_process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    trainer = int(study_process.stdout.readline())
+    study_process.terminate()
+    assert study_process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(trainer) or psutil.Process(trainer).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_script_is_one_run_however_many_seeds(tmp_path):
+    runs = study.all_runs(arguments(tmp_path, "--rows", "sft", "grpo", "--seeds", "2"))
+    assert [(run.row.name, run.seed) for run in runs] == [("base", 0), ("base", 1), ("sft", 0), ("grpo", 0), ("grpo", 1)]
 
 
 @pytest.mark.slow
