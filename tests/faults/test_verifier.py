@@ -63,12 +63,13 @@ def test_a_bomb_in_every_position(pool, kind, caplog):
     assert caplog.text.count(f"Verifier {kind}") == SIZE
 
 
+@pytest.mark.parametrize("pool", [6.0], indirect=True)  # time enough to find the worker, on a busy machine too
 @pytest.mark.parametrize("number, kind", [(signal.SIGKILL, "crashes"), (signal.SIGSTOP, "timeouts")])
 def test_a_worker_that_is_killed_or_hangs_at_work(pool, number, kind, caplog):
     verdict = pool.submit("7", SLOW)
-    (busy,) = wait_for(lambda: [p for p in workers() if p.cpu_percent(0.1) > 30][:1] or None, 10)
+    (busy,) = wait_for(lambda: [p for p in workers() if p.cpu_percent(0.1) > 10][:1] or None, 10)
     os.kill(busy.pid, number)
-    assert verdict.result(10) is False
+    assert verdict.result(20) is False
     assert pool.stats[kind] == 1 and f"Verifier {kind}" in caplog.text
     assert judge_batch(pool, 50) == [i % 2 == 0 for i in range(SIZE)]
     wait_for(lambda: not busy.is_running() or busy.status() == psutil.STATUS_ZOMBIE, 10)

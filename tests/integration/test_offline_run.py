@@ -55,7 +55,7 @@ def test_every_stage_reads_what_the_one_before_it_wrote(clone, printed):
     output = clone / "output"
     train = rows(output / "Miniature-LRM/train_rl_math_cot.json")
     cuts = rows(output / "oracle/train_rl_math_cot_labeling_distill_use_asw_cuts.json")
-    assert [row["id"] for row in cuts] == [f"train-{i}/{k}" for i in range(4) for k in range(4)]
+    assert [row["id"] for row in cuts] == [f"train_rl-{i}/{k}" for i in range(4) for k in range(4)]
     examples = rows(output / "miniature/reflection_training.json")
     assert len(examples) == 16 and all(train[i // 4]["problem"] in str(e["prompt"]) for i, e in enumerate(examples))
     assert (output / "miniature/reflection_model/model.safetensors").is_file()
