@@ -66,6 +66,8 @@ def test_a_bomb_in_every_position(pool, kind, caplog):
 @pytest.mark.parametrize("pool", [6.0], indirect=True)  # time enough to find the worker, on a busy machine too
 @pytest.mark.parametrize("number, kind", [(signal.SIGKILL, "crashes"), (signal.SIGSTOP, "timeouts")])
 def test_a_worker_that_is_killed_or_hangs_at_work(pool, number, kind, caplog):
+    # Both workers have started, which keeps them busy too, and those of the test before are gone.
+    wait_for(lambda: [p.cpu_percent(0.2) < 5 for p in workers()] == [True, True], 30)
     verdict = pool.submit("7", SLOW)
     (busy,) = wait_for(lambda: [p for p in workers() if p.cpu_percent(0.1) > 10][:1] or None, 10)
     os.kill(busy.pid, number)
