@@ -19,6 +19,7 @@ GREEDY = r"x^{30000000}-x<3"  # against an interval: more memory than a worker m
 # Gold of a position, answer, seconds that a pair may take.
 BOMBS = {"timeouts": (lambda i: str(i), SLOW, 1.5), "crashes": (lambda i: f"({i},100)", GREEDY, 30.0)}
 SIZE = 6
+OTHERS: set[int] = set()
 
 
 def boxed(answer: str) -> str:
@@ -28,6 +29,8 @@ def boxed(answer: str) -> str:
 @pytest.fixture
 def pool(request):
     timeout = getattr(request, "param", 1.5)
+    OTHERS.clear()
+    OTHERS.update(p.pid for p in workers())  # of the pool that `is_equivalent` keeps, where other tests used it
     with VerifierPool(num_workers=2, timeout=timeout, memory_mb=256) as pool:
         assert pool.verify(["1"], [boxed("1")]) == [True]
         yield pool
@@ -35,7 +38,8 @@ def pool(request):
 
 def workers() -> list[psutil.Process]:
     """Of the pool: its processes and not multiprocessing's resource tracker."""
-    return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    children = [p for p in psutil.Process().children() if p.pid not in OTHERS]
+    return [p for p in children if "spawn_main" in " ".join(p.cmdline())]
 
 
 def judge_batch(pool: VerifierPool, tag: int, bomb: tuple[str, str] | None = None, position: int = -1) -> list[bool]:
