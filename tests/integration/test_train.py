@@ -210,8 +210,11 @@ def test_overlapped_run_trains_the_same_batches_one_policy_later(run, recipe, tm
     log = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["rollout/lag"] for entry in log] == [0, 1, 1]
     assert all(math.isfinite(value) for entry in log for value in entry.values())
-    # Finishing requests find the sampled path in the server's prefix cache, in whole blocks, of 128 ids on a CPU.
-    assert all(entry["revision/cached_prompt"] > 0.2 for entry in log)
+    # Finishing requests find the sampled path in the server's prefix cache, but for the block, of 128 ids on a CPU, that
+    # is not whole.
+    revisions = [row for step in range(3) for row in records(tmp_path, f"step-{step}") if row["kind"] == "revision"]
+    lost = [len(row["prompt_ids"]) + row["num_kept_tokens"] - row["num_cached_tokens"] for row in revisions]
+    assert lost and max(lost) <= 128 and any(row["num_cached_tokens"] for row in revisions)
 
 
 def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
