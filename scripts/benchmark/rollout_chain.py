@@ -153,14 +153,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--prompts", type=int, default=None, help="prompts of the batch (default: the preset's)")
+    parser.add_argument("--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
+    parser.add_argument("--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
     parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
-    if arguments.prompts is not None:
-        preset = dataclasses.replace(preset, prompts=arguments.prompts)
+    given = {key: getattr(arguments, key) for key in ("prompts", "median_tokens", "max_tokens")}
+    preset = dataclasses.replace(preset, **{key: value for key, value in given.items() if value is not None})
     with tempfile.TemporaryDirectory() as folder:
-        model = model_folder(preset, Path(folder))
+        model = model_folder(arguments, Path(folder))
         with running_servers({"policy": model, "reflection": model}, arguments) as urls:
             results = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats))
     seconds = results["seconds"]
@@ -168,7 +170,8 @@ def main() -> None:
     for name in ("plain, G", "plain, 2G", "barriers", "chain"):
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
         table.append([name, f"{seconds[name]:.2f}", *ratios])
-    results |= {"preset": arguments.preset, "prompts": preset.prompts, "group": arguments.group}
+    sizes = {key: getattr(preset, key) for key in given}
+    results |= {"preset": arguments.preset, **sizes, "group": arguments.group, "repeats": arguments.repeats}
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
     report("rollout_chain", table, results, arguments.json)

@@ -1,8 +1,16 @@
-"""What the benchmarks with real vLLM servers share: models by preset, servers, the table and its JSON file."""
+"""What the benchmarks with real vLLM servers share: models by preset, servers, the table and its JSON file.
+
+    python scripts/benchmark/serving.py 7b FOLDER       # a model of that size, to serve it by hand for several benchmarks
+
+Such a model has random weights, so it writes words at random, ends no path, and is never right: all paths have the
+longest length, and the work of a step is the same every time. Its tokenizer is the miniature's and made-up words up to
+the size of the vocabulary, one in a hundred of which ends a paragraph.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import signal
 import socket
@@ -56,27 +64,54 @@ def add_arguments(parser: argparse.ArgumentParser, presets: bool = True) -> None
     if presets:
         parser.add_argument("--preset", choices=PRESETS, help="sizes of model and batch (default: miniature)")
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.4, help="share of the GPU for each server")
+    parser.add_argument("--model", default=None, help="folder of the preset's model, made before (default: make one)")
+    parser.add_argument("--servers", nargs="+", default=None, help="addresses of running ones that serve it, by role")
     parser.add_argument("--json", default=None, help="where the results go (default: output/benchmark/NAME.json)")
 
 
-def model_folder(preset: Preset, folder: Path) -> str:
-    """Folder of the preset's model: config and the miniature's tokenizer, for weights that are drawn at loading."""
-    if preset.dimensions is None:
-        return str(MINIATURE)
-    from transformers import AutoTokenizer, Qwen2Config
+def model_folder(arguments: argparse.Namespace, folder: Path) -> str:
+    """Folder of the preset's model, made in `folder` unless there is one."""
+    dimensions = PRESETS[arguments.preset].dimensions
+    if arguments.model is None and dimensions is not None:
+        make_model(dimensions, folder)
+    return arguments.model or str(MINIATURE if dimensions is None else folder)
 
-    Qwen2Config(**preset.dimensions, architectures=["Qwen2ForCausalLM"], dtype="bfloat16").save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MINIATURE).save_pretrained(folder)
-    return str(folder)
+
+def make_model(dimensions: dict[str, int], folder: Path) -> None:
+    """Write a Qwen2 with random weights in bfloat16, and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(MINIATURE)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    with torch.device(resolve_device("auto")):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Qwen2ForCausalLM(Qwen2Config(**dimensions, **ids, bos_token_id=tokenizer.bos_token_id))
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"] += [_made_up(token_id) for token_id in range(len(tokenizer), dimensions["vocab_size"])]
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _made_up(token_id: int) -> dict[str, Any]:
+    end = ".\n\n" if token_id % 100 == 0 else ""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": token_id, "content": f" {token_id:06d}{end}", **flags}
 
 
 @contextmanager
-def running_servers(models: dict[str, str], arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Servers by role, each with its model, on free ports; their addresses. SIGTERM stops them, too."""
+def running_servers(models: dict[str, str], arguments: argparse.Namespace, **settings: Any) -> Iterator[list[str]]:
+    """Addresses of servers by role: those given, or new ones on free ports, which SIGTERM stops, too."""
+    if arguments.servers:
+        yield arguments.servers
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     one_by_one = resolve_device("auto") == "cuda"  # each measures the memory that is free
     with tempfile.TemporaryDirectory() as logs:
-        servers = [_server(role, model, logs, arguments) for role, model in models.items()]
+        servers = [_server(role, model, logs, arguments, settings) for role, model in models.items()]
         try:
             for server in servers:
                 server.start()
@@ -90,13 +125,12 @@ def running_servers(models: dict[str, str], arguments: argparse.Namespace) -> It
                 server.stop()
 
 
-def _server(role: str, model: str, log_dir: str, arguments: argparse.Namespace) -> VLLMServer:
+def _server(role: str, model: str, log_dir: str, arguments: argparse.Namespace, settings: dict[str, Any]) -> VLLMServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    extra = [] if PRESETS[arguments.preset].dimensions is None else ["--load-format", "dummy"]
-    share = arguments.gpu_memory_utilization
-    return VLLMServer(ServerConfig(model, port, role, log_dir=log_dir, gpu_memory_utilization=share, extra_args=extra))
+    settings = {"log_dir": log_dir, "gpu_memory_utilization": arguments.gpu_memory_utilization, **settings}
+    return VLLMServer(ServerConfig(model, port, role, **settings))
 
 
 def machine() -> dict[str, Any]:
@@ -126,3 +160,7 @@ def _installed(package: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+if __name__ == "__main__":
+    make_model(PRESETS[sys.argv[1]].dimensions, Path(sys.argv[2]))

@@ -1,10 +1,11 @@
 """Time of bringing a policy to the server: its adapter, against all of its weights, in one run.
 
     python scripts/benchmark/weight_sync.py
-    python scripts/benchmark/weight_sync.py --preset 7b        # a GPU: 7B dimensions, random weights
+    python scripts/benchmark/weight_sync.py --preset 7b        # GPUs: 7B dimensions, random weights
 
-`publish` is what the trainer does in each step: write the adapter, load it on the server, unload the old one. Against
-it stands the least that a synchronization of all weights by files has to do, which is to write them.
+`publish` is what the trainer does in each step. `AdapterSync`: write the adapter, load it on the server, unload the old
+one. Against it stand all weights: with two GPUs, one for the server and one for the trainer, `FullSync` sends them over
+NCCL; with less, they are written to files, the least that a synchronization by files has to do.
 """
 
 from __future__ import annotations
@@ -18,21 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import MINIATURE, PRESETS, Preset, add_arguments, model_folder, report, running_servers
+from serving import add_arguments, model_folder, report, running_servers
 
 
-def make_policy(preset: Preset):
+def make_policy(model_path: str, device: str):
     """The preset's model with an adapter as the recipes have it."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoModelForCausalLM
 
-    if preset.dimensions is None:
-        model = AutoModelForCausalLM.from_pretrained(MINIATURE)
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(Qwen2Config(**preset.dimensions), dtype=torch.bfloat16)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # NCCL takes the current one
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto").to(device)
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
@@ -43,51 +41,72 @@ def change(model) -> None:
             parameter.data.add_(1e-3)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def median_seconds(work: Callable[[int], object], repeats: int) -> float:
+    """Of a work that gets its number; the first time, which is slow on a fresh server, does not count."""
+    seconds = []
+    for number in range(repeats + 1):
+        start = time.perf_counter()
+        work(number)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
-def size_mb(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+def size_mb(model, trained: bool) -> float:
+    """Megabytes of the trained parameters, or of all others."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad == trained) / 1e6
 
 
-def measure(model, url: str, folder: Path, repeats: int) -> dict[str, float]:
-    """Median seconds and megabytes of both ways."""
+def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:
+    """Median seconds."""
     from rea_rl.weight_sync import AdapterSync
 
-    sync, adapter, full = AdapterSync(url, folder / "adapters"), [], []
-    for step in range(repeats + 1):
+    sync = AdapterSync(url, folder)
+
+    def work(step: int) -> None:
         change(model)
-        adapter.append(seconds_of(lambda step=step: sync.publish(model, step)))
-    for _ in range(repeats):
-        full.append(seconds_of(lambda: model.get_base_model().save_pretrained(folder / "full")))
-    return {
-        "adapter_seconds": statistics.median(adapter[1:]),  # the first request of a server is slow
-        "full_seconds": statistics.median(full),
-        "adapter_mb": size_mb(folder / "adapters"),
-        "full_mb": size_mb(folder / "full"),
-    }
+        sync.publish(model, step)
+
+    return median_seconds(work, repeats)
+
+
+def sync_full(model, url: str, model_path: str, repeats: int) -> float:
+    """Median seconds."""
+    from rea_rl.weight_sync import FullSync
+
+    sync = FullSync(url, model_path)
+    return median_seconds(lambda step: sync.publish(model, step), repeats)
 
 
 def main() -> None:
     """Print the table and write the results."""
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5, help="times that each way is measured; the median counts")
     arguments = parser.parse_args()
-    preset = PRESETS[arguments.preset]
-    with tempfile.TemporaryDirectory() as folder:
-        model_path = model_folder(preset, Path(folder, "model"))
-        policy = make_policy(preset)
+    num_gpus = torch.cuda.device_count()
+    device = f"cuda:{num_gpus - 1}" if num_gpus else "cpu"  # the server has the first one
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model_path = model_folder(arguments, folder / "model")
+        policy = make_policy(model_path, device)
         with running_servers({"policy": model_path}, arguments) as urls:
-            results = measure(policy, urls[0], Path(folder), arguments.repeats)
+            adapter = sync_adapter(policy, urls[0], folder / "adapters", arguments.repeats)
+        results = {"adapter_seconds": adapter, "adapter_mb": size_mb(policy, True), "full_mb": size_mb(policy, False)}
+        plain = policy.unload()
+        if num_gpus > 1:
+            arguments.servers = arguments.servers and arguments.servers[1:]
+            with running_servers({"policy": model_path}, arguments, full_weights=True) as urls:
+                full, by = sync_full(plain, urls[0], model_path, arguments.repeats), "NCCL"
+        else:
+            full, by = median_seconds(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats), "files"
+    results |= {"full_seconds": full, "full_by": by}
     table = [["synchronization", "seconds", "MB", "times the adapter's"]]
-    for way in ("adapter", "full"):
-        ratio = results[f"{way}_seconds"] / results["adapter_seconds"]
-        table.append([way, f"{results[f'{way}_seconds']:.3f}", f"{results[f'{way}_mb']:.1f}", f"{ratio:.1f}"])
-    report("weight_sync", table, {"preset": arguments.preset, **results}, arguments.json)
+    for way, title in (("adapter", "adapter"), ("full", f"all weights, {by}")):
+        seconds = results[f"{way}_seconds"]
+        table.append([title, f"{seconds:.3f}", f"{results[f'{way}_mb']:.1f}", f"{seconds / adapter:.1f}"])
+    report("weight_sync", table, {"preset": arguments.preset, "gpus": num_gpus, **results}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ CHUNK = 512  # examples drawn at once and sorted by length, so that a batch has 
 
 
 def draw_trace(rng: random.Random) -> Example:
-    """A problem with its reasoning trace, in the chat format of `Miniature-LRM`; the hard levels are drawn twice as often."""
-    problem = make_problem(rng.choices(LEVELS, (1, 1, 1.5, 1.5, 2.5))[0], rng)
+    """A problem with its reasoning trace, in the chat format of `Miniature-LRM`; the hard level is drawn as often as the others."""
+    problem = make_problem(rng.choices(LEVELS, (1, 1, 1, 1, 4))[0], rng)
     return f"{BOS}{USER}{problem.question}{ASSISTANT}<think>\n", completion_text(make_trace(problem, rng), rng)
 
 

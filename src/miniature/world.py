@@ -3,11 +3,12 @@
 A trace restates the problem, computes a first result, and then re-checks it again and again. Two kinds of slips make some
 of the re-checks necessary:
 
-- Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability `CARRY_SLIP`. There is one
-  wrong value only, so sampling at a low temperature keeps the slip alive. Reinforcement learning can train it away.
+- Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability `CARRY_SLIP`, which is
+  small: where a first result is right three times in four, the method's own rewards favour stopping there unchecked.
 - Level 5: the first pass takes the first two or three steps in one line. A small model cannot do three in its head: its first
   result is wrong most of the time, whatever it is trained on; only going through the steps one by one finds the right one. The
-  level can be seen in the problem (six steps), so a policy can learn to check where it pays.
+  level can be seen in the problem (six steps), so a policy can learn to check where it pays; traces hardly ever end there
+  without any check.
 
 Reflection words (wait, alternatively, check, but) occur before the first result too, as they do in real traces.
 """
@@ -22,7 +23,7 @@ NUM_STEPS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
 NUM_CARRIES = {1: (0,), 2: (0,), 3: (1, 2), 4: (2, 3)}
 TWO_DIGIT_OPERANDS = {5: (0, 1, 2, 3)}
 
-CARRY_SLIP = 0.25  # probability of a forgotten carry in a first pass (levels 3 and 4)
+CARRY_SLIP = 0.06  # probability of a forgotten carry in a first pass (levels 3 and 4)
 MERGE_SLIP = 0.3  # probability of a wrong value in a merged line (level 5)
 CHECK_SLIP = 0.03  # probability of a forgotten carry in a re-check
 
@@ -32,7 +33,7 @@ NUM_CHECKS = {
     2: ((0, 1, 2, 3, 4), (0.07, 0.15, 0.28, 0.30, 0.20)),
     3: ((0, 1, 2, 3, 4), (0.06, 0.18, 0.30, 0.28, 0.18)),
     4: ((0, 1, 2, 3, 4), (0.05, 0.20, 0.30, 0.28, 0.17)),
-    5: ((0, 1, 2, 3, 4), (0.02, 0.28, 0.35, 0.25, 0.10)),
+    5: ((0, 1, 2, 3, 4), (0.005, 0.295, 0.35, 0.25, 0.10)),  # a hasty first pass is hardly ever trusted
 }
 CHECKS_AFTER_CORRECTION = ((1, 2, 3), (0.4, 0.4, 0.2))
 

@@ -50,7 +50,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
     from rea_rl.vllm_server import check_model
 
-    check_adapter_keys(args, model_args)
+    check_policy_keys(args, model_args)
     if args.eval_strategy != "no" and data.eval_dataset_name is None:
         raise ValueError(
             f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; name held-out problems, "
@@ -77,18 +77,33 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems])
 
 
-def check_adapter_keys(args: REARLConfig, model_args: ModelConfig) -> None:
-    """Raise ValueError for an adapter that no server takes, or that cannot be trained as the recipe says."""
+def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
+    """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe says."""
     from rea_rl.vllm_server import LORA_RANKS
 
-    if not model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("use_peft must be true, load_in_4bit and load_in_8bit false: the server gets a LoRA adapter")
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("load_in_4bit and load_in_8bit must be false: servers and trainer must have the same weights")
+    if not model_args.use_peft:
+        check_full_weights(args)
+        return
     if model_args.lora_r > LORA_RANKS[-1]:
         raise ValueError(f"lora_r is {model_args.lora_r}, but vLLM serves ranks up to {LORA_RANKS[-1]}; lower it")
     if args.packing == "shared_prefix" and model_args.lora_dropout:
         raise ValueError(
             f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see one model: set "
             "lora_dropout: 0, or packing: none"
+        )
+
+
+def check_full_weights(args: REARLConfig) -> None:
+    """Raise ValueError for what full fine-tuning cannot do."""
+    needed = {"packing": "none", "max_rollout_lag": 0, "use_cpu": False}
+    wrong = {key: getattr(args, key) for key, value in needed.items() if getattr(args, key) != value}
+    if wrong:
+        raise ValueError(
+            f"use_peft is false, so that all weights are trained, but {' and '.join(f'{k} is {v}' for k, v in wrong.items())}: "
+            "packing and overlap need adapters, and all weights move over NCCL, between GPUs; set use_peft: true, or "
+            + ", ".join(f"{key}: {str(needed[key]).lower()}" for key in wrong)
         )
 
 
@@ -160,18 +175,22 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
 
 
 def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
-    """Load the policy and wrap it with a fresh adapter."""
+    """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
     from trl import get_peft_config
 
     from rea_rl.endpoint import adapter_folder
     from rea_rl.rea_rl_trainer import REARLTrainer
-    from rea_rl.weight_sync import AdapterSync
+    from rea_rl.weight_sync import AdapterSync, FullSync
 
-    sync_settings = {"deadline": args.server_deadline, "retries": args.request_retries}
+    if model_args.use_peft:
+        settings = {"deadline": args.server_deadline, "retries": args.request_retries}
+        sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
+    else:
+        sync = FullSync(args.policy_server, model_args.model_name_or_path)
     return REARLTrainer(
         engine=engine,
-        weight_sync=AdapterSync(args.policy_server, adapter_folder(args.output_dir), **sync_settings),
+        weight_sync=sync,
         args=args,
         model=entry.load_model(model_args, args.trust_remote_code, args.torch_threads),
         reward_funcs=inputs.reward_funcs,

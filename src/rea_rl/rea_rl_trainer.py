@@ -38,7 +38,7 @@ from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
 from rea_rl.utils import write_atomically
-from rea_rl.weight_sync import AdapterSync
+from rea_rl.weight_sync import AdapterSync, FullSync
 
 # Columns that the reward functions read.
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
@@ -49,7 +49,7 @@ class REARLTrainer(GRPOTrainer):
 
     Args:
         engine: makes the paths of a batch.
-        weight_sync: brings the adapter to the policy server and names its version.
+        weight_sync: brings the policy to its server and says under which name it is served.
         args: recipe; never changed.
         **kwargs: those of `trl.GRPOTrainer`: `model`, `reward_funcs`, `train_dataset`, `eval_dataset`,
             `processing_class`, `peft_config`, `callbacks`. Datasets have the columns `prompt` (rendered text),
@@ -64,7 +64,7 @@ class REARLTrainer(GRPOTrainer):
     }
     args: REARLConfig
 
-    def __init__(self, *, engine: RolloutEngine, weight_sync: AdapterSync, args: REARLConfig, **kwargs: Any):
+    def __init__(self, *, engine: RolloutEngine, weight_sync: AdapterSync | FullSync, args: REARLConfig, **kwargs: Any):
         super().__init__(args=args, **kwargs)
         self.engine = engine
         self.weight_sync = weight_sync

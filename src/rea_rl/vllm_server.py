@@ -79,6 +79,10 @@ class ServerConfig:
     cpu_threads: int | None = field(
         default=None, metadata={"help": "CPU: threads; default: half of the cores, since two servers share them."}
     )
+    full_weights: bool = field(
+        default=False,
+        metadata={"help": "Policy: take all weights over NCCL (recipes with use_peft: false) in place of adapters."},
+    )
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "GPU: share of its memory to take."})
     dtype: str = field(default="auto", metadata={"help": "Type of the weights, as vLLM's option."})
     log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
@@ -285,9 +289,13 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
         # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
         command += ["--no-enable-chunked-prefill"]
     if config.role == "policy":
-        command += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
-        command += ["--max-loras", str(config.max_loras), "--logprobs-mode", "processed_logprobs"]
+        command += ["--logprobs-mode", "processed_logprobs"]
         command += ["--enable-prompt-tokens-details"]  # how much of a prompt the prefix cache had
+        if config.full_weights:
+            command += ["--weight-transfer-config", '{"backend": "nccl"}']
+        else:
+            command += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
+            command += ["--max-loras", str(config.max_loras)]
     else:
         command += ["--max-logprobs", "20"]
     return command + config.extra_args
@@ -301,7 +309,8 @@ def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
     if Path(config.model).is_dir():
         variables["HF_HUB_OFFLINE"] = "1"
     if config.role == "policy":
-        variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        # The routes that pause the server and update its weights are vLLM's development mode.
+        variables["VLLM_SERVER_DEV_MODE" if config.full_weights else "VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if device == "cuda":
         return variables | {"CUDA_VISIBLE_DEVICES": config.gpu}
     threads = config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
@@ -456,6 +465,8 @@ def recipe_args(path: str, role: str) -> list[str]:
     if address.hostname is None or address.port is None:
         raise ValueError(f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1")
     args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
+    if role == "policy" and not recipe.get("use_peft"):
+        return [*args, "--full_weights", "true"]
     if role == "policy" and "lora_r" in recipe:
         rank = next((rank for rank in LORA_RANKS if rank >= recipe["lora_r"]), recipe["lora_r"])
         args += ["--max_lora_rank", str(rank)]

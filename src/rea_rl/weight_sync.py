@@ -1,4 +1,8 @@
-"""Bring the trained weights to the policy server: only the adapter moves, under a name of its own for each version."""
+"""Bring the trained weights to the policy server.
+
+`AdapterSync`, the default: only the adapter moves, as a file, under a name of its own for each version.
+`FullSync`, where the whole model is trained: all weights move, over NCCL, in place of those that the server had.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import openai
 from accelerate import PartialState
@@ -20,6 +25,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rea_rl.endpoint import ServerWatch, failing_together, refusal
 from rea_rl.utils import api_key
+
+if TYPE_CHECKING:
+    import torch
+    from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +72,7 @@ class AdapterSync:
         Raises ConnectionError, on all ranks, with the server's answer if it refuses the adapter, or if it stays away.
         """
         name = [None]
-        with _gathered(model):
+        with _gathered([weight for weight in model.parameters() if weight.requires_grad]):
             if PartialState().is_main_process:
                 name[0] = self._save(model, step)
         with failing_together():
@@ -124,17 +133,86 @@ class AdapterSync:
         self._client.post(f"/{route}", body=body, cast_to=str)
 
 
+class FullSync:
+    """Sends all weights to the policy server over NCCL: vLLM's weight transfer, by TRL's client for it.
+
+    The server runs on other GPUs than the trainer, was started with `full_weights`, and serves one policy at a time, so
+    that no request may be under way meanwhile (`max_rollout_lag: 0`). One that was started again has the base model's
+    weights: paths drawn before the next `publish` come from those, with their log-probs, and that `publish` fails.
+
+    Args:
+        server: base URL of the policy server, `http://host:port/v1`.
+        model_name: name under which it serves the policy, whatever its weights.
+        timeout: seconds for joining the NCCL group, and for one transfer.
+    """
+
+    counts: dict[str, float] = {}  # failures are not repeated, so there is nothing to count
+
+    def __init__(self, server: str, model_name: str, timeout: float = 600.0):
+        self._server, self._model_name, self._timeout = server, model_name, timeout
+        self._client: WeightTransferClient | None = None
+
+    def publish(self, model: torch.nn.Module, step: int, in_use: Set[str] = frozenset()) -> str:
+        """Make the server sample from `model` as it is now. Called on all ranks; returns the name to ask for.
+
+        Raises ConnectionError, on all ranks, if the server cannot take the weights.
+        """
+        assert not in_use, "requests are under way"
+        with failing_together():
+            if PartialState().is_main_process:
+                self._send(model)
+            elif is_deepspeed_zero3_enabled():
+                for _ in _weights(model):  # each is gathered from all ranks
+                    pass
+        return self._model_name
+
+    def _send(self, model: torch.nn.Module) -> None:
+        try:
+            if self._client is None:
+                self._client = self._join(model)
+            self._client.pause()  # also empties the prefix cache, which knows the old weights
+            self._client.send_weights(_weights(model))
+            self._client.resume()
+        except Exception as error:  # TRL's client raises RuntimeError, its HTTP library's errors, and bare Exception
+            raise ConnectionError(
+                f"policy_server ({self._server}) does not take the policy's weights: {error} It must run on other GPUs "
+                "than the trainer, and be started with --full_weights true"
+            ) from error
+
+    def _join(self, model: torch.nn.Module) -> WeightTransferClient:
+        """Form an NCCL group with the server, which learns names, types and shapes of what it will get."""
+        from trl.experimental.async_grpo.vllm_client import VLLMClient
+        from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
+
+        weights = list(model.named_parameters())
+        manifest = {
+            "names": [name for name, _ in weights],
+            "dtype_names": [str(weight.dtype).removeprefix("torch.") for _, weight in weights],
+            "shapes": [list(getattr(weight, "ds_shape", weight.shape)) for _, weight in weights],  # ZeRO-3: the whole
+        }
+        client = WeightTransferClient(VLLMClient(self._server.removesuffix("/v1")), manifest, int(self._timeout))
+        client.init_weight_transfer()
+        return client
+
+
+def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and whole weights, one at a time."""
+    for name, weight in model.named_parameters():
+        with _gathered([weight]):
+            yield name, weight.detach()
+
+
 def _digest(data: bytes, size: int = 4) -> str:
     return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
 @contextmanager
-def _gathered(model: PeftModel) -> Iterator[None]:
-    """Whole adapter weights on every rank, also where ZeRO-3 has them in pieces."""
+def _gathered(weights: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Whole weights on every rank, also where ZeRO-3 has them in pieces."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad]):
+    with deepspeed.zero.GatheredParameters(weights):
         yield

@@ -115,7 +115,7 @@ def test_enforce_eager_overrides_the_device(model, given, device, eager):
 def test_environment_of_the_policy_on_the_cpu(model, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     variables = vllm_server.server_environment(ServerConfig(model, 1, "policy", kv_cache_gib=3), "cpu")
-    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert variables["OMP_NUM_THREADS"] == "4"
     assert variables["HF_HUB_OFFLINE"] == "1"
@@ -130,6 +130,17 @@ def test_environment_of_a_hub_model_on_a_gpu():
     assert variables["VLLM_API_KEY"] == "secret"
     assert not {"HF_HUB_OFFLINE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "OMP_NUM_THREADS"} & set(variables)
     assert "secret" not in vllm_server.server_command(config, "cuda")
+
+
+def test_a_server_that_takes_all_weights_has_no_adapters(model):
+    config = ServerConfig(model, 1, "policy", full_weights=True)
+    command = vllm_server.server_command(config, "cuda")
+    assert command[command.index("--weight-transfer-config") + 1] == '{"backend": "nccl"}'
+    assert "--enable-lora" not in command and "--max-loras" not in command
+    variables = vllm_server.server_environment(config, "cuda")
+    assert variables["VLLM_SERVER_DEV_MODE"] == "1" and "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in variables
+    adapters = vllm_server.server_environment(ServerConfig(model, 1, "policy"), "cuda")
+    assert "VLLM_SERVER_DEV_MODE" not in adapters  # its routes are not for everyone
 
 
 @pytest.mark.parametrize(

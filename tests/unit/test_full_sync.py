@@ -1,0 +1,63 @@
+"""All weights on their way to the policy server: what is sent, in which order, and what a failure says."""
+
+import pytest
+import torch
+
+from rea_rl.weight_sync import FullSync
+
+URL = "http://127.0.0.1:1/v1"
+
+
+class Client:
+    """Stands for TRL's `WeightTransferClient`, which needs two GPUs."""
+
+    def __init__(self, http, manifest, timeout):
+        self.url, self.manifest, self.calls, self.sent = http.server_url, manifest, [], {}
+
+    def __getattr__(self, name):
+        return lambda: self.calls.append(name)
+
+    def send_weights(self, weights):
+        self.calls.append("send_weights")
+        self.sent = {name: weight.clone() for name, weight in weights}
+
+
+@pytest.fixture
+def client(monkeypatch):
+    import trl.experimental.async_grpo.weight_transfer as module
+
+    made = []
+    monkeypatch.setattr(module, "WeightTransferClient", lambda *args: made.append(Client(*args)) or made[-1])
+    return made
+
+
+def test_all_weights_are_sent_while_the_server_is_paused(client):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3, dtype=torch.bfloat16), torch.nn.Linear(3, 1))
+    sync = FullSync(URL, "model/base")
+    assert sync.publish(model, 0) == "model/base"
+    with torch.no_grad():
+        model[1].bias.fill_(7.0)
+    assert sync.publish(model, 1) == "model/base"
+    (one,) = client  # the NCCL group is formed once
+    assert one.url == URL.removesuffix("/v1")
+    assert one.calls == ["init_weight_transfer"] + 2 * ["pause", "send_weights", "resume"]
+    assert one.manifest == {
+        "names": ["0.weight", "0.bias", "1.weight", "1.bias"],
+        "dtype_names": ["bfloat16", "bfloat16", "float32", "float32"],
+        "shapes": [[3, 2], [3], [1, 3], [1]],
+    }
+    assert list(one.sent) == one.manifest["names"]
+    assert one.sent["1.bias"].item() == 7.0
+    assert not one.sent["0.weight"].requires_grad
+
+
+def test_a_server_that_takes_no_weights_is_named_with_the_remedy(client):
+    sync = FullSync(URL, "model/base")
+    sync.publish(model := torch.nn.Linear(1, 1), 0)
+
+    def refuse(_):
+        raise RuntimeError("NCCL error: invalid usage.")
+
+    client[0].send_weights = refuse
+    with pytest.raises(ConnectionError, match=r"\(http://127.0.0.1:1/v1\) does not take .* invalid usage.* --full_weights true"):
+        sync.publish(model, 1)
