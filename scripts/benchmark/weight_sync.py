@@ -24,12 +24,9 @@ from serving import add_arguments, model_folder, report, running_servers
 
 def make_policy(model_path: str, device: str):
     """The preset's model with an adapter as the recipes have it."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    if device != "cpu":
-        torch.cuda.set_device(device)  # NCCL takes the current one
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto").to(device)
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
 
@@ -86,18 +83,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="times that each way is measured; the median counts")
     arguments = parser.parse_args()
     num_gpus = torch.cuda.device_count()
-    device = f"cuda:{num_gpus - 1}" if num_gpus else "cpu"  # the server has the first one
+    device = "cuda:0" if num_gpus else "cpu"  # TRL's client sends from the first GPU, whichever is current
+    server_gpu = str(max(num_gpus - 1, 0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model_path = model_folder(arguments, folder / "model")
         policy = make_policy(model_path, device)
-        with running_servers({"policy": model_path}, arguments) as urls:
+        with running_servers({"policy": model_path}, arguments, gpu=server_gpu) as urls:
             adapter = sync_adapter(policy, urls[0], folder / "adapters", arguments.repeats)
         results = {"adapter_seconds": adapter, "adapter_mb": size_mb(policy, True), "full_mb": size_mb(policy, False)}
         plain = policy.unload()
         if num_gpus > 1:
             arguments.servers = arguments.servers and arguments.servers[1:]
-            with running_servers({"policy": model_path}, arguments, full_weights=True) as urls:
+            with running_servers({"policy": model_path}, arguments, gpu=server_gpu, full_weights=True) as urls:
                 full, by = sync_full(plain, urls[0], model_path, arguments.repeats), "NCCL"
         else:
             full, by = median_seconds(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats), "files"

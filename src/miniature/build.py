@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("miniature.build")
 
-# Problems, and their levels in turn. Reinforcement learning has its own: at the levels in the middle the first result is
-# right three times in four, so that its rewards favour stopping there, right or wrong; easy problems are where paths can
-# be shortened for nothing, and hard ones are where that has to stop.
+# Problems, and their levels in turn. Reinforcement learning has its own: easy ones, whose paths can be shortened for
+# nothing, and hard ones, where that has to stop.
 SPLITS = {
     "train": (2000, LEVELS),
     "validation": (300, LEVELS),
