@@ -37,7 +37,7 @@ from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
-from rea_rl.utils import write_atomically
+from rea_rl.utils import know_cpu_by_index, write_atomically
 from rea_rl.weight_sync import AdapterSync, FullSync
 
 # Columns that the reward functions read.
@@ -79,6 +79,8 @@ class REARLTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (B, F) of all ranks
         self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
         self.packed_step = make_packed_step(self)
+        if self.accelerator.device.type == "cpu":
+            know_cpu_by_index()
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""

@@ -190,3 +190,12 @@ def _problem(
     if column in empty or (gold_needed and empty):
         raise ValueError(f"{name}: row {i} has an empty {' and '.join(map(repr, empty))}; fill it in, or drop the row")
     return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}
+
+
+def know_cpu_by_index() -> None:
+    """Let torch.load put tensors on `cpu:0`: so accelerate calls the CPU of several processes, whose resume would fail."""
+    import torch
+
+    torch.serialization.register_package(
+        100, lambda _: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )

@@ -1,7 +1,8 @@
 """Three optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py MODEL OUTPUT_DIR.
 
-Run by test_trainer_units.py, and with PACKING set by test_packed_trainer.py. A path depends on its problem and place in
-the group only, so the batch is the same however it is dealt.
+Run by test_trainer_units.py, with PACKING set by test_packed_trainer.py, and with STOP set by test_exact_resume.py: then
+there is a checkpoint after each step, the run ends after that one, and begins behind the last one that is there. A path
+depends on its problem and place in the group only, so the batch is the same however it is dealt.
 """
 
 import os
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 from test_trainer_units import RecordedPaths, make_trainer
+from transformers import TrainerCallback
+
+from rea_rl.utils import last_checkpoint
 
 
 class PathsByProblem(RecordedPaths):
@@ -16,14 +20,27 @@ class PathsByProblem(RecordedPaths):
         return super().path(row, batch, 4 * int(row["problem_id"].removeprefix("p")) + i % 4)
 
 
+class StopAt(TrainerCallback):
+    """Ends a run after a step, as if it had been interrupted behind its checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
 if __name__ == "__main__":
     model, output_dir = map(Path, sys.argv[1:])
     engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
+    stop = int(os.environ.get("STOP", 0))
     paths = 8 // int(os.environ["WORLD_SIZE"])  # of this process
     trainer = make_trainer(
         model, output_dir, engine, per_device_train_batch_size=paths // 2, gradient_accumulation_steps=2,
         rows_per_forward=3, max_rollout_lag=1, max_steps=3,
-        packing=os.environ.get("PACKING", "none"), tokens_per_forward=60,
+        packing=os.environ.get("PACKING", "none"), tokens_per_forward=60, save_steps=1, save_total_limit=1,
+        save_strategy="steps" if stop else "no",
     )  # fmt: skip
-    trainer.train()
+    trainer.add_callback(StopAt(stop))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     trainer.save_model()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_step import PathsByProblem
-from test_trainer_units import RecordedPaths, adapter, make_trainer
+from safetensors.torch import load_file
+from same_step import PathsByProblem, StopAt
+from test_trainer_units import RecordedPaths, adapter, make_trainer, records
 from tiny import save_model
-from transformers import TrainerCallback
 
 from rea_rl import entry
 from rea_rl.utils import is_whole, last_checkpoint
@@ -22,16 +22,6 @@ from rea_rl.utils import is_whole, last_checkpoint
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
-
-
-class StopAt(TrainerCallback):
-    """Ends a run after a step, as if it had been interrupted behind its checkpoint."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
 
 
 @pytest.mark.parametrize("lag, packing", [(0, "none"), (1, "none"), (0, "shared_prefix")])
@@ -71,6 +61,29 @@ def test_resume_is_exact(model_folder, tmp_path, lag, packing):
     for mine, theirs in zip(last[0]["state"].values(), last[1]["state"].values(), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert two.weight_sync.steps[0] == half
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_on_another_number_of_ranks(model_folder, tmp_path, before, after):
+    """Two steps on some ranks, the third on others: the batches of an uninterrupted run, and its weights up to rounding.
+
+    Of the checkpoints, `save_total_limit` has kept the newest.
+    """
+    for folder, ranks, stop in (("whole", 1, 3), ("moved", before, 2), ("moved", after, 3)):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(tmp_path / folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "STOP": str(stop)}
+        finished = subprocess.run(
+            [sys.executable, *launch, *script], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == [f"checkpoint-{stop}"]
+    whole, moved = ([row["problem_id"] for row in records(tmp_path / name, "step-2")] for name in ("whole", "moved"))
+    assert whole == moved
+    whole, moved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "moved"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], moved[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def write_checkpoint(folder, state='{"global_step": 1}'):
