@@ -84,7 +84,10 @@ class Server:
 
     def running(self) -> int:
         """Requests that vLLM is computing now."""
-        text = httpx.get(self.url.removesuffix("/v1") + "/metrics", timeout=10.0, trust_env=False).text
+        try:
+            text = httpx.get(self.url.removesuffix("/v1") + "/metrics", timeout=10.0, trust_env=False).text
+        except httpx.TransportError:  # it is being started again
+            return 0
         return int(sum(float(value) for value in re.findall(r"^vllm:num_requests_running\S* (\S+)$", text, re.M)))
 
     def stop(self) -> None:
