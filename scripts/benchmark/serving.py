@@ -58,11 +58,9 @@ PRESETS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser, presets: bool = True) -> None:
-    """Options that all of them have; without `presets` the miniature is what is measured."""
-    parser.set_defaults(preset="miniature")
-    if presets:
-        parser.add_argument("--preset", choices=PRESETS, help="sizes of model and batch (default: miniature)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that all of them have."""
+    parser.add_argument("--preset", choices=PRESETS, default="miniature", help="sizes of model and batch")
     parser.add_argument("--gpu_memory_utilization", type=float, default=0.4, help="share of the GPU for each server")
     parser.add_argument("--model", default=None, help="folder of the preset's model, made before (default: make one)")
     parser.add_argument("--servers", nargs="+", default=None, help="addresses of running ones that serve it, by role")
@@ -163,4 +161,9 @@ def _installed(package: str) -> bool:
 
 
 if __name__ == "__main__":
-    make_model(PRESETS[sys.argv[1]].dimensions, Path(sys.argv[2]))
+    sizes = {name: preset.dimensions for name, preset in PRESETS.items() if preset.dimensions}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=sizes)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    make_model(sizes[given.preset], given.folder)

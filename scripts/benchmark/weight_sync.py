@@ -49,8 +49,9 @@ def median_seconds(work: Callable[[int], object], repeats: int) -> float:
 
 
 def size_mb(model, trained: bool) -> float:
-    """Megabytes of the trained parameters, or of all others."""
-    return sum(p.nbytes for p in model.parameters() if p.requires_grad == trained) / 1e6
+    """Megabytes of the trained parameters, or of all others, in the base model's precision, in which they travel."""
+    sizes = (p.numel() for p in model.parameters() if p.requires_grad == trained)
+    return sum(sizes) * model.dtype.itemsize / 1e6
 
 
 def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:

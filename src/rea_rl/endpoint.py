@@ -33,8 +33,8 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
-# A connection may be used again within this time. Servers close an idle one after a while (vLLM: 5 s); a request that is
-# sent at that moment is lost, and a path that is drawn again keeps the whole batch waiting.
+# An idle connection is used again within this time. Servers close one after a while (vLLM: 5 s); a request that is sent at
+# that moment is lost, and a path that is drawn again keeps the whole batch waiting.
 IDLE_SECONDS = 2.0
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 

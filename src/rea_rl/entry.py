@@ -71,8 +71,9 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
 
 def train(trainer: Trainer) -> None:
     """Train from the last checkpoint or from the start, evaluate, save weights, metrics and state."""
-    from rea_rl.utils import last_checkpoint
+    from rea_rl.utils import know_cpu_by_index, last_checkpoint
 
+    know_cpu_by_index()
     args = trainer.args
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint:

@@ -1,7 +1,8 @@
 """REA-RL on TRL's GRPO trainer. What differs from plain GRPO:
 
 1. Paths come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after a resume. The adapter
-   is hot-swapped there in each step. With `max_rollout_lag` the paths of the next step are made meanwhile (lookahead.py).
+   is hot-swapped there in each step (without one, all weights are sent). With `max_rollout_lag` the paths of the next
+   step are made meanwhile (lookahead.py).
 2. Every sampled path is cut where it had its result and finished by the policy. Original and revision are two rows of
    one group, which has 2G rows; they alternate and stay on one rank. The sampler still deals G rows per prompt.
 3. A revision with a wrong answer gives its row to its original. A group without a right answer has advantage 0.
@@ -37,7 +38,7 @@ from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
-from rea_rl.utils import know_cpu_by_index, write_atomically
+from rea_rl.utils import write_atomically
 from rea_rl.weight_sync import AdapterSync, FullSync
 
 # Columns that the reward functions read.
@@ -79,8 +80,6 @@ class REARLTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (B, F) of all ranks
         self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
         self.packed_step = make_packed_step(self)
-        if self.accelerator.device.type == "cpu":
-            know_cpu_by_index()
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -192,6 +193,7 @@ def _problem(
     return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}
 
 
+@functools.cache  # torch keeps a list that it sorts, and cannot compare two functions
 def know_cpu_by_index() -> None:
     """Let torch.load put tensors on `cpu:0`: so accelerate calls the CPU of several processes, whose resume would fail."""
     import torch

@@ -46,6 +46,7 @@ RECIPE_KEYS = {  # which model is served, and where
     "policy": ("model_name_or_path", "policy_server"),
     "reflection": ("reflection_model", "reflection_server"),
 }
+LOOPBACK = ("127.0.0.1", "localhost")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
 PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
@@ -109,6 +110,11 @@ class ServerConfig:
         sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
         check_numbers(vars(self), positive=(*sizes, "gpu_memory_utilization"), shares=("gpu_memory_utilization",))
         check_numbers(vars(self), not_negative=("max_restarts",))
+        if self.full_weights and (self.role != "policy" or self.device == "cpu" or self.host not in LOOPBACK):
+            raise ValueError(
+                f"full_weights is for the policy server on a GPU, listening on 127.0.0.1: what sends weights needs no key, "
+                f"and they move over NCCL; but role is {self.role}, device {self.device}, host {self.host}"
+            )
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
         if not self.host.startswith("127.") and self.host != "localhost" and not self.api_key:
@@ -504,7 +510,7 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
         ServerConfig, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
-    if given.recipe and given.role == "policy":
+    if given.recipe and given.role == "policy" and not config.full_weights:
         check_rank(given.recipe, config.max_lora_rank)
     config.extra_args += unknown
     return config, given

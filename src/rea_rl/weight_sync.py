@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import openai
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from rea_rl.endpoint import ServerWatch, failing_together, refusal
+from rea_rl.endpoint import IDLE_SECONDS, ServerWatch, failing_together, refusal
 from rea_rl.utils import api_key
+from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,9 @@ class AdapterSync:
         self._watch = ServerWatch("policy_server", server, deadline, self.directory)
         self._retries = retries
         self._run = _digest(str(self.directory).encode(), size=3)
-        self._client = openai.OpenAI(base_url=server, api_key=api_key(), timeout=timeout, max_retries=0)
+        http = openai.DefaultHttpxClient(limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS), trust_env=False)
+        settings = {"timeout": timeout, "max_retries": 0, "http_client": http}
+        self._client = openai.OpenAI(base_url=server, api_key=api_key(), **settings)
 
     def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the version's name.
@@ -72,7 +76,7 @@ class AdapterSync:
         Raises ConnectionError, on all ranks, with the server's answer if it refuses the adapter, or if it stays away.
         """
         name = [None]
-        with _gathered([weight for weight in model.parameters() if weight.requires_grad]):
+        with _gathered(model):
             if PartialState().is_main_process:
                 name[0] = self._save(model, step)
         with failing_together():
@@ -146,11 +150,22 @@ class FullSync:
         server: base URL of the policy server, `http://host:port/v1`.
         model_name: name under which it serves the policy, whatever its weights.
         timeout: seconds for joining the NCCL group, and for one transfer.
+
+    Raises ValueError for a server that takes no weights, and with ZeRO-3; ConnectionError if none answers.
     """
 
     counts: dict[str, float] = {}  # failures are not repeated, so there is nothing to count
 
     def __init__(self, server: str, model_name: str, timeout: float = 600.0):
+        if is_deepspeed_zero3_enabled():
+            raise ValueError("use_peft is false, and ZeRO-3 has the weights in pieces; launch with zero2 or ddp")
+        try:
+            request(server, "/get_world_size", key=None)
+        except ValueError as error:
+            raise ValueError(
+                f"use_peft is false, but policy_server ({server}) takes no weights; start it with --full_weights true, on "
+                f"another GPU than the trainer's ({error})"
+            ) from error
         self._server, self._model_name, self._timeout = server, model_name, timeout
         self._client: WeightTransferClient | None = None
 
@@ -163,9 +178,6 @@ class FullSync:
         with failing_together():
             if PartialState().is_main_process:
                 self._send(model)
-            elif is_deepspeed_zero3_enabled():
-                for _ in _weights(model):  # each is gathered from all ranks
-                    pass
         return self._model_name
 
     def _send(self, model: torch.nn.Module) -> None:
@@ -173,7 +185,7 @@ class FullSync:
             if self._client is None:
                 self._client = self._join(model)
             self._client.pause()  # also empties the prefix cache, which knows the old weights
-            self._client.send_weights(_weights(model))
+            self._client.send_weights((name, weight.detach()) for name, weight in model.named_parameters())
             self._client.resume()
         except Exception as error:  # TRL's client raises RuntimeError, its HTTP library's errors, and bare Exception
             raise ConnectionError(
@@ -190,18 +202,11 @@ class FullSync:
         manifest = {
             "names": [name for name, _ in weights],
             "dtype_names": [str(weight.dtype).removeprefix("torch.") for _, weight in weights],
-            "shapes": [list(getattr(weight, "ds_shape", weight.shape)) for _, weight in weights],  # ZeRO-3: the whole
+            "shapes": [list(weight.shape) for _, weight in weights],
         }
         client = WeightTransferClient(VLLMClient(self._server.removesuffix("/v1")), manifest, int(self._timeout))
         client.init_weight_transfer()
         return client
-
-
-def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and whole weights, one at a time."""
-    for name, weight in model.named_parameters():
-        with _gathered([weight]):
-            yield name, weight.detach()
 
 
 def _digest(data: bytes, size: int = 4) -> str:
@@ -209,12 +214,12 @@ def _digest(data: bytes, size: int = 4) -> str:
 
 
 @contextmanager
-def _gathered(weights: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Whole weights on every rank, also where ZeRO-3 has them in pieces."""
+def _gathered(model: PeftModel) -> Iterator[None]:
+    """Whole adapter weights on every rank, also where ZeRO-3 has them in pieces."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(weights):
+    with deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad]):
         yield

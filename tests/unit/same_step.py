@@ -12,7 +12,7 @@ from pathlib import Path
 from test_trainer_units import RecordedPaths, make_trainer
 from transformers import TrainerCallback
 
-from rea_rl.utils import last_checkpoint
+from rea_rl.utils import know_cpu_by_index, last_checkpoint
 
 
 class PathsByProblem(RecordedPaths):
@@ -41,6 +41,8 @@ if __name__ == "__main__":
         packing=os.environ.get("PACKING", "none"), tokens_per_forward=60, save_steps=1, save_total_limit=1,
         save_strategy="steps" if stop else "no",
     )  # fmt: skip
-    trainer.add_callback(StopAt(stop))
+    if stop:
+        trainer.add_callback(StopAt(stop))
+    know_cpu_by_index()  # as the entry points do
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     trainer.save_model()

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from scripted_server import ScriptedServer
 
+from rea_rl import weight_sync
 from rea_rl.weight_sync import FullSync
 
 URL = "http://127.0.0.1:1/v1"
@@ -27,6 +29,7 @@ def client(monkeypatch):
     import trl.experimental.async_grpo.weight_transfer as module
 
     made = []
+    monkeypatch.setattr(weight_sync, "request", lambda *_, **__: None)
     monkeypatch.setattr(module, "WeightTransferClient", lambda *args: made.append(Client(*args)) or made[-1])
     return made
 
@@ -51,7 +54,18 @@ def test_all_weights_are_sent_while_the_server_is_paused(client):
     assert not one.sent["0.weight"].requires_grad
 
 
-def test_a_server_that_takes_no_weights_is_named_with_the_remedy(client):
+def test_a_server_with_adapters_is_refused_at_once():
+    with ScriptedServer(None, ["model/base"]) as server, pytest.raises(ValueError, match="takes no weights; start it with --fu"):
+        FullSync(server.url, "model/base")
+
+
+def test_weights_in_pieces_are_refused(monkeypatch):
+    monkeypatch.setattr(weight_sync, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3 has the weights in pieces; launch with zero2 or ddp"):
+        FullSync(URL, "model/base")
+
+
+def test_a_transfer_that_fails_is_named_with_the_remedy(client):
     sync = FullSync(URL, "model/base")
     sync.publish(model := torch.nn.Linear(1, 1), 0)
 

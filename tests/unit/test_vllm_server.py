@@ -149,6 +149,9 @@ def test_a_server_that_takes_all_weights_has_no_adapters(model):
         ({"role": "judge"}, "role is 'judge'; it must be one of policy, reflection"),
         ({"port": 70000}, "port is 70000"),
         ({"max_lora_rank": 12}, "max_lora_rank is 12; vLLM takes 8, 16"),
+        ({"full_weights": True, "device": "cpu"}, "full_weights is for the policy server on a GPU, .* device cpu"),
+        ({"full_weights": True, "role": "reflection"}, "but role is reflection"),
+        ({"full_weights": True, "host": "0.0.0.0", "api_key": "secret"}, "needs no key, .* host 0.0.0.0"),
         ({"host": "0.0.0.0"}, "host is 0.0.0.0, which other machines may reach; give api_key"),
     ],
 )
