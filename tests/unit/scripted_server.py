@@ -73,6 +73,8 @@ class ScriptedServer:
             def do_GET(self):
                 if script.broken:
                     return self.hang_up()
+                if self.path not in ("/health", "/v1/models"):
+                    return self.send(404, {"detail": "Not Found"})
                 cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]
                 self.send(200, {"object": "list", "data": cards})
 
