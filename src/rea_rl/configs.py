@@ -133,7 +133,7 @@ class REARLConfig(GRPOConfig):
 
     # Servers
     policy_server: str = field(
-        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server with the policy's base model and LoRA."}
+        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."}
     )
     reflection_server: str = field(
         default="http://127.0.0.1:12346/v1", metadata={"help": "vLLM server with the reflection model."}

@@ -61,7 +61,7 @@ LOG_TAIL_LINES = 15
 class ServerConfig:
     """One vLLM server.
 
-    The policy server loads LoRA adapters while it runs and reports the log-probs that sampling used; the reflection
+    The policy server takes LoRA adapters, or all weights, while it runs and reports the log-probs that sampling used; the reflection
     server reports alternatives to each token. Raises ValueError for values that no server could start with.
     """
 
