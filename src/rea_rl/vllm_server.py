@@ -471,7 +471,7 @@ def recipe_args(path: str, role: str) -> list[str]:
     if address.hostname is None or address.port is None:
         raise ValueError(f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1")
     args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
-    if role == "policy" and not recipe.get("use_peft"):
+    if role == "policy" and recipe.get("use_peft", True) is False:
         return [*args, "--full_weights", "true"]
     if role == "policy" and "lora_r" in recipe:
         rank = next((rank for rank in LORA_RANKS if rank >= recipe["lora_r"]), recipe["lora_r"])

@@ -132,6 +132,14 @@ def test_environment_of_a_hub_model_on_a_gpu():
     assert "secret" not in vllm_server.server_command(config, "cuda")
 
 
+@pytest.mark.parametrize(("keys", "full"), [("use_peft: false\nlora_r: 32\n", True), ("use_peft: true\n", False), ("", False)])
+def test_a_recipe_says_whether_all_weights_are_sent(tmp_path, keys, full):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: m\npolicy_server: http://127.0.0.1:1/v1\n{keys}")
+    config, _ = vllm_server.parse_args(["--role", "policy", "--recipe", str(recipe)])
+    assert config.full_weights is full
+
+
 def test_a_server_that_takes_all_weights_has_no_adapters(model):
     config = ServerConfig(model, 1, "policy", full_weights=True)
     command = vllm_server.server_command(config, "cuda")
