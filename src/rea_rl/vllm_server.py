@@ -61,8 +61,8 @@ LOG_TAIL_LINES = 15
 class ServerConfig:
     """One vLLM server.
 
-    The policy server takes LoRA adapters, or all weights, while it runs and reports the log-probs that sampling used; the reflection
-    server reports alternatives to each token. Raises ValueError for values that no server could start with.
+    The policy server takes LoRA adapters, or all weights, while it runs, and reports the log-probs that sampling used; the
+    reflection server reports alternatives to each token. Raises ValueError for values that no server could start with.
     """
 
     model: str = field(metadata={"help": "Folder of a model or Hub id; also the name under which it is served."})
