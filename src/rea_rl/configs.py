@@ -152,6 +152,9 @@ class REARLConfig(GRPOConfig):
     server_deadline: float = field(
         default=600.0, metadata={"help": "Seconds to wait for a server that is away, before the run stops."}
     )
+    ddp_timeout: int = field(
+        default=3600, metadata={"help": "Seconds that ranks wait for each other; a rank may wait for a server so long."}
+    )
 
     # Overlap
     max_rollout_lag: int = field(
@@ -364,11 +367,17 @@ class REARLConfig(GRPOConfig):
             )
 
     def _check_servers(self) -> None:
-        """Addresses as an OpenAI client takes them."""
+        """Addresses as an OpenAI client takes them, and waits that end before those of the other ranks."""
         for key in ("policy_server", "reflection_server"):
             url = getattr(self, key)
             if not url.startswith(("http://", "https://")) or not url.endswith("/v1"):
                 raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
+        if (longest := self.request_timeout + self.server_deadline) >= self.ddp_timeout:
+            raise ValueError(
+                f"request_timeout ({self.request_timeout:.0f}) + server_deadline ({self.server_deadline:.0f}) is "
+                f"{longest:.0f} seconds, but ranks wait only ddp_timeout ({self.ddp_timeout}) for one that waits for its "
+                "server; raise ddp_timeout above the sum, or lower the others"
+            )
 
     @property
     def rows_per_path(self) -> int:
