@@ -47,6 +47,7 @@ setup(
         "pebble>=5.2",
         "psutil>=7",
         "filelock>=3.12",
+        "xxhash>=3",
     ],
     extras_require={
         "cpu": PINS,

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import openai
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
@@ -210,7 +210,7 @@ class FullSync:
 
 
 def _digest(data: bytes, size: int = 4) -> str:
-    return hashlib.sha256(data).hexdigest()[: 2 * size]  # most processors have instructions for it
+    return xxhash.xxh3_64_hexdigest(data)[: 2 * size]  # of 80 MB in milliseconds
 
 
 @contextmanager
