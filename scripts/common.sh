@@ -3,7 +3,7 @@
 #   RECIPE_SET         folder under recipes/ (default DeepSeek-R1-Distill-Qwen-7B; miniature is the embedded model)
 #   CONFIG_SUFFIX      recipe of that set, recipes/$RECIPE_SET/config_$CONFIG_SUFFIX.yaml (default: the launcher's own)
 #   NUM_GPUS           3: GPUs 0 and 1 train, GPU 2 serves both models; 1: GPU 0 does all; 0: the CPU does all
-#                      (default: the most of these that the machine has)
+#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, where that is set
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default zero2, on the CPU cpu)
 #   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, where GPU 0 trains alone; a rollout is
@@ -36,21 +36,27 @@ recipe_value() { python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv
 
 # place: sets NUM_GPUS, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS and ACCELERATE_CONFIG
 place() {
-    local found
+    local found gpus
     found=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
+    mapfile -t gpus < <(seq 0 $((found - 1)))
+    [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+    found=${#gpus[@]}
     NUM_GPUS=${NUM_GPUS:-$((found >= 3 ? 3 : found > 0))}
-    ((NUM_GPUS <= found)) || die "NUM_GPUS is $NUM_GPUS, but nvidia-smi lists $found; set it to 3, 1, or 0 for the CPU"
+    ((NUM_GPUS <= found)) || die "NUM_GPUS is $NUM_GPUS, but there are $found; set it to 3, 1, or 0 for the CPU"
     case $NUM_GPUS/${REFLECTION_GPU:=2} in
-        3/2) TRAIN_GPUS=0,1 SERVE_ARGS=(--device cuda --gpu 2 --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
-        3/1) TRAIN_GPUS=0 SERVE_ARGS=(--device cuda --gpu 2 --gpu_memory_utilization "${SERVER_MEMORY:-0.85}") ;;
+        3/2) TRAIN_GPUS=${gpus[0]},${gpus[1]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
+        3/1) TRAIN_GPUS=${gpus[0]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.85}") ;;
         3/*) die "REFLECTION_GPU is $REFLECTION_GPU; it must be 1 or 2, since GPU 0 trains" ;;
-        1/*) TRAIN_GPUS=0 SERVE_ARGS=(--device cuda --gpu 0 --gpu_memory_utilization "${SERVER_MEMORY:-0.25}") ;;
+        1/*) TRAIN_GPUS=${gpus[0]} SERVE_ARGS=(--device cuda --gpu "${gpus[0]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.25}") ;;
         0/*) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
         *) die "NUM_GPUS is $NUM_GPUS; it must be 3, 1, or 0 for the CPU" ;;
     esac
     SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
     [[ -z ${SERVER_CONTEXT:-} ]] || SERVE_ARGS+=(--max_model_len "$SERVER_CONTEXT")
-    NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == 0,1 ]] && echo 2 || echo 1)}
+    NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1)}
+    ((NUM_GPUS == 0 || NUM_PROCESSES <= $([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1))) ||
+        die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
+    [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
 }
 
@@ -85,7 +91,6 @@ role_args() {
     if [[ $1 == policy ]]; then
         ROLE_ARGS+=("${POLICY_ARGS[@]}")
     else
-        [[ $NUM_GPUS != 3 ]] || ROLE_ARGS+=(--gpu "$REFLECTION_GPU")
         ROLE_ARGS+=("${REFLECTION_ARGS[@]}")
     fi
 }
@@ -144,9 +149,9 @@ launch() {
     place
     # The servers take what the trainer is told in place of the recipe's models.
     model=$(option model_name_or_path "${@:3}")
-    [[ -z $model ]] || POLICY_ARGS=(--model "$model")
+    [[ -z $model ]] || POLICY_ARGS+=(--model "$model")
     model=$(option reflection_model "${@:3}")
-    [[ -z $model ]] || REFLECTION_ARGS=(--model "$model")
+    [[ -z $model ]] || REFLECTION_ARGS+=(--model "$model")
     batch_args
     echo "$(basename "$0"): $RECIPE, $NUM_GPUS GPUs, $NUM_PROCESSES training processes, servers: $2"
     trap stop_all EXIT

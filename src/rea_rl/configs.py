@@ -229,6 +229,11 @@ class REARLConfig(GRPOConfig):
         self._check_lag()
         self._check_servers()
         super().__post_init__()
+        if "length_batch" in self.reward_funcs and self.world_size > 1:
+            raise ValueError(
+                f"the length_batch reward compares all paths of a step, but each of {self.world_size} processes sees its "
+                "own; train with one process, or take the length reward"
+            )
 
     def _check_batch(self) -> None:
         """Rows of a group stay on one rank, and each optimizer step has one set of rollouts."""
@@ -258,6 +263,7 @@ class REARLConfig(GRPOConfig):
             "multi_objective_aggregation": ("sum_then_normalize",),
             "vllm_importance_sampling_mode": ("token_truncate",),
             "log_completions": (False,),
+            "generation_kwargs": (None,),
         }
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")

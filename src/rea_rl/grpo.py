@@ -64,10 +64,11 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
-    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer)
+    template = args.chat_template_kwargs or {}
+    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, template)
     eval_rows = []
     if data.eval_dataset_name is not None:
-        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer)
+        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, template)
     prompts_per_step = args.generation_batch_size // args.num_generations
     if len(train_rows) < prompts_per_step:
         raise ValueError(
@@ -119,7 +120,9 @@ def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
         )
 
 
-def load_rows(data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def load_rows(
+    data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Rows with `prompt` (rendered by the chat template), `problem`, `problem_id` and `answer`."""
     from generation.prompts import format_problem
     from rea_rl.utils import load_problems
@@ -134,7 +137,7 @@ def load_rows(data: DataArguments, name: str, split: str, tokenizer: PreTrainedT
 
     def render(problem: str) -> str:
         messages = [{"role": "user", "content": format_problem(problem, data.prompt_template)}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template)
 
     return [
         {"prompt": render(row["problem"]), "problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}

@@ -84,7 +84,8 @@ def _trimmed(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One forward pass without the columns that are padding in all rows; outputs are padded back to (B, C)."""
     columns = attention_mask.any(dim=0).nonzero().flatten()
-    first, end = int(columns[0]), int(columns[-1]) + 1
-    cut_off = input_ids.size(1) - end
+    # One column of completions stays where no row has a trained token: TRL takes the last 0 columns for all of them.
+    cut_off = min(input_ids.size(1) - 1 - int(columns[-1]), num_kept - 1)
+    first, end = int(columns[0]), input_ids.size(1) - cut_off
     logps, entropies, _ = forward(input_ids[:, first:end], attention_mask[:, first:end], num_kept - cut_off)
     return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))

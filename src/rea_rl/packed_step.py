@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from rea_rl.fused_lora import fuse_layers
 from rea_rl.recompute import Recompute
-from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, order_by_ids, plan, unsupported
+from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, num_unique, order_by_ids, plan, unsupported
 
 if TYPE_CHECKING:
     from rea_rl.rea_rl_trainer import REARLTrainer
@@ -104,8 +104,9 @@ class PackedStep:
         rows = plan(paths, self.budget)
         if self.recompute is None:
             mode = self.trainer.args.recompute if self.trainer.args.gradient_checkpointing else "none"
-            self.recompute = Recompute(self.model, mode, self.budget)
-        self.recompute.begin_step(min(self.budget, sum(len(path.ids) for path in paths)))
+            longest = self.trainer.args.max_completion_length  # such a path has a pass of its own
+            self.recompute = Recompute(self.model, mode, max(self.budget, longest))
+        self.recompute.begin_step(max(num_unique([paths[i] for i in some]) for some in rows))
         return [pad_rows(inputs, some, total) for some, total in self._same_on_all_ranks(rows)]
 
     def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:

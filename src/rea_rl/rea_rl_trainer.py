@@ -84,6 +84,13 @@ class REARLTrainer(GRPOTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """One epoch; nothing where a run goes on from its last step. transformers looks only after another one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+        else:
+            self.control.should_training_stop = True
+
     # --- Batch: rows -> paths -> rewards -> advantages ---------------------------------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
@@ -128,10 +135,10 @@ class REARLTrainer(GRPOTrainer):
         rewards = self._rewards.view(ranks, len(self._trained), -1)[rank]  # (B, F)
         output["advantages"] = advantages.view(ranks, -1)[rank]
         self._note_training(rewards, output["advantages"])
-        self._apply_switches(output, rewards)
+        self._apply_switches(output)
         return output
 
-    def _apply_switches(self, output: dict[str, torch.Tensor], rewards: torch.Tensor) -> None:
+    def _apply_switches(self, output: dict[str, torch.Tensor]) -> None:
         """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups with equal rewards."""
         if self.args.overthinking_loss != "none":
             paths = [(rollout.completion_ids, rollout.correct) for rollout in self._trained]
@@ -141,9 +148,9 @@ class REARLTrainer(GRPOTrainer):
                 output["advantages"], signals, *shape, self.args.overthinking_loss
             )
         if self.args.dynamic_sampling:
-            output["completion_mask"] *= differing_groups(
-                rewards * self.reward_weights.to(rewards.device), self.num_generations
-            ).unsqueeze(1)
+            rewards = self._rewards * self.reward_weights.to(self._rewards.device)  # (B, F) of all ranks
+            differs = differing_groups(rewards, self.num_generations).view(self.accelerator.num_processes, -1)
+            output["completion_mask"] *= differs[self.accelerator.process_index].unsqueeze(1)
             output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
@@ -281,6 +288,6 @@ class REARLTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
             write_atomically(path, (json.dumps(vars(rollout)) for rollout in everyone))
-        sync = self.weight_sync.counts
-        counts = {key: float(value + sync.get(key, 0)) for key, value in self.engine.counts.items()}
+        of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
+        counts = {key: float(sum(each.get(key, 0) for each in of_ranks)) for key in self.engine.counts}
         return rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1)) | counts

@@ -56,8 +56,8 @@ class Recompute:
     def _use(self, first: _FirstStep) -> None:
         layer_bytes, step_bytes = first.finish()
         growth = max(self.tokens_per_forward / first.num_tokens, 1.0)
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        spare = USABLE * total - first.resting_bytes - step_bytes * growth
+        free, _ = torch.cuda.mem_get_info()  # servers may hold a part of this GPU
+        spare = USABLE * (free + torch.cuda.memory_reserved()) - first.resting_bytes - step_bytes * growth
         self.num_recomputed = max(self.num_recomputed - int(max(spare, 0) / (layer_bytes * growth)), 0)
         logger.info(
             "a layer keeps %.2f GiB for %d tokens: %d of %d layers are computed again in the backward pass",

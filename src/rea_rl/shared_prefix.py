@@ -152,6 +152,13 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
     return [sorted(pack) for pack in packs]
 
 
+def num_unique(paths: Sequence[TokenPath]) -> int:
+    """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts once."""
+    order = order_by_ids(paths)
+    shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
+    return sum(len(path.ids) for path in paths) - shared
+
+
 def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple[int, int]]]:
     """Paths in the order of their ids, related neighbours in one list, each with the prefix it shares with the last."""
     families: list[list[tuple[int, int]]] = []

@@ -35,7 +35,8 @@ def shell(tmp_path):
         (3, {}, "0,1", 2, "", "--gpu 2 --gpu_memory_utilization 0.45"),
         (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gradient_accumulation_steps 32", "--gpu 2 --gpu_memory_utilization 0.85"),
         (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "--gradient_accumulation_steps 32", "0.25 --max_restarts 3 --max_model_len 10240"),
-        (8, {"NUM_PROCESSES": "4"}, "0,1", 4, "--per_device_train_batch_size 1", "--gpu 2"),
+        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "", "--gpu 7 --gpu_memory_utilization 0.45"),
+        (8, {"CUDA_VISIBLE_DEVICES": "5"}, "5", 1, "--gradient_accumulation_steps 32", "--gpu 5"),
         (0, {"RECIPE_SET": "miniature"}, "", 1, "", "--device cpu"),
         (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2, "--per_device_train_batch_size 24", "--device cpu"),
         (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1, "", "--device cpu"),
@@ -47,6 +48,12 @@ def test_a_step_keeps_its_prompts_on_every_machine(shell, gpus, variables, train
     found_train, found_processes, found_batch, role = output.split("|")
     assert (found_train, found_processes, found_batch) == (train, str(processes), batch)
     assert server in role and role.endswith("--role policy")
+
+
+@pytest.mark.parametrize("variables", [{"NUM_GPUS": "1"}, {"REFLECTION_GPU": "1"}])
+def test_more_processes_than_gpus_are_refused(shell, variables):
+    status, output = shell(PLACED, 3, NUM_PROCESSES="2", **variables)
+    assert status == 1 and "NUM_PROCESSES is 2, but the GPUs that train are 0" in output
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(shell):

@@ -19,7 +19,7 @@ from rea_rl.fused_lora import fuse_layers
 from rea_rl.logprobs import chunked_logps
 from rea_rl.packed_step import merge_metrics, relatives_together
 from rea_rl.recompute import Recompute
-from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, plan, unsupported
+from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, num_unique, plan, unsupported
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -78,6 +78,13 @@ def test_plan_keeps_relatives_together_within_the_budget():
     assert plan(paths, 11) == [[4], [0, 1, 2, 3]]
     assert plan(paths, 10) == [[4], [1, 3], [0, 2]]  # 0 would fit with 1 and 3, but 2 belongs to it
     assert plan(paths, 4) == [[4], [1], [3], [0], [2]]
+
+
+def test_unique_tokens_are_those_of_the_tree():
+    assert num_unique([path([1, 2, 3, 4, 5]), path([9, 9]), path([1, 2, 3, 8])]) == 5 + 2 + 1
+    paths = group()
+    forks = 5  # three pairs and a path twice; the tree has one token of each fork twice
+    assert num_unique(paths) <= fold(paths).input_ids.numel() <= num_unique(paths) + forks
 
 
 # --- Attention ---------------------------------------------------------------------------------------------------
@@ -302,9 +309,10 @@ def test_recomputation_is_as_little_as_memory_allows(folder, monkeypatch, caplog
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1400 * mib)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    total = SimpleNamespace(total_memory=(1000 + 800 + 250) * mib / 0.9)  # room for one layer more, at 200 MiB each
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: total)
+    # Of the memory that is free, or this process's, 0.9 have room for one layer more, at 200 MiB each.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1500 * mib)
+    room = (1000 + 800 + 250) * mib / 0.9 - 1500 * mib
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (room, 99000 * mib))
     model = make_model(folder).get_base_model()
     model.config.num_hidden_layers = 2
     recompute = Recompute(model, "auto", tokens_per_forward=200)

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
+from rea_rl.logprobs import padded_logps
 from rea_rl.rea_rl_trainer import REARLTrainer
 from rea_rl.rewards import get_reward_funcs
 from rea_rl.rollout import Rollout
@@ -308,6 +309,33 @@ def test_resumed_run_continues_the_order_of_batches(model_folder, tmp_path):
         )
         assert part + rest == whole
         assert trainer.weight_sync.steps[0] == stop  # the resumed adapter is on the server before the first sample
+
+
+def test_a_run_that_is_complete_trains_nothing_more(model_folder, tmp_path):
+    """It was stopped after its last checkpoint, in the middle of an epoch."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    first = make_trainer(model_folder, tmp_path, **settings)
+    first.train()
+    engine = RecordedPaths()
+    again = make_trainer(model_folder, tmp_path, engine, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert engine.batches == [] and again.state.global_step == 3
+    assert all(torch.equal(adapter(first)[name], p) for name, p in adapter(again).items())
+
+
+@pytest.mark.parametrize("rows_per_forward", [1, 2, 4])
+def test_rows_without_a_trained_token_are_forwarded_too(rows_per_forward):
+    def forward(ids, mask, num_kept):  # as TRL does it: the last 0 columns are all of them
+        return ids[:, -num_kept:].float(), None, None
+
+    ids = torch.arange(1, 29).view(4, 7)
+    mask = torch.ones_like(ids)
+    mask[:2, 3:] = 0  # dynamic sampling took their four completion tokens
+    mask[2, 5:] = 0
+    logps, _ = padded_logps(forward, ids, mask, 4, rows_per_forward)
+    assert logps.shape == (4, 4)
+    trained = mask[:, 3:].bool()
+    assert torch.equal(logps[trained], ids[:, 3:][trained].float())
 
 
 def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):

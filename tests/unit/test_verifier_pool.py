@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -148,3 +149,20 @@ with VerifierPool(num_workers=1, timeout=60, memory_mb=256) as pool:
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert finished.stdout.split("\n")[0] == "[True] 0", finished.stderr
+
+
+def test_one_failure_is_not_for_ever():
+    """A worker may die for what the machine does; a pair that fails twice is not judged again."""
+    key = (("7",), "7", 5.0)
+
+    def fail(pool):
+        task, verdict = Future(), Future()
+        task.set_exception(TimeoutError())
+        pool._verdicts[key] = verdict
+        pool._settle(verdict, key, task)
+        return verdict.result()
+
+    with VerifierPool(1) as pool:
+        assert fail(pool) is False and pool.submit("7", "7").result() is True
+        assert fail(pool) is False and pool.submit("7", "7").result() is False
+        assert pool.stats == {"pairs": 2, "cache_hits": 1, "timeouts": 2, "crashes": 0}

@@ -103,7 +103,7 @@ class VerifierPool:
 
     Each pair has `timeout` seconds and its worker `memory_mb` of address space. A worker that exceeds either is
     killed from outside and replaced; its pair counts as not equal, is counted in `stats`, and its text is logged.
-    Verdicts are cached by gold and answer.
+    Verdicts are cached by gold and answer; a failed one when the pair has failed twice.
 
     Args:
         num_workers: Processes.
@@ -137,6 +137,7 @@ class VerifierPool:
         self.timeout, self.memory_mb, self.mode, self.markers = timeout, memory_mb, mode, tuple(markers)
         self.stats = {"pairs": 0, "cache_hits": 0, "timeouts": 0, "crashes": 0}
         self._verdicts: dict[tuple, Future[bool]] = {}
+        self._failed: set[tuple] = set()  # pairs that failed once
         self._lock = threading.Lock()
         self._pool = ProcessPool(
             num_workers, MAX_TASKS, initializer=_start_worker, initargs=(memory_mb,), context=_WorkerContext()
@@ -179,7 +180,7 @@ class VerifierPool:
         else:
             limit = max(timeout - KILL_MARGIN, timeout / 2)
             task = self._pool.schedule(_judge, (golds, answer, self.mode, self.memory_mb), timeout=limit)
-            task.add_done_callback(partial(self._settle, verdict, golds, answer))
+            task.add_done_callback(partial(self._settle, verdict, key))
         return verdict
 
     def close(self) -> None:
@@ -190,12 +191,16 @@ class VerifierPool:
             if not verdict.done():
                 verdict.set_result(False)
 
-    def _settle(self, verdict: Future[bool], golds: tuple[str, ...], answer: str, task: Future[bool]) -> None:
+    def _settle(self, verdict: Future[bool], key: tuple, task: Future[bool]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
+            golds, answer, _ = key
             kind = "timeouts" if isinstance(error, TimeoutError) else "crashes"
             with self._lock:
                 self.stats[kind] += 1
+                if key not in self._failed:  # it may have been the machine; a second failure is kept
+                    self._failed.add(key)
+                    self._verdicts.pop(key, None)
             logger.warning("Verifier %s (%r): gold %.200r, answer %.500r", kind, error, golds, answer)
         verdict.set_result(not task.cancelled() and error is None and task.result())
 
