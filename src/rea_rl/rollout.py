@@ -49,7 +49,7 @@ class Rollout:
     """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
 
     With revision, lines alternate original, revision; with serial cuts an original is followed by all of its exits.
-    Where no cut is possible the original stands twice. A line with `kept` false was not trained: another one took its
+    Where no cut is possible the original stands twice, the second time without `seconds`. A line with `kept` false was not trained: another one took its
     place, for a wrong revision its original, and `rewards` and `advantage` are that row's.
     """
 
@@ -68,7 +68,8 @@ class Rollout:
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
     paragraph_ends: list[int] = field(default_factory=list)  # their ends, characters of the original's text
-    p_result: list[float] = field(default_factory=list)  # P(Result) per label that was read, see label_until_decided
+    # P(Result) per label that was read, see label_until_decided; of a path that was not cut, in both of its lines
+    p_result: list[float] = field(default_factory=list)
     num_label_tokens: int = 0  # of the reflection model's reply
     num_label_tokens_saved: int = 0  # at least so many more a whole reply would have had
     cut: int | None = None  # index of the last kept paragraph
@@ -196,7 +197,7 @@ class RolloutEngine:
         original = await self._sample(row, batch)
         if batch.revision:
             _, revisions = await asyncio.gather(self._verify(original, row), self._revise(original, row, batch))
-            rollouts = [original, *(revision or dataclasses.replace(original) for revision in revisions)]
+            rollouts = [original, *(revision or dataclasses.replace(original, seconds={}) for revision in revisions)]
         else:
             await self._verify(original, row)
             rollouts = [original]
@@ -240,10 +241,12 @@ class RolloutEngine:
         seconds = time.perf_counter() - start
         p_result = result_probabilities(steps)
         cut = getattr(choose_cuts(p_result, len(paragraphs), **self._cut_settings), self.args.revision_strength)
-        if revision := await self._finish(original, row, batch, paragraphs, cut):
-            revision.p_result, revision.seconds["label"] = p_result, seconds
-            revision.num_label_tokens = len(steps)
-            revision.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
+        revision = await self._finish(original, row, batch, paragraphs, cut)
+        labelled = revision or original
+        labelled.num_paragraphs, labelled.paragraph_ends = len(paragraphs), [paragraph.end for paragraph in paragraphs]
+        labelled.p_result, labelled.seconds["label"] = p_result, seconds
+        labelled.num_label_tokens = len(steps)
+        labelled.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
         return [revision]
 
     async def _finish(
@@ -407,6 +410,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: 
         pairs = [(originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"]
         metrics["revision/impossible"] = 1 - len(pairs) / (len(rollouts) - len(originals))
         metrics |= _revision_metrics(pairs) if pairs else {}
+        labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]  # cut or not
+        metrics |= _label_metrics(labelled) if labelled else {}
     for stage in {stage for r in rollouts for stage in r.seconds}:
         metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
     return metrics
@@ -422,18 +427,17 @@ def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
         "revision/tokens_saved": _mean(1 - revision.num_tokens / original.num_tokens for original, revision in pairs),
         "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
         "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
-        "reflection/result_share": _mean(_mean(p >= 0.5 for p in r.p_result) for r in revisions if r.p_result),
-        **_label_metrics(revisions),
         **_cache_metrics(revisions),
     }
 
 
-def _label_metrics(revisions: list[Rollout]) -> dict[str, float]:
-    read = sum(r.num_label_tokens for r in revisions)
-    saved = sum(r.num_label_tokens_saved for r in revisions)
+def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
+    read = sum(r.num_label_tokens for r in labelled)
+    saved = sum(r.num_label_tokens_saved for r in labelled)
     return {
-        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in revisions),
-        "reflection/num_label_tokens": read / len(revisions),
+        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in labelled),
+        "reflection/result_share": _mean(_mean(p >= 0.5 for p in r.p_result) for r in labelled if r.p_result),
+        "reflection/num_label_tokens": read / len(labelled),
         "reflection/label_tokens_saved": saved / max(read + saved, 1),
     }
 

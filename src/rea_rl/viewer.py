@@ -83,9 +83,9 @@ def pairs(records: list[Record]) -> Iterator[tuple[Record, Record | None]]:
 
 def original_pieces(original: Record, revision: Record | None) -> list[Record]:
     """Paragraphs of the original with their P(Result), the cut, and the answer."""
-    text, p_result = original["text"], revision["p_result"] if revision else []
+    text, p_result = original["text"], (revision or original)["p_result"]
     thinking = thinking_of(text)
-    ends = (revision or {}).get("paragraph_ends") or [match.start() for match in BLANK_LINES.finditer(thinking)]
+    ends = (revision or original).get("paragraph_ends") or [match.start() for match in BLANK_LINES.finditer(thinking)]
     cut = shared_prefix(text, revision["text"]) if revision else len(text)
     pieces, begin = [], 0
     for end in sorted({*ends, min(cut, len(thinking)), len(thinking)}):

@@ -177,7 +177,11 @@ def test_a_path_without_a_result_may_stay_as_it_is(tmp_path):
     (original, twin), server, _ = run(tmp_path, policy(), labels(0.1, 0.1, 0.1, 0.1), always_cut=False)
     assert (twin.kind, twin.completion_ids) == ("original", original.completion_ids)
     assert not any(is_finish(body) for body in server.bodies("completions"))
-    assert rollout_metrics([original, twin], True)["revision/impossible"] == 1
+    assert original.p_result == twin.p_result == pytest.approx([0.1] * 3)  # labelled until that was decided
+    assert "label" in original.seconds and twin.seconds == {}
+    metrics = rollout_metrics([original, twin], True)
+    found = [metrics[key] for key in ("revision/impossible", "reflection/labelled", "reflection/result_share")]
+    assert found == [1, 3 / 4, 0]
 
 
 def test_a_reply_that_ends_by_itself_saves_nothing(tmp_path):
