@@ -3,11 +3,13 @@
 #   TRAIN_PROBLEMS, EVAL_PROBLEMS     problems that the reflection model and the baselines learn from, and held-out ones
 #   TRAIN_LIMIT, EVAL_LIMIT           how many of them (default: all; of the miniature 150 and 100)
 #   JUDGE_GPUS                        GPUs per engine of the large judge (default 2)
+#   ENGINE_MEMORY                     share of its GPU for an engine of the policy (default 0.9)
 #   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
+ENGINE=(${ENGINE_MEMORY:+--gpu_memory_utilization "$ENGINE_MEMORY"})
 case $RECIPE_SET in
     miniature)
         POLICY=model/Miniature-LRM REFLECTION_BASE=model/Miniature-Instruct WORK=output/miniature
@@ -59,7 +61,7 @@ sample() {
     local name
     name=$(stem "$1")
     PATHS=output/$(basename "$POLICY")/${name}_math_cot$2.json
-    stage "$PATHS" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+    stage "$PATHS" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
         --model_dir "$POLICY" --n_generate_sample 4 --save_suffix "$2" "${@:3}"
 }
 
@@ -87,7 +89,7 @@ judge() {
 # finish FILE: the policy finishes cut paths; sets FINISHED
 finish() {
     FINISHED=output/$(basename "$POLICY")/$(stem "$1")_math_cot.json
-    stage "$FINISHED" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+    stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS"
 }
 
@@ -121,7 +123,7 @@ evaluate() {
     base=${PATHS%.json}.scores.json
     stage "$base" python -m generation.math_verify_all "$PATHS" --model_dir "$POLICY" "${SCORE[@]}"
     paths=$(scores_of "$1")
-    stage "${paths%.scores.json}.json" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
+    stage "${paths%.scores.json}.json" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
         --split math_cot --model_dir "$merged" --n_generate_sample 4 --save_suffix _offline "${EVAL_ARGS[@]}"
     python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
 }
@@ -135,7 +137,7 @@ compare() {
     shift
     stage "$rows" python -m generation.labeling_to_prefix "$PATHS" --out "$rows" "${PARAGRAPHS[@]}" "${@:1:2}" "${CUTS[@]}"
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
-    stage "$FINISHED" python -m generation.generate --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
+    stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
     python -m generation.strategy_report "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
 }

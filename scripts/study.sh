@@ -44,13 +44,14 @@ set_recipe ReflectRL
 place
 SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
 export NUM_GPUS
-batch_args
+[[ $NUM_GPUS != 1 ]] || export ENGINE_MEMORY=${ENGINE_MEMORY:-0.3} # of the rows that sample without the servers
+STUDY+=(--num_processes "$NUM_PROCESSES")
 TRAINER=(python -m rea_rl.grpo)
 if ((NUM_PROCESSES > 1)); then
     TRAINER=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
         --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
 fi
-TRAINER+=("${BATCH_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
+TRAINER+=(--use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
 trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

@@ -49,8 +49,9 @@ class Rollout:
     """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
 
     With revision, lines alternate original, revision; with serial cuts an original is followed by all of its exits.
-    Where no cut is possible the original stands twice, the second time without `seconds`. A line with `kept` false was not trained: another one took its
-    place, for a wrong revision its original, and `rewards` and `advantage` are that row's.
+    Where no cut is possible the original stands twice, the second time without `seconds`. A line with `kept` false was
+    not trained: another one took its place, for a wrong revision its original, and `rewards` and `advantage` are that
+    row's.
     """
 
     problem_id: str

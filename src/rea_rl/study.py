@@ -99,6 +99,7 @@ SIZES = {
         "buffer": 2000,
     },
 }
+NUM_PROCESSES = {"miniature": 1, "DeepSeek-R1-Distill-Qwen-7B": 2}  # that the recipes' batches are for
 GENERATION = {"miniature": "miniature", "DeepSeek-R1-Distill-Qwen-7B": "deepseek"}
 
 
@@ -136,7 +137,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
 
     Raises ValueError for a row that there is none of, or whose script is missing, and for numbers below 1.
     """
-    check_numbers(vars(args), positive=("seeds", "steps", "jobs", "eval_problems", "eval_samples"))
+    check_numbers(vars(args), positive=("seeds", "steps", "jobs", "num_processes", "eval_problems", "eval_samples"))
     check_output_folder(args.work, "work")
     check_output_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
@@ -163,11 +164,31 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     if run.row.script:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
-    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
+    command = [*args.trainer, "--config", recipe, *batch_flags(recipe, args), *run.row.changes.format(**sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
     command += ["--model_name_or_path", args.model]
     command += ["--policy_server", args.policy_server, "--reflection_server", args.reflection_server]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
+
+
+def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
+    """Flags with which a step has the recipe's prompts on another number of processes than it is for.
+
+    Raises ValueError for a number that does not divide the batch.
+    """
+    from rea_rl.recipe import read_recipe
+
+    meant = NUM_PROCESSES[args.recipe_set]
+    num_processes = args.num_processes or meant
+    if num_processes == meant:
+        return []
+    key = "gradient_accumulation_steps" if num_processes < meant else "per_device_train_batch_size"
+    product = read_recipe(path)[key] * meant
+    if product % num_processes:
+        raise ValueError(
+            f"num_processes is {num_processes}, which does not divide {key} of {path} for {meant}, {product}; give a divisor"
+        )
+    return [f"--{key}", str(product // num_processes)]
 
 
 def train(run: Run, args: argparse.Namespace) -> None:
@@ -264,6 +285,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
     parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
+    parser.add_argument("--num_processes", type=int, help="of each training; default: as many as the recipes are for")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument("--eval_dataset", default="dataset/miniature/test.json", help="held-out problems")
     parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")

@@ -170,23 +170,27 @@ def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
     return own.low is not None and reference.high is not None and own.low > reference.high
 
 
-def tables(rows: Sequence[RowCounts], figures: dict[str, Figures]) -> str:
-    """The study's two tables in Markdown."""
+def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
+    """The study's two tables in Markdown. Slips and real re-checks can only be told of the miniature's paths."""
     groups = [group for group in DIFFICULTIES if group in figures[rows[0].name]]
     hardest = groups[-1] if groups else ALL
     main = {"accuracy %": (ALL, "accuracy", 100, 1)}
     main |= {f"{group} %": (group, "accuracy", 100, 1) for group in groups}
     main |= {"tokens": (ALL, "tokens", 1, 0), "TR %": (ALL, "tr", 1, 1), "AES": (ALL, "aes", 1, 2)}
-    main |= {"truncated %": (ALL, "truncated", 100, 1), f"corrected, {hardest} %": (hardest, "corrected", 100, 1)}
+    main |= {"truncated %": (ALL, "truncated", 100, 1)}
     reflection = {f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]}
-    reflection |= {"words/1000 tokens": (ALL, "words", 1, 1), "re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
-    reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2), "empty checks": (ALL, "empty_checks", 1, 2)}
-    checks = ["yes" if words_outgrow_rechecks(figures[row.name], figures[rows[0].name]) else "no" for row in rows]
-    return (
-        _table(rows, figures, main, {"seeds": [row.num_seeds for row in rows]})
-        + "\n\n"
-        + _table(rows, figures, reflection, {"words outgrow re-checks": checks})
-    )
+    reflection |= {"words/1000 tokens": (ALL, "words", 1, 1)}
+    extra = {}
+    if miniature:
+        main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
+        reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
+        reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2), "empty checks": (ALL, "empty_checks", 1, 2)}
+        base = figures[rows[0].name]
+        extra["words outgrow re-checks"] = [
+            "yes" if words_outgrow_rechecks(figures[row.name], base) else "no" for row in rows
+        ]
+    seeds = {"seeds": [row.num_seeds for row in rows]}
+    return _table(rows, figures, main, seeds) + "\n\n" + _table(rows, figures, reflection, extra)
 
 
 def _table(
@@ -329,7 +333,7 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         f"a problem and seed; ± is half of the 95 % interval over problems and seeds. All rows together took "
         f"{sum(took.values()) / 60:.0f} minutes on {args.device}."
     )
-    parts = ["# The study", intro, tables(rows, figures), PICTURES, LEGEND]
+    parts = ["# The study", intro, tables(rows, figures, args.recipe_set == "miniature"), PICTURES, LEGEND]
     write_atomically(args.out / "study.md", ["\n\n".join(parts)])
 
 

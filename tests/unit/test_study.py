@@ -85,6 +85,33 @@ def test_command_of_a_row_by_hand(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "recipe_set, num_processes, expected",
+    [
+        ("miniature", None, {}),
+        ("miniature", 1, {}),
+        ("miniature", 2, {"grpo": "per_device_train_batch_size 24", "grpo_gen8": "per_device_train_batch_size 48"}),
+        ("DeepSeek-R1-Distill-Qwen-7B", 2, {}),
+        ("DeepSeek-R1-Distill-Qwen-7B", 1, {
+            "grpo": "gradient_accumulation_steps 32", "grpo_gen8": "gradient_accumulation_steps 32",
+        }),
+    ],
+)  # fmt: skip
+def test_each_row_keeps_its_prompts_on_other_processes(tmp_path, recipe_set, num_processes, expected):
+    args = arguments(tmp_path, "--recipe_set", recipe_set, "--rows", "grpo", "grpo_gen8", "--seeds", "1")
+    args.num_processes = num_processes
+    for run in study.all_runs(args)[1:]:
+        command = " ".join(study.train_command(run, args))
+        flags = expected.get(run.row.name)
+        assert f"--{flags}" in command if flags else "batch_size" not in command and "accumulation" not in command
+
+
+def test_processes_that_do_not_divide_a_batch(tmp_path):
+    args = arguments(tmp_path, "--rows", "grpo", "--num_processes", "5")
+    with pytest.raises(ValueError, match="num_processes is 5, which does not divide per_device_train_batch_size"):
+        study.train_command(study.all_runs(args)[-1], args)
+
+
 def test_row_of_a_script(tmp_path, monkeypatch):
     row = study.Row("sft", "SFT", script="scripts/grpo.sh", adapter="output/{recipe_set}/SFT")
     monkeypatch.setitem(study.ROWS, "sft", row)
@@ -267,7 +294,7 @@ def test_words_that_outgrow_re_checks():
 def test_table_and_json_say_the_same():
     rows = [BASE, SHORT]
     figures = all_figures(rows, resamples=100)
-    main, reflection = (part.splitlines() for part in tables(rows, figures).split("\n\n"))
+    main, reflection = (part.splitlines() for part in tables(rows, figures, True).split("\n\n"))
     header = [cell.strip() for cell in main[0].strip("|").split("|")]
     assert header == [
         "", "accuracy %", "easy %", "medium %", "hard %", "tokens", "TR %", "AES", "truncated %", "corrected, hard %",
@@ -284,7 +311,7 @@ def test_table_and_json_say_the_same():
 def test_problems_without_levels_have_one_group():
     row = counts("r", [[1, 0]], [[10, 30]], levels=[None, None])
     figures = all_figures([row], resamples=10)
-    assert list(figures["r"]) == [ALL] and "tokens/word, all" in tables([row], figures)
+    assert list(figures["r"]) == [ALL] and "tokens/word, all" in tables([row], figures, False)
     assert json_row(row, figures["r"])["hard"] == 0.5
 
 
