@@ -159,11 +159,11 @@ def cut_after(
     The same cut that the rollouts make: kept text, end of the thinking, heading of the answer. `last_kept` must not be
     the last paragraph.
     """
-    from rea_rl.revision import cut_completion_ids, decode_completion, find_marker, think_end_ids
+    from rea_rl.revision import cut_completion_ids, decode_completion, think_end_finder
 
     ids = tokenizer.encode(text, add_special_tokens=False)
     kept_ids, forced_text = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
-    share = len(kept_ids) / find_marker(ids, think_end_ids(tokenizer))
+    share = len(kept_ids) / think_end_finder(tokenizer)(ids)
     return decode_completion(tokenizer, kept_ids) + forced_text, share
 
 

@@ -36,7 +36,7 @@ from rea_rl.endpoint import failing_together
 from rea_rl.logprobs import padded_logps
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
-from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_ids, token_advantages
+from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
 from rea_rl.utils import write_atomically
 from rea_rl.weight_sync import AdapterSync, FullSync
@@ -142,7 +142,7 @@ class REARLTrainer(GRPOTrainer):
         """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups with equal rewards."""
         if self.args.overthinking_loss != "none":
             paths = [(rollout.completion_ids, rollout.correct) for rollout in self._trained]
-            signals = pair_signals(paths, think_end_ids(self.processing_class))
+            signals = pair_signals(paths, think_end_finder(self.processing_class))
             shape = self.num_generations, output["completion_ids"].size(1)
             output["advantages"] = token_advantages(
                 output["advantages"], signals, *shape, self.args.overthinking_loss

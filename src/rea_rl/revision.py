@@ -15,7 +15,7 @@ Shapes: B rows of a batch, F reward functions, G rows of a group, N = B / G grou
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -29,6 +29,7 @@ from generation.segments import Paragraph
 STD_EPSILON = 1e-4
 
 T = TypeVar("T")
+FindThinkEnd = Callable[[Sequence[int]], int]
 
 
 class CutCompletion(NamedTuple):
@@ -70,6 +71,22 @@ def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
     return next((i for i in starts if list(ids[i : i + len(wanted)]) == wanted), len(ids))
 
 
+def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
+    """Function from the ids of a completion to the number of its thinking tokens: all without a `</think>`.
+
+    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so it is found in the text.
+    """
+    marker = think_end_ids(tokenizer)
+    if len(marker) == 1:
+        return lambda ids: find_marker(ids, marker)
+
+    def find(ids: Sequence[int]) -> int:
+        place = decode_completion(tokenizer, ids).find(THINK_END)
+        return len(ids) if place < 0 else len(_shortest_prefix(ids, tokenizer, place + 1)) - 1
+
+    return find
+
+
 def cut_completion_ids(
     completion_ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
@@ -104,7 +121,7 @@ def cut_completion_ids(
     return CutCompletion(kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n")))
 
 
-def _shortest_prefix(ids: list[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> list[int]:
+def _shortest_prefix(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> Sequence[int]:
     """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or beyond.
 
     A prefix that ends inside a character decodes to a replacement character, so it does not match; once matched, more
@@ -202,7 +219,10 @@ def differing_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def overthinking_signal(
-    original: list[int], revision: list[int], think_end_id: int | Sequence[int], correct: tuple[bool, bool]
+    original: list[int],
+    revision: list[int],
+    think_end_id: int | Sequence[int] | FindThinkEnd,
+    correct: tuple[bool, bool],
 ) -> OverthinkingSignal:
     """Extra signal from the cut onward: away from the original's overthinking, towards the revision's early end.
 
@@ -212,11 +232,12 @@ def overthinking_signal(
 
     Args:
         original, revision: completion ids of a pair.
-        think_end_id: id of `</think>`, or its ids where it is ordinary text.
+        think_end_id: id of `</think>`, its ids, or a function that finds it, see `think_end_finder`.
         correct: whether (original, revision) have a right answer.
     """
-    cut = find_marker(revision, think_end_id)
-    if cut + 1 >= find_marker(original, think_end_id):
+    find = think_end_id if callable(think_end_id) else lambda ids: find_marker(ids, think_end_id)
+    cut = find(revision)
+    if cut + 1 >= find(original):
         return OverthinkingSignal([0] * len(original), [0] * len(revision), (0.0, 0.0))
     return OverthinkingSignal(
         mask_original=[int(i >= cut) for i in range(len(original))],
@@ -226,7 +247,7 @@ def overthinking_signal(
 
 
 def pair_signals(
-    paths: Sequence[tuple[list[int], bool]], think_end_id: int | Sequence[int]
+    paths: Sequence[tuple[list[int], bool]], think_end_id: int | Sequence[int] | FindThinkEnd
 ) -> list[OverthinkingSignal]:
     """`overthinking_signal` of each pair; `paths` are (completion ids, whether right), original and revision in turn."""
     pairs = zip(paths[::2], paths[1::2], strict=True)

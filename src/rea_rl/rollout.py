@@ -28,11 +28,10 @@ from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, check_
 from rea_rl.revision import (
     cut_completion_ids,
     decode_completion,
-    find_marker,
     keep_or_replace,
     replaced_revisions,
     serial_cuts,
-    think_end_ids,
+    think_end_finder,
 )
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class RolloutEngine:
             "cap_max": args.cut_cap_max,
         }
         self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
-        self._think_end = think_end_ids(tokenizer)
+        self._find_think_end = think_end_finder(self.tokenizer)
         self._encode_forced = cache(lambda text: tokenizer.encode(text, add_special_tokens=False))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
@@ -360,7 +359,7 @@ class RolloutEngine:
             "completion_ids": completion_ids,
             "text": text,
             "num_tokens": len(completion_ids),
-            "num_think_tokens": max(find_marker(completion_ids, self._think_end) - start, 0),
+            "num_think_tokens": max(self._find_think_end(completion_ids) - start, 0),
             "num_reflections": count_reflections(thinking_of(text), self.args.word_bounded_reflections),
         }
 

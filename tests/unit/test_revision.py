@@ -18,6 +18,7 @@ from rea_rl.revision import (
     interleave,
     keep_or_replace,
     overthinking_signal,
+    think_end_finder,
     think_end_ids,
 )
 
@@ -166,6 +167,19 @@ def test_cut_of_any_ids(data):
     any_id = st.integers(0, len(QWEN_LIKE) - 1)
     ids = data.draw(st.lists(any_id | st.sampled_from(encode("Hmm.\n\nWait\n\n二")), min_size=20, max_size=60))
     check_every_cut(ids, QWEN_LIKE)
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN_LIKE, GPT2_LIKE, build_tokenizer(QWEN_WORDS, think_token=False)])
+def test_end_of_the_thinking_is_found_whatever_follows(tokenizer):
+    """Without a token of its own, a Qwen tokenizer ends it in one that holds the blank line, too."""
+    find = think_end_finder(tokenizer)
+    for after in ("", " so", "\n\n**Final Answer:**", "\n\nNo</think>"):
+        ids = encode("It is two.\n</think>" + after, tokenizer)
+        assert decode_completion(tokenizer, ids[: find(ids)]).rstrip("\n") == "It is two."
+        assert decode_completion(tokenizer, ids[find(ids) :]).lstrip("\n").startswith("</think>")
+    unfinished = encode("It is two.\n</think", tokenizer)
+    assert find(unfinished) == len(unfinished)
+    assert find([]) == 0
 
 
 def test_think_end_is_one_id_or_several():
