@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -203,7 +203,10 @@ class Endpoint:
         Raises openai.APIError; a reader that shall be repeated goes through `repeated`.
         """
         async with self._slots:
-            async with await self._create(model, prompt_ids, extra, stream=True, **body) as chunks:
+            stream = await self._create(model, prompt_ids, extra, stream=True, **body)
+            # Stream and generator hold each other: left open, Python's collector ends them, perhaps in the trainer's
+            # thread while this one is at it, and complains.
+            async with stream, aclosing(stream._iterator) as chunks:
                 async for chunk in chunks:
                     yield chunk.choices[0]
 

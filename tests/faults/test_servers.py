@@ -67,9 +67,10 @@ def test_reflection_server_killed_during_labelling(run, pair, took):
     took("away", away)
     assert "ended with exit code -9" in reflection.log
     assert run.steps()[-1]["servers/reloaded_adapters"] == 0
-    revisions = [row for row in run.records(1) if row["kind"] == "revision"]
-    assert revisions and all(row["num_label_tokens"] > 0 for row in revisions)  # read to the end in the second try
-    assert max(row["seconds"]["label"] for row in revisions) > away / 2  # and not before the server died
+    # Read to the end in the second try; of up to three paragraphs the cut is certain without.
+    labelled = [row for row in run.records(1) if row["kind"] == "revision" and row["num_paragraphs"] > 3]
+    assert labelled and all(row["num_label_tokens"] > 0 for row in labelled)
+    assert max(row["seconds"]["label"] for row in labelled) > away / 2  # and not before the server died
 
 
 @pytest.mark.slow
