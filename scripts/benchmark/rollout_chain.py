@@ -10,6 +10,7 @@ is as long as the plan says (end tokens are ignored), and goes through the train
     plain GRPO, 2G paths    as many trained rows as REA-RL, without revision
     barriers                G paths; then all labels, whole replies; then all answers after the cut
     chain                   each path by itself; the reply is left at the label that decides the cut
+    chain, waves            the same, but paths are labelled --label_wave at a time
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
 
-from rea_rl.rollout import TOP_LOGPROBS, Endpoint
+from rea_rl.rollout import TOP_LOGPROBS, Endpoint, Waves
 
 TOKENS_PER_LABEL = 7  # "\n[12]. Think"
 IDS = range(20, 400)  # ordinary ids of all presets
@@ -108,19 +110,24 @@ async def barriers(work: Work, plans: list[Plan]) -> None:
     await asyncio.gather(*(work.finish(*path) for path in zip(prompts, sampled, plans, strict=True)))
 
 
-async def chain(work: Work, plans: list[Plan]) -> None:
-    """No path waits for another."""
+async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
+    """No path waits for another, but for its wave."""
+    waves = Waves(label_wave, len(plans))
 
     async def path(plan: Plan) -> None:
         prompt = work.prompt(plan.prompt)
         sampled = await work.sample(prompt, plan)
+        waves.sampled()
+        await waves.turn()
         await work.label(plan, until_decided=True)
         await work.finish(prompt, sampled, plan)
 
     await asyncio.gather(*map(path, plans))
 
 
-async def measure(urls: list[str], model: str, preset: Preset, group: int, repeats: int) -> dict[str, Any]:
+async def measure(
+    urls: list[str], model: str, preset: Preset, group: int, repeats: int, label_wave: int
+) -> dict[str, Any]:
     """Best seconds of each way; share of the chain's finishing prompts that was cached, of label tokens not read."""
     settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2, server_deadline=60.0)
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
@@ -128,6 +135,7 @@ async def measure(urls: list[str], model: str, preset: Preset, group: int, repea
     twice = plans + draw_plans(preset, group, seed=0)
     ways: dict[str, tuple[Callable[[Work, list[Plan]], Awaitable[None]], list[Plan]]] = {
         "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans), "chain": (chain, plans),
+        "chain, waves": (partial(chain, label_wave=label_wave), plans),
     }  # fmt: skip
     await barriers(Work(policy, reflection, model, seed=-1), plans[:4])  # first requests are slow
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -156,6 +164,7 @@ def main() -> None:
     parser.add_argument("--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
+    parser.add_argument("--label_wave", type=int, default=16, help="paths that are labelled together, in the last way")
     parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
@@ -164,14 +173,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(arguments, Path(folder))
         with running_servers({"policy": model, "reflection": model}, arguments) as urls:
-            results = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats))
+            results = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats, arguments.label_wave))
     seconds = results["seconds"]
     table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
-    for name in ("plain, G", "plain, 2G", "barriers", "chain"):
+    for name in seconds:
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
         table.append([name, f"{seconds[name]:.2f}", *ratios])
     sizes = {key: getattr(preset, key) for key in given}
     results |= {"preset": arguments.preset, **sizes, "group": arguments.group, "repeats": arguments.repeats}
+    results["label_wave"] = arguments.label_wave
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
     report("rollout_chain", table, results, arguments.json)

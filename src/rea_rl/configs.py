@@ -28,7 +28,7 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("num_train_epochs", "max_length", "max_completion_length", "num_generations", "num_generations_eval"),
     *("temperature", "top_p", "repetition_penalty", "vllm_importance_sampling_clip_max", "finish_max_tokens"),
-    *("max_concurrent_requests", "request_timeout", "server_deadline", "verifier_workers", "verifier_timeout"),
+    *("label_wave", "max_concurrent_requests", "request_timeout", "server_deadline", "verifier_workers", "verifier_timeout"),
     *("tokens_per_forward", "rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r"),
     "lora_alpha",
 )
@@ -107,6 +107,10 @@ class REARLConfig(GRPOConfig):
     label_until_decided: bool = field(
         default=True,
         metadata={"help": "Stop the reflection model's reply once no further label can change the cut."},
+    )
+    label_wave: int = field(
+        default=1,
+        metadata={"help": "Paths that are labelled together, against one by one; for servers that share a GPU."},
     )
     finish_max_tokens: int = field(
         default=256, metadata={"help": "Most tokens the policy may write after the forced end of a cut thinking."}

@@ -90,6 +90,36 @@ class Batch:
     revision: bool
 
 
+class Waves:
+    """Lets the paths of a batch go on to their labels `size` at a time; the rest when all of the batch are sampled.
+
+    A reply is generated token by token, each at the cost of reading all weights of the reflection model. Where both
+    models share a GPU the policy waits meanwhile, so that labelling paths together is faster than one by one.
+    """
+
+    def __init__(self, size: int, num_paths: int):
+        self._size, self._num_sampling = size, num_paths
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def sampled(self) -> None:
+        """To be called once for each path, before its `turn`."""
+        self._num_sampling -= 1
+        self._open()
+
+    async def turn(self) -> None:
+        """Wait for the wave of a sampled path."""
+        self._waiting.append(turn := asyncio.get_running_loop().create_future())
+        self._open()
+        await turn
+
+    def _open(self) -> None:
+        if len(self._waiting) >= self._size or not self._num_sampling:
+            for turn in self._waiting:
+                if not turn.done():  # or it was cancelled
+                    turn.set_result(None)
+            self._waiting = []
+
+
 class RolloutEngine:
     """Makes the paths of a batch on an event loop of its own; a context manager.
 
@@ -184,19 +214,22 @@ class RolloutEngine:
     async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
         if batch.revision:
             rows = rows[:: self.args.num_serial_cuts + 1]
+        waves = Waves(self.args.label_wave, len(rows))
         progress = tqdm(total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None)
         try:
             with progress:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._path(row, batch, progress)) for row in rows]
+                    tasks = [group.create_task(self._path(row, batch, waves, progress)) for row in rows]
         except ExceptionGroup as failures:  # the first one stopped the batch
             raise failures.exceptions[0] from None
         return [rollout for task in tasks for rollout in task.result()]
 
-    async def _path(self, row: dict[str, Any], batch: Batch, progress: tqdm) -> list[Rollout]:
+    async def _path(self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm) -> list[Rollout]:
         original = await self._sample(row, batch)
+        waves.sampled()
         if batch.revision:
-            _, revisions = await asyncio.gather(self._verify(original, row), self._revise(original, row, batch))
+            revising = self._revise(original, row, batch, waves)
+            _, revisions = await asyncio.gather(self._verify(original, row), revising)
             rollouts = [original, *(revision or dataclasses.replace(original, seconds={}) for revision in revisions)]
         else:
             await self._verify(original, row)
@@ -227,7 +260,9 @@ class RolloutEngine:
             **self._text_fields(choice.token_ids),
         )
 
-    async def _revise(self, original: Rollout, row: dict[str, Any], batch: Batch) -> list[Rollout | None]:
+    async def _revise(
+        self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
+    ) -> list[Rollout | None]:
         """Cut the original where it had its result, or at several points; None where nothing can be cut off."""
         paragraphs = self._paragraphs(original.text)
         num_cuts = self.args.num_serial_cuts
@@ -236,6 +271,7 @@ class RolloutEngine:
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
             return await asyncio.gather(*(self._finish(original, row, batch, paragraphs, cut) for cut in cuts))
+        await waves.turn()
         start = time.perf_counter()
         steps = await self._label(row, paragraphs)
         seconds = time.perf_counter() - start

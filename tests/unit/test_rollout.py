@@ -147,6 +147,39 @@ def test_labels_are_asked_in_the_training_format(tmp_path):
     assert body["max_tokens"] == len("[1]. Result") * 4 + 3
 
 
+@pytest.mark.parametrize("wave, least", [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
+def test_paths_are_labelled_in_waves(tmp_path, wave, least):
+    """Five paths end one after the other; at each request for labels at least so many had ended."""
+    ended_paths, waited = [], []
+
+    def sample(body):
+        if not is_finish(body):
+            number = int(re.search(r"\? (\d)", TOKENIZER.decode(body["prompt"]))[1])
+            time.sleep(0.3 * number)
+            ended_paths.append(number)
+        return policy()(body)
+
+    def label(body):
+        waited.append(len(ended_paths))
+        return labels(0.2, 0.9, 0.1, 0.9)(body)
+
+    rows = [make_row(i) for i in range(5)]
+    rollouts, _, _ = run(tmp_path, sample, label, rows, label_wave=wave)
+    assert [r.problem_id for r in rollouts[::2]] == [row["problem_id"] for row in rows]
+    assert [r.cut for r in rollouts[1::2]] == [1] * 5
+    assert len(waited) == 5 and all(found >= ended for found, ended in zip(waited, least, strict=True))
+    assert waited[0] < 5 or wave == 9  # the first did not wait for all
+
+
+def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
+    """An empty path needs none; the others are fewer than a wave."""
+    empty = iter([True, False])
+    replies = lambda body: completion([TOKENIZER.eos_token_id]) if not is_finish(body) and next(empty) else policy()(body)  # noqa: E731
+    rollouts, _, server = run(tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], label_wave=2)
+    assert len(server.bodies("completions")) == 1
+    assert sorted(r.kind for r in rollouts) == ["original", "original", "original", "revision"]
+
+
 def test_reply_is_left_as_soon_as_the_cut_is_decided(tmp_path):
     replies = labels(0.2, 0.9, *[0.1] * 200)
     with (
