@@ -2,7 +2,7 @@
 # Lint and test: makes the virtual environment, or reuses it, then runs ruff and pytest.
 #   bash scripts/run_tests.sh                  # everything but the long half of tests/faults, with real vLLM servers
 #   bash scripts/run_tests.sh --fast           # unit tests only
-#   bash scripts/run_tests.sh --faults         # all of tests/faults: servers, trainer and files are broken (15 minutes)
+#   bash scripts/run_tests.sh --faults         # all of tests/faults: servers, trainer and files are broken (half an hour)
 #   bash scripts/run_tests.sh -k rewards -x    # other arguments go to pytest
 # Variable: VENV, as in scripts/setup.sh.
 set -euo pipefail
