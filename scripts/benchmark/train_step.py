@@ -326,9 +326,9 @@ def warm_up(steps: Steps, name: str) -> None:
     if name in ("shared", "recomputed", "packed"):
         fold_rows, packs = run.args
         sizes = [fold_rows([steps.batch.paths[i] for i in rows]).input_ids.numel() for rows in packs]
-        steps.recompute.begin_step(max(sizes))
+        steps.recompute.begin_step(lambda: max(sizes))
         steps.tree(fold_rows, [packs[sizes.index(max(sizes))]])
-        steps.recompute.begin_step(max(sizes))
+        steps.recompute.begin_step(lambda: max(sizes))
     else:
         short = [TokenPath(path.ids[: path.num_prompt + 64], path.num_prompt) for path in steps.batch.paths[:4]]
         prepare(replace(steps, batch=Batch(short, steps.batch.advantages)), name)()

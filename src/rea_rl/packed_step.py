@@ -106,7 +106,7 @@ class PackedStep:
             mode = self.trainer.args.recompute if self.trainer.args.gradient_checkpointing else "none"
             longest = self.trainer.args.max_completion_length  # such a path has a pass of its own
             self.recompute = Recompute(self.model, mode, max(self.budget, longest))
-        self.recompute.begin_step(max(num_unique([paths[i] for i in some]) for some in rows))
+        self.recompute.begin_step(lambda: max(num_unique([paths[i] for i in some]) for some in rows))
         return [pad_rows(inputs, some, total) for some, total in self._same_on_all_ranks(rows)]
 
     def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -42,15 +43,15 @@ class Recompute:
         for i, layer in enumerate(self.layers):
             layer.gradient_checkpointing = i < self.num_recomputed
 
-    def begin_step(self, num_tokens: int) -> None:
-        """To be called before each step, with the tokens of its largest forward pass."""
+    def begin_step(self, num_tokens: Callable[[], int]) -> None:
+        """To be called before each step; `num_tokens` counts those of its largest forward pass, where they matter."""
         if self._first_step is not None:
             self._use(self._first_step)
             self._first_step = None
         elif self._unmeasured:
             self._unmeasured = False
             self.num_recomputed = len(self.layers) - 1
-            self._first_step = _FirstStep(self.layers[-1], num_tokens)
+            self._first_step = _FirstStep(self.layers[-1], num_tokens())
         self.apply()  # TRL sets all layers alike around its reference pass
 
     def _use(self, first: _FirstStep) -> None:
