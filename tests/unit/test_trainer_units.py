@@ -408,6 +408,21 @@ def test_weight_sync_swaps_versions(model_folder, tmp_path):
         ]
 
 
+def test_a_version_is_an_adapter_that_peft_reads(model_folder, tmp_path):
+    model = make_adapter(model_folder)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    with ScriptedServer(None, ["base"]) as server:
+        version = AdapterSync(server.url, tmp_path).publish(model, 0)
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    read = dict(PeftModel.from_pretrained(base, tmp_path / version).named_parameters())
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 4  # A and B of two layers
+    for name, weight in trained.items():
+        torch.testing.assert_close(read[name].data, weight.data, rtol=0, atol=0)
+
+
 def test_a_name_stands_for_one_set_of_weights(model_folder, tmp_path):
     with ScriptedServer(None, ["base"]) as server:
         sync = AdapterSync(server.url, tmp_path)
