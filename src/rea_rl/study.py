@@ -336,6 +336,8 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
     The first run, the base, is done before the others, which are compared with it. Where a run fails, those under way
     are finished and no other is begun.
     """
+    from transformers import AutoTokenizer  # noqa: F401  its lazy modules cannot be imported by two threads at once
+
     from rea_rl.study_report import write_report
 
     def finish(run: Run) -> None:
