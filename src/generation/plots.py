@@ -94,6 +94,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+def point_style(i: int) -> dict[str, str]:
+    """Colour and shape of the `i`-th point; no pair comes twice among 49."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
+
+
 def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     """Accuracy against mean tokens, one point with its 95 % intervals per scored model, and the Pareto front."""
     figures = [
@@ -102,15 +107,13 @@ def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     if len(front := pareto_front(figures)) > 1:
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front")
     for i, (name, scores) in enumerate(scored.items()):
-        shape = (i + i // len(COLOURS)) % len(MARKERS)  # no pair of colour and shape comes twice
         accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
         axes.errorbar(
             tokens["value"],
             100 * accuracy["value"],
             xerr=_error(tokens, 1),
             yerr=_error(accuracy, 100),
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[shape],
+            **point_style(i),
             markersize=8,
             capsize=3,
             linestyle="none",

@@ -209,7 +209,7 @@ def train(run: Run, args: argparse.Namespace) -> None:
         subprocess.run(command, check=True)
     if not (run.adapter / ADAPTER).is_file():
         raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}")
-    write_json(run.directory / "trained.json", {"seconds": round(time.perf_counter() - begin, 1)})
+    write_json(run.directory / "trained.json", spent(begin, args))
 
 
 def evaluate(run: Run, base: Run, args: argparse.Namespace) -> None:
@@ -218,7 +218,12 @@ def evaluate(run: Run, base: Run, args: argparse.Namespace) -> None:
     with served(run, args) as model:
         generations = sample(run, model, args)
     score(generations, base.scores if run is not base else None, args)
-    write_json(run.directory / "evaluated.json", {"seconds": round(time.perf_counter() - begin, 1)})
+    write_json(run.directory / "evaluated.json", spent(begin, args))
+
+
+def spent(begin: float, args: argparse.Namespace) -> dict[str, Any]:
+    """What the report says of the time since `begin`."""
+    return {"seconds": round(time.perf_counter() - begin, 1), "device": args.device}
 
 
 @contextmanager

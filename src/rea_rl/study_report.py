@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
-from generation.plots import COLOURS, GREY, MARKERS, pareto_front, read_log, running_mean, series
+from generation.plots import COLOURS, GREY, MARKERS, pareto_front, point_style, read_log, running_mean, series
 from generation.scoring import ALL, Interval
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
@@ -224,8 +224,9 @@ def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
 
 def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path) -> None:
     """Pictures: accuracy against tokens, training curves of the main rows, reflection by difficulty."""
-    points = {row.title: (figures[row.name][ALL]["tokens"], figures[row.name][ALL]["accuracy"]) for row in rows}
-    save_panels([lambda axes: plot_pareto(axes, points)], out / "tradeoff.png", columns=1)
+    groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
+    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group) for group in groups]
+    save_panels(panels, out / "tradeoff.png", columns=len(groups), height=5.5)
     first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
     logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
     if logs:
@@ -245,7 +246,9 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
         save_panels(panels, out / "reflection.png")
 
 
-def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2) -> None:
+def save_panels(
+    panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2, height: float = 3.8
+) -> None:
     """Draw the panels in one row and save them as an image."""
     import matplotlib
 
@@ -253,7 +256,7 @@ def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: Path, columns
     from matplotlib import pyplot
 
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    size = (max(5 * columns, 8), 5.5 if columns == 1 else 3.8)
+    size = (max(5 * columns, 8), height)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
         figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
         for panel, cell in zip(panels, axes.flat, strict=True):
@@ -263,17 +266,21 @@ def save_panels(panels: Sequence[Callable[[Axes], None]], save_to: Path, columns
         pyplot.close(figure)
 
 
-def plot_pareto(axes: Axes, points: dict[str, tuple[Interval, Interval]]) -> None:
-    """Tokens and accuracy of each row with intervals and its name, and the front of those that no other one beats."""
-    values = {name: (tokens.value, 100 * accuracy.value) for name, (tokens, accuracy) in points.items()}
-    axes.plot(*zip(*pareto_front([*values.values()]), strict=True), color=GREY, linestyle="--", zorder=0)
-    for i, (name, (tokens, accuracy)) in enumerate(points.items()):
-        colour = COLOURS[i % len(COLOURS)]
+def plot_pareto(axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str) -> None:
+    """Tokens and accuracy of each row on the group's problems with intervals, and the front that no row beats.
+
+    The names stand beside the last panel, since most points lie close together.
+    """
+    points = [(figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows]
+    values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
+    axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
+    for i, (row, (tokens, accuracy)) in enumerate(zip(rows, points, strict=True)):
         errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
-        axes.errorbar(*values[name], **errors, color=colour, marker=MARKERS[i % len(MARKERS)], capsize=2, alpha=0.8)
-        axes.annotate(name, values[name], (6, 5), textcoords="offset points", fontsize=9, color=colour)
-    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
-    axes.margins(0.12)
+        axes.errorbar(*values[i], **errors, **point_style(i), capsize=2, alpha=0.8, linestyle="", label=row.title)
+    which = "all problems" if group == ALL else f"{group} problems"
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=f"{which}; dashed: Pareto front")
+    if group != ALL or "hard" not in figures[rows[0].name]:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
 
 def _error(figure: Interval) -> list[list[float]]:
@@ -308,30 +315,35 @@ def plot_difficulties(
     axes.legend(**ABOVE)
 
 
-def seconds(runs: Sequence[Run]) -> dict[str, float]:
-    """Seconds of training and evaluation by row, over its seeds."""
-    result: dict[str, float] = {}
+def seconds(runs: Sequence[Run]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of training and evaluation by row, over its seeds, and by device."""
+    by_row: dict[str, float] = {}
+    by_device: dict[str, float] = {}
     for run in runs:
         for file in ("trained.json", "evaluated.json"):
             if (path := run.directory / file).is_file():
-                result[run.row.name] = result.get(run.row.name, 0.0) + json.loads(path.read_text())["seconds"]
-    return result
+                spent = json.loads(path.read_text())
+                for sums, key in ((by_row, run.row.name), (by_device, spent.get("device", "unknown device"))):
+                    sums[key] = sums.get(key, 0.0) + spent["seconds"]
+    return by_row, by_device
 
 
 def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     """`study.md`, `study.json` and the pictures in `args.out`, of the runs that are evaluated."""
     names = [*dict.fromkeys(run.row.name for run in runs)]
     rows = [read_row([run for run in runs if run.row.name == name]) for name in names]
-    figures, took = all_figures(rows), seconds(runs)
+    figures = all_figures(rows)
+    by_row, by_device = seconds(runs)
     draw(rows, figures, runs, args.out)
     settings = {key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")}
     settings["eval_problems"] = len(rows[0].ids)
-    study = {"settings": settings, "rows": [json_row(row, figures[row.name]) for row in rows], "seconds": took}
+    study = {"settings": settings, "rows": [json_row(row, figures[row.name]) for row in rows], "seconds": by_row}
     write_json(args.out / "study.json", study)
     intro = (
         f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, answers: {args.eval_samples} "
-        f"a problem and seed; ± is half of the 95 % interval over problems and seeds. All rows together took "
-        f"{sum(took.values()) / 60:.0f} minutes on {args.device}."
+        f"a problem and seed; ± is half of the 95 % interval over problems and seeds. Training and evaluation, summed over "
+        f"runs, took {' and '.join(f'{time / 60:.0f} minutes on {device}' for device, time in by_device.items())}; with "
+        "--jobs, several go on at a time."
     )
     parts = ["# The study", intro, tables(rows, figures, args.recipe_set == "miniature"), PICTURES, LEGEND]
     write_atomically(args.out / "study.md", ["\n\n".join(parts)])
