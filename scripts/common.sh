@@ -22,6 +22,7 @@ RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
 HELPERS=() # process ids of what else runs in the background
 POLICY_ARGS=() REFLECTION_ARGS=() # of one server only
+LABEL_ARGS=() # of the training
 
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
@@ -34,7 +35,7 @@ set_recipe() {
 
 recipe_value() { python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))[sys.argv[2]])' "$RECIPE" "$1"; }
 
-# place: sets NUM_GPUS, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS and ACCELERATE_CONFIG
+# place: sets NUM_GPUS, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS, LABEL_ARGS and ACCELERATE_CONFIG
 place() {
     local found gpus
     found=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
@@ -56,6 +57,7 @@ place() {
     NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1)}
     ((NUM_GPUS == 0 || NUM_PROCESSES <= $([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1))) ||
         die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
+    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--label_wave 1) # no path has to wait for others
     [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
 }
@@ -162,7 +164,7 @@ launch() {
         command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
             --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
     fi
-    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" \
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}" \
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}" &
     HELPERS+=($!)
     wait "$!"

@@ -51,7 +51,7 @@ if ((NUM_PROCESSES > 1)); then
     TRAINER=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
         --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
 fi
-TRAINER+=(--use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
+TRAINER+=("${LABEL_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
 trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

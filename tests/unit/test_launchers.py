@@ -62,8 +62,9 @@ def test_processes_that_do_not_divide_the_batch_are_refused(shell):
 
 
 def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
-    line = 'place; role_args reflection; echo "${ROLE_ARGS[*]}"'
-    assert shell(line, 3, REFLECTION_GPU="1")[1].endswith("--role reflection --gpu 1")
+    line = 'place; role_args reflection; echo "${ROLE_ARGS[*]} ${LABEL_ARGS[*]}"'
+    assert shell(line, 3, REFLECTION_GPU="1")[1].endswith("--role reflection --gpu 1 --label_wave 1")
+    assert shell(line, 3)[1].endswith("--role reflection --gpu 2")
     status, output = shell(line, 3, REFLECTION_GPU="0")
     assert status == 1 and "REFLECTION_GPU is 0; it must be 1 or 2" in output
 
