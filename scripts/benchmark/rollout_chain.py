@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
-    parser.add_argument("--label_wave", type=int, default=16, help="paths that are labelled together, in the last way")
+    parser.add_argument("--label_wave", type=int, default=64, help="paths that are labelled together, in the last way")
     parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]

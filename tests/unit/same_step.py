@@ -2,7 +2,8 @@
 
 Run by test_trainer_units.py, with PACKING set by test_packed_trainer.py, and with STOP set by test_exact_resume.py: then
 there is a checkpoint after each step, the run ends after that one, and begins behind the last one that is there. A path
-depends on its problem and place in the group only, so the batch is the same however it is dealt.
+depends on its problem and place in the group only, so the batch is the same however it is dealt. The launcher may be
+accelerate's, with DeepSpeed.
 """
 
 import os
@@ -31,6 +32,10 @@ class StopAt(TrainerCallback):
 
 
 if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do, and needs no minute of compiling
     model, output_dir = map(Path, sys.argv[1:])
     engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
     stop = int(os.environ.get("STOP", 0))

@@ -348,22 +348,34 @@ def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
     assert plain.num_generations == 2
 
 
+def run_same_step(launch, model_folder, output_dir, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(output_dir)]
+    subprocess.run([sys.executable, "-m", *launch, *script], env=environment, check=True, capture_output=True, timeout=180)
+    return load_file(output_dir / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_process(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_process")
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    return folder, run_same_step(launch, model_folder, folder, ACCELERATE_USE_CPU="true")
+
+
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one(model_folder, tmp_path):
+@pytest.mark.parametrize(("config", "packing"), [("ddp", "none"), ("zero2", "shared_prefix"), ("zero3", "none")])
+def test_two_processes_take_the_step_of_one(config, packing, one_process, model_folder, tmp_path):
     """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights."""
-    script = Path(__file__).with_name("same_step.py")
-    for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        subprocess.run(
-            [sys.executable, *launch, str(model_folder), str(tmp_path / str(processes))],
-            env=environment, check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+    recipe = (Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml").read_text()
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
+    launch = ["accelerate.commands.launch", "--config_file", str(config_file)]
+    two = run_same_step(launch, model_folder, tmp_path, PACKING=packing, DS_ACCELERATOR="cpu")
+    folder, one = one_process
     for step in ("step-0", "step-1", "step-2"):
-        rows = records(tmp_path / "1", step), records(tmp_path / "2", step)
+        rows = records(folder, step), records(tmp_path, step)
         assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
         assert [row["advantage"] for row in rows[0]] == pytest.approx([row["advantage"] for row in rows[1]], abs=1e-5)
-    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("1", "2"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
 
