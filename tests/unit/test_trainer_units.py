@@ -363,14 +363,21 @@ def one_process(model_folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "packing"), [("ddp", "none"), ("zero2", "shared_prefix"), ("zero3", "none")])
-def test_two_processes_take_the_step_of_one(config, packing, one_process, model_folder, tmp_path):
-    """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights."""
+@pytest.mark.parametrize(
+    ("config", "packing", "stops"),
+    [("ddp", "none", "0"), ("zero2", "shared_prefix", "23"), ("zero3", "none", "0")],
+)
+def test_two_processes_take_the_step_of_one(config, packing, stops, one_process, model_folder, tmp_path):
+    """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights.
+
+    With ZeRO-2 also over an interruption behind step 2.
+    """
     recipe = (Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml").read_text()
     config_file = tmp_path / "config.yaml"
     config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
     launch = ["accelerate.commands.launch", "--config_file", str(config_file)]
-    two = run_same_step(launch, model_folder, tmp_path, PACKING=packing, DS_ACCELERATOR="cpu")
+    for stop in stops:
+        two = run_same_step(launch, model_folder, tmp_path, PACKING=packing, DS_ACCELERATOR="cpu", STOP=stop)
     folder, one = one_process
     for step in ("step-0", "step-1", "step-2"):
         rows = records(folder, step), records(tmp_path, step)
