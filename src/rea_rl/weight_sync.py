@@ -209,9 +209,9 @@ class FullSync:
 
 
 def _write_adapter(model: PeftModel, folder: Path) -> str:
-    """Write what vLLM reads of an adapter, without PEFT's model card; returns the digest of the weights.
+    """Write what vLLM reads of an adapter; returns the digest of its weights.
 
-    All tensors leave the GPU in one copy: hundreds of small ones take as long as the server's loading.
+    PEFT's own function also writes a model card in each step, and its file would have to be read again for the digest.
     """
     trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     # In the precision that the server computes in: it would round a float32 adapter of a bfloat16 model itself.
