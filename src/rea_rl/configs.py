@@ -110,7 +110,10 @@ class REARLConfig(GRPOConfig):
     )
     label_wave: int = field(
         default=1,
-        metadata={"help": "Paths that are labelled together, against one by one; for servers that share a GPU."},
+        metadata={
+            "help": "Paths of a batch that wait for each other before they are labelled; 1: none waits. For servers that "
+            "share a GPU."
+        },
     )
     finish_max_tokens: int = field(
         default=256, metadata={"help": "Most tokens the policy may write after the forced end of a cut thinking."}

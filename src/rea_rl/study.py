@@ -1,7 +1,7 @@
 """Train and evaluate every row of the study on servers that run already; `scripts/study.sh` starts them and calls this.
 
     bash scripts/study.sh miniature                                                 # all rows
-    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1      # the main ones, an hour on two cores
+    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1      # the main ones, half an hour on two cores
 
 What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it stopped. Everything
 that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes table, pictures and JSON of it.
@@ -322,7 +322,8 @@ def device_name() -> str:
     """What the report says that the study ran on."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    cores = f"{os.cpu_count()} CPU cores"
+    return f"{torch.cuda.get_device_name()} with {cores}" if torch.cuda.is_available() else cores
 
 
 def plan(runs: list[Run], args: argparse.Namespace) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
-from generation.plots import COLOURS, GREY, MARKERS, pareto_front, point_style, read_log, running_mean, series
+from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, series
 from generation.scoring import ALL, Interval
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 2000
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
-COUNTS = ("responses", "correct", "num_tokens", "num_think_tokens", "num_reflections", "truncated", "corrected")
+COUNTS = (
+    *("responses", "correct", "num_tokens", "num_think_tokens", "num_reflections", "truncated"),
+    *("corrected", "slips"),
+)
 # name -> numerator, denominator, factor
 RATIOS = {
     "accuracy": ("correct", "responses", 1),
     "tokens": ("num_tokens", "responses", 1),
     "truncated": ("truncated", "responses", 1),
     "corrected": ("corrected", "responses", 1),
+    "slips_corrected": ("corrected", "slips", 1),
     "tokens_per_word": ("num_think_tokens", "num_reflections", 1),
     "words": ("num_reflections", "num_think_tokens", 1000),
     "rechecks": ("rechecks", "num_think_tokens", 1000),
@@ -89,6 +93,7 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
     values: dict[str, Callable[[dict[str, Any]], float]] = {
         "responses": lambda response: 1,
         "corrected": lambda response: response["correct"] and response["first_right"] is False,
+        "slips": lambda response: response["first_right"] is False,
     }
     value = values.get(name, lambda response: response[name])
     return [float(sum(value(response) for response in problem["responses"])) for problem in scores["problems"]]
@@ -183,6 +188,7 @@ def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bo
     extra = {}
     if miniature:
         main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
+        main[f"of slips, {hardest} %"] = hardest, "slips_corrected", 100, 1
         reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
         reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2), "empty checks": (ALL, "empty_checks", 1, 2)}
         base = figures[rows[0].name]
@@ -218,6 +224,7 @@ def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
         "aes": overall["aes"].value,
         "hard": hardest["accuracy"].value,
         "corrected": hardest["corrected"].value,
+        "slips_corrected": hardest["slips_corrected"].value,
         "groups": {group: {name: asdict(value) for name, value in f.items()} for group, f in figures.items()},
     }
 
@@ -225,7 +232,7 @@ def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
 def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path) -> None:
     """Pictures: accuracy against tokens, training curves of the main rows, reflection by difficulty."""
     groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
-    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group) for group in groups]
+    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group, group == groups[-1]) for group in groups]
     save_panels(panels, out / "tradeoff.png", columns=len(groups), height=5.5)
     first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
     logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
@@ -266,20 +273,22 @@ def save_panels(
         pyplot.close(figure)
 
 
-def plot_pareto(axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str) -> None:
-    """Tokens and accuracy of each row on the group's problems with intervals, and the front that no row beats.
-
-    The names stand beside the last panel, since most points lie close together.
-    """
+def plot_pareto(
+    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str, legend: bool
+) -> None:
+    """Tokens and accuracy of each row on the group's problems with intervals, and the front that no row beats."""
     points = [(figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows]
     values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
     axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
-    for i, (row, (tokens, accuracy)) in enumerate(zip(rows, points, strict=True)):
+    others = [row.name for row in rows if row.name not in MAIN_ROWS]
+    for row, (tokens, accuracy), value in zip(rows, points, values, strict=True):
+        style = point_style([*MAIN_ROWS, *others].index(row.name))  # the main rows look the same in all pictures
         errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
-        axes.errorbar(*values[i], **errors, **point_style(i), capsize=2, alpha=0.8, linestyle="", label=row.title)
+        above = 3 if row.name in MAIN_ROWS else 2
+        axes.errorbar(*value, **errors, **style, capsize=2, alpha=0.8, linestyle="", label=row.title, zorder=above)
     which = "all problems" if group == ALL else f"{group} problems"
     axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=f"{which}; dashed: Pareto front")
-    if group != ALL or "hard" not in figures[rows[0].name]:
+    if legend:  # beside the last panel, since most points lie too close together for names
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
 
@@ -291,9 +300,8 @@ def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, lab
     """Running mean of one figure over training steps, a line per row."""
     for row, history in logs.items():
         steps, values = series(history, key)
-        i = MAIN_ROWS.index(row.name)
-        style = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": max(len(steps) // 6, 1), "markersize": 4}
-        axes.plot(steps, running_mean(values), label=row.title, **style)
+        style = {"markevery": max(len(steps) // 6, 1), "markersize": 4}
+        axes.plot(steps, running_mean(values), label=row.title, **point_style(MAIN_ROWS.index(row.name)), **style)
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(**ABOVE)
 
@@ -338,11 +346,12 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     settings = {key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")}
     settings["eval_problems"] = len(rows[0].ids)
     study = {"settings": settings, "rows": [json_row(row, figures[row.name]) for row in rows], "seconds": by_row}
+    study["seconds_by_device"] = by_device
     write_json(args.out / "study.json", study)
     intro = (
         f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, answers: {args.eval_samples} "
         f"a problem and seed; ± is half of the 95 % interval over problems and seeds. Training and evaluation, summed over "
-        f"runs, took {' and '.join(f'{time / 60:.0f} minutes on {device}' for device, time in by_device.items())}; with "
+        f"runs, took at least {' and '.join(f'{time / 60:.0f} minutes on {device}' for device, time in by_device.items())}; with "
         "--jobs, several go on at a time."
     )
     parts = ["# The study", intro, tables(rows, figures, args.recipe_set == "miniature"), PICTURES, LEGEND]
@@ -352,14 +361,15 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
 PICTURES = "\n\n".join(
     f"![{text}]({name}.png)"
     for name, text in (
-        ("tradeoff", "Accuracy against tokens, with the Pareto front."),
+        ("tradeoff", "Accuracy against tokens on all and on hard problems, with the Pareto fronts."),
         ("training", "Accuracy, tokens and density of reflection words over training."),
         ("reflection", "Reflection words and real re-checks by difficulty."),
     )
 )
 LEGEND = (
-    "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). Corrected: a wrong first "
-    "result and a right answer. A real re-check is a paragraph after the first result that computes something; an empty "
-    "check is one with a reflection word that computes nothing (a path). Words outgrow re-checks where a row writes "
-    "more words a re-check than the base, beyond both intervals: its density of words then says more than there is."
+    "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). Corrected: paths with a wrong "
+    "first result and a right answer; of slips: as a share of those with a wrong first result. A real re-check is a "
+    "paragraph after the first result that computes something; an empty check is one with a reflection word that computes "
+    "nothing (a path). Words outgrow re-checks where a row writes more words a re-check than the base, beyond both "
+    "intervals: its density of words then says more than there is."
 )

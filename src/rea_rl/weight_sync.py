@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import numpy as np
 import openai
 import torch
 import xxhash
@@ -32,6 +31,7 @@ from rea_rl.utils import api_key
 from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
+    import numpy as np
     from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
 
 logger = logging.getLogger(__name__)
@@ -219,9 +219,10 @@ def _write_adapter(model: PeftModel, folder: Path) -> str:
     parts = flat.split([weight.numel() for weight in trained.values()])
     weights = {name: part.view_as(weight) for (name, weight), part in zip(trained.items(), parts, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
+    adapter = model.active_adapter
+    tensors = get_peft_model_state_dict(model, weights, adapter_name=adapter, save_embedding_layers=False)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    model.peft_config[model.active_adapter].save_pretrained(folder)
+    model.peft_config[adapter].save_pretrained(folder)
     return _digest(flat.view(torch.uint8).numpy())
 
 

@@ -15,6 +15,7 @@ from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
 from generation.scoring import ALL, ratio_interval
+from generation.utils import write_json
 from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
 from rea_rl.study_report import (
@@ -25,6 +26,7 @@ from rea_rl.study_report import (
     interval,
     json_row,
     pareto_front,
+    seconds,
     tables,
     words_outgrow_rechecks,
     write_report,
@@ -221,8 +223,8 @@ def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
         {
             "responses": zeros + 1, "correct": np.array(correct, dtype=float), "num_tokens": tokens,
             "num_think_tokens": tokens, "num_reflections": zeros + (1 if words is None else words),
-            "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros, "corrected": zeros,
-            "empty_checks": zeros,
+            "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros, "corrected": zeros + 0.25,
+            "slips": zeros + 0.5, "empty_checks": zeros,
         },
     )  # fmt: skip
 
@@ -298,14 +300,23 @@ def test_table_and_json_say_the_same():
     header = [cell.strip() for cell in main[0].strip("|").split("|")]
     assert header == [
         "", "accuracy %", "easy %", "medium %", "hard %", "tokens", "TR %", "AES", "truncated %", "corrected, hard %",
-        "seeds",
+        "of slips, hard %", "seeds",
     ]  # fmt: skip
-    assert main[3].startswith("| row short | 50.0 ±") and "| 50.0 ± 0.0 " in main[3]
+    assert main[3].startswith("| row short | 50.0 ±") and "| 25.0 ± 0.0          | 50.0 ± 0.0 " in main[3]
     assert reflection[2].rstrip("| ").endswith("no")
     row = json_row(SHORT, figures["short"])
     assert {"name", "accuracy", "accuracy_low", "accuracy_high", "tokens", "hard", "corrected", "seeds"} <= row.keys()
     assert (row["name"], row["accuracy"], row["tokens"], row["hard"], row["seeds"]) == ("short", 0.5, 100, 0, 1)
     assert row["accuracy_low"] < 0.5 < row["accuracy_high"]
+
+
+def test_time_is_told_by_row_and_device(tmp_path):
+    names = [("grpo", 0), ("grpo", 1), ("sft", 0)]
+    runs = [study.Run(study.ROWS[name], seed, tmp_path / f"{name}-{seed}", tmp_path) for name, seed in names]
+    for run, device in zip(runs, ("GPU", "GPU", "CPU"), strict=True):
+        write_json(run.directory / "trained.json", {"seconds": 60.0, "device": device})
+    write_json(runs[0].directory / "evaluated.json", {"seconds": 5.0, "device": "CPU"})
+    assert seconds(runs) == ({"grpo": 125.0, "sft": 60.0}, {"GPU": 120.0, "CPU": 65.0})
 
 
 def test_problems_without_levels_have_one_group():
