@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 import openai
-import torch
 import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rea_rl.endpoint import IDLE_SECONDS, ServerWatch, failing_together, refusal
@@ -31,7 +29,7 @@ from rea_rl.utils import api_key
 from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
     from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
 
 logger = logging.getLogger(__name__)
@@ -95,7 +93,10 @@ class AdapterSync:
         for left_over in self.directory.glob(".unfinished-*"):  # of a run that was killed while it wrote
             shutil.rmtree(left_over)
         unfinished = self.directory / f".unfinished-{os.getpid()}"
-        digest = _write_adapter(model, unfinished)
+        # In the precision that the server computes in: it would round a float32 adapter of a bfloat16 model itself.
+        weights = {n: w.detach().to(model.dtype) for n, w in model.named_parameters() if w.requires_grad}
+        model.save_pretrained(unfinished, save_embedding_layers=False, state_dict=weights)
+        digest = _digest((unfinished / "adapter_model.safetensors").read_bytes())
         version = self.directory / f"{VERSION_PREFIX}{step}-{self._run}-{digest}"
         if version.exists():
             shutil.rmtree(unfinished)
@@ -208,25 +209,7 @@ class FullSync:
         return client
 
 
-def _write_adapter(model: PeftModel, folder: Path) -> str:
-    """Write what vLLM reads of an adapter; returns the digest of its weights.
-
-    PEFT's own function also writes a model card in each step, and its file would have to be read again for the digest.
-    """
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    # In the precision that the server computes in: it would round a float32 adapter of a bfloat16 model itself.
-    flat = torch.cat([weight.flatten().to(model.dtype) for weight in trained.values()]).cpu()
-    parts = flat.split([weight.numel() for weight in trained.values()])
-    weights = {name: part.view_as(weight) for (name, weight), part in zip(trained.items(), parts, strict=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    adapter = model.active_adapter
-    tensors = get_peft_model_state_dict(model, weights, adapter_name=adapter, save_embedding_layers=False)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    model.peft_config[adapter].save_pretrained(folder)
-    return _digest(flat.view(torch.uint8).numpy())
-
-
-def _digest(data: bytes | np.ndarray, size: int = 4) -> str:
+def _digest(data: bytes, size: int = 4) -> str:
     return xxhash.xxh3_64_hexdigest(data)[: 2 * size]  # of 80 MB in milliseconds
 
 
