@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 
 NUM_RESAMPLES = 2000
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
-COUNTS = (
-    *("responses", "correct", "num_tokens", "num_think_tokens", "num_reflections", "truncated"),
-    *("corrected", "slips"),
-)
+SIZES = ("num_tokens", "num_think_tokens", "num_reflections", "truncated")
+COUNTS = ("responses", "correct", *SIZES, "corrected", "slips")
 # name -> numerator, denominator, factor
 RATIOS = {
     "accuracy": ("correct", "responses", 1),

@@ -377,8 +377,11 @@ def test_two_processes_take_the_step_of_one(config, packing, stops, one_process,
     assert "use_cpu: false" in recipe
     config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
     launch = ["accelerate.commands.launch", "--config_file", str(config_file)]
+    written = set()
     for stop in stops:
         two = run_same_step(launch, model_folder, tmp_path, PACKING=packing, DS_ACCELERATOR="cpu", STOP=stop)
+        written.add((tmp_path / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
+    assert len(written) == 1  # the second start did not begin anew
     folder, one = one_process
     for step in ("step-0", "step-1", "step-2"):
         rows = records(folder, step), records(tmp_path, step)
