@@ -10,7 +10,7 @@ is as long as the plan says (end tokens are ignored), and goes through the train
     plain GRPO, 2G paths    as many trained rows as REA-RL, without revision
     barriers                G paths; then all labels, whole replies; then all answers after the cut
     chain                   each path by itself; the reply is left at the label that decides the cut
-    chain, waves            the same, but paths are labelled --label_wave at a time
+    chain, waves            the same, but paths are labelled, and then finished, --label_wave at a time
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
     async def path(plan: Plan) -> None:
         prompt = work.prompt(plan.prompt)
         sampled = await work.sample(prompt, plan)
-        waves.sampled()
-        await waves.turn()
+        await waves.turn("label")
         await work.label(plan, until_decided=True)
+        await waves.turn("finish")
         await work.finish(prompt, sampled, plan)
 
     await asyncio.gather(*map(path, plans))
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
     parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
-    parser.add_argument("--label_wave", type=int, default=64, help="paths that are labelled together, in the last way")
+    parser.add_argument("--label_wave", type=int, default=64, help="paths that wait for each other, in the last way")
     parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]

@@ -91,33 +91,35 @@ class Batch:
 
 
 class Waves:
-    """Lets the paths of a batch go on to their labels `size` at a time; the rest when all of the batch are sampled.
+    """Lets the paths of a batch go on `size` at a time, to their labels and then to their answers; the rest at the end.
 
-    A reply is generated token by token, each at the cost of reading all weights of the reflection model. Where both
-    models share a GPU the policy waits meanwhile, so that labelling paths together is faster than one by one.
+    A token costs a server the reading of all its weights, for one path as for many. Where both models share a GPU the
+    other one waits meanwhile, so that one server at a time, with as many paths as there are, is faster than both by turns.
     """
 
     def __init__(self, size: int, num_paths: int):
-        self._size, self._num_sampling = size, num_paths
-        self._waiting: list[asyncio.Future[None]] = []
+        self._size = size
+        self._to_come = {"label": num_paths, "finish": num_paths}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {stage: [] for stage in self._to_come}
 
-    def sampled(self) -> None:
-        """To be called once for each path, before its `turn`."""
-        self._num_sampling -= 1
-        self._open()
-
-    async def turn(self) -> None:
-        """Wait for the wave of a sampled path."""
-        self._waiting.append(turn := asyncio.get_running_loop().create_future())
-        self._open()
+    async def turn(self, stage: str) -> None:
+        """Wait for the wave of a path that is ready for the stage."""
+        self._waiting[stage].append(turn := asyncio.get_running_loop().create_future())
+        self._arrive(stage)
         await turn
 
-    def _open(self) -> None:
-        if len(self._waiting) >= self._size or not self._num_sampling:
-            for turn in self._waiting:
+    def skip(self) -> None:
+        """To be called for a path that goes through none of the stages."""
+        for stage in self._to_come:
+            self._arrive(stage)
+
+    def _arrive(self, stage: str) -> None:
+        self._to_come[stage] -= 1
+        if len(self._waiting[stage]) >= self._size or not self._to_come[stage]:
+            for turn in self._waiting[stage]:
                 if not turn.done():  # or it was cancelled
                     turn.set_result(None)
-            self._waiting = []
+            self._waiting[stage] = []
 
 
 class RolloutEngine:
@@ -226,7 +228,6 @@ class RolloutEngine:
 
     async def _path(self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm) -> list[Rollout]:
         original = await self._sample(row, batch)
-        waves.sampled()
         if batch.revision:
             revising = self._revise(original, row, batch, waves)
             _, revisions = await asyncio.gather(self._verify(original, row), revising)
@@ -267,16 +268,18 @@ class RolloutEngine:
         paragraphs = self._paragraphs(original.text)
         num_cuts = self.args.num_serial_cuts
         if not paragraphs:
+            waves.skip()
             return [None] * max(num_cuts, 1)
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
             return await asyncio.gather(*(self._finish(original, row, batch, paragraphs, cut) for cut in cuts))
-        await waves.turn()
+        await waves.turn("label")
         start = time.perf_counter()
         steps = await self._label(row, paragraphs)
         seconds = time.perf_counter() - start
         p_result = result_probabilities(steps)
         cut = getattr(choose_cuts(p_result, len(paragraphs), **self._cut_settings), self.args.revision_strength)
+        await waves.turn("finish")
         revision = await self._finish(original, row, batch, paragraphs, cut)
         labelled = revision or original
         labelled.num_paragraphs, labelled.paragraph_ends = len(paragraphs), [paragraph.end for paragraph in paragraphs]

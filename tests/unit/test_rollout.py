@@ -148,27 +148,32 @@ def test_labels_are_asked_in_the_training_format(tmp_path):
 
 
 @pytest.mark.parametrize("wave, least", [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
-def test_paths_are_labelled_in_waves(tmp_path, wave, least):
-    """Five paths end one after the other; at each request for labels at least so many had ended."""
-    ended_paths, waited = [], []
+def test_paths_are_labelled_and_finished_in_waves(tmp_path, wave, least):
+    """Five paths end one after the other; at each request for labels, and for an answer, so many were ready for it."""
+    sampled, labelled, before_labels, before_answer = [], [], [], []
 
     def sample(body):
-        if not is_finish(body):
+        if is_finish(body):
+            before_answer.append(len(labelled))
+        else:
             number = int(re.search(r"\? (\d)", TOKENIZER.decode(body["prompt"]))[1])
             time.sleep(0.3 * number)
-            ended_paths.append(number)
+            sampled.append(number)
         return policy()(body)
 
     def label(body):
-        waited.append(len(ended_paths))
+        before_labels.append(len(sampled))
+        time.sleep(0.05 * len(before_labels))  # replies of different lengths
+        labelled.append(body)
         return labels(0.2, 0.9, 0.1, 0.9)(body)
 
     rows = [make_row(i) for i in range(5)]
     rollouts, _, _ = run(tmp_path, sample, label, rows, label_wave=wave)
     assert [r.problem_id for r in rollouts[::2]] == [row["problem_id"] for row in rows]
     assert [r.cut for r in rollouts[1::2]] == [1] * 5
-    assert len(waited) == 5 and all(found >= ended for found, ended in zip(waited, least, strict=True))
-    assert waited[0] < 5 or wave == 9  # the first did not wait for all
+    for found in (before_labels, before_answer):
+        assert len(found) == 5 and all(ready >= needed for ready, needed in zip(found, least, strict=True))
+        assert found[0] < 5 or wave == 9  # the first did not wait for all
 
 
 def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
