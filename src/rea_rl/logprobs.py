@@ -3,11 +3,17 @@ padded rows, a few of similar length at a time."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from rea_rl.configs import REARLConfig
+
+logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 1024
 
@@ -57,6 +63,22 @@ def chunked_logps(
     """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in float32."""
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedLogProbs.apply(hidden.to(weight.dtype), weight, targets, temperature)
+
+
+def takes_one_pass(args: REARLConfig) -> bool:
+    """Whether all padded rows of a micro-batch must be trained in one forward pass; where the recipe has fewer, a warning.
+
+    Reentrant checkpointing, which TRL sets for ZeRO-3, adds to a gradient once for each forward pass of a backward pass;
+    ZeRO-3 and DDP take one addition.
+    """
+    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+    if args.gradient_checkpointing and reentrant and args.rows_per_forward:
+        logger.warning(
+            "rows_per_forward: %d is not possible with reentrant gradient checkpointing, as ZeRO-3 has it: all rows of a "
+            "micro-batch are trained in one pass; lower per_device_train_batch_size where memory is short",
+            args.rows_per_forward,
+        )
+    return args.gradient_checkpointing and reentrant
 
 
 def padded_logps(

@@ -33,7 +33,7 @@ from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
 from rea_rl.endpoint import failing_together
-from rea_rl.logprobs import padded_logps
+from rea_rl.logprobs import padded_logps, takes_one_pass
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
@@ -80,6 +80,7 @@ class REARLTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)  # (B, F) of all ranks
         self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
         self.packed_step = make_packed_step(self)
+        self._one_pass = self.packed_step is None and takes_one_pass(args)
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
@@ -216,7 +217,8 @@ class REARLTrainer(GRPOTrainer):
         """Log-probs (B, C) and entropies (B, C), packed or on `rows_per_forward` rows of similar length at a time."""
         if self.packed_step is None:
             forward = partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
-            rows = self.args.rows_per_forward or batch_size or len(input_ids)
+            whole = self._one_pass and torch.is_grad_enabled()
+            rows = len(input_ids) if whole else self.args.rows_per_forward or batch_size or len(input_ids)
             logps, entropies = padded_logps(forward, input_ids, attention_mask, logits_to_keep, rows)
         else:
             logps, entropies = self.packed_step.logps(model, input_ids, attention_mask, logits_to_keep)

@@ -1,7 +1,7 @@
 """Three optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py MODEL OUTPUT_DIR.
 
-Run by test_trainer_units.py, with PACKING set by test_packed_trainer.py, and with STOP set by test_exact_resume.py: then
-there is a checkpoint after each step, the run ends after that one, and begins behind the last one that is there. A path
+PACKING and CHECKPOINTING are keys of the recipe. With STOP there is a checkpoint after each step, the run ends after that
+one, and begins behind the last one that is there. A path
 depends on its problem and place in the group only, so the batch is the same however it is dealt. The launcher may be
 accelerate's, with DeepSpeed.
 """
@@ -40,11 +40,13 @@ if __name__ == "__main__":
     engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
     stop = int(os.environ.get("STOP", 0))
     paths = 8 // int(os.environ["WORLD_SIZE"])  # of this process
+    # TRL sets this for ZeRO-3.
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     trainer = make_trainer(
         model, output_dir, engine, per_device_train_batch_size=paths // 2, gradient_accumulation_steps=2,
         rows_per_forward=3, max_rollout_lag=1, max_steps=3,
         packing=os.environ.get("PACKING", "none"), tokens_per_forward=60, save_steps=1, save_total_limit=1,
-        save_strategy="steps" if stop else "no",
+        save_strategy="steps" if stop else "no", **(checkpointing if os.environ.get("CHECKPOINTING") else {}),
     )  # fmt: skip
     if stop:
         trainer.add_callback(StopAt(stop))

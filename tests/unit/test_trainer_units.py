@@ -364,13 +364,18 @@ def one_process(model_folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "packing", "stops"),
-    [("ddp", "none", ["0"]), ("zero2", "shared_prefix", ["2", "3"]), ("zero3", "none", ["0"])],
+    ("config", "packing", "checkpointing", "stops"),
+    [
+        ("ddp", "none", "", ["0"]),
+        ("zero2", "shared_prefix", "", ["2", "3"]),
+        ("zero3", "none", "", ["0"]),
+        ("zero3", "none", "true", ["0"]),
+    ],
 )
-def test_two_processes_take_the_step_of_one(config, packing, stops, one_process, model_folder, tmp_path):
+def test_two_processes_take_the_step_of_one(config, packing, checkpointing, stops, one_process, model_folder, tmp_path):
     """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights.
 
-    With ZeRO-2 also over an interruption behind step 2.
+    With ZeRO-2 also over an interruption behind step 2, with ZeRO-3 also with reentrant checkpointing.
     """
     recipe = (Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml").read_text()
     config_file = tmp_path / "config.yaml"
@@ -378,8 +383,9 @@ def test_two_processes_take_the_step_of_one(config, packing, stops, one_process,
     config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
     launch = ["accelerate.commands.launch", "--config_file", str(config_file)]
     written = set()
+    variables = {"PACKING": packing, "CHECKPOINTING": checkpointing, "DS_ACCELERATOR": "cpu"}
     for stop in stops:
-        two = run_same_step(launch, model_folder, tmp_path, PACKING=packing, DS_ACCELERATOR="cpu", STOP=stop)
+        two = run_same_step(launch, model_folder, tmp_path, STOP=stop, **variables)
         written.add((tmp_path / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
     assert len(written) == 1  # the second start did not begin anew
     folder, one = one_process
