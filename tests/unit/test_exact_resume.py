@@ -70,6 +70,7 @@ def test_resume_on_another_number_of_ranks(model_folder, tmp_path, before, after
 
     Of the checkpoints, `save_total_limit` has kept the newest.
     """
+    written = []
     for folder, ranks, stop in (("whole", 1, 3), ("moved", before, 2), ("moved", after, 3)):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(tmp_path / folder)]
@@ -79,6 +80,8 @@ def test_resume_on_another_number_of_ranks(model_folder, tmp_path, before, after
         )
         assert finished.returncode == 0, finished.stderr
         assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == [f"checkpoint-{stop}"]
+        written.append((tmp_path / folder / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
+    assert written[1] == written[2]  # the third run did not begin anew
     whole, moved = ([row["problem_id"] for row in records(tmp_path / name, "step-2")] for name in ("whole", "moved"))
     assert whole == moved
     whole, moved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "moved"))
