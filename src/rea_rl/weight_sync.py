@@ -94,8 +94,8 @@ class AdapterSync:
         for left_over in self.directory.glob(".unfinished-*"):  # of a run that was killed while it wrote
             shutil.rmtree(left_over)
         unfinished = self.directory / f".unfinished-{os.getpid()}"
-        # In the precision that the server computes in: it would round a float32 adapter of a bfloat16 model itself.
-        weights = {n: w.detach().to(model.dtype) for n, w in model.named_parameters() if w.requires_grad}
+        dtype = model.dtype  # that the server computes in: it would round a float32 adapter of a bfloat16 model itself
+        weights = {n: w.detach().to(dtype) for n, w in model.named_parameters() if w.requires_grad}
         model.save_pretrained(unfinished, save_embedding_layers=False, state_dict=weights)
         with (unfinished / "adapter_model.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()  # of 81 MB in 10 ms
