@@ -183,6 +183,7 @@ def main() -> None:
     results |= {"preset": arguments.preset, **sizes, "group": arguments.group, "repeats": arguments.repeats}
     results["label_wave"] = arguments.label_wave
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
+    results["chain_waves_of_plain_2G"] = seconds["chain, waves"] / seconds["plain, 2G"]
     results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
     report("rollout_chain", table, results, arguments.json)
 

@@ -111,8 +111,8 @@ class REARLConfig(GRPOConfig):
     label_wave: int = field(
         default=1,
         metadata={
-            "help": "Paths of a batch that wait for each other before they are labelled, and again before they are finished; "
-            "1: none waits. For servers that share a GPU."
+            "help": "Paths of a rank's batch that wait for each other before they are labelled, and again before they are "
+            "finished; 1: none waits. For servers that share a GPU."
         },
     )
     finish_max_tokens: int = field(

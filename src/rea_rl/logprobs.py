@@ -71,14 +71,15 @@ def takes_one_pass(args: REARLConfig) -> bool:
     Reentrant checkpointing, which TRL sets for ZeRO-3, adds to a gradient once for each forward pass of a backward pass;
     ZeRO-3 and DDP take one addition.
     """
-    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-    if args.gradient_checkpointing and reentrant and args.rows_per_forward:
+    kwargs = args.gradient_checkpointing_kwargs
+    one_pass = bool(args.gradient_checkpointing and kwargs) and kwargs.get("use_reentrant") is not False  # torch's default
+    if one_pass and args.rows_per_forward:
         logger.warning(
             "rows_per_forward: %d is not possible with reentrant gradient checkpointing, as ZeRO-3 has it: all rows of a "
             "micro-batch are trained in one pass; lower per_device_train_batch_size where memory is short",
             args.rows_per_forward,
         )
-    return args.gradient_checkpointing and reentrant
+    return one_pass
 
 
 def padded_logps(

@@ -185,6 +185,13 @@ def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
     assert sorted(r.kind for r in rollouts) == ["original", "original", "original", "revision"]
 
 
+def test_a_path_that_fails_ends_those_that_wait_for_it(tmp_path):
+    """The first labels come; the second path's do not, and the first one waits for it before its answer."""
+    replies = iter([labels(0.2, 0.9, 0.1, 0.9), lambda body: (500, {"error": {"message": "boom"}})])
+    with pytest.raises(ConnectionError, match="reflection_server .* failed a request 1 times"):
+        run(tmp_path, policy(), lambda body: next(replies)(body), [make_row(0), make_row(1)], label_wave=2)
+
+
 def test_reply_is_left_as_soon_as_the_cut_is_decided(tmp_path):
     replies = labels(0.2, 0.9, *[0.1] * 200)
     with (

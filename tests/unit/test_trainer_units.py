@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
-from rea_rl.logprobs import padded_logps
+from rea_rl.logprobs import padded_logps, takes_one_pass
 from rea_rl.rea_rl_trainer import REARLTrainer
 from rea_rl.rewards import get_reward_funcs
 from rea_rl.rollout import Rollout
@@ -336,6 +336,20 @@ def test_rows_without_a_trained_token_are_forwarded_too(rows_per_forward):
     assert logps.shape == (4, 4)
     trained = mask[:, 3:].bool()
     assert torch.equal(logps[trained], ids[:, 3:][trained].float())
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "kwargs", "expected"),
+    [(True, None, False), (True, {"use_reentrant": False}, False), (True, {"use_reentrant": True}, True)]
+    + [(True, {"preserve_rng_state": False}, True), (False, {"use_reentrant": True}, False)],
+)
+def test_reentrant_checkpointing_takes_one_pass(tmp_path, caplog, checkpointing, kwargs, expected):
+    args = REARLConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", reflection_model="x", tokens_per_reflection=9.0,
+        gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=kwargs, rows_per_forward=1, num_generations=2,
+    )  # fmt: skip
+    assert takes_one_pass(args) is expected
+    assert ("rows_per_forward: 1 is not possible" in caplog.text) is expected
 
 
 def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
