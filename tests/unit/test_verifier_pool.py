@@ -45,6 +45,30 @@ def test_order_answers_and_counts(pool: VerifierPool) -> None:
         pool.verify(["1"], boxed("1", "2"))
 
 
+def test_the_pool_knows_what_the_prompt_did(pool: VerifierPool) -> None:
+    texts = [r"So \boxed{12}. Wait", r"So \boxed{12}.</think>\boxed{12}"]
+    assert pool.verify(["12"] * 2, texts) == [True, True]
+    assert pool.verify(["12"] * 2, texts, thinking="open") == [False, True]
+    assert asyncio.run(pool.averify("12", texts[0], thinking="open")) is False
+    assert asyncio.run(pool.averify("12", texts[0], thinking="closed")) is True
+    with pytest.raises(ValueError, match="thinking"):
+        pool.verify(["12"], texts[:1], thinking="maybe")
+
+
+def test_a_long_text_does_not_hold_up_the_event_loop(pool: VerifierPool) -> None:
+    async def longest_pause() -> float:
+        judged = asyncio.gather(*(pool.averify("1", r"So it is \boxed{12. " * 50_000) for _ in range(4)))
+        longest = 0.0
+        while not judged.done():
+            start = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - start)
+        assert await judged == [False] * 4
+        return longest
+
+    assert asyncio.run(longest_pause()) < 2
+
+
 def test_async_batch_with_a_bomb(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:
     timeouts = pool.stats["timeouts"]
 

@@ -4,51 +4,92 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Literal, get_args
 
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")  # \boxed{ and \fbox{
+Thinking = Literal["open", "closed", "unknown"]
+
+# A box that opens, a sign that a backslash takes out of the count, or a brace.
+_BOX = r"\\f?box(?:ed)?\s*\{"  # \boxed{ and \fbox{
+_BLANK = re.compile(r"\s*")
+_BRACE = re.compile(rf"(?P<box>{_BOX})|\\(?!{_BOX})[\s\S]|[{{}}]")
 THINK_START, THINK_END = "<think>", "</think>"
 
+# What stands between boxes that are one answer: `\boxed{3}$ and $\boxed{5}`, `x=\boxed{3}, y=\boxed{5}`.
+MAX_GAP = 60
+_MARKUP = re.compile(r"[\s${}*]|\\(?:[()\[\],;:! ]|text|q?quad)")
+_LISTED = re.compile(r"(?:[,;]|,?(?:and|or))(?:\w=)?")
 
-def extract_answer(text: str, markers: Sequence[str] = ()) -> str | None:
+
+def extract_answer(text: str, markers: Sequence[str] = (), thinking: Thinking = "unknown") -> str | None:
     r"""Return the content of the last complete `\boxed{}` after the thinking, or None.
 
     An unclosed box is no answer (the text was cut off inside it), nor is an empty one, nor a box inside thinking that
-    never ended. A text without thinking markers counts as answer throughout; of nested boxes the inner one counts.
+    never ended. Of nested boxes the inner one counts, and boxes that are only listed (`\boxed{3} and \boxed{5}`) are
+    one answer. The time is linear in the text.
 
     Args:
         text: Whole completion, or the answer part of one.
         markers: Further phrases that introduce an answer, such as `"The answer is"` or `"####"`. Where there is no
             complete box, the rest of the line after the last of them is the answer. None by default: a recipe asks
             for them.
+        thinking: What the prompt did before the completion began. `"open"`: it ended inside a thinking, as R1's
+            template does, so an answer can only stand after the first `</think>`. `"closed"`: it closed its thinking,
+            or the model has none, so all of the text is answer. `"unknown"`: a literal `<think>` or `</think>` in the
+            text marks the thinking, and a text without them is answer throughout.
+
+    Raises:
+        ValueError: `thinking` is none of the three.
 
     Example:
         >>> extract_answer("<think>It is \\boxed{1}.</think>So \\boxed{\\frac{1}{2}}.")
         '\\frac{1}{2}'
+        >>> extract_answer("It is \\boxed{1}, or", thinking="open") is None
+        True
     """
-    if THINK_END in text:
-        text = text.rpartition(THINK_END)[2]
-    elif THINK_START in text:
-        return None
-    for match in reversed(list(_BOX.finditer(text))):
-        end = _closing_brace(text, match.end())
-        if end is not None:
-            return text[match.end() : end].strip() or None
+    answer_part = _after_thinking(text, thinking)
+    if boxes := _boxes(answer_part):
+        return _last_answer(answer_part, boxes)
     for marker in markers:
-        head, found, tail = text.rpartition(marker)
+        _, found, tail = answer_part.rpartition(marker)
         if found:
             return tail.strip().partition("\n")[0].strip(" :.") or None
     return None
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the group whose content begins at `start`; escaped braces do not count."""
-    depth, index = 1, start
-    while index < len(text):
-        if text[index] == "\\":
-            index += 1
-        elif text[index] in "{}":
-            depth += 1 if text[index] == "{" else -1
-            if depth == 0:
-                return index
-        index += 1
-    return None
+def _after_thinking(text: str, thinking: Thinking) -> str:
+    """Part of a completion in which an answer can stand."""
+    if thinking not in get_args(Thinking):
+        raise ValueError(f"thinking={thinking!r} is unknown; use one of {', '.join(get_args(Thinking))}.")
+    if thinking == "open":
+        return text.partition(THINK_END)[2]
+    if thinking == "unknown" and (THINK_END in text or THINK_START in text):
+        return text.rpartition(THINK_END)[2] if THINK_END in text else ""
+    return text
+
+
+def _boxes(text: str) -> list[tuple[int, int, slice]]:
+    """Begin, end and content of the complete boxes that are not empty, by their begin.
+
+    One pass: each closing brace closes the group that opened last before it.
+    """
+    boxes, open_groups = [], []
+    for match in _BRACE.finditer(text):
+        if match["box"] or match[0] == "{":
+            open_groups.append(match if match["box"] else None)
+        elif match[0] == "}" and open_groups and (opened := open_groups.pop()):
+            content = slice(_BLANK.match(text, opened.end()).end(), match.start())
+            boxes += [(opened.start(), match.end(), content)] if content.start < content.stop else []
+    return sorted(boxes, key=itemgetter(0))
+
+
+def _last_answer(text: str, boxes: list[tuple[int, int, slice]]) -> str:
+    r"""Content of the last box, after those that are listed with it, as in `\boxed{3} and \boxed{5}`."""
+    contents, begin = [], len(text)
+    for start, end, content in reversed(boxes):
+        gap = text[end:begin]
+        if contents and (end > begin or len(gap) > MAX_GAP or not _LISTED.fullmatch(_MARKUP.sub("", gap))):
+            break
+        contents.append(text[content].strip())
+        begin = start
+    return ", ".join(dict.fromkeys(reversed(contents)))

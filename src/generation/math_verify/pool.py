@@ -19,7 +19,7 @@ from typing import Literal
 
 from pebble import ProcessPool
 
-from generation.math_verify.extract import extract_answer
+from generation.math_verify.extract import Thinking, extract_answer
 
 logger = logging.getLogger(__name__)
 
@@ -150,16 +150,23 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def verify(self, golds: Sequence[str | list[str]], texts: Sequence[str]) -> list[bool]:
-        """Judge whole completions against their golds, in order; a completion without an answer is not equal."""
+    def verify(
+        self, golds: Sequence[str | list[str]], texts: Sequence[str], thinking: Thinking = "unknown"
+    ) -> list[bool]:
+        """Judge whole completions against their golds, in order; a completion without an answer is not equal.
+
+        `thinking` says what their prompt did, see `extract_answer`.
+        """
         futures = [
-            self.submit(gold, extract_answer(text, self.markers)) for gold, text in zip(golds, texts, strict=True)
+            self.submit(gold, extract_answer(text, self.markers, thinking))
+            for gold, text in zip(golds, texts, strict=True)
         ]
         return [future.result() for future in futures]
 
-    async def averify(self, gold: str | list[str], text: str) -> bool:
-        """Judge one whole completion without blocking the event loop."""
-        future = self.submit(gold, extract_answer(text, self.markers))
+    async def averify(self, gold: str | list[str], text: str, thinking: Thinking = "unknown") -> bool:
+        """Judge one whole completion, extraction included, without blocking the event loop."""
+        answer = await asyncio.to_thread(extract_answer, text, self.markers, thinking)
+        future = self.submit(gold, answer)
         return await asyncio.shield(asyncio.wrap_future(future))  # others may wait for the same verdict
 
     def submit(self, gold: str | list[str], answer: str | None, timeout: float | None = None) -> Future[bool]:
