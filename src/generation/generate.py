@@ -33,6 +33,7 @@ from generation.prompts import MATH_COT, format_problem
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
+from rea_rl.clients import async_openai_client, split_url
 from rea_rl.recipe import RecipeParser
 from rea_rl.utils import load_tokenizer, setup_logging
 from rea_rl.vllm_server import DTYPES
@@ -190,8 +191,8 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
     `respond` answers in place of engines and server.
     """
     check_output(args.output_path, "output_dir", (args.qaf,))
-    if args.api and not args.api_base.startswith(("http://", "https://")):
-        raise ValueError(f"api_base is {args.api_base!r}; write it as http://HOST:PORT/v1")
+    if args.api:
+        split_url(args.api_base, "api_base")
     respond = respond or (_ask_server if args.api else _run_engines)
     if respond is _run_engines:
         check_model_folder(args)
@@ -275,9 +276,8 @@ def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
     async def run() -> None:
         slots = asyncio.Semaphore(args.max_concurrent_requests)
         key = os.environ.get(args.api_key_env, "EMPTY")
-        async with openai.AsyncOpenAI(
-            base_url=args.api_base, api_key=key, timeout=args.request_timeout, max_retries=args.request_retries
-        ) as client:
+        settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
+        async with async_openai_client(args.api_base, key=key, proxies=True, **settings) as client:
 
             async def sample(task: Task, seed: int) -> Row:
                 async with slots:

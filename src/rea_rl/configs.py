@@ -16,6 +16,7 @@ from generation.labeling_to_prefix import check_cuts
 from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
 from generation.utils import check_numbers
+from rea_rl.clients import split_url
 from rea_rl.rewards import check_reward_names
 
 REVISION_STRENGTHS = ("normal", "weak", "strong")
@@ -382,8 +383,7 @@ class REARLConfig(GRPOConfig):
     def _check_servers(self) -> None:
         """Addresses as an OpenAI client takes them, and waits that end before those of the other ranks."""
         for key in ("policy_server", "reflection_server"):
-            url = getattr(self, key)
-            if not url.startswith(("http://", "https://")) or not url.endswith("/v1"):
+            if split_url(url := getattr(self, key), key).path != "/v1":
                 raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
         if (longest := self.request_timeout + self.server_deadline) >= self.ddp_timeout:
             raise ValueError(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import openai
 
+from rea_rl.clients import async_openai_client
 from rea_rl.utils import api_key
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
-# An idle connection is used again within this time. Servers close one after a while (vLLM: 5 s); a request that is sent at
-# that moment is lost, and a path that is drawn again keeps the whole batch waiting.
-IDLE_SECONDS = 2.0
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
 
@@ -169,11 +167,7 @@ class Endpoint:
         self.watch = ServerWatch(key, url, args.server_deadline, adapters)
         self._retries = args.request_retries
         self._slots = asyncio.Semaphore(args.max_concurrent_requests)
-        # trust_env: the servers are ours, no proxy of the environment is to be asked for them
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
-        http = openai.DefaultAsyncHttpxClient(limits=limits, trust_env=False)
-        settings = {"timeout": args.request_timeout, "max_retries": 0, "http_client": http}
-        self._client = openai.AsyncOpenAI(base_url=url, api_key=api_key(), **settings)
+        self._client = async_openai_client(url, timeout=args.request_timeout, max_retries=0)
 
     async def context_length(self, model: str) -> int:
         """Tokens that a prompt and its completion may have together. Raises ConnectionError if nothing answers."""

@@ -234,10 +234,10 @@ def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
         return
     import openai
 
+    from rea_rl.clients import openai_client
     from rea_rl.merge_lora import adapter_digest
-    from rea_rl.utils import api_key
 
-    client = openai.OpenAI(base_url=args.policy_server, api_key=api_key(), max_retries=0)
+    client = openai_client(args.policy_server, max_retries=0)
     # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
     name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
     try:

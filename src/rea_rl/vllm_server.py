@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -28,12 +29,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
 
 from generation.utils import check_numbers, check_output_folder, is_path, read_json
+from rea_rl.clients import is_loopback, server_url, split_url
 from rea_rl.utils import api_key, resolve_dtype, setup_logging
 
 if TYPE_CHECKING:
@@ -46,12 +47,18 @@ RECIPE_KEYS = {  # which model is served, and where
     "policy": ("model_name_or_path", "policy_server"),
     "reflection": ("reflection_model", "reflection_server"),
 }
-LOOPBACK = ("127.0.0.1", "localhost")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
 PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
+PORT_REMEDIES = {
+    errno.EADDRINUSE: "stop what listens there, or choose another",
+    errno.EACCES: "choose one from 1024",
+    errno.EADDRNOTAVAIL: "give an address that this machine has, such as 127.0.0.1",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address; give 127.0.0.1",
+    socket.EAI_NONAME: "no such host is known here; give 127.0.0.1, or an address of this machine",
+}
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0  # vLLM itself needs less than a second, but a request under way may hold it
 LOG_TAIL_LINES = 15
@@ -110,14 +117,14 @@ class ServerConfig:
         sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
         check_numbers(vars(self), positive=(*sizes, "gpu_memory_utilization"), shares=("gpu_memory_utilization",))
         check_numbers(vars(self), not_negative=("max_restarts",))
-        if self.full_weights and (self.role != "policy" or self.device == "cpu" or self.host not in LOOPBACK):
+        if self.full_weights and (self.role != "policy" or self.device == "cpu" or not is_loopback(self.host)):
             raise ValueError(
                 f"full_weights is for the policy server on a GPU, listening on 127.0.0.1: what sends weights needs no key, "
                 f"and they move over NCCL; but role is {self.role}, device {self.device}, host {self.host}"
             )
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
-        if not self.host.startswith("127.") and self.host != "localhost" and not self.api_key:
+        if not is_loopback(self.host) and not self.api_key:
             raise ValueError(
                 f"host is {self.host}, which other machines may reach; give api_key (or set VLLM_API_KEY), or listen "
                 "on 127.0.0.1"
@@ -126,7 +133,7 @@ class ServerConfig:
     @property
     def base_url(self) -> str:
         """Where an OpenAI client finds the server."""
-        return f"http://{self.host}:{self.port}/v1"
+        return server_url(self.host, self.port)
 
 
 class VLLMServer:
@@ -369,15 +376,16 @@ def check_context(model: str, max_model_len: int | None) -> None:
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Raise ValueError if something listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port} on {host} cannot be used ({error.strerror}); stop what listens there, or choose another"
-            ) from error
+    """Raise ValueError if a server cannot listen there: for want of such an address, or of the right, or it is taken."""
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, *_, place = min(places, key=lambda found: found[0] != socket.AF_INET)  # as vLLM takes a name
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        remedy = PORT_REMEDIES.get(error.errno, "give another host or port")
+        raise ValueError(f"port {port} on {host} cannot be used ({error.strerror}); {remedy}") from error
 
 
 def check_server(
@@ -467,8 +475,8 @@ def recipe_args(path: str, role: str) -> list[str]:
     if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where")
     model, url = (recipe[key] for key in RECIPE_KEYS[role])
-    address = urlsplit(url)
-    if address.hostname is None or address.port is None:
+    address = split_url(url, f"{path}: {RECIPE_KEYS[role][1]}")
+    if address.port is None:
         raise ValueError(f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1")
     args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
     if role == "policy" and recipe.get("use_peft", True) is False:

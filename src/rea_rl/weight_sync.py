@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import openai
 import xxhash
 from accelerate import PartialState
@@ -25,8 +24,8 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from rea_rl.endpoint import IDLE_SECONDS, ServerWatch, failing_together, refusal
-from rea_rl.utils import api_key
+from rea_rl.clients import bypass_proxies, openai_client
+from rea_rl.endpoint import ServerWatch, failing_together, refusal
 from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
@@ -61,9 +60,7 @@ class AdapterSync:
         self._watch = ServerWatch("policy_server", server, deadline, self.directory)
         self._retries = retries
         self._run = xxhash.xxh3_64_hexdigest(str(self.directory).encode())[:6]
-        http = openai.DefaultHttpxClient(limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS), trust_env=False)
-        settings = {"timeout": timeout, "max_retries": 0, "http_client": http}
-        self._client = openai.OpenAI(base_url=server, api_key=api_key(), **settings)
+        self._client = openai_client(server, timeout=timeout, max_retries=0)
 
     def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the version's name.
@@ -168,6 +165,7 @@ class FullSync:
                 f"use_peft is false, but policy_server ({server}) takes no weights; start it with --full_weights true, on "
                 f"another GPU than the trainer's ({error})"
             ) from error
+        bypass_proxies(server)  # TRL's client asks them
         self._server, self._model_name, self._timeout = server, model_name, timeout
         self._client: WeightTransferClient | None = None
 

@@ -19,13 +19,19 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 128  # connections that arrive together
 
 
+class _Listener6(_Listener):
+    address_family = socket.AF_INET6
+
+
 class ScriptedServer:
     """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves.
 
     `encode` makes the ids of a text.
     """
 
-    def __init__(self, complete: Reply, models: list[str], context: int = 1024, port: int = 0):
+    def __init__(
+        self, complete: Reply, models: list[str], context: int = 1024, port: int = 0, host: str = "127.0.0.1"
+    ):
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
         self.encode: Callable[[str], list[int]] = lambda text: []
@@ -36,9 +42,9 @@ class ScriptedServer:
         self._lock = threading.Lock()
         self.only_known_models = False  # refuse completions of models that are not in `models`
         self.broken = False  # break each connection instead of answering
-        self._server = _Listener(("127.0.0.1", port), self._handler())
+        self._server = (_Listener6 if ":" in host else _Listener)((host, port), self._handler())
         self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
     def bodies(self, route: str) -> list[dict[str, Any]]:
         return [body for path, body in self.requests if path == f"/v1/{route}"]
@@ -55,6 +61,8 @@ class ScriptedServer:
         if route == "/v1/completions":
             if self.only_known_models and body["model"] not in self.models:
                 return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+            return self.complete(body)
+        if route == "/v1/chat/completions":
             return self.complete(body)
         if route == "/tokenize":
             return 200, {"tokens": self.encode(body["prompt"])}

@@ -1,0 +1,187 @@
+"""Addresses, and proxies of the environment: none is asked for this machine's own servers, by any client."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+from scripted_server import ScriptedServer, completion
+from test_rollout import VERSION, make_engine, make_row, policy
+
+from rea_rl import clients, study
+from rea_rl.rollout import Batch
+from rea_rl.vllm_server import ServerConfig, check_port_free, check_server, parse_args
+from rea_rl.weight_sync import AdapterSync
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+@pytest.fixture
+def proxy(monkeypatch) -> None:
+    """An environment whose proxy answers nobody, and that makes no exceptions."""
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def chat(_: object) -> tuple[int, dict]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "7"}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    return 200, {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+def generate(server: ScriptedServer, folder: Path) -> None:
+    from generation.generate import GenerateArguments
+    from generation.generate import generate as run
+
+    (folder / "p.json").write_text(json.dumps([{"problem": "3+4?", "answer": "7"}]))
+    server.complete = chat
+    settings = {"qaf": str(folder / "p.json"), "model_dir": "m", "output_dir": str(folder), "api": True}
+    written = run(GenerateArguments(**settings, api_base=server.url, api_model="m", request_retries=0))
+    assert json.loads(written.read_text())[0]["responses"][0]["text"] == "7"
+
+
+def evaluate_in_the_study(server: ScriptedServer, folder: Path) -> None:
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (adapter / "adapter_model.safetensors").touch()
+    run = SimpleNamespace(row=SimpleNamespace(name="rea_rl"), seed=0, adapter=adapter)
+    with study.served(run, argparse.Namespace(policy_server=server.url, model="m")) as name:
+        assert name in server.models
+
+
+def sample(server: ScriptedServer, folder: Path) -> None:
+    server.complete = policy()
+    with make_engine(folder, server.url, request_retries=0) as engine:
+        assert len(engine.run([make_row()], Batch(7, VERSION, False))) == 1
+
+
+def send_all_weights(server: ScriptedServer, folder: Path) -> None:
+    clients.bypass_proxies(server.url)
+    assert requests.get(server.url + "/models", timeout=5).ok  # with what TRL's client asks
+
+
+USES: dict[str, Callable[[ScriptedServer, Path], None]] = {
+    "generation": generate,
+    "the study": evaluate_in_the_study,
+    "rollouts": sample,
+    "adapters": lambda server, folder: AdapterSync(server.url, folder)._swap(VERSION, set()),
+    "whole models": send_all_weights,
+    "checks": lambda server, _: check_server(server.url, "m", timeout=1),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_proxy_is_asked_for_a_server_of_this_machine(proxy, tmp_path, use, host):
+    with ScriptedServer(lambda _: completion([1]), ["m", VERSION], host=host) as server:
+        USES[use](server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "own"),
+    [
+        ("127.0.0.1", True, True),
+        ("127.3.2.1", True, True),
+        ("127.1", True, True),
+        ("localhost", True, True),
+        ("LOCALHOST", True, True),
+        ("policy.localhost", True, True),
+        ("::1", True, True),
+        ("::ffff:127.0.0.1", True, True),
+        ("0.0.0.0", False, True),
+        ("::", False, True),
+        ("192.0.2.77", False, False),
+        ("2001:db8::7", False, False),
+        ("127.example.com", False, False),
+        ("localhost.example.com", False, False),
+    ],
+)
+def test_what_a_host_is(host, loopback, own):
+    assert (clients.is_loopback(host), clients.is_own(host)) == (loopback, own)
+
+
+def test_the_name_of_this_machine_is_its_own(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Node7")
+    assert clients.is_own("node7") and not clients.is_own("node8")
+
+
+def test_a_judge_elsewhere_may_be_behind_a_proxy_and_our_servers_are_not(proxy):
+    trusts = [
+        clients.openai_client(url, proxies=proxies)._client.trust_env
+        for url in ("https://api.example.com/v1", "http://127.0.0.1:1/v1")
+        for proxies in (True, False)
+    ]
+    assert trusts == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("127.0.0.1:8000/v1", "is '127.0.0.1:8000/v1'; write it as http://HOST:PORT/v1"),
+        ("http:///v1", "http://HOST:PORT/v1"),
+        ("http://::1:8000/v1", "an IPv6 address in brackets"),
+        ("http://[::1:8000/v1", "Invalid IPv6 URL"),
+        ("http://a:70000/v1", "Port out of range"),
+        ("http://a:http/v1", "could not be cast"),
+        ("http://a:0/v1", "http://HOST:PORT/v1"),
+    ],
+)
+def test_addresses_that_no_client_takes(url, part):
+    with pytest.raises(ValueError) as caught:
+        clients.split_url(url, "policy_server")
+    assert str(caught.value).startswith("policy_server is ") and part in str(caught.value)
+
+
+def test_an_address_of_six_groups_is_written_in_brackets_and_needs_no_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: m\npolicy_server: http://[::1]:12345/v1\n")
+    config, _ = parse_args(["--role", "policy", "--recipe", str(recipe)])
+    assert (config.host, config.port, config.base_url) == ("::1", 12345, "http://[::1]:12345/v1")
+    with pytest.raises(ValueError, match="host is ::, which other machines may reach"):
+        ServerConfig("m", 1, "policy", host="::")
+    with pytest.raises(ValueError, match="host is 127.example.com, which other machines may reach"):
+        ServerConfig("m", 1, "policy", host="127.example.com")
+
+
+@pytest.fixture
+def listener6():
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("::1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_ports_are_probed_in_the_kind_of_address_that_is_asked_for(listener6, free_port):
+    with pytest.raises(
+        ValueError, match=rf"port {listener6} on ::1 cannot be used \(.*in use\); stop what listens there"
+    ):
+        check_port_free("::1", listener6)
+    check_port_free("127.0.0.1", listener6)
+    check_port_free("::1", free_port())
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [("192.0.2.77", "an address that this machine has"), ("no-such-host.invalid", "no such host is known here")],
+)
+def test_a_port_that_cannot_be_used_blames_what_was_seen(host, remedy):
+    with pytest.raises(ValueError, match=remedy) as caught:
+        check_port_free(host, 12345)
+    assert "stop what listens there" not in str(caught.value)
