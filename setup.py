@@ -21,7 +21,6 @@ PINS = [
     "openai==3.54.0",
     "math-verify==0.9.0",
     "latex2sympy2-extended==1.11.0",
-    "pebble==5.2.3",
     "psutil==7.2.2",
 ]
 
@@ -47,7 +46,6 @@ setup(
         "openai>=2.25",
         "math-verify>=0.9",
         "latex2sympy2-extended>=1.11",
-        "pebble>=5.2",
         "psutil>=7",
         "filelock>=3.12",
         "xxhash>=3",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
+import time
+from itertools import count
 
 import psutil
 import pytest
@@ -83,23 +86,25 @@ def test_a_worker_that_is_killed_or_hangs_at_work(pool, number, kind, caplog):
 
 def test_workers_killed_while_idle_and_in_the_middle_of_batches(pool):
     """Whatever a worker was doing, verdicts come, and all but those of killed workers are right."""
-    stop = threading.Event()
+    stop, kills = threading.Event(), []
 
     def kill() -> None:
-        while not stop.wait(0.7):
+        while not stop.wait(random.uniform(1, 2)):
             if alive := workers():
-                os.kill(alive[0].pid, signal.SIGKILL)
+                kills.append(random.choice(alive).pid)
+                os.kill(kills[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    wrong = 0
+    wrong, tags = 0, count(60)
     try:
-        for tag in range(60, 90):
-            verdicts = judge_batch(pool, tag)
+        while len(kills) < 6:
+            time.sleep(random.uniform(0, 0.1))  # now and then a worker is idle
+            verdicts = judge_batch(pool, next(tags))
             wrong += sum(verdict != (i % 2 == 0) for i, verdict in enumerate(verdicts))
             assert not any(verdicts[1::2])  # nothing wrong ever counts as right
     finally:
         stop.set()
         killer.join()
     assert wrong <= pool.stats["crashes"]
-    assert judge_batch(pool, 99) == [i % 2 == 0 for i in range(SIZE)]
+    assert judge_batch(pool, next(tags)) == [i % 2 == 0 for i in range(SIZE)]

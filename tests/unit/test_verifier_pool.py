@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -116,8 +118,135 @@ def test_close_leaves_no_process_and_no_open_verdict() -> None:
     assert [
         child for child in set(psutil.Process().children()) - before if "spawn_main" in " ".join(child.cmdline())
     ] == []
-    with pytest.raises(RuntimeError, match="not active"):
-        pool.submit("1", "2")
+    for gold in ("1", "1", "2"):  # the first one was judged before
+        with pytest.raises(RuntimeError, match="not active"):
+            pool.submit(gold, "1")
+    pool.close()
+
+
+def own_workers(others: set[psutil.Process]) -> list[psutil.Process]:
+    return [child for child in set(psutil.Process().children()) - others if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # also of a zombie
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_that_die_idle_are_replaced_and_no_pair_suffers(number: signal.Signals) -> None:
+    others = set(psutil.Process().children())
+    with VerifierPool(num_workers=2, timeout=60) as pool:
+        for turn in range(3):
+            assert pool.submit(f"{turn}", f"{turn}.0").result(60) is True
+            wait_until(lambda: len(own_workers(others)) == 2)
+            before = own_workers(others)
+            for worker in before:
+                worker.send_signal(number)
+            if turn < 2:  # at once, while they die, and the same pair again
+                verdicts = [pool.submit(f"{i}", "7") for i in [5, 6, 7, 7]]
+                assert [verdict.result(60) for verdict in verdicts] == [False, False, True, True]
+            wait_until(lambda before=before: len(set(own_workers(others)) - set(before)) == 2)
+        assert pool.stats["crashes"] == pool.stats["timeouts"] == 0
+
+
+def test_a_worker_that_hangs_idle_is_replaced() -> None:
+    others = set(psutil.Process().children())
+    with VerifierPool(num_workers=1, timeout=1.0) as pool:
+        assert pool.submit("1", "1").result(60) is True
+        (hung,) = own_workers(others)
+        hung.suspend()
+        assert pool.submit("2", "2").result(60) is True
+        assert hung not in own_workers(others)
+
+
+def test_a_pool_without_workers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.math_verify.pool._serve", os.getpid)  # takes no argument: it ends at once
+    with VerifierPool(num_workers=1) as pool:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="No verifier worker came up in 5 tries"):
+                pool.submit("1", "1").result(60)
+
+
+def test_nobody_can_cancel_a_verdict_that_others_wait_for() -> None:
+    with VerifierPool(num_workers=1) as pool:
+        verdict = pool.submit("3", "3")
+        assert not verdict.cancel()
+        assert verdict.result(60) is True and pool.submit("4", "4").result(60) is True
+
+
+@pytest.mark.parametrize("gold", [None, 18, 1.5, True, {"answer": "18"}, b"18", [18], ["18", None]])
+def test_a_gold_that_is_no_text_is_refused(pool: VerifierPool, gold: object) -> None:
+    for judge in (is_equivalent, pool.submit):
+        with pytest.raises(ValueError, match="gold=.* is neither a text nor a list of texts"):
+            judge(gold, "18")
+
+
+def test_an_answer_that_is_no_text_is_refused(pool: VerifierPool) -> None:
+    with pytest.raises(ValueError, match="answer=18 is neither a text nor None"):
+        pool.submit("18", 18)
+    with pytest.raises(ValueError, match="text=None is no text"):
+        pool.verify(["18"], [None])
+    assert pool.submit("18", None).result() is False
+    assert pool.submit("1" * 3000, "1" * 3000).result() is False
+
+
+FROM_OTHER_PROCESSES = """
+import multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+from generation.math_verify import VerifierPool, is_equivalent
+
+def judge(pair):
+    return is_equivalent(*pair)
+
+def refused(_):
+    try:
+        pool.submit("1", "1")
+    except RuntimeError as error:
+        return "parent of a fork" in str(error)
+
+PAIRS = [("0.5", "1/2"), ("1", "2"), ("[2,3)", "2 <= x < 3"), ("3", "4")]
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    verdicts = []
+    if sys.argv[1] == "fork":
+        verdicts.append(is_equivalent("1", "1.0"))
+        pool = VerifierPool(1)
+        with context.Pool(1) as processes:
+            print(processes.map(refused, [0]))
+    with context.Pool(1) as processes:  # whose workers are daemonic
+        verdicts += processes.map(judge, PAIRS)
+    with ProcessPoolExecutor(1, mp_context=context) as processes:
+        verdicts += processes.map(judge, PAIRS[:2])
+    print(verdicts)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_is_equivalent_from_other_processes(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FROM_OTHER_PROCESSES)
+    before = set(psutil.process_iter())
+    run = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    verdicts = [True] * (method == "fork") + [True, False, True, False, True, False]
+    assert run.stdout.splitlines() == ["[True]"] * (method == "fork") + [str(verdicts)], run.stderr
+    wait_until(lambda: not [p for p in set(psutil.process_iter()) - before if is_worker(p) and in_folder(p, tmp_path)])
+
+
+def in_folder(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.cwd() == str(folder)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
 
 
 @pytest.mark.parametrize("settings", [{"mode": "lenient"}, {"num_workers": 0}, {"timeout": 0}, {"memory_mb": 10}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from generation.math_verify.extract import MAX_LENGTH
 from generation.math_verify.normalize import normalize
 from generation.math_verify.numeric import agree_by_library, proportional, real_number, same_value
 from generation.math_verify.reading import read
@@ -13,7 +14,6 @@ from generation.math_verify.splitting import nesting
 from generation.math_verify.values import Group, Letters, Matrix, Quantity, Readings, Relation, Value, Words
 from generation.math_verify.words import same_words
 
-MAX_LENGTH = 2000  # characters; the longest gold of the six benchmarks has 300, and longer texts are no answers
 MAX_NESTING = 30  # brackets; an answer has a few
 MIN_DIGITS = 3  # significant digits from which a decimal gold can be a rounded one
 

@@ -13,6 +13,7 @@ Thinking = Literal["open", "closed", "unknown"]
 _BOX = r"\\f?box(?:ed)?\s*\{"  # \boxed{ and \fbox{
 _BLANK = re.compile(r"\s*")
 _BRACE = re.compile(rf"(?P<box>{_BOX})|\\(?!{_BOX})[\s\S]|[{{}}]")
+MAX_LENGTH = 2000  # characters; the longest gold of the six benchmarks has 300, and longer texts are no answers
 THINK_START, THINK_END = "<think>", "</think>"
 
 # What stands between boxes that are one answer: `\boxed{3}$ and $\boxed{5}`, `x=\boxed{3}, y=\boxed{5}`.
@@ -39,7 +40,7 @@ def extract_answer(text: str, markers: Sequence[str] = (), thinking: Thinking = 
             text marks the thinking, and a text without them is answer throughout.
 
     Raises:
-        ValueError: `thinking` is none of the three.
+        ValueError: `thinking` is none of the three, or `text` is no text.
 
     Example:
         >>> extract_answer("<think>It is \\boxed{1}.</think>So \\boxed{\\frac{1}{2}}.")
@@ -61,6 +62,8 @@ def _after_thinking(text: str, thinking: Thinking) -> str:
     """Part of a completion in which an answer can stand."""
     if thinking not in get_args(Thinking):
         raise ValueError(f"thinking={thinking!r} is unknown; use one of {', '.join(get_args(Thinking))}.")
+    if not isinstance(text, str):
+        raise ValueError(f"text={text!r} is no text.")
     if thinking == "open":
         return text.partition(THINK_END)[2]
     if thinking == "unknown" and (THINK_END in text or THINK_START in text):

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
+import multiprocessing
 import os
+import queue
 import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from functools import cache, partial
-from multiprocessing.context import SpawnContext, SpawnProcess
+from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.util import Finalize
 from typing import Literal
 
-from pebble import ProcessPool
-
-from generation.math_verify.extract import Thinking, extract_answer
+from generation.math_verify.extract import MAX_LENGTH, Thinking, extract_answer
 
 logger = logging.getLogger(__name__)
 
@@ -29,44 +30,51 @@ MAX_CACHED = 1 << 16  # pairs; answers are short, so at most a few ten MB
 MAX_TASKS = 20_000  # pairs after which a worker is renewed: the parser's tables grow with every new text
 MIN_MEMORY_MB = 256  # what a worker needs to load sympy
 MEMORY_SHARE = 0.75  # resident share of the address space at which a worker counts as exhausted
-KILL_MARGIN = 0.2  # seconds by which pebble, which looks ten times a second, may be late
+KILL_MARGIN = 0.2  # seconds that the end of a worker with much memory may take
+START_LIMIT = 60.0  # seconds in which a worker has to be up
+MAX_STARTS = 5  # tries in a row before a pair's worker counts as broken
+IDLE_LOOK = 0.5  # seconds between two looks at an idle worker
+_LOCK = threading.Lock()  # on the main module and the default pools
 
 
 @contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep a new process from importing the caller's main module, as `spawn` does.
+def _plain_parent() -> Iterator[None]:
+    """Let this process start a child that does not import its main module, whatever this process is.
 
-    A worker needs nothing of it, it may hold torch (which is over the memory limit), and a script without a `__main__`
-    guard would start itself again in every worker.
+    A worker needs nothing of the main module, it may hold torch (which is over the memory limit), and a script without
+    a `__main__` guard would start itself again in every worker. The workers of `multiprocessing.Pool` are daemonic,
+    which may have no children lest these outlive them; ours end when their pipe does.
     """
-    main = sys.modules["__main__"]
-    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
-    main.__spec__ = None
+    main, config = sys.modules["__main__"].__dict__, multiprocessing.current_process()._config
+    saved = [
+        (space, {name: space.pop(name) for name in ("__file__", "__spec__", "daemon") if name in space})
+        for space in (main, config)
+    ]
+    main["__spec__"] = None
     try:
         yield
     finally:
-        main.__dict__.update(saved)
+        for space, values in saved:
+            space.update(values)
 
 
-class _WorkerProcess(SpawnProcess):
-    def start(self) -> None:
-        with _START_LOCK, _hidden_main():
-            super().start()
+def _serve(pipe: Connection, memory_mb: int) -> None:
+    """Judge what comes through the pipe until it ends, within a limit on the address space.
 
-
-class _WorkerContext(SpawnContext):
-    Process = _WorkerProcess
-
-
-_START_LOCK = threading.Lock()
-
-
-def _start_worker(memory_mb: int) -> None:
-    """Limit the worker's address space, let SIGTERM end it even inside C code, and load the comparison."""
+    A message without a verdict says that the worker is up, or that it begins with a pair. SIGTERM ends it even inside
+    C code.
+    """
     size = memory_mb << 20
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _comparison("original")
+    pipe.send(None)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            pair = pipe.recv()
+            pipe.send(None)
+            pipe.send(_judge(*pair, memory_mb))
 
 
 @cache
@@ -98,12 +106,79 @@ def _peak_memory_mb() -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
+class _Worker:
+    """A process with a pipe of its own, so that its death touches no other. It is started again whenever it died."""
+
+    def __init__(self, memory_mb: int) -> None:
+        self._memory_mb = memory_mb
+        self._lock, self._closed = threading.Lock(), False
+        self._process: SpawnProcess | None = None
+
+    def revive(self) -> None:
+        """See that the process is up. Raises EOFError or OSError where it cannot be."""
+        if self._process is not None and self._judged < MAX_TASKS and not self._pipe.poll():
+            return  # an idle process says nothing; the end of its pipe would be something
+        self.stop()
+        with self._lock, _LOCK, _plain_parent():
+            if self._closed:
+                raise EOFError("closed")
+            self._pipe, end = multiprocessing.Pipe()
+            self._process = SpawnProcess(target=_serve, args=(end, self._memory_mb), daemon=True)
+            self._process.start()
+        end.close()
+        self._judged = 0
+        self._receive(START_LIMIT)
+
+    def judge(self, golds: tuple[str, ...], answer: str, mode: Mode, limit: float) -> bool:
+        """Verdict on a pair. Raises TimeoutError after `limit` seconds, EOFError or OSError if the worker dies of it.
+
+        Raises RuntimeError if no worker begins with it.
+        """
+        for _ in range(MAX_STARTS):
+            try:
+                self.revive()
+                self._pipe.send((golds, answer, mode))
+                self._receive(limit)
+                break
+            except (EOFError, OSError) as error:  # it died idle or hangs: the pair is not to blame
+                logger.warning("A verifier worker is started again: %r", error)
+        else:
+            raise RuntimeError(f"No verifier worker came up in {MAX_STARTS} tries; standard error says why.")
+        self._judged += 1
+        return self._receive(limit)
+
+    def _receive(self, limit: float) -> bool | None:
+        try:
+            if self._pipe.poll(limit):
+                return self._pipe.recv()
+            raise TimeoutError(f"{limit:.1f} s")
+        except (EOFError, OSError):
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+    def close(self) -> None:
+        """End the process from another thread, for good."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+
+
 class VerifierPool:
-    """Processes that compare answers and outlive batches.
+    """Processes that compare answers and outlive batches, each with a thread that feeds it.
 
     Each pair has `timeout` seconds and its worker `memory_mb` of address space. A worker that exceeds either is
-    killed from outside and replaced; its pair counts as not equal, is counted in `stats`, and its text is logged.
-    Verdicts are cached by gold and answer; a failed one when the pair has failed twice.
+    killed from outside and replaced; its pair counts as not equal, is counted in `stats`, and its text is logged. A
+    worker that dies idle is replaced too, and no pair suffers. Verdicts are cached by gold and answer; a failed one
+    when the pair has failed twice.
 
     Args:
         num_workers: Processes.
@@ -139,10 +214,13 @@ class VerifierPool:
         self._verdicts: dict[tuple, Future[bool]] = {}
         self._failed: set[tuple] = set()  # pairs that failed once
         self._lock = threading.Lock()
-        self._pool = ProcessPool(
-            num_workers, MAX_TASKS, initializer=_start_worker, initargs=(memory_mb,), context=_WorkerContext()
-        )
-        self._pool.schedule(os.getpid)  # starts the workers now rather than at the first pair
+        self._owner: int | None = os.getpid()  # None once it is closed
+        self._open: queue.SimpleQueue[tuple[Future[bool], tuple] | None] = queue.SimpleQueue()
+        self._workers = [_Worker(memory_mb) for _ in range(num_workers)]
+        self._threads = [threading.Thread(target=self._work, args=(w,), daemon=True) for w in self._workers]
+        for thread in self._threads:
+            thread.start()
+        self._at_exit = Finalize(None, self.close, exitpriority=1)
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -170,11 +248,19 @@ class VerifierPool:
         return await asyncio.shield(asyncio.wrap_future(future))  # others may wait for the same verdict
 
     def submit(self, gold: str | list[str], answer: str | None, timeout: float | None = None) -> Future[bool]:
-        """Future verdict on an extracted answer; several golds mean that any of them is right."""
-        golds = (gold,) if isinstance(gold, str) else tuple(gold)
-        timeout = self.timeout if timeout is None else timeout
-        key = (golds, answer, timeout)
+        """Future verdict on an extracted answer; several golds mean that any of them is right.
+
+        Raises ValueError where gold or answer is no text, RuntimeError on a pool that is closed.
+        """
+        golds = (gold,) if isinstance(gold, str) else gold
+        if not isinstance(golds, list | tuple) or not all(isinstance(text, str) for text in golds):
+            raise ValueError(f"gold={gold!r} is neither a text nor a list of texts.")
+        if not isinstance(answer, str | None):
+            raise ValueError(f"answer={answer!r} is neither a text nor None.")
+        key = (tuple(golds), answer, self.timeout if timeout is None else timeout)
+        self._require_active()  # before the lock, which nobody would release after a fork
         with self._lock:
+            self._require_active()
             self.stats["pairs"] += 1
             if key in self._verdicts:
                 self.stats["cache_hits"] += 1
@@ -182,38 +268,71 @@ class VerifierPool:
             if len(self._verdicts) >= MAX_CACHED:
                 self._verdicts.pop(next(iter(self._verdicts)))
             verdict = self._verdicts[key] = Future()
-        if answer is None:
-            verdict.set_result(False)
-        else:
-            limit = max(timeout - KILL_MARGIN, timeout / 2)
-            task = self._pool.schedule(_judge, (golds, answer, self.mode, self.memory_mb), timeout=limit)
-            task.add_done_callback(partial(self._settle, verdict, key))
+            verdict.set_running_or_notify_cancel()  # nobody may cancel what others wait for
+            if answer is None or len(answer) > MAX_LENGTH:
+                verdict.set_result(False)
+            else:
+                self._open.put((verdict, key))
         return verdict
 
     def close(self) -> None:
         """Stop the workers; pairs that are still open count as not equal."""
-        self._pool.stop()
-        self._pool.join()
-        for verdict in self._verdicts.values():
-            if not verdict.done():
-                verdict.set_result(False)
+        with self._lock:
+            self._owner = None
+        self._at_exit.cancel()
+        for worker in self._workers:
+            worker.close()
+            self._open.put(None)
+        for thread in self._threads:
+            thread.join()
+        while not self._open.empty():
+            if left := self._open.get():
+                left[0].set_result(False)
+
+    def _require_active(self) -> None:
+        if self._owner != os.getpid():
+            raise RuntimeError("This verifier pool is not active: it was closed, or belongs to the parent of a fork.")
+
+    def _work(self, worker: _Worker) -> None:
+        """Judge open pairs with one worker, which is replaced also if it dies idle."""
+        while self._owner is not None:
+            with suppress(EOFError, OSError):  # the next pair tells what is wrong
+                worker.revive()
+            with suppress(queue.Empty):
+                if pair := self._open.get(timeout=IDLE_LOOK):
+                    self._judge_with(worker, *pair)
+        worker.stop()
+
+    def _judge_with(self, worker: _Worker, verdict: Future[bool], key: tuple) -> None:
+        golds, answer, timeout = key
+        task: Future[bool] = Future()
+        try:
+            task.set_result(worker.judge(golds, answer, self.mode, max(timeout - KILL_MARGIN, timeout / 2)))
+        except (EOFError, OSError, RuntimeError) as error:
+            task.set_exception(error)
+        self._settle(verdict, key, task)
 
     def _settle(self, verdict: Future[bool], key: tuple, task: Future[bool]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            golds, answer, _ = key
-            kind = "timeouts" if isinstance(error, TimeoutError) else "crashes"
-            with self._lock:
-                self.stats[kind] += 1
-                if key not in self._failed:  # it may have been the machine; a second failure is kept
-                    self._failed.add(key)
-                    self._verdicts.pop(key, None)
-            logger.warning("Verifier %s (%r): gold %.200r, answer %.500r", kind, error, golds, answer)
-        verdict.set_result(not task.cancelled() and error is None and task.result())
+        """Pass a verdict on, or count the failure; without any worker there is none, which is the caller's error."""
+        error = task.exception()
+        if error is None or self._owner is None:
+            verdict.set_result(error is None and task.result())
+            return
+        golds, answer, _ = key
+        kind = "timeouts" if isinstance(error, TimeoutError) else "crashes"
+        with self._lock:
+            self.stats[kind] += 1
+            if key not in self._failed:  # it may have been the machine; a second failure is kept
+                self._failed.add(key)
+                self._verdicts.pop(key, None)
+        logger.warning("Verifier %s (%r): gold %.200r, answer %.500r", kind, error, golds, answer)
+        if isinstance(error, RuntimeError):
+            verdict.set_exception(error)
+        else:
+            verdict.set_result(False)
 
 
 _default: dict[Mode, VerifierPool] = {}
-_default_lock = threading.Lock()
 
 
 def is_equivalent(gold: str | list[str], prediction: str, timeout: float = 5.0, mode: Mode = "strict") -> bool:
@@ -234,16 +353,16 @@ def is_equivalent(gold: str | list[str], prediction: str, timeout: float = 5.0, 
         >>> is_equivalent("[2,3)", "2 \\le x < 3"), is_equivalent("[2,3)", "(2,3]"), is_equivalent("18", "1800")
         (True, False, False)
     """
-    with _default_lock:
+    with _LOCK:
         if mode not in _default:
             _default[mode] = VerifierPool(num_workers=2, mode=mode)  # one works while a killed one is replaced
-    return _default[mode].submit(gold, prediction, timeout).result()
+        pool = _default[mode]
+    return pool.submit(gold, prediction, timeout).result()
 
 
-@atexit.register
-def _close_default() -> None:
-    for pool in _default.values():
-        pool.close()
+def _after_fork() -> None:
+    _default.clear()  # a forked child has the pools' pipes but not their threads
+    _LOCK.release()
 
 
-os.register_at_fork(after_in_child=_default.clear)  # a forked child has the pool's pipes but not its threads
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_after_fork)
