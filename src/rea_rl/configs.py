@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import GRPOConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from generation.labeling_to_prefix import check_cuts
 from generation.prompts import MATH_COT
@@ -65,8 +65,20 @@ class DataArguments:
     )
 
 
+@dataclass(kw_only=True)
+class SharedKeys:
+    """Keys of all training programs, on top of TRL's."""
+
+    cudnn_attention: bool = field(
+        default=False,
+        metadata={
+            "help": "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave gradients that are no numbers."
+        },
+    )
+
+
 @dataclass
-class REARLConfig(GRPOConfig):
+class REARLConfig(SharedKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
     `num_generations` and the batch keys count sampled paths. With `revision` every sampled path brings a second row,
@@ -406,6 +418,16 @@ class REARLConfig(GRPOConfig):
     def num_serial_cuts(self) -> int:
         """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
+
+
+@dataclass
+class REARLSFTConfig(SharedKeys, SFTConfig):
+    """Training arguments of `rea_rl.sft`."""
+
+
+@dataclass
+class REARLDPOConfig(SharedKeys, DPOConfig):
+    """Training arguments of `rea_rl.dpo`."""
 
 
 @dataclass

@@ -18,18 +18,18 @@ from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-    from trl import DPOConfig, DPOTrainer, ModelConfig
+    from trl import DPOTrainer, ModelConfig
 
-    from rea_rl.configs import SFTScriptArguments
+    from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, DPOConfig, ModelConfig]:
+def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REARLDPOConfig, ModelConfig]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
-    from trl import DPOConfig, ModelConfig
+    from trl import ModelConfig
 
-    from rea_rl.configs import SFTScriptArguments
+    from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
 
-    return parse(argv, SFTScriptArguments, DPOConfig, ModelConfig)
+    return parse(argv, SFTScriptArguments, REARLDPOConfig, ModelConfig)
 
 
 def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -50,17 +50,22 @@ def load_pairs(
 
 
 def trainer_class() -> type[DPOTrainer]:
-    """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of sequence."""
+    """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of sequence.
+
+    Steps whose loss or gradient is no number are left out.
+    """
     from trl import DPOTrainer
 
-    class PairTrainer(DPOTrainer):
+    from rea_rl.numerics import NumberedRows
+
+    class PairTrainer(NumberedRows, DPOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
             return dataset
 
     return PairTrainer
 
 
-def build_trainer(script: SFTScriptArguments, args: DPOConfig, model_args: ModelConfig) -> DPOTrainer:
+def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig) -> DPOTrainer:
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
     from trl import get_peft_config
 

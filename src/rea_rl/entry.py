@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 NO_ROOM = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d")
 
 
+class NonFiniteError(Exception):
+    """Several steps in a row had a loss or a gradient that is no number."""
+
+
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses.
 
@@ -70,7 +74,10 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
 
 
 def train(trainer: Trainer) -> None:
-    """Train from the last checkpoint or from the start, evaluate, save weights, metrics and state."""
+    """Train from the last checkpoint or from the start, evaluate, save weights, metrics and state.
+
+    Raises NonFiniteError, behind a checkpoint of the last finished step, after several steps that are no numbers.
+    """
     from rea_rl.utils import know_cpu_by_index, last_checkpoint
 
     know_cpu_by_index()
@@ -81,7 +88,11 @@ def train(trainer: Trainer) -> None:
     if trainer.is_world_process_zero():
         for left_over in Path(args.output_dir, "rollouts").glob(".*"):  # of a process that was killed while it wrote
             left_over.unlink()
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except NonFiniteError:
+        save_last_step(trainer)
+        raise
     trainer.save_model()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
@@ -119,4 +130,7 @@ def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv:
         trainer = build(*parse_recipe(argv))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    train(trainer)
+    try:
+        train(trainer)
+    except NonFiniteError as error:
+        sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)

@@ -237,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: {error}")
         try:
             train(trainer, data.dataset_name)
-        except ConnectionError as error:  # a server that stays away, or that refuses the adapter
+        # A server that stays away, or that refuses the adapter; or a loss that is no number.
+        except (ConnectionError, entry.NonFiniteError) as error:
             sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)  # a progress bar is on the line
         except (OSError, RuntimeError, SafetensorError) as error:
             if not entry.is_disk_full(error):

@@ -35,6 +35,7 @@ from rea_rl.configs import REARLConfig
 from rea_rl.endpoint import failing_together
 from rea_rl.logprobs import padded_logps, takes_one_pass
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
+from rea_rl.numerics import FiniteSteps
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
 from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
@@ -45,7 +46,7 @@ from rea_rl.weight_sync import AdapterSync, FullSync
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
 
 
-class REARLTrainer(GRPOTrainer):
+class REARLTrainer(FiniteSteps, GRPOTrainer):
     """GRPO with online revision.
 
     Args:
@@ -197,7 +198,11 @@ class REARLTrainer(GRPOTrainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
         if self.packed_step is None:
             return super().compute_loss(model, inputs, **kwargs)
-        return self.packed_step.loss(model, inputs)
+        return self.note_loss(self.packed_step.loss(model, inputs))
+
+    def row_names(self) -> list[str]:
+        """Problems of the step, since its micro-batches mix them."""
+        return list(dict.fromkeys(row["problem_id"] for row in self._rows))
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         self._loss_inputs = dict(inputs)

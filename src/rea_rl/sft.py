@@ -19,22 +19,22 @@ from rea_rl.entry import load_model, parse, run
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-    from trl import ModelConfig, SFTConfig, SFTTrainer
+    from trl import ModelConfig, SFTTrainer
 
-    from rea_rl.configs import SFTScriptArguments
+    from rea_rl.configs import REARLSFTConfig, SFTScriptArguments
 
 logger = logging.getLogger(__name__)
 
 Example = dict[str, Any]
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, SFTConfig, ModelConfig]:
+def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REARLSFTConfig, ModelConfig]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
-    from trl import ModelConfig, SFTConfig
+    from trl import ModelConfig
 
-    from rea_rl.configs import SFTScriptArguments
+    from rea_rl.configs import REARLSFTConfig, SFTScriptArguments
 
-    return parse(argv, SFTScriptArguments, SFTConfig, ModelConfig)
+    return parse(argv, SFTScriptArguments, REARLSFTConfig, ModelConfig)
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -97,14 +97,14 @@ def _is_dialogue(value: Any) -> bool:
 def load_encoded(
     name: str, rows: list[Example], encode: Callable[[Example], dict[str, list[int]]], max_length: int | None
 ) -> Dataset:
-    """Encoded rows.
+    """Encoded rows, and their number in the file as `row`.
 
     Rows of which a sequence has more than `max_length` ids are left out and counted in the log: the end of a completion
     must not be missing. Raises ValueError if no row is left.
     """
     from datasets import Dataset
 
-    encoded = [encode(row) for row in rows]
+    encoded = [encode(row) | {"row": i} for i, row in enumerate(rows)]
     kept = [example for example in encoded if max_length is None or num_tokens(example) <= max_length]
     if not kept:
         raise ValueError(
@@ -121,7 +121,19 @@ def num_tokens(example: dict[str, list[int]]) -> int:
     return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
 
 
-def build_trainer(script: SFTScriptArguments, args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
+def trainer_class() -> type[SFTTrainer]:
+    """`trl.SFTTrainer` that leaves out steps whose loss or gradient is no number."""
+    from trl import SFTTrainer
+
+    from rea_rl.numerics import NumberedRows
+
+    class RowTrainer(NumberedRows, SFTTrainer):
+        pass
+
+    return RowTrainer
+
+
+def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig) -> SFTTrainer:
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
     from rea_rl.utils import load_tokenizer
 
@@ -135,9 +147,9 @@ def build_trainer(script: SFTScriptArguments, args: SFTConfig, model_args: Model
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
 
-    from trl import SFTTrainer, get_peft_config
+    from trl import get_peft_config
 
-    return SFTTrainer(
+    return trainer_class()(
         model=load_model(model_args, args.trust_remote_code, script.torch_threads),
         args=args,
         train_dataset=train_dataset,
