@@ -177,12 +177,15 @@ def build_tasks(args: GenerateArguments) -> list[Task]:
 def check_model_folder(args: GenerateArguments) -> None:
     """Raise ValueError for a model or adapter that no engine could load, or a context beyond the model's own."""
     from rea_rl.merge_lora import check_adapter
+    from rea_rl.model_files import check_files
     from rea_rl.vllm_server import LORA_RANKS, check_context, check_model
 
     check_model(args.model_dir)
     if args.lora and (rank := check_adapter(args.model_dir, args.lora)["r"]) > LORA_RANKS[-1]:
         raise ValueError(f"lora: {args.lora} has rank {rank}, but vLLM takes ranks up to {LORA_RANKS[-1]}; merge it")
     check_context(args.model_dir, args.max_model_len)
+    if args.lora:
+        check_files(args.lora)
 
 
 def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:

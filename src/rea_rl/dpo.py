@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rea_rl.entry import load_model, parse, run
+from rea_rl.entry import check_buildable, load_model, parse, run
 from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, read_examples
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
 
     if not model_args.use_peft:
         raise ValueError("use_peft must be true: the reference model is the base model without the adapter")
-    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_pairs(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
     eval_dataset = None
     if script.eval_dataset_name is not None:

@@ -28,8 +28,8 @@ class NonFiniteError(Exception):
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses.
 
-    Raises ValueError for a key that none has, a value of another type or out of its range, and for places of the run
-    that are no folders.
+    Raises ValueError for a key that none has, a value of another type or out of its range, a reporter that is not
+    installed, and for places of the run that are no folders.
     """
     from rea_rl.configs import check_ranges
     from rea_rl.recipe import RecipeParser
@@ -37,11 +37,31 @@ def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
     parts = RecipeParser(types).parse_args_and_config(argv)
     for part in parts:
         check_ranges(part)
+        check_reporters(getattr(part, "report_to", []))
         if checkpoint := getattr(part, "resume_from_checkpoint", None):
             check_checkpoint(checkpoint)
         if folder := getattr(part, "output_dir", None):
             check_output_folder(folder, "output_dir")
     return parts
+
+
+def check_reporters(names: list[str]) -> None:
+    """Raise ValueError for a program of `report_to` that is unknown, or that cannot be used here."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from rea_rl.model_files import cause
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"report_to is {name!r}; it must be none, or of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+            )
+        try:
+            INTEGRATION_TO_CALLBACK[name]()  # imports its package, and starts nothing
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"report_to is {name}, which cannot be used ({cause(error)}); do that, or set report_to: none"
+            ) from error
 
 
 def check_checkpoint(folder: str) -> None:
@@ -53,24 +73,31 @@ def check_checkpoint(folder: str) -> None:
         )
 
 
+def check_buildable(model_args: ModelConfig, trust_remote_code: bool) -> None:
+    """Raise ValueError for a model that could not be loaded, before servers are asked and data is read."""
+    from rea_rl import model_files
+
+    settings = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
+    attention = model_args.attn_implementation
+    model_files.check_buildable(model_args.model_name_or_path, "model_name_or_path", attention, **settings)
+
+
 def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None) -> PreTrainedModel:
-    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError for a folder without weights."""
+    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError with the cause if it cannot."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from rea_rl.model_files import read_model
 
     if torch_threads is not None:
         torch.set_num_threads(torch_threads)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path,
-            revision=model_args.model_revision,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
-    except OSError as error:  # what transformers raises for missing files
-        cause = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"model_name_or_path: {cause}; give the folder of a whole model") from error
+    return read_model(
+        model_args.model_name_or_path,
+        "model_name_or_path",
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def train(trainer: Trainer) -> None:

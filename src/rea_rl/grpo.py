@@ -61,7 +61,8 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
         threshold = read_tokens_per_reflection(args.tokens_per_reflection_file, args.word_bounded_reflections)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
-    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    entry.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
     template = args.chat_template_kwargs or {}

@@ -12,11 +12,13 @@ import argparse
 import hashlib
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.utils import check_output_folder, read_json
+from rea_rl.model_files import cause, check_files, read_model
 from rea_rl.utils import load_tokenizer, setup_logging
 from rea_rl.vllm_server import check_model
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)  # of models that see
 PROBE_TOKENS = 64  # of the sequence whose logits are compared
 TOLERANCE = 1e-3  # largest difference of logits, as a share of the unmerged ones' standard deviation
 
@@ -82,20 +89,25 @@ def merge_lora(base: str, adapter: str, out: str, device: str = "cpu") -> Path:
     check_output_folder(out, "OUT")
     check_model(base)
     check_adapter(base, adapter)
+    check_files(adapter)
     tokenizer = load_tokenizer(base, "BASE")
 
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     config = AutoConfig.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).eval()
+    model = read_model(base, "BASE", dtype=torch.float32).to(device).eval()
     generation_config: GenerationConfig = model.generation_config
-    merged = _merge(model, adapter, config.vocab_size)
-    merged.to(config.dtype or torch.float32).generation_config = generation_config
+    merged = _merge(model, adapter, config.get_text_config(decoder=True).vocab_size)
+    dtype = config.dtype or config.get_text_config(decoder=True).dtype or torch.float32
+    merged.to(dtype).generation_config = generation_config
 
     unfinished = Path(out).with_name(f".{Path(out).name}.{os.getpid()}")
     merged.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    for name in PROCESSOR_FILES:
+        if (Path(base) / name).is_file():
+            shutil.copy(Path(base) / name, unfinished)
     os.replace(unfinished, out)
     logger.info("%s merged into %s: %s", adapter, base, out)
     return Path(out)
@@ -112,8 +124,7 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
         try:
             unmerged: PeftModel = PeftModel.from_pretrained(model, adapter)
         except RuntimeError as error:  # what load_state_dict raises for shapes that do not fit
-            cause = " ".join(str(error).split())
-            raise ValueError(f"{adapter} does not fit the base model {model.name_or_path}: {cause}") from error
+            raise ValueError(f"{adapter} does not fit the base model {model.name_or_path}: {cause(error)}") from error
         before = unmerged(probe).logits  # (1, T, V)
         merged = unmerged.merge_and_unload(safe_merge=True)
         difference = ((merged(probe).logits - before).abs().max() / before.std()).item()
@@ -136,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     try:
         merge_lora(args.base, args.adapter, args.out, args.device)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rea_rl.entry import load_model, parse, run
+from rea_rl.entry import check_buildable, load_model, parse, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,7 +139,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
 
     if args.packing:
         raise ValueError("packing is true, but rows are trained one by one: leave it out")
-    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_examples(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
     eval_dataset = None
     if script.eval_dataset_name is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.utils import check_ids, read_json, read_rows
+from rea_rl.model_files import read_tokenizer, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,24 +49,20 @@ def api_key() -> str:
     return os.environ.get("VLLM_API_KEY", "EMPTY")
 
 
-def load_tokenizer(path: str, key: str = "model_name_or_path") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, key: str = "model_name_or_path", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Tokenizer with a chat template, padded on the left.
 
     Args:
         path: local folder or Hub id.
         key: recipe key that named it, for the error.
+        trust_remote_code: run code that comes with it.
 
-    Raises ValueError if there is no such model, or if its tokenizer has no chat template, no end of sequence, or more
+    Raises ValueError with the cause if it cannot be loaded, or if its tokenizer has no chat template, no end of sequence, or more
     ids than the model of its folder.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{key}: no tokenizer at {path!r}; it must be the folder of a model, or a Hub id that can be reached"
-        ) from error
+    tokenizer = read_tokenizer(path, key, trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{key}: the tokenizer of {path!r} has no chat template; take a model that was tuned on dialogues, or put "
@@ -73,8 +70,8 @@ def load_tokenizer(path: str, key: str = "model_name_or_path") -> PreTrainedToke
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{key}: the tokenizer of {path!r} has no eos_token; name it in its tokenizer_config.json")
-    config = Path(path) / "config.json"
-    size = read_json(config).get("vocab_size") if config.is_file() else None
+    config = text_config(path) if (Path(path) / "config.json").is_file() else None
+    size = getattr(config, "vocab_size", None)
     if size is not None and tokenizer.vocab_size > size:  # added tokens apart: some of them no text ever uses
         raise ValueError(
             f"{key}: the tokenizer of {path!r} has {tokenizer.vocab_size} ids, but the model's vocab_size is {size}; put the "

@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import httpx
 import psutil
 
-from generation.utils import check_numbers, check_output_folder, is_path, read_json
+from generation.utils import check_numbers, check_output_folder, is_path
 from rea_rl.clients import is_loopback, server_url, split_url
+from rea_rl.model_files import check_files, text_config
 from rea_rl.utils import api_key, resolve_dtype, setup_logging
 
 if TYPE_CHECKING:
@@ -350,7 +351,7 @@ def resolve_device(device: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError for a local folder without config or tokenizer; Hub ids are left to vLLM."""
+    """Raise ValueError for a local folder without config or tokenizer, or with broken files; Hub ids are left to vLLM."""
     folder = Path(model)
     if not folder.is_dir():
         if is_path(model):
@@ -360,17 +361,18 @@ def check_model(model: str) -> None:
         raise ValueError(f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes one)")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model")
-    read_json(folder / "config.json")
+    check_files(folder)
 
 
 def check_context(model: str, max_model_len: int | None) -> None:
     """Raise ValueError for a context beyond that of a model in a local folder."""
-    config = Path(model) / "config.json"
-    if max_model_len is None or not config.is_file():
+    if max_model_len is None or not (Path(model) / "config.json").is_file():
         return
-    values = read_json(config)
-    scaled = values.get("rope_scaling") or (values.get("rope_parameters") or {}).get("rope_type", "default") != "default"
-    limit = values.get("max_position_embeddings")
+    config = text_config(model)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope.get("rope_type", "default") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)]
+    scaled = any(kind != "default" for kind in kinds)
+    limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit and not scaled:
         raise ValueError(f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower it")
 
