@@ -67,10 +67,10 @@ def trainer_class() -> type[DPOTrainer]:
 
 def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig) -> DPOTrainer:
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
-    from trl import get_peft_config
-
+    from rea_rl.lora import check_lora_keys, lora_config
     from rea_rl.utils import load_tokenizer
 
+    check_lora_keys(model_args, served=False)
     if not model_args.use_peft:
         raise ValueError("use_peft must be true: the reference model is the base model without the adapter")
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
@@ -81,13 +81,14 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
         eval_dataset = load_pairs(
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
+    model = load_model(model_args, args.trust_remote_code, script.torch_threads)
     return trainer_class()(
-        model=load_model(model_args, args.trust_remote_code, script.torch_threads),
+        model=model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=lora_config(model, model_args, served=False),
     )
 
 

@@ -81,8 +81,10 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
 
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
     """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe says."""
+    from rea_rl.lora import check_lora_keys
     from rea_rl.vllm_server import LORA_RANKS
 
+    check_lora_keys(model_args, served=True)
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("load_in_4bit and load_in_8bit must be false: servers and trainer must have the same weights")
     if not model_args.use_peft:
@@ -181,9 +183,9 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
 def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
     """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
-    from trl import get_peft_config
 
     from rea_rl.endpoint import adapter_folder
+    from rea_rl.lora import lora_config
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.weight_sync import AdapterSync, FullSync
 
@@ -192,16 +194,17 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
         sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)
+    model = entry.load_model(model_args, args.trust_remote_code, args.torch_threads)
     return REARLTrainer(
         engine=engine,
         weight_sync=sync,
         args=args,
-        model=entry.load_model(model_args, args.trust_remote_code, args.torch_threads),
+        model=model,
         reward_funcs=inputs.reward_funcs,
         train_dataset=Dataset.from_list(inputs.train_rows),
         eval_dataset=Dataset.from_list(inputs.eval_rows) if inputs.eval_rows else None,
         processing_class=inputs.tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=lora_config(model, model_args, served=True),
     )
 
 

@@ -135,8 +135,10 @@ def trainer_class() -> type[SFTTrainer]:
 
 def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig) -> SFTTrainer:
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
+    from rea_rl.lora import check_lora_keys, lora_config
     from rea_rl.utils import load_tokenizer
 
+    check_lora_keys(model_args, served=False)
     if args.packing:
         raise ValueError("packing is true, but rows are trained one by one: leave it out")
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
@@ -147,16 +149,14 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
         eval_dataset = load_examples(
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
-
-    from trl import get_peft_config
-
+    model = load_model(model_args, args.trust_remote_code, script.torch_threads)
     return trainer_class()(
-        model=load_model(model_args, args.trust_remote_code, script.torch_threads),
+        model=model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=lora_config(model, model_args, served=False),
     )
 
 
