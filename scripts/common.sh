@@ -3,9 +3,12 @@
 #   RECIPE_SET         folder under recipes/ (default DeepSeek-R1-Distill-Qwen-7B; miniature is the embedded model)
 #   CONFIG_SUFFIX      recipe of that set, recipes/$RECIPE_SET/config_$CONFIG_SUFFIX.yaml (default: the launcher's own)
 #   NUM_GPUS           3: GPUs 0 and 1 train, GPU 2 serves both models; 1: GPU 0 does all; 0: the CPU does all
-#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, where that is set
-#   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's
-#   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default zero2, on the CPU cpu)
+#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, where that is set:
+#                      empty or -1 it hides all GPUs
+#   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's.
+#                      Needed with a RECIPE_SET of your own, whose batch keys are then taken for so many
+#   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default ddp, on the CPU cpu; zero2
+#                      where all weights are trained)
 #   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, where GPU 0 trains alone; a rollout is
 #                      then faster, see the README's section Speed
 #   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
@@ -18,9 +21,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 export VENV PATH=$VENV/bin:$PATH
+source scripts/gpus.sh
+GIVEN_PROCESSES=${NUM_PROCESSES:-}
 RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
 HELPERS=() # process ids of what else runs in the background
+ATTENDED='' # process group that `attend` waits for
+STOP_SECONDS=120 # that a process has to end: a training finishes its step and writes a checkpoint
 POLICY_ARGS=() REFLECTION_ARGS=() # of one server only
 LABEL_ARGS=() # of the training
 
@@ -33,17 +40,25 @@ set_recipe() {
     [[ -f $RECIPE ]] || die "there is no $RECIPE; see recipes/ for RECIPE_SET and CONFIG_SUFFIX"
 }
 
-recipe_value() { python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))[sys.argv[2]])' "$RECIPE" "$1"; }
+# recipe_value KEY [DEFAULT]: what the recipe says
+recipe_value() {
+    python - "$RECIPE" "$@" <<'PY'
+import sys, yaml
+path, key, *default = sys.argv[1:]
+value = yaml.safe_load(open(path)).get(key, *default)
+print(sys.exit(f"error: {path} has no {key}; give it a value") if value is None else value)
+PY
+}
 
-# place: sets NUM_GPUS, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS, LABEL_ARGS and ACCELERATE_CONFIG
+# place: sets NUM_GPUS, NUM_VISIBLE, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS, LABEL_ARGS and ACCELERATE_CONFIG
 place() {
-    local found gpus
-    found=$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)
-    mapfile -t gpus < <(seq 0 $((found - 1)))
-    [[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-    found=${#gpus[@]}
-    NUM_GPUS=${NUM_GPUS:-$((found >= 3 ? 3 : found > 0))}
-    ((NUM_GPUS <= found)) || die "NUM_GPUS is $NUM_GPUS, but there are $found; set it to 3, 1, or 0 for the CPU"
+    local gpus names=''
+    [[ ${NUM_GPUS:-} == 0 ]] || names=$(visible_gpus)
+    mapfile -t gpus < <(printf %s "${names:+$names$'\n'}")
+    NUM_VISIBLE=${#gpus[@]}
+    NUM_GPUS=${NUM_GPUS:-$((NUM_VISIBLE >= 3 ? 3 : NUM_VISIBLE > 0))}
+    [[ $NUM_GPUS != *[!0-9]* && $NUM_GPUS -le $NUM_VISIBLE ]] ||
+        die "NUM_GPUS is $NUM_GPUS, but $NUM_VISIBLE are visible; set it to 3, 1, or 0 for the CPU"
     case $NUM_GPUS/${REFLECTION_GPU:=2} in
         3/2) TRAIN_GPUS=${gpus[0]},${gpus[1]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
         3/1) TRAIN_GPUS=${gpus[0]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.85}") ;;
@@ -59,13 +74,27 @@ place() {
         die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
     [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--label_wave 1) # no path has to wait for others
     [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
-    ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$([[ $NUM_GPUS == 0 ]] && echo cpu || echo zero2)}
+    ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
+}
+
+# default_config: of an adapter ZeRO-2 shares out half a gigabyte, and its checkpoints are for one number of processes only
+default_config() {
+    if [[ $NUM_GPUS == 0 ]]; then
+        echo cpu
+    else
+        [[ $(recipe_value use_peft False) == True ]] && echo ddp || echo zero2
+    fi
 }
 
 # batch_args: sets BATCH_ARGS, so that a step has the recipe's prompts on another number of processes than it is for
 batch_args() {
-    local meant=1 key=gradient_accumulation_steps product
-    [[ $RECIPE_SET != DeepSeek-R1-Distill-Qwen-7B ]] || meant=2
+    local meant key=gradient_accumulation_steps product
+    case $RECIPE_SET in
+        DeepSeek-R1-Distill-Qwen-7B) meant=2 ;;
+        miniature | SmolLM2-135M-Instruct) meant=1 ;;
+        *) meant=${GIVEN_PROCESSES:-$(die "it is not known for how many processes the batch of recipes/$RECIPE_SET is; set \
+NUM_PROCESSES: a step has per_device_train_batch_size x gradient_accumulation_steps x NUM_PROCESSES paths")} ;;
+    esac
     BATCH_ARGS=()
     ((NUM_PROCESSES != meant)) || return 0
     ((NUM_PROCESSES < meant)) || key=per_device_train_batch_size
@@ -97,10 +126,19 @@ role_args() {
     fi
 }
 
+# check_gpu GPU: dies unless it is cpu, or one or more GPUs of this machine, with commas
+check_gpu() {
+    local names
+    [[ $1 != cpu ]] || return 0
+    names=$(CUDA_VISIBLE_DEVICES=$1 visible_gpus)
+    [[ -n $names ]] || die "the GPU is '$1'; it must be an index of nvidia-smi, or cpu"
+}
+
 # serve ROLE PORT GPU [OPTIONS]: one server in the foreground
 serve() {
     (($# >= 3)) || die "usage: bash $0 PORT GPU [OPTIONS of rea_rl.vllm_server], where GPU is an index, or cpu"
     set_recipe ReflectRL
+    check_gpu "$3"
     SERVE_ARGS=(--device cuda --gpu "$3" --gpu_memory_utilization "${SERVER_MEMORY:-0.45}")
     [[ $3 != cpu ]] || SERVE_ARGS=(--device cpu)
     SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
@@ -111,8 +149,9 @@ serve() {
 wait_ready() {
     role_args "$1"
     python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --wait &
-    HELPERS+=($!)
+    HELPERS=($!)
     wait -n "$!" "${SERVERS[@]}" || die "the servers are not up; the reason is above"
+    HELPERS=()
 }
 
 # start_servers ROLE...: on a GPU one after the other, since each measures the memory that is free
@@ -133,14 +172,47 @@ start_servers() {
     done
 }
 
-# stop_all: end what this script started, by process id
+# attend COMMAND...: run it in a process group of its own, so that what ends this script ends all of it
+attend() {
+    set -m
+    {
+        trap 'exit 143' TERM # behind the command, which has the signal too
+        "$@"
+    } &
+    set +m
+    ATTENDED=$!
+    wait "$ATTENDED"
+    ATTENDED=
+}
+
+# stop_in_order: from now on, whatever ends this script ends what it has started
+stop_in_order() {
+    trap stop_all EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+# stop_all: end what this script started, by process id: a training, which writes a checkpoint, before its servers
 stop_all() {
-    local pid
-    trap - EXIT INT TERM
-    for pid in "${HELPERS[@]}" "${SERVERS[@]}"; do
-        kill "$pid" 2>/dev/null || true
+    trap - EXIT
+    trap '' INT TERM
+    [[ -z $ATTENDED ]] || stop "-$ATTENDED"
+    stop "${HELPERS[@]}"
+    stop "${SERVERS[@]}"
+}
+
+# stop PID...: SIGTERM, and SIGKILL to what is left after STOP_SECONDS; a negative one is a process group, by its first process
+stop() {
+    local pid deadline=$((SECONDS + STOP_SECONDS))
+    for pid in "$@"; do
+        kill -- "$pid" 2>/dev/null || true
     done
-    wait
+    for pid in "$@"; do
+        while kill -0 "${pid#-}" 2>/dev/null && ((SECONDS < deadline)); do
+            sleep 0.1
+        done
+        kill -KILL -- "$pid" 2>/dev/null || true
+    done
 }
 
 # launch VARIANT "ROLE..." [OPTIONS of rea_rl.grpo]: servers, training, end of the servers
@@ -155,10 +227,8 @@ launch() {
     model=$(option reflection_model "${@:3}")
     [[ -z $model ]] || REFLECTION_ARGS+=(--model "$model")
     batch_args
-    echo "$(basename "$0"): $RECIPE, $NUM_GPUS GPUs, $NUM_PROCESSES training processes, servers: $2"
-    trap stop_all EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+    echo "$(basename "$0"): $RECIPE, $NUM_GPUS of $NUM_VISIBLE visible GPUs, $NUM_PROCESSES training processes, servers: $2"
+    stop_in_order
     start_servers "${roles[@]}"
     if ((NUM_PROCESSES > 1)); then
         command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
@@ -166,6 +236,6 @@ launch() {
     fi
     CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}" \
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}" &
-    HELPERS+=($!)
+    HELPERS=($!)
     wait "$!"
 }

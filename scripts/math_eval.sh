@@ -22,6 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 (($# == 3)) || die "usage: bash $0 GPU_ID MODEL_NAME STEP, where GPU_ID is an index, or cpu"
 [[ $3 =~ ^[0-9]+$ ]] || die "STEP is $3; it must be 0 for a model or the number of a checkpoint"
+check_gpu "$1"
 [[ -x $VENV/bin/python ]] || die "there is no $VENV; run: bash scripts/setup.sh"
 
 # find_model NAME STEP: sets MODEL, and ADAPTER where there is one
@@ -57,15 +58,16 @@ read -ra budgets <<<"${BUDGETS:-}"
 export CUDA_VISIBLE_DEVICES=$1
 [[ $1 != cpu ]] || CUDA_VISIBLE_DEVICES=
 
+stop_in_order
 echo "$(basename "$0"): $name is $MODEL${ADAPTER:+ with $ADAPTER}, problems of $EVAL_DATA"
 python -m generation.eval_data collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
     ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
 responses=()
 for problems in "$EVAL_OUT/$name"/problems/x*.json; do
     samples=$(basename "$problems" .json)
-    python -m generation.generate --config "${EVAL_RECIPE:-recipes/generation/$recipe.yaml}" --qaf "$problems" \
+    attend python -m generation.generate --config "${EVAL_RECIPE:-recipes/generation/$recipe.yaml}" --qaf "$problems" \
         --model_dir "$MODEL" ${ADAPTER:+--lora "$ADAPTER"} --n_generate_sample "${samples#x}" --output_dir "$EVAL_OUT/$name"
     responses+=("$EVAL_OUT/$name/$(basename "$MODEL")/${samples}_math_cot.json")
 done
-python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
+attend python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
 python -m generation.eval_table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"

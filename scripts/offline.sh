@@ -7,6 +7,7 @@
 #   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+stop_in_order
 
 JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
 ENGINE=(${ENGINE_MEMORY:+--gpu_memory_utilization "$ENGINE_MEMORY"})
@@ -48,7 +49,7 @@ stage() {
         echo "$(basename "$0"): skipped, $file is there"
         return
     fi
-    "$@"
+    attend "$@"
     [[ -e $file ]] || die "$file was not written by: $*"
     echo "$(basename "$0"): $file took $((SECONDS - begin)) s"
 }
@@ -125,7 +126,7 @@ evaluate() {
     paths=$(scores_of "$1")
     stage "${paths%.scores.json}.json" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
         --split math_cot --model_dir "$merged" --n_generate_sample 4 --save_suffix _offline "${EVAL_ARGS[@]}"
-    python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
+    attend python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
 }
 
 # scores_of NAME: where `evaluate NAME` puts its scores
@@ -139,5 +140,5 @@ compare() {
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
     stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
-    python -m generation.strategy_report "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
+    attend python -m generation.strategy_report "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
 }

@@ -25,14 +25,7 @@ set_recipe "$VARIANT"
 LAUNCHER=grpo
 [[ $(recipe_value revision) == False ]] || LAUNCHER=reflect_rl
 
-stop_stage() {
-    trap - INT TERM
-    [[ -z ${STAGE:-} ]] || kill -- "-$STAGE" 2>/dev/null || true
-    wait
-    exit "$1"
-}
-trap 'stop_stage 130' INT
-trap 'stop_stage 143' TERM
+stop_in_order
 
 # stage NAME FILE COMMAND...: run the command unless the file that it ends with is there, and keep its seconds
 stage() {
@@ -43,11 +36,7 @@ stage() {
         return
     fi
     echo "quickstart: $name ..."
-    set -m # a process group of its own, so that stop_stage ends all of it
-    "$@" &
-    STAGE=$!
-    set +m
-    wait "$STAGE"
+    attend "$@"
     TIMES+=("$name=$((SECONDS - begin))")
     echo "quickstart: $name took $((SECONDS - begin)) s"
 }

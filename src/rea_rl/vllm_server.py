@@ -53,6 +53,7 @@ DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
 PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
+GPU_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # as CUDA_VISIBLE_DEVICES takes them
 PORT_REMEDIES = {
     errno.EADDRINUSE: "stop what listens there, or choose another",
     errno.EACCES: "choose one from 1024",
@@ -79,7 +80,7 @@ class ServerConfig:
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."})
     max_model_len: int | None = field(default=None, metadata={"help": "Context in tokens; default: the model's."})
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: CUDA where there is any."})
-    gpu: str = field(default="0", metadata={"help": "GPU index; several, with commas, share the model."})
+    gpu: str = field(default="0", metadata={"help": "GPU index or UUID; several, with commas, share the model."})
     max_lora_rank: int = field(default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."})
     max_loras: int = field(
         default=2, metadata={"help": "Policy: adapters held at once; the newest, and each older one with requests."}
@@ -123,6 +124,8 @@ class ServerConfig:
                 f"full_weights is for the policy server on a GPU, listening on 127.0.0.1: what sends weights needs no key, "
                 f"and they move over NCCL; but role is {self.role}, device {self.device}, host {self.host}"
             )
+        if not all(GPU_NAME.fullmatch(name) for name in self.gpu.split(",")):
+            raise ValueError(f"gpu is {self.gpu!r}; give indices or UUIDs, with commas, and for the CPU device: cpu")
         if self.max_lora_rank not in LORA_RANKS:
             raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
         if not is_loopback(self.host) and not self.api_key:

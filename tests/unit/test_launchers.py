@@ -1,10 +1,14 @@
-"""`scripts/common.sh`: what it tells servers and trainer on machines that this one is not."""
+"""`scripts/common.sh`: what it tells servers and trainer on machines that this one is not, and how it ends."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,14 +17,20 @@ ROOT = Path(__file__).parents[2]
 PLACED = 'place; batch_args; role_args policy; echo "$TRAIN_GPUS|$NUM_PROCESSES|${BATCH_ARGS[*]}|${ROLE_ARGS[*]}"'
 
 
+def pretend_gpus(folder: Path, listed: int | str) -> None:
+    """An nvidia-smi that lists so many GPUs, or what it is told to; without any it fails."""
+    text = listed if isinstance(listed, str) else "".join(f"GPU {i}: H200 (UUID: GPU-{i}a)\n" for i in range(listed))
+    smi = folder / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n" if text else "#!/bin/sh\nexit 9\n")
+    smi.chmod(0o755)
+
+
 @pytest.fixture
 def shell(tmp_path):
     """Function that sources common.sh on a machine with so many GPUs, runs a line, and returns status and output."""
 
-    def run(line: str, gpus: int, **variables: str) -> tuple[int, str]:
-        smi = tmp_path / "nvidia-smi"
-        smi.write_text("#!/bin/sh\n" + "echo GPU\n" * gpus)
-        smi.chmod(0o755)
+    def run(line: str, gpus: int | str, **variables: str) -> tuple[int, str]:
+        pretend_gpus(tmp_path, gpus)
         command = f"source {ROOT}/scripts/common.sh; PATH={tmp_path}:$PATH; set_recipe ReflectRL; {line}"
         environment = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **variables}
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
@@ -48,6 +58,115 @@ def test_a_step_keeps_its_prompts_on_every_machine(shell, gpus, variables, train
     found_train, found_processes, found_batch, role = output.split("|")
     assert (found_train, found_processes, found_batch) == (train, str(processes), batch)
     assert server in role and role.endswith("--role policy")
+
+
+MIG = """GPU 0: NVIDIA A100 (UUID: GPU-5f2e7c9a-0000)
+  MIG 3g.20gb Device 0: (UUID: MIG-1d4b-aaaa)
+  MIG 3g.20gb Device 1: (UUID: MIG-1d4b-bbbb)
+GPU 1: NVIDIA A100 (UUID: GPU-8c31d0b4-0000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "expected"),
+    [
+        (3, None, "0 1 2"),
+        (0, None, ""),
+        (MIG, None, "0 1"),
+        (3, "", ""),
+        (3, "-1", ""),
+        (3, "NoDevFiles", ""),
+        (0, "", ""),
+        (0, "-1", ""),
+        (3, "1,-1,2", "1"),
+        (3, "2, 0", "2 0"),
+        (3, "1,", "1"),
+        (3, "GPU-1a,GPU-2", "GPU-1a GPU-2"),
+        (MIG, "MIG-1d4b-bbbb", "MIG-1d4b-bbbb"),
+        (MIG, "GPU-8c31d0b4", "GPU-8c31d0b4"),
+    ],
+)
+def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visible, expected):
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert shell("visible_gpus | xargs", gpus, **variables) == (0, expected)
+    if expected == "":
+        assert shell(PLACED, gpus, **variables, RECIPE_SET="miniature")[1].startswith("|1||--device cpu")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "name"),
+    [
+        (3, "7", "7"),
+        (3, "0,3", "3"),
+        (0, "0", "0"),
+        (3, "GPU-9a", "GPU-9a"),
+        (MIG, "MIG-1d4b-cccc", "MIG-1d4b-cccc"),
+        (3, "two", "two"),
+        (3, "0;1", "0;1"),
+    ],
+)
+def test_a_name_that_is_no_gpus_is_one_line(shell, gpus, visible, name):
+    for line in (PLACED, "launch ReflectRL policy"):
+        status, output = shell(line, gpus, CUDA_VISIBLE_DEVICES=visible)
+        assert status == 1 and len(output.splitlines()) == 1, output
+        assert f"CUDA_VISIBLE_DEVICES names {name}, but nvidia-smi lists no such GPU" in output
+    assert shell(PLACED, gpus, CUDA_VISIBLE_DEVICES=visible, NUM_GPUS="0", RECIPE_SET="miniature")[0] == 0
+
+
+@pytest.mark.parametrize(("number", "words"), [("4", "NUM_GPUS is 4, but 3 are visible"), ("all", "NUM_GPUS is all")])
+def test_a_number_of_gpus_that_cannot_be_is_one_line(shell, number, words):
+    status, output = shell(PLACED, 3, NUM_GPUS=number)
+    assert status == 1 and words in output and len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("gpu", ["7", "-1", "", "GPU-9"])
+def test_a_server_on_a_gpu_that_is_not_there_is_one_line(shell, gpu):
+    for line in (f"serve policy 12345 '{gpu}'", f"check_gpu '{gpu}'"):  # the second is that of math_eval.sh
+        status, output = shell(line, 3)
+        assert status == 1 and len(output.splitlines()) == 1, output
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "mode"), [(3, None, "gpu"), (3, "", "cpu"), (3, "-1", "cpu"), (3, "2", "gpu"), (0, None, "cpu")]
+)
+def test_the_install_is_for_the_gpus_that_are_visible(tmp_path, listed, visible, mode):
+    pretend_gpus(tmp_path, listed)
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"), "PYTHON": "none", **variables}
+    script = (ROOT / "scripts" / "setup.sh").read_text().replace("find_python)", "echo $mode >&2; find_python)")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "setup.sh").write_text(script)
+    for name in ("scripts/gpus.sh", "setup.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(["bash", tmp_path / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True)
+    first, last = done.stderr.splitlines()
+    assert first == mode and "no Python 3.11 or 3.12 among: none" in last
+
+
+@pytest.fixture
+def own_recipes():
+    """Name of a recipe set that nobody knows: the 7B's under another name."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "recipes", prefix="Own-8B-") as folder:
+        shutil.copy(ROOT / "recipes" / "DeepSeek-R1-Distill-Qwen-7B" / "config_ReflectRL.yaml", folder)
+        yield Path(folder).name
+
+
+def test_the_batch_of_unknown_recipes_is_never_changed_in_silence(shell, own_recipes):
+    for gpus in (3, 1, 0):
+        status, output = shell(PLACED, gpus, RECIPE_SET=own_recipes)
+        assert status == 1 and f"how many processes the batch of recipes/{own_recipes} is; set NUM_PROCESSES" in output
+    train, processes, batch, _ = shell(PLACED, 3, RECIPE_SET=own_recipes, NUM_PROCESSES="2")[1].split("|")
+    assert (train, processes, batch) == ("0,1", "2", "")
+
+
+def test_adapters_are_trained_with_ddp_and_all_weights_with_zero2(shell, own_recipes):
+    line = 'place; echo "$ACCELERATE_CONFIG"'
+    assert shell(line, 3) == (0, "ddp")
+    assert shell(line, 3, ACCELERATE_CONFIG="zero3") == (0, "zero3")
+    assert shell(line, 0, RECIPE_SET="miniature") == (0, "cpu")
+    recipe = ROOT / "recipes" / own_recipes / "config_ReflectRL.yaml"
+    recipe.write_text(recipe.read_text().replace("use_peft: true", "use_peft: false"))
+    assert shell(line, 3, RECIPE_SET=own_recipes) == (0, "zero2")
 
 
 @pytest.mark.parametrize("variables", [{"NUM_GPUS": "1"}, {"REFLECTION_GPU": "1"}])
@@ -86,3 +205,48 @@ def test_shell_scripts_have_no_known_mistakes():
     command = [Path(sys.prefix, "bin", "shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", *scripts]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+# A process that ends half a second after SIGTERM, and says so in a file.
+SLOW_TO_END = """
+import os, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    open(os.environ["SAID"], "a").write(sys.argv[1] + " ended ")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+open(os.environ["SAID"], "a").write(sys.argv[1] + " began ")
+time.sleep(60)
+"""
+FAKES = f"""
+slow() {{ exec {sys.executable} -c '{SLOW_TO_END}' "$1"; }}
+python() {{ slow trainer; }}
+recipe_value() {{ echo True; }}
+start_servers() {{ slow server & SERVERS+=($!); sleep 1; }}
+"""
+LAUNCHED = "launch ReflectRL policy"
+ATTENDED = "stop_in_order; work() { (slow trainer); echo no; }; attend work"
+
+
+@pytest.mark.parametrize(("line", "told"), [(LAUNCHED, "server trainer"), (ATTENDED, "trainer")])
+@pytest.mark.parametrize(("sent", "status"), [("TERM", 143), ("INT", 130)])
+def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(tmp_path, line, told, sent, status):
+    said = tmp_path / "said"
+    script = f"source {ROOT}/scripts/common.sh; set_recipe ReflectRL; {FAKES}\n{line}"
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        env={"PATH": os.environ["PATH"], "VENV": sys.prefix, "RECIPE_SET": "miniature", "NUM_GPUS": "0", "SAID": str(said)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 30
+    while not (said.exists() and "trainer began" in said.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, f"SIG{sent}"))
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == status and "no" not in output, output
+    ends = ["trainer ended", *(["server ended"] if "server" in told else [])]
+    began = " ".join(f"{name} began" for name in told.split())
+    assert said.read_text().split() == f"{began} {' '.join(ends)}".split()

@@ -156,6 +156,9 @@ def test_a_server_that_takes_all_weights_has_no_adapters(model):
     [
         ({"role": "judge"}, "role is 'judge'; it must be one of policy, reflection"),
         ({"port": 70000}, "port is 70000"),
+        ({"gpu": "-1"}, "gpu is '-1'; give indices or UUIDs, .* device: cpu"),
+        ({"gpu": ""}, "gpu is ''"),
+        ({"gpu": "0,"}, "gpu is '0,'"),
         ({"max_lora_rank": 12}, "max_lora_rank is 12; vLLM takes 8, 16"),
         ({"full_weights": True, "device": "cpu"}, "full_weights is for the policy server on a GPU, .* device cpu"),
         ({"full_weights": True, "role": "reflection"}, "but role is reflection"),
@@ -167,6 +170,12 @@ def test_mistakes_in_the_configuration(monkeypatch, changes, message):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     with pytest.raises(ValueError, match=message):
         ServerConfig(**({"model": "m", "port": 1, "role": "policy"} | changes))
+
+
+@pytest.mark.parametrize("gpu", ["0", "2,3", "GPU-5f2e7c9a-0000-1111", "MIG-1d4b-aaaa", "MIG-GPU-5f2e/7/0"])
+def test_gpus_may_be_named_by_index_or_uuid(gpu):
+    config = ServerConfig("m", 1, "reflection", gpu=gpu)
+    assert vllm_server.server_environment(config, "cuda")["CUDA_VISIBLE_DEVICES"] == gpu
 
 
 def test_open_host_with_a_key_is_allowed(monkeypatch):
