@@ -9,8 +9,9 @@
 The splits are the stages: which rows are read, and what is asked of them; `generation/splits.py` has them all.
 
 Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the stage with `responses`, each of them `text`,
-`num_tokens` (end of sequence included), `finish_reason`, and with `logprobs` the most likely tokens of every step. A
-text that was given the model to go on from (a cut thinking, `[1].`) is part of the response.
+`num_tokens` (end of sequence included), `finish_reason`, `prompt_thinking` (whether the prompt had opened or closed a
+thinking, see `generation/rendering.py`), and with `logprobs` the most likely tokens of every step. A text that was given
+the model to continue from (a cut thinking, `[1].`) is part of the response, but not the `prefill` of all replies.
 
 Finished rows are kept as they come. A killed run goes on where it stopped, and the seed of every response is its own, so
 the file does not depend on the interruption.
@@ -19,17 +20,19 @@ the file does not depend on the interruption.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from generation.prompts import MATH_COT, format_problem
+from generation.prompts import MATH_COT
+from generation.rendering import PromptFormat, RenderedPrompt
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
@@ -37,6 +40,9 @@ from rea_rl.clients import async_openai_client, split_url
 from rea_rl.recipe import RecipeParser
 from rea_rl.utils import load_tokenizer, setup_logging
 from rea_rl.vllm_server import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,14 @@ class GenerateArguments:
     answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
     prompt_template: str = field(
         default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
+    )
+
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before the problem."})
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keywords of the model's chat template, as JSON: '{\"enable_thinking\": false}'."}
+    )
+    prefill: str = field(
+        default="", metadata={"help": "Begin of every reply, from which the model continues; part of the prompt."}
     )
 
     # Labelling
@@ -128,7 +142,7 @@ class GenerateArguments:
         if self.api and self.lora:
             raise ValueError(f"lora ({self.lora!r}) is for engines; with api give the name of a served one: api_model")
         self._check_labeling()
-        format_problem("", self.prompt_template)
+        self._check_prompts()
 
     def _check_labeling(self) -> None:
         if self.split in LABELING_SPLITS and not self.paragraph_tokenizer:
@@ -137,6 +151,29 @@ class GenerateArguments:
             raise ValueError("split labeling needs logprobs, from which P(Result) is read; give --logprobs 5")
         if self.api and (self.logprobs or self.split == "labeling"):
             raise ValueError("api gives neither log-probs nor a begun reply; leave out api for split labeling")
+
+    def _check_prompts(self) -> None:
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except json.JSONDecodeError:
+                raise ValueError(
+                    f"chat_template_kwargs is {self.chat_template_kwargs!r}; write JSON, such as "
+                    "'{\"enable_thinking\": false}'"
+                ) from None
+        for key in ("system_prompt", "prefill"):
+            if (value := getattr(self, key)) and self.split != "math_cot":
+                raise ValueError(f"{key} is {value!r}, but split {self.split} has prompts of its own; leave it out")
+        if self.api and self.prefill:
+            raise ValueError(f"prefill is {self.prefill!r}, but api cannot begin a reply; leave one of them out")
+        self.prompt_format  # noqa: B018 - checks the settings
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How problems become prompts."""
+        return PromptFormat(
+            self.prompt_template, self.system_prompt, self.chat_template_kwargs or {}, prefill=self.prefill
+        )
 
     @property
     def output_path(self) -> Path:
@@ -151,6 +188,7 @@ class Task:
 
     index: int  # place in the output
     prompt: Prompt
+    rendered: RenderedPrompt | None = None  # None before it is asked, and where no tokenizer is known
 
     @property
     def row(self) -> Row:
@@ -172,6 +210,56 @@ def build_tasks(args: GenerateArguments) -> list[Task]:
     if args.api and any(prompt.prefill for prompt in prompts):
         raise ValueError(f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it out")
     return [Task(index, prompt) for index, prompt in enumerate(prompts)]
+
+
+def render_tasks(args: GenerateArguments, tasks: list[Task]) -> list[Task]:
+    """Tasks with their prompts as the model sees them, also those that a server renders by itself.
+
+    Where `model_dir` is only a name for a server's model, prompts are not known, which the log says. Raises ValueError
+    naming file and row of messages that the model's template refuses.
+    """
+    if (tokenizer := _tokenizer(args)) is None:
+        return tasks
+    rendered = []
+    for task in tasks:
+        try:
+            prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
+        rendered.append(replace(task, rendered=prompt))
+    return rendered
+
+
+def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
+    """Tokenizer of `model_dir`; None for a name that only a server knows. The Hub is not asked for such names."""
+    if not args.api:
+        return load_tokenizer(args.model_dir, "model_dir")
+    folder, cause = args.model_dir, f"{args.model_dir} is only a name"
+    if not Path(folder).is_dir():
+        folder = _cached_folder(folder)
+    try:
+        if folder is not None:
+            return load_tokenizer(folder, "model_dir")
+    except ValueError as error:
+        cause = str(error)
+    logger.warning(
+        "api: %s, so what a prompt does to the thinking is not known and counts as unknown: responses say it by <think> "
+        "and </think>. Name the model's folder as model_dir to have it known",
+        cause,
+    )
+    return None
+
+
+def _cached_folder(name: str) -> str | None:
+    """Folder of a model that was loaded from the Hub before, or None."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(name, "tokenizer_config.json")
+    except HFValidationError:  # a path, or a name that the Hub does not allow
+        return None
+    return str(Path(file).parent) if isinstance(file, str) else None
 
 
 def check_model_folder(args: GenerateArguments) -> None:
@@ -196,6 +284,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
     check_output(args.output_path, "output_dir", (args.qaf,))
     if args.api:
         split_url(args.api_base, "api_base")
+    render = respond is None
     respond = respond or (_ask_server if args.api else _run_engines)
     if respond is _run_engines:
         check_model_folder(args)
@@ -205,13 +294,18 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         logger.info("%s is complete", output.path)
         return output.path
     missing = [task for task in tasks if task.index not in output.finished]
+    unanswered = [task for task in missing if task.prompt.responses is None]
+    if render and unanswered:
+        unanswered = render_tasks(args, unanswered)
     rows = {task.index: task.row for task in missing}
+    thinking = {task.index: {"prompt_thinking": task.rendered.thinking} for task in unanswered if task.rendered}
     num_tokens = 0
     bar = {"desc": output.path.name, "unit": "row", "mininterval": 1.0}
     with tqdm(total=len(tasks), initial=len(output.finished), **bar) as progress:
 
         def keep(index: int, responses: list[Row]) -> None:
             nonlocal num_tokens
+            responses = [{**response, **thinking.get(index, {})} for response in responses]
             output.append(index, {**rows[index], "responses": responses})
             num_tokens += sum(response["num_tokens"] for response in responses)
             rate = num_tokens / max(progress.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
@@ -221,7 +315,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         for task in missing:
             if task.prompt.responses is not None:
                 keep(task.index, task.prompt.responses)
-        if unanswered := [task for task in missing if task.prompt.responses is None]:
+        if unanswered:
             respond(args, unanswered, keep)
     output.close()
     logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), num_tokens)
@@ -251,8 +345,7 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
     engine_tasks = []
     for task in tasks:
         # What the model goes on from is encoded by itself, as in training, where it is sampled or a completion.
-        prompt = tokenizer.apply_chat_template(task.prompt.messages, add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False) + prefill_ids[task.index]
+        prompt_ids = tokenizer.encode(task.rendered.text, add_special_tokens=False) + prefill_ids[task.index]
         if args.max_model_len and len(prompt_ids) >= args.max_model_len:
             unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
             keep(task.index, [unasked] * args.n_generate_sample)
@@ -279,6 +372,7 @@ def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
     async def run() -> None:
         slots = asyncio.Semaphore(args.max_concurrent_requests)
         key = os.environ.get(args.api_key_env, "EMPTY")
+        template = {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
         settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
         async with async_openai_client(args.api_base, key=key, proxies=True, **settings) as client:
 
@@ -291,6 +385,7 @@ def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
                         top_p=args.top_p,
                         max_tokens=args.max_tokens,
                         seed=seed,
+                        extra_body=template,
                     )
                 choice = reply.choices[0]
                 return {

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation import prompts
+from generation.rendering import known_thinking
 from generation.segments import Paragraph, check_paragraph_tokens, split_paragraphs
 from generation.utils import Row, check_columns, check_output, read_generations, write_json
 from rea_rl.utils import setup_logging
@@ -175,7 +176,8 @@ def cut_row(
     Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`), `cut` (the last kept
     paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and `truncated` (no `</think>`).
     """
-    columns = {"num_paragraphs": len(paragraphs), "truncated": prompts.THINK_END not in response["text"]}
+    ended = known_thinking(response) == "closed" or prompts.THINK_END in response["text"]
+    columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}
     if last_kept is None or last_kept + 1 >= len(paragraphs):
         return {**row, **columns, "cut": None, "kept": 1.0, "prefix": None, "responses": [response]}
     prefix, kept = cut_after(response["text"], paragraphs, last_kept, tokenizer)
@@ -187,7 +189,7 @@ def clean(
     confirmations: dict[str, str],
     responses: dict[str, Row],
     tokenizer: PreTrainedTokenizerBase,
-    split: Callable[[str], list[Paragraph]],
+    split: Callable[[Row], list[Paragraph]],
 ) -> tuple[list[Row], list[Row]]:
     """(cut rows, training examples) of the paths whose replies could be parsed.
 
@@ -196,7 +198,7 @@ def clean(
         confirmations: replies of the second judgement by candidate id.
         responses: the paths' own responses by path id.
         tokenizer: of the model that wrote the paths.
-        split: makes the paragraphs of a response's text.
+        split: makes the paragraphs of a response.
     """
     rows, examples = [], []
     for path in paths:
@@ -206,7 +208,7 @@ def clean(
             raise ValueError(
                 f"paths: there is no path {path.row['id']}, which has labels; give the file that was judged"
             )
-        paragraphs = split(response["text"])
+        paragraphs = split(response)
         if [paragraph.text for paragraph in paragraphs] != path.paragraphs:
             raise ValueError(
                 f"paths: {path.row['id']} has other paragraphs than its labels; give the paths that were judged, and "
@@ -221,13 +223,14 @@ def clean(
 
 def paragraph_splitter(
     tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
-) -> Callable[[str], list[Paragraph]]:
-    """`split_paragraphs` with the tokenizer and the settings of a command line."""
-    return lambda text: split_paragraphs(
-        text,
+) -> Callable[[Row], list[Paragraph]]:
+    """Function from a response to its paragraphs, with the tokenizer and the settings of a command line."""
+    return lambda response: split_paragraphs(
+        response["text"],
         lambda part: len(tokenizer.encode(part, add_special_tokens=False)),
         min_tokens=args.paragraph_min_tokens,
         max_tokens=args.paragraph_max_tokens,
+        prompt_thinking=known_thinking(response),
     )
 
 

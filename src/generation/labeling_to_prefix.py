@@ -229,7 +229,7 @@ def split_paths(
 
     split = paragraph_splitter(tokenizer, args)
     found = list(path_rows(read_generations(file)))
-    paths = [SplitPath(row, response, split(response["text"])) for row, response in found if row["id"] in known]
+    paths = [SplitPath(row, response, split(response)) for row, response in found if row["id"] in known]
     if not paths:
         raise ValueError(f"{file}: none of its {len(found)} paths has labels; give the file that was labelled")
     logger.info("%s: %d of %d paths have labels", file, len(paths), len(found))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
+from generation.rendering import PromptFormat, answer_of, known_thinking
 from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
 from generation.segments import thinking_of
 from generation.utils import NO_ROOM, check_numbers, check_output, read_generations, read_json, write_json
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from generation.math_verify import VerifierPool
+
+logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +57,8 @@ def cut_rows(rows: Rows, budget: int | None, tokenizer: PreTrainedTokenizerBase)
         if response["num_tokens"] <= budget:
             return response
         ids = tokenizer.encode(response["text"], add_special_tokens=False)[:budget]
-        return {"text": tokenizer.decode(ids), "num_tokens": budget, "finish_reason": "length"}
+        cut_off = {"text": tokenizer.decode(ids), "num_tokens": budget, "finish_reason": "length"}
+        return {key: cut_off.get(key, value) for key, value in response.items() if key != "logprobs"}
 
     return [{**row, "responses": [cut(response) for response in row["responses"]]} for row in rows]
 
@@ -71,13 +76,13 @@ def score_rows(
     Args:
         rows: of a generation file.
         correct: one verdict per response, in order.
-        tokenizer: counts thinking tokens, those before `</think>`.
+        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt that has closed its
+            thinking.
         word_bounded: count whole reflection words only.
         slips: read the first stated result of each thinking, which the miniature's oracle knows how to do.
     """
-    from generation.math_verify import extract_answer
-
-    thinkings = [thinking_of(r["text"].removeprefix(THINK_START)) for row in rows for r in row["responses"]]
+    responses = [response for row in rows for response in row["responses"]]
+    thinkings = [thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses]
     num_think_tokens = [len(ids) for ids in tokenizer(thinkings, add_special_tokens=False).input_ids]
     verdicts = zip(correct, thinkings, num_think_tokens, strict=True)
 
@@ -89,7 +94,7 @@ def score_rows(
             num_think_tokens=tokens,
             num_reflections=count_reflections(thinking, word_bounded),
             truncated=response["finish_reason"] == "length",
-            answered=extract_answer(response["text"]) is not None,
+            answered=answer_of(response) is not None,
             no_room=response["finish_reason"] == NO_ROOM,
             first_right=_first_right(thinking, answer) if slips else None,
         )
@@ -115,10 +120,8 @@ def _first_right(thinking: str, answer: str) -> bool:
 
 def verify_all(views: Sequence[Rows], pool: VerifierPool) -> list[list[bool]]:
     """Verdicts on all responses of all files at once, with a progress bar; an empty gold has no right answer."""
-    from generation.math_verify import extract_answer
-
-    pairs = [[(row["answer"], r["text"]) for row in rows for r in row["responses"]] for rows in views]
-    open_verdicts = [[pool.submit(gold, extract_answer(text)) for gold, text in view] for view in pairs]
+    pairs = [[(row["answer"], r) for row in rows for r in row["responses"]] for rows in views]
+    open_verdicts = [[pool.submit(gold, answer_of(response)) for gold, response in view] for view in pairs]
     with tqdm(total=sum(map(len, pairs)), desc="answers", unit="pair", mininterval=1.0) as progress:
 
         def result(verdict: Any) -> bool:
@@ -136,7 +139,7 @@ def score_files(
     from generation.math_verify import VerifierPool
 
     budgets = sorted(args.budgets) or [None]
-    files = [read_generations(path) for path in paths]
+    files = [with_prompt_thinking(read_generations(path), path, tokenizer) for path in paths]
     for path, rows in zip(paths, files, strict=True):
         check_rows(path, rows, args)
     views = [cut_rows(rows, budget, tokenizer) for rows in files for budget in budgets]
@@ -149,6 +152,19 @@ def score_files(
         by_budget = dict(zip(budgets, scored[place], strict=True))
         write_verdicts(path, dict(zip(budgets, views[place], strict=True)), by_budget)
         yield path, file_scores(path, by_budget, args)
+
+
+def with_prompt_thinking(rows: Rows, path: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Rows whose responses all have `prompt_thinking`; where it was not recorded, the model's template says it."""
+    lacking = sum("prompt_thinking" not in r for row in rows for r in row["responses"])
+    if not lacking:
+        return rows
+    thinking = PromptFormat().ask(rows[0]["problem"], tokenizer).thinking
+    logger.info(
+        "%s: %d responses do not say what their prompts did to the thinking; derived from the chat template of model_dir: %s",
+        *(path, lacking, thinking),
+    )
+    return [{**row, "responses": [{"prompt_thinking": thinking, **r} for r in row["responses"]]} for row in rows]
 
 
 def check_rows(path: Path, rows: Rows, args: argparse.Namespace) -> None:
@@ -212,15 +228,13 @@ def write_verdicts(
     path: Path, views: dict[int | None, Rows], by_budget: dict[int | None, list[ScoredProblem]]
 ) -> None:
     """Write `<file stem>.verdicts.jsonl`: what was extracted from each response, and what was made of it."""
-    from generation.math_verify import extract_answer
-
     lines = [
         {
             "id": row["id"],
             "sample": sample,
             "budget": budget,
             "gold": row["answer"],
-            "answer": extract_answer(response["text"]),
+            "answer": answer_of(response),
             **asdict(next(scored[problem_id(row)])),
         }
         for budget, rows in views.items()

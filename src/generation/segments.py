@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from generation.prompts import THINK_END
+
+if TYPE_CHECKING:
+    from generation.math_verify.extract import Thinking
 
 _SENTENCE_ENDS = ("!", ".", ";", "?")
 
@@ -32,9 +36,12 @@ class _Part:
     end: int
 
 
-def thinking_of(text: str) -> str:
-    """Text before the first `</think>`, or all of it if there is none (a truncated path)."""
-    return text.split(THINK_END, 1)[0]
+def thinking_of(text: str, prompt_thinking: Thinking = "unknown") -> str:
+    """Text before the first `</think>`, or all of it if there is none (a truncated path).
+
+    After a prompt that has closed its thinking (`prompt_thinking`, see `generation.rendering`) there is none.
+    """
+    return "" if prompt_thinking == "closed" else text.split(THINK_END, 1)[0]
 
 
 def check_paragraph_tokens(min_tokens: int, max_tokens: int) -> None:
@@ -47,15 +54,20 @@ def check_paragraph_tokens(min_tokens: int, max_tokens: int) -> None:
 
 
 def split_paragraphs(
-    text: str, count_tokens: Callable[[str], int], *, min_tokens: int = 32, max_tokens: int = 128
+    text: str,
+    count_tokens: Callable[[str], int],
+    *,
+    min_tokens: int = 32,
+    max_tokens: int = 128,
+    prompt_thinking: Thinking = "unknown",
 ) -> list[Paragraph]:
-    """Split the thinking of a completion into paragraphs.
+    """Split the thinking of a completion into paragraphs; there is none after a prompt that has closed it.
 
     Parts (between blank lines) are collected until they hold at least `min_tokens` tokens and end a sentence, or until
     the next part would make them reach `max_tokens`. A part is never split. Offsets refer to `text`.
     """
     groups: list[list[_Part]] = [[]]  # the last one is open
-    for part in _parts(thinking_of(text), count_tokens):
+    for part in _parts(thinking_of(text, prompt_thinking), count_tokens):
         group = groups[-1]
         num_tokens = sum(p.num_tokens for p in group) + part.num_tokens
         ends_sentence = part.text.strip().endswith(_SENTENCE_ENDS)

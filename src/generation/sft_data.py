@@ -17,6 +17,7 @@ from pathlib import Path
 
 from generation.labeling_distill_utils import read_paths
 from generation.prompts import MATH_COT, format_problem
+from generation.rendering import answer_of
 from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
 from rea_rl.utils import setup_logging
 
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
     if unknown := [row["id"] for row in rows if row["id"] not in originals]:
         raise ValueError(f"{args.finished}: path {unknown[0]} is not in {args.paths}; give the file that was cut")
     with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
-        correct = pool.verify([row["answer"] for row in rows], [row["responses"][0]["text"] for row in rows])
+        verdicts = [pool.submit(row["answer"], answer_of(row["responses"][0])) for row in rows]
+        correct = [verdict.result() for verdict in verdicts]
     paths = list(shortened_paths(rows, correct, originals, args.max_per_problem))
     if not paths:
         raise ValueError(f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and right")

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from generation.prompts import REFLECTION_PREFILL, format_problem, judge_messages, reflection_messages
+from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
+from generation.rendering import known_thinking
 from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs
 from generation.utils import Row, check_ids, read_generations, read_rows
 from rea_rl.utils import load_problems, load_tokenizer
@@ -50,7 +51,7 @@ def math_cot(args: GenerateArguments) -> list[Prompt]:
 
 
 def _solve(row: Row, args: GenerateArguments) -> Prompt:
-    messages = [{"role": "user", "content": format_problem(row["problem"], args.prompt_template)}]
+    messages = args.prompt_format.messages(row["problem"])
     if "prefix" not in row:
         return Prompt(row, messages)
     columns = {key: value for key, value in row.items() if key not in ("prefix", "responses")}
@@ -109,17 +110,22 @@ def path_rows(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 
 def _paths(args: GenerateArguments) -> Iterator[tuple[Row, list[Paragraph]]]:
-    """Paths that have a thinking, with its paragraphs."""
+    """Paths that have a thinking, with its paragraphs. Raises ValueError where none has."""
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+    found = 0
     for row, response in path_rows(read_generations(args.qaf)[: args.qaf_limit]):
         paragraphs = split_paragraphs(
             response["text"],
             lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
             min_tokens=args.paragraph_min_tokens,
             max_tokens=args.paragraph_max_tokens,
+            prompt_thinking=known_thinking(response),
         )
         if paragraphs:
+            found += 1
             yield row, paragraphs
+    if not found:
+        raise ValueError(f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking")
 
 
 SPLITS: dict[str, Callable[[GenerateArguments], list[Prompt]]] = {

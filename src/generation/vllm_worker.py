@@ -6,12 +6,13 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generation.rendering import marker_decoder
 from rea_rl.utils import resolve_dtype
 
 if TYPE_CHECKING:
@@ -105,11 +106,12 @@ def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], 
     engine = _start_engine(args, num_gpus=len(devices))
     _submit(engine, tasks, args)
     responses: dict[str, dict[int, Response]] = {str(task.index): {} for task in tasks}
+    decode = marker_decoder(engine.get_tokenizer())
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 index, _, sample = output.request_id.partition("/")
-                responses[index][int(sample)] = _response(output.outputs[0])
+                responses[index][int(sample)] = _response(output.outputs[0], decode)
                 if len(responses[index]) == args.n_generate_sample:
                     done = responses.pop(index)
                     results.send((int(index), [done[i] for i in range(len(done))]))
@@ -179,8 +181,9 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
             engine.add_request(f"{task.index}/{sample}", prompt, params, lora_request=lora)
 
 
-def _response(output: Any) -> Response:
-    response = {"text": output.text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+def _response(output: Any, decode: Callable[[list[int]], str] | None) -> Response:
+    text = decode(list(output.token_ids)) if decode else output.text
+    response = {"text": text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
     if output.logprobs is not None:
         response["logprobs"] = [_best_first(step.values()) for step in output.logprobs]
     return response

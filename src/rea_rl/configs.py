@@ -63,6 +63,10 @@ class DataArguments:
     prompt_template: str = field(
         default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
     )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before the problem."})
+    prefill: str = field(
+        default="", metadata={"help": "Begin of every reply, from which the policy continues; part of the prompt."}
+    )
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import ModelConfig
 
+    from generation.rendering import PromptFormat
     from rea_rl.configs import DataArguments, REARLConfig
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.rewards import RewardFunc
@@ -46,6 +47,7 @@ class Inputs:
 
 def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig) -> Inputs:
     """Tokenizer, rewards and problems of a recipe. Raises ValueError for what is missing or does not fit together."""
+    from generation.rendering import PromptFormat
     from rea_rl.rewards import get_reward_funcs
     from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
     from rea_rl.vllm_server import check_model
@@ -65,11 +67,13 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     entry.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
-    template = args.chat_template_kwargs or {}
-    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, template)
+    prompts = PromptFormat(data.prompt_template, data.system_prompt, args.chat_template_kwargs or {}, data.prefill)
+    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts)
+    if args.revision:
+        check_thinking(train_rows, model_args.model_name_or_path)
     eval_rows = []
     if data.eval_dataset_name is not None:
-        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, template)
+        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts)
     prompts_per_step = args.generation_batch_size // args.num_generations
     if len(train_rows) < prompts_per_step:
         raise ValueError(
@@ -123,11 +127,20 @@ def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
         )
 
 
+def check_thinking(rows: list[dict[str, Any]], model_name: str) -> None:
+    """Raise ValueError if a prompt has closed its thinking, so that there is nothing that a revision could cut."""
+    if closed := [row["problem_id"] for row in rows if row["prompt_thinking"] == "closed"]:
+        raise ValueError(
+            f"revision is true, but the prompts of {model_name} close the thinking before the response begins "
+            f"({len(closed)} of {len(rows)}, the first is problem {closed[0]!r}), so that there is nothing to cut; change "
+            "chat_template_kwargs or prefill so that the model thinks, or set revision: false"
+        )
+
+
 def load_rows(
-    data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]
+    data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat
 ) -> list[dict[str, Any]]:
-    """Rows with `prompt` (rendered by the chat template), `problem`, `problem_id` and `answer`."""
-    from generation.prompts import format_problem
+    """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and `answer`."""
     from rea_rl.utils import load_problems
 
     problems = load_problems(
@@ -137,15 +150,15 @@ def load_rows(
         problem_column=data.problem_column,
         answer_column=data.answer_column,
     )
-
-    def render(problem: str) -> str:
-        messages = [{"role": "user", "content": format_problem(problem, data.prompt_template)}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template)
-
-    return [
-        {"prompt": render(row["problem"]), "problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
-        for row in problems
-    ]
+    rows = []
+    for row in problems:
+        try:
+            prompt = prompts.ask(row["problem"], tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{name}: problem {row['id']!r}: {error}") from error
+        facts = {"problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
+        rows.append({"prompt": prompt.text, "prompt_thinking": prompt.thinking, **facts})
+    return rows
 
 
 def longest_prompt(inputs: Inputs) -> tuple[int, str]:

@@ -16,14 +16,15 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result_probabilities
-from generation.prompts import REFLECTION_PREFILL, THINK_START, reflection_labels, reflection_messages
+from generation.prompts import REFLECTION_PREFILL, THINK_END, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
+from generation.rendering import marker_decoder, prompt_thinking
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, check_finished, token_logprobs
 from rea_rl.revision import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from generation.math_verify import VerifierPool
+    from generation.math_verify.extract import Thinking
     from rea_rl.configs import REARLConfig
 
 TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
@@ -66,6 +68,7 @@ class Rollout:
     num_tokens: int
     num_think_tokens: int
     num_reflections: int
+    prompt_thinking: Thinking = "unknown"  # what the prompt did to the thinking, see `generation.rendering`
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
     paragraph_ends: list[int] = field(default_factory=list)  # their ends, characters of the original's text
@@ -162,7 +165,8 @@ class RolloutEngine:
         }
         self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
         self._find_think_end = think_end_finder(self.tokenizer)
-        self._encode_forced = cache(lambda text: tokenizer.encode(text, add_special_tokens=False))
+        self._decode_markers = marker_decoder(self.tokenizer)
+        self._encode_forced = cache(lambda text: self.tokenizer.encode(text, add_special_tokens=False))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -177,8 +181,9 @@ class RolloutEngine:
         """Paths for `rows`, in their order; one per row, or original and revision.
 
         Args:
-            rows: `prompt` (rendered text), `problem`, `problem_id`, `answer`; one row per sampled path, also with
-                serial cuts, where the first of a prompt's rows is sampled and the others are its exits.
+            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is missing), `problem`,
+                `problem_id`, `answer`; one row per sampled path, also with serial cuts, where the first of a prompt's
+                rows is sampled and the others are its exits.
 
         Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled.
         """
@@ -250,6 +255,7 @@ class RolloutEngine:
             **self._sampling,
         )
         choice = response.choices[0]
+        thinking = row.get("prompt_thinking") or prompt_thinking(row["prompt"], row["problem"])
         return Rollout(
             problem_id=row["problem_id"],
             step=batch.step,
@@ -259,14 +265,15 @@ class RolloutEngine:
             logprobs=token_logprobs(choice),
             finish_reason=choice.finish_reason,
             seconds={"sample": time.perf_counter() - start},
-            **self._text_fields(choice.token_ids),
+            prompt_thinking=thinking,
+            **self._text_fields(choice.token_ids, thinking),
         )
 
     async def _revise(
         self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
     ) -> list[Rollout | None]:
         """Cut the original where it had its result, or at several points; None where nothing can be cut off."""
-        paragraphs = self._paragraphs(original.text)
+        paragraphs = self._paragraphs(original)
         num_cuts = self.args.num_serial_cuts
         if not paragraphs:
             waves.skip()
@@ -321,7 +328,7 @@ class RolloutEngine:
             num_cached_tokens=cached and cached.cached_tokens,
             correct=None,
             seconds={"finish": time.perf_counter() - start},
-            **self._text_fields(kept_ids + forced_ids + choice.token_ids),
+            **self._text_fields(kept_ids + forced_ids + choice.token_ids, original.prompt_thinking),
         )
         await self._verify(revision, row)
         return revision
@@ -388,27 +395,36 @@ class RolloutEngine:
 
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
-        rollout.correct = await self.verifier.averify(row["answer"], rollout.text)
+        text = rollout.text
+        if rollout.prompt_thinking == "open":  # an answer can only stand after the end of the thinking
+            text = text.partition(THINK_END)[2]
+        # A text without markers is answer throughout. Further ones mean nothing where the prompt said what it did.
+        is_marked = rollout.prompt_thinking != "unknown" and (THINK_START in text or THINK_END in text)
+        known = {"thinking": "closed"} if is_marked else {}
+        rollout.correct = await self.verifier.averify(row["answer"], text, **known)
         rollout.seconds["verify"] = time.perf_counter() - start
 
-    def _text_fields(self, completion_ids: list[int]) -> dict[str, Any]:
-        """Fields of a rollout that follow from its ids."""
-        text = decode_completion(self.tokenizer, completion_ids)
+    def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
+        """Fields of a rollout that follow from its ids and from what its prompt did to the thinking."""
+        decode = self._decode_markers or partial(decode_completion, self.tokenizer)
+        text = decode(completion_ids)
         start = len(self._think_start) if completion_ids[: len(self._think_start)] == self._think_start else 0
+        end = 0 if thinking == "closed" else self._find_think_end(completion_ids)
         return {
             "completion_ids": completion_ids,
             "text": text,
             "num_tokens": len(completion_ids),
-            "num_think_tokens": max(self._find_think_end(completion_ids) - start, 0),
-            "num_reflections": count_reflections(thinking_of(text), self.args.word_bounded_reflections),
+            "num_think_tokens": max(end - start, 0),
+            "num_reflections": count_reflections(thinking_of(text, thinking), self.args.word_bounded_reflections),
         }
 
-    def _paragraphs(self, text: str) -> list[Paragraph]:
+    def _paragraphs(self, path: Rollout) -> list[Paragraph]:
         return split_paragraphs(
-            text,
+            path.text,
             lambda part: len(self.tokenizer.encode(part, add_special_tokens=False)),
             min_tokens=self.args.paragraph_min_tokens,
             max_tokens=self.args.paragraph_max_tokens,
+            prompt_thinking=path.prompt_thinking,
         )
 
     def _encode_prompt(self, row: dict[str, Any]) -> list[int]:

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
 from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, series
+from generation.rendering import known_thinking
 from generation.scoring import ALL, Interval
 from generation.segments import thinking_of
 from generation.utils import read_generations, write_json
@@ -99,7 +100,8 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
 
 def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
     rows = read_generations(generations)
-    return [float(sum(count(thinking_of(r["text"])) for r in row["responses"])) for row in rows]
+    thinkings = [[thinking_of(r["text"], known_thinking(r)) for r in row["responses"]] for row in rows]
+    return [float(sum(map(count, texts))) for texts in thinkings]
 
 
 class Bootstrap:

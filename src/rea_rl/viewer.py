@@ -24,6 +24,7 @@ from typing import Any
 from generation.plots import EVAL, read_log, series
 from generation.prompts import THINK_END
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
+from generation.rendering import known_thinking
 from generation.segments import thinking_of
 from generation.utils import check_columns, check_output, read_rows
 from rea_rl.utils import setup_logging, write_atomically
@@ -84,7 +85,7 @@ def pairs(records: list[Record]) -> Iterator[tuple[Record, Record | None]]:
 def original_pieces(original: Record, revision: Record | None) -> list[Record]:
     """Paragraphs of the original with their P(Result), the cut, and the answer."""
     text, p_result = original["text"], (revision or original)["p_result"]
-    thinking = thinking_of(text)
+    thinking = thinking_of(text, known_thinking(original))
     ends = (revision or original).get("paragraph_ends") or [match.start() for match in BLANK_LINES.finditer(thinking)]
     cut = shared_prefix(text, revision["text"]) if revision else len(text)
     pieces, begin = [], 0
@@ -120,7 +121,8 @@ def _piece(text: str, kind: str, thinking: bool = True) -> Record:
 
 def side(record: Record, pieces: list[Record], note: str = "") -> Record:
     """One column of the page."""
-    return {key: record[key] for key in SIDE_KEYS} | {"parts": pieces, "note": note}
+    facts = {"prompt_thinking": known_thinking(record)}
+    return {key: record[key] for key in SIDE_KEYS} | facts | {"parts": pieces, "note": note}
 
 
 def list_row(batch: str, at: int, original: Record, revision: Record | None) -> Record:
@@ -163,7 +165,9 @@ def curves(run_dir: Path) -> list[Record]:
 
 def word_pattern(records: list[Record]) -> str:
     """Pattern of the reflection words, whole words where the run counted these."""
-    bounded = all(count_reflections(thinking_of(r["text"]), True) == r["num_reflections"] for r in records)
+    thinkings = [thinking_of(record["text"], known_thinking(record)) for record in records]
+    counts = [record["num_reflections"] for record in records]
+    bounded = [count_reflections(thinking, True) for thinking in thinkings] == counts
     words = f"(?:{'|'.join(REFLECTION_WORDS)})"
     return rf"\b{words}\b" if bounded else words
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Pipe
 from pathlib import Path
@@ -27,12 +27,18 @@ ROWS = [{"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers chat completions with a text that depends on prompt and seed, as a sampler does."""
+    """Answers chat completions with a text that depends on prompt and seed, as a sampler does, or with `text(body)`."""
 
-    def __init__(self, fail_after: int | None = None, seconds: float = 0.0):
+    def __init__(
+        self,
+        fail_after: int | None = None,
+        seconds: float = 0.0,
+        text: Callable[[dict], str] = lambda body: f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}",
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fail_after = fail_after
         self.seconds = seconds
+        self.text = text
         self.bodies: list[dict] = []
 
     @property
@@ -49,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
             return self._send(400, {"error": {"message": "the engine is gone"}})
-        text = f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}"
+        text = self.server.text(body)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
         self._send(
@@ -305,7 +311,7 @@ def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplo
     )
     with caplog.at_level(logging.WARNING):
         rows = read_generations(generate(args))  # all prompts are too long, so no engine is started
-    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room", "logprobs": []}
+    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room", "logprobs": [], "prompt_thinking": "open"}
     assert [row["responses"] for row in rows] == [[unasked] * 2] * 2
     assert len([r for r in caplog.records if "2 prompts leave no room" in r.getMessage()]) == 1
 

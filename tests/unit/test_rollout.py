@@ -62,9 +62,9 @@ class Verifier:
     def __init__(self):
         self.stats, self.closed = {"pairs": 0}, False
 
-    async def averify(self, gold, text):
+    async def averify(self, gold, text, thinking="unknown"):
         self.stats["pairs"] += 1
-        return extract_answer(text) == gold
+        return extract_answer(text, thinking=thinking) == gold
 
     def close(self):
         self.closed = True
@@ -302,7 +302,7 @@ def test_truncated_path_is_cut_and_finished_too(tmp_path):
 
 def test_finished_path_without_an_end_of_thinking_is_all_thinking(tmp_path):
     (original, revision), _, _ = run(tmp_path, policy(THINKING + "\n\n\\boxed{4}"), labels(0.2, 0.9, 0.1, 0.9, 0.9))
-    assert (original.finish_reason, original.correct) == ("stop", True)
+    assert (original.finish_reason, original.correct) == ("stop", False)  # a box inside the thinking is no answer
     assert original.num_think_tokens == original.num_tokens
     assert (revision.num_paragraphs, revision.text) == (5, CUT + FORCED + "\\boxed{4}")
 

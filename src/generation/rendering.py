@@ -1,0 +1,153 @@
+"""One rendering of a prompt, for training, sampling, thresholds, labels and evaluation alike.
+
+Whoever renders a prompt also knows what it did to the model's thinking. That fact, `prompt_thinking`, travels with each
+response: in rollouts, in generation files and into scores, so that nobody guesses it from the text of a response.
+
+    open      the prompt ends inside a thinking, as R1's does: an answer can only stand after `</think>`
+    closed    the prompt has closed its thinking, as Qwen3's does without thinking: all of the response is answer
+    unknown   the prompt ends without a marker: the response itself says
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from generation.prompts import MATH_COT, THINK_END, THINK_START, format_problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from generation.math_verify.extract import Thinking
+
+Messages = list[dict[str, Any]]
+
+# What the rendering itself says to `apply_chat_template`.
+RESERVED = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+_MARK = "\ue000"  # a private character, which no template looks for
+
+
+class RenderedPrompt(NamedTuple):
+    """Text that the model continues, and what it did to the model's thinking."""
+
+    text: str
+    thinking: Thinking
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a problem becomes a prompt. Raises ValueError for a setting that no prompt can have.
+
+    Args:
+        prompt_template: user message, a format string with the one field `{problem}`.
+        system_prompt: message before it; None for none.
+        chat_template_kwargs: keywords of the model's chat template, such as `enable_thinking`.
+        prefill: begin of every reply; it is part of the prompt, and no part of the response.
+        think_start, think_end: the model's markers of a thinking.
+    """
+
+    prompt_template: str = MATH_COT
+    system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    prefill: str = ""
+    think_start: str = THINK_START
+    think_end: str = THINK_END
+
+    def __post_init__(self) -> None:
+        format_problem("", self.prompt_template)
+        if not isinstance(self.chat_template_kwargs, Mapping):
+            raise ValueError(
+                f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and values, such as "
+                "{enable_thinking: false}"
+            )
+        if reserved := [key for key in self.chat_template_kwargs if key in RESERVED]:
+            raise ValueError(f"chat_template_kwargs has {reserved[0]!r}, which prompts set themselves; leave it out")
+
+    def messages(self, problem: str) -> Messages:
+        """Messages that ask for a problem's solution."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return [*system, {"role": "user", "content": format_problem(problem, self.prompt_template)}]
+
+    def ask(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
+        """Prompt for a problem. Raises ValueError where the model's template refuses the messages."""
+        return self.render(self.messages(problem), tokenizer)
+
+    def render(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
+        """Prompt of messages. Raises ValueError where the model's template refuses them."""
+        text = self._apply(messages, tokenizer)
+        turn = self._begun_turn(messages, tokenizer, text)
+        return RenderedPrompt(text + self.prefill, self._thinking(turn + self.prefill))
+
+    def _apply(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+        keywords = {**self.chat_template_kwargs, "add_generation_prompt": True, "tokenize": False}
+        try:
+            return tokenizer.apply_chat_template(messages, **keywords)
+        except TemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ValueError(
+                f"the model's chat template refuses messages of the roles {roles} ({error}); change these messages, "
+                "or give the model another template"
+            ) from error
+
+    def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+        """What the template puts after the last message. The message itself may speak of `<think>`."""
+        content = messages[-1]["content"]
+        marked = self._apply([*messages[:-1], {**messages[-1], "content": content + _MARK}], tokenizer)
+        turn = marked.rpartition(_MARK)[2]
+        return turn if text.endswith(turn) else text.rpartition(content.strip() or _MARK)[2]
+
+    def _thinking(self, turn: str) -> Thinking:
+        opened, closed = turn.rfind(self.think_start), turn.rfind(self.think_end)
+        if opened == closed:  # neither is there
+            return "unknown"
+        return "open" if opened > closed else "closed"
+
+
+def known_thinking(response: Mapping[str, Any]) -> Thinking:
+    """`prompt_thinking` of a response or rollout; files of earlier versions do not say it."""
+    return response.get("prompt_thinking", "unknown")
+
+
+def answer_of(response: Mapping[str, Any]) -> str | None:
+    """Final answer in a response, or None."""
+    from generation.math_verify import extract_answer
+
+    return extract_answer(response["text"], thinking=known_thinking(response))
+
+
+def prompt_thinking(prompt: str, problem: str = "") -> Thinking:
+    """What a prompt did to the thinking, where nothing but its text is known.
+
+    Args:
+        prompt: rendered text.
+        problem: the problem in it. What stands up to there says nothing of the model's turn.
+    """
+    found = problem and problem in prompt
+    turn = (prompt.rpartition(problem)[2] if found else prompt).rstrip()
+    if turn.endswith(THINK_END):
+        return "closed"
+    is_open = THINK_START in turn and THINK_END not in turn if found else turn.endswith(THINK_START)
+    return "open" if is_open else "unknown"
+
+
+def marker_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str] | None:
+    """Function from sampled ids to their text without special tokens such as EOS, but with the thinking's markers.
+
+    Where the markers are special tokens, a decoder drops them. None where they are not: any decoder keeps them then.
+    """
+    ids = {tokenizer.convert_tokens_to_ids(text): text for text in (THINK_START, THINK_END)}
+    markers = {i: text for i, text in ids.items() if i in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}}
+
+    def decode(ids: Sequence[int]) -> str:
+        text, begin = "", 0
+        for i, token in enumerate([*ids, None]):
+            if token in markers or token is None:
+                text += tokenizer.decode(ids[begin:i], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                text += markers.get(token, "")
+                begin = i + 1
+        return text
+
+    return decode if markers else None
