@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from generation.prompts import MATH_COT
-from generation.rendering import PromptFormat, RenderedPrompt
+from generation.rendering import PromptFormat, RenderedPrompt, encode_continuation, encode_text
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
@@ -340,12 +340,12 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
     from generation.vllm_worker import EngineTask, run_engines
 
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
-    prefill_ids = {task.index: tokenizer.encode(task.prompt.prefill, add_special_tokens=False) for task in tasks}
+    prefill_ids = {task.index: encode_continuation(task.prompt.prefill, tokenizer) for task in tasks}
     texts = {task.index: task.prompt.prefill for task in tasks}
     engine_tasks = []
     for task in tasks:
         # What the model goes on from is encoded by itself, as in training, where it is sampled or a completion.
-        prompt_ids = tokenizer.encode(task.rendered.text, add_special_tokens=False) + prefill_ids[task.index]
+        prompt_ids = encode_text(task.rendered.text, tokenizer) + prefill_ids[task.index]
         if args.max_model_len and len(prompt_ids) >= args.max_model_len:
             unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
             keep(task.index, [unasked] * args.n_generate_sample)

@@ -27,6 +27,7 @@ Messages = list[dict[str, Any]]
 
 # What the rendering itself says to `apply_chat_template`.
 RESERVED = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+ANCHORS = ("\n", "x", "1")  # texts that hardly any token reaches over the end of
 _MARK = "\ue000"  # a private character, which no template looks for
 
 
@@ -75,8 +76,12 @@ class PromptFormat:
         """Prompt for a problem. Raises ValueError where the model's template refuses the messages."""
         return self.render(self.messages(problem), tokenizer)
 
+    def text(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Text of a prompt. Raises ValueError where the model's template refuses the messages."""
+        return self._apply(messages, tokenizer) + self.prefill
+
     def render(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-        """Prompt of messages. Raises ValueError where the model's template refuses them."""
+        """The same, with what it did to the thinking."""
         text = self._apply(messages, tokenizer)
         turn = self._begun_turn(messages, tokenizer, text)
         return RenderedPrompt(text + self.prefill, self._thinking(turn + self.prefill))
@@ -106,6 +111,25 @@ class PromptFormat:
         return "open" if opened > closed else "closed"
 
 
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a prompt's text, which has its special tokens already."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a text that continues another one: a completion, the begin of a reply, the forced end of a thinking.
+
+    Training, sampling and rollouts all encode it by itself, so that none of its tokens reaches into the text before. Some
+    SentencePiece tokenizers put a space before all that they encode; in the middle of a text it would be a stray one.
+    """
+    ids = encode_text(text, tokenizer)
+    for before in ANCHORS if tokenizer.decode(2 * encode_text("x", tokenizer)) != "xx" else ():
+        begun, joined = encode_text(before, tokenizer), encode_text(before + text, tokenizer)
+        if joined[: len(begun)] == begun:
+            return joined[len(begun) :]
+    return ids
+
+
 def known_thinking(response: Mapping[str, Any]) -> Thinking:
     """`prompt_thinking` of a response or rollout; files of earlier versions do not say it."""
     return response.get("prompt_thinking", "unknown")
@@ -116,6 +140,9 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
     from generation.math_verify import extract_answer
 
     return extract_answer(response["text"], thinking=known_thinking(response))
+
+
+DEFAULT_FORMAT = PromptFormat()
 
 
 def prompt_thinking(prompt: str, problem: str = "") -> Thinking:

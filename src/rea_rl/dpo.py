@@ -4,7 +4,8 @@
     accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.dpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_RPO.yaml
 
-A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages. The reference model is the base
+A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages; further formats are in
+`rea_rl.dialogues`. The reference model is the base
 model: the adapter, off. Ids, checkpoints and outputs are as in `rea_rl.sft`.
 """
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rea_rl.dialogues import split_row
 from rea_rl.entry import check_buildable, load_model, parse, run
-from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, read_examples
+from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, prompt_format, read_examples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,9 +35,13 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REA
 
 
 def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`prompt_ids` (P,), `chosen_ids` (C,) and `rejected_ids` (R,) of one row; completions end with EOS."""
+    """`prompt_ids` (P,), `chosen_ids` (C,) and `rejected_ids` (R,) of one row; completions end with EOS.
+
+    Raises ValueError as `split_row` does.
+    """
+    pair = split_row(pair, ("chosen", "rejected"))
     return {
-        "prompt_ids": encode_prompt(pair["prompt"], tokenizer),
+        "prompt_ids": encode_prompt(pair["prompt"], tokenizer, prompt_format(pair)),
         "chosen_ids": encode_completion(pair["chosen"], tokenizer),
         "rejected_ids": encode_completion(pair["rejected"], tokenizer),
     }

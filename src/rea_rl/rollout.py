@@ -24,7 +24,7 @@ from tqdm import tqdm
 from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, THINK_END, THINK_START, reflection_labels, reflection_messages
 from generation.reflection_words import count_reflections
-from generation.rendering import marker_decoder, prompt_thinking
+from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text, marker_decoder, prompt_thinking
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, check_finished, token_logprobs
 from rea_rl.revision import (
@@ -166,7 +166,7 @@ class RolloutEngine:
         self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
         self._find_think_end = think_end_finder(self.tokenizer)
         self._decode_markers = marker_decoder(self.tokenizer)
-        self._encode_forced = cache(lambda text: self.tokenizer.encode(text, add_special_tokens=False))
+        self._encode_forced = cache(lambda text: encode_continuation(text, self.tokenizer))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -428,12 +428,13 @@ class RolloutEngine:
         )
 
     def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
-        return self.tokenizer.encode(row["prompt"], add_special_tokens=False)
+        return encode_text(row["prompt"], self.tokenizer)
 
     def _encode_reflection(self, problem: str, paragraphs: list[Paragraph]) -> list[int]:
         messages = reflection_messages(problem, [paragraph.text for paragraph in paragraphs])
-        prompt = self.reflection_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.reflection_tokenizer.encode(prompt + REFLECTION_PREFILL, add_special_tokens=False)
+        tokenizer = self.reflection_tokenizer
+        prompt_ids = encode_text(DEFAULT_FORMAT.text(messages, tokenizer), tokenizer)
+        return prompt_ids + encode_continuation(REFLECTION_PREFILL, tokenizer)
 
 
 def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> list[Rollout]:

@@ -4,8 +4,9 @@
     accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.sft \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_reflection_model.yaml --dataset_name FILE
 
-A row has `prompt` and `completion`, each a text or a list of chat messages. An interrupted run continues from its last
-checkpoint. The adapter is written to `output_dir`; `rea_rl.merge_lora` makes a plain model of it.
+A row has `prompt` and `completion`, each a text or a list of chat messages; further formats are in `rea_rl.dialogues`. It
+may have `chat_template_kwargs` and a `prefill` of its own, with which its prompt was sampled. An interrupted run continues
+from its last checkpoint. The adapter is written to `output_dir`; `rea_rl.merge_lora` makes a plain model of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
+from rea_rl.dialogues import is_dialogue, split_row
 from rea_rl.entry import check_buildable, load_model, parse, run
 
 if TYPE_CHECKING:
@@ -37,11 +40,19 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REA
     return parse(argv, SFTScriptArguments, REARLSFTConfig, ModelConfig)
 
 
-def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a prompt, text or messages, rendered as for sampling."""
-    if not isinstance(prompt, str):
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(prompt, add_special_tokens=False)
+def prompt_format(row: Example) -> PromptFormat:
+    """Rendering of a row's prompt: its own template keywords and begin of the reply, if it has any."""
+    return PromptFormat(chat_template_kwargs=row.get("chat_template_kwargs") or {}, prefill=row.get("prefill") or "")
+
+
+def encode_prompt(
+    prompt: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat = DEFAULT_FORMAT
+) -> list[int]:
+    """Ids of a prompt, text or messages, rendered as for sampling.
+
+    Raises ValueError for messages that the model's template refuses.
+    """
+    return encode_text(prompt if isinstance(prompt, str) else prompts.text(prompt, tokenizer), tokenizer)
 
 
 def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -50,13 +61,14 @@ def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> li
     Not a rendered assistant's turn, which in R1's templates lacks the thinking.
     """
     if not isinstance(completion, str):
-        completion = completion[0]["content"]
-    return tokenizer.encode(completion, add_special_tokens=False) + [tokenizer.eos_token_id]
+        completion = completion[-1]["content"]
+    return encode_continuation(completion, tokenizer) + [tokenizer.eos_token_id]
 
 
 def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row."""
-    prompt_ids = encode_prompt(example["prompt"], tokenizer)
+    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row. Raises ValueError as `split_row` does."""
+    example = split_row(example, ("completion",))
+    prompt_ids = encode_prompt(example["prompt"], tokenizer, prompt_format(example))
     completion_ids = encode_completion(example["completion"], tokenizer)
     return {"input_ids": prompt_ids + completion_ids, "labels": [-100] * len(prompt_ids) + completion_ids}
 
@@ -70,28 +82,30 @@ def load_examples(
 
 
 def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
-    """Rows of a file or Hub dataset. Raises ValueError naming file and row where a column is no text or dialogue."""
+    """Rows of a file or Hub dataset with these columns, `prompt` first, of which completions are one turn each.
+
+    Raises ValueError naming file and row where it is not clear what is trained.
+    """
     from generation.utils import read_rows
 
-    rows = read_rows(name, split)
-    for i, row in enumerate(rows):
-        if missing := [column for column in columns if not row.get(column)]:
-            needed = " and a ".join(map(repr, columns))
-            has = f"but has an empty {missing[0]!r}" if missing[0] in row else f"but has {sorted(row)}"
-            raise ValueError(f"{name}: row {i} needs a {needed}, {has}; fill it in, or drop the row")
-        if wrong := [column for column in columns if not _is_dialogue(row[column])]:
-            raise ValueError(
-                f"{name}: row {i} has the {wrong[0]!r} {str(row[wrong[0]])[:60]!r}; it must be a text, or a list of "
-                "messages with 'role' and 'content'"
-            )
-    return rows
+    return [_example(row, columns, f"{name}: row {i}") for i, row in enumerate(read_rows(name, split))]
 
 
-def _is_dialogue(value: Any) -> bool:
-    """Whether a column holds a text or chat messages."""
-    if not isinstance(value, list):
-        return isinstance(value, str)
-    return all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
+def _example(row: Example, columns: tuple[str, ...], place: str) -> Example:
+    try:
+        row = split_row(row, columns[1:])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if missing := [column for column in columns if not row.get(column)]:
+        needed = " and a ".join(map(repr, columns))
+        has = f"but has an empty {missing[0]!r}" if missing[0] in row else f"but has {sorted(row)}"
+        raise ValueError(f"{place} needs a {needed}, {has}; fill it in, or drop the row")
+    if wrong := [column for column in columns if not (isinstance(row[column], str) or is_dialogue(row[column]))]:
+        raise ValueError(
+            f"{place} has the {wrong[0]!r} {str(row[wrong[0]])[:60]!r}; it must be a text, or a list of "
+            "messages with 'role' and 'content'"
+        )
+    return row
 
 
 def load_encoded(
@@ -104,7 +118,12 @@ def load_encoded(
     """
     from datasets import Dataset
 
-    encoded = [encode(row) | {"row": i} for i, row in enumerate(rows)]
+    encoded = []
+    for i, row in enumerate(rows):
+        try:
+            encoded.append(encode(row) | {"row": i})
+        except ValueError as error:
+            raise ValueError(f"{name}: row {i}: {error}") from error
     kept = [example for example in encoded if max_length is None or num_tokens(example) <= max_length]
     if not kept:
         raise ValueError(
