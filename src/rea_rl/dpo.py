@@ -1,7 +1,7 @@
 """Preference optimization on pairs; with the recipe's losses it is RPO, the offline baseline: DPO plus SFT on the chosen.
 
     python -m rea_rl.dpo --config recipes/miniature/config_RPO.yaml
-    accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.dpo \\
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.dpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_RPO.yaml
 
 A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages; further formats are in
@@ -62,9 +62,10 @@ def trainer_class() -> type[DPOTrainer]:
     """
     from trl import DPOTrainer
 
+    from rea_rl.continued import Continued
     from rea_rl.numerics import NumberedRows
 
-    class PairTrainer(NumberedRows, DPOTrainer):
+    class PairTrainer(Continued, NumberedRows, DPOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
             return dataset
 
@@ -72,8 +73,12 @@ def trainer_class() -> type[DPOTrainer]:
 
 
 def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig) -> DPOTrainer:
-    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
+    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads.
+
+    Raises RunComplete if the run in output_dir needs nothing more.
+    """
     from rea_rl.lora import check_lora_keys, lora_config
+    from rea_rl.resume import plan_run
     from rea_rl.utils import load_tokenizer
 
     check_lora_keys(model_args, served=False)
@@ -87,8 +92,9 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
         eval_dataset = load_pairs(
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
+    plan = plan_run("dpo", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)
-    return trainer_class()(
+    trainer = trainer_class()(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -96,6 +102,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
         processing_class=tokenizer,
         peft_config=lora_config(model, model_args, served=False),
     )
+    trainer.plan = plan
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> None:

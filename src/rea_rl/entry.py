@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from generation.utils import check_output_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
+    from transformers.trainer_utils import TrainOutput
     from trl import ModelConfig
+
+    from rea_rl.resume import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +105,22 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
 
 
 def train(trainer: Trainer) -> None:
-    """Train from the last checkpoint or from the start, evaluate, save weights, metrics and state.
+    """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and state.
 
-    Raises NonFiniteError, behind a checkpoint of the last finished step, after several steps that are no numbers.
+    A trainer without a plan continues the last checkpoint of its output_dir. Raises NonFiniteError, behind a checkpoint of
+    the last finished step, after several steps that are no numbers.
     """
+    from rea_rl.start import start_block
     from rea_rl.utils import know_cpu_by_index, last_checkpoint
 
     know_cpu_by_index()
-    args = trainer.args
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    args, plan = trainer.args, trainer.plan
+    checkpoint = plan.checkpoint if plan else args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint:
         logger.info("continuing from %s", checkpoint)
     if trainer.is_world_process_zero():
-        for left_over in Path(args.output_dir, "rollouts").glob(".*"):  # of a process that was killed while it wrote
-            left_over.unlink()
+        _prepare(Path(args.output_dir), plan)
+        logger.info("%s", start_block(trainer, checkpoint))
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     except NonFiniteError:
@@ -124,8 +130,29 @@ def train(trainer: Trainer) -> None:
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
-    trainer.save_metrics("train", result.metrics)  # last: its file says that the run is complete
+    trainer.save_metrics("train", _of_trained_steps(result, checkpoint))  # last: its file says that the run is complete
     logger.info("weights and metrics are in %s", args.output_dir)
+
+
+def _prepare(output_dir: Path, plan: Plan | None) -> None:
+    """Record what the run is made with, and remove what would say that it is complete, or that a write was cut off."""
+    from rea_rl.resume import RESULTS
+    from rea_rl.run_record import write_record
+
+    if plan:
+        write_record(output_dir, plan.record)
+    for left_over in [output_dir / RESULTS, *Path(output_dir, "rollouts").glob(".*")]:
+        left_over.unlink(missing_ok=True)
+
+
+def _of_trained_steps(result: TrainOutput, checkpoint: str | None) -> dict[str, float]:
+    """Metrics of a training, over the steps that were trained since the checkpoint: transformers divides by all steps."""
+    from rea_rl.resume import checkpoint_step
+
+    trained = result.global_step - (checkpoint_step(Path(checkpoint)) if checkpoint else 0)
+    if trained < 1:  # the run had ended before its weights were saved
+        return {key: value for key, value in result.metrics.items() if key in ("epoch", "total_flos")}
+    return result.metrics | {"train_loss": result.training_loss * result.global_step / trained}
 
 
 def save_last_step(trainer: Trainer) -> None:
@@ -150,14 +177,23 @@ def is_disk_full(error: Exception) -> bool:
 
 def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None) -> None:
     """Command of an entry point without servers: exit code 1 with one line for a mistake in the recipe or the data."""
+    from rea_rl.resume import RunComplete
     from rea_rl.utils import setup_logging
 
     setup_logging()
     try:
         trainer = build(*parse_recipe(argv))
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        leave(error)
+    except RunComplete as complete:
+        logger.info("%s", complete)
+        return
     try:
         train(trainer)
     except NonFiniteError as error:
         sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)
+
+
+def leave(error: Exception) -> NoReturn:
+    """End with exit code 1; the first rank says why, in one line."""
+    sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)

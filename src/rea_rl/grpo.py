@@ -1,7 +1,7 @@
 """Train a policy with REA-RL, or with plain GRPO where the recipe says `revision: false`.
 
     python -m rea_rl.grpo --config recipes/miniature/config_ReflectRL.yaml
-    accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.grpo \\
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.grpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_ReflectRL.yaml --learning_rate 1e-5
 
 Both servers of the recipe must be running. A run that was interrupted continues from its last checkpoint.
@@ -9,6 +9,7 @@ Both servers of the recipe must be running. A run that was interrupted continues
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from generation.rendering import PromptFormat
     from rea_rl.configs import DataArguments, REARLConfig
     from rea_rl.rea_rl_trainer import REARLTrainer
+    from rea_rl.resume import Plan
     from rea_rl.rewards import RewardFunc
     from rea_rl.rollout import RolloutEngine
+
+logger = logging.getLogger(__name__)
 
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
@@ -37,17 +41,23 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLCon
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe names, loaded and checked; no model yet."""
+    """What a recipe names, loaded and checked, and how the run begins; no model yet."""
 
     tokenizer: PreTrainedTokenizerBase
     reward_funcs: list[RewardFunc]
     train_rows: list[dict[str, Any]]
     eval_rows: list[dict[str, Any]]
+    plan: Plan
 
 
 def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig) -> Inputs:
-    """Tokenizer, rewards and problems of a recipe. Raises ValueError for what is missing or does not fit together."""
+    """Tokenizer, rewards and problems of a recipe.
+
+    Raises ValueError for what is missing or does not fit together, or to the run in output_dir; RunComplete if that run
+    needs nothing more.
+    """
     from generation.rendering import PromptFormat
+    from rea_rl.resume import plan_run
     from rea_rl.rewards import get_reward_funcs
     from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
     from rea_rl.vllm_server import check_model
@@ -80,7 +90,8 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
             f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes {prompts_per_step}; "
             "give more problems, or lower per_device_train_batch_size or gradient_accumulation_steps"
         )
-    return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems])
+    plan = plan_run("grpo", (data, args, model_args), train_rows, tokens_per_reflection=threshold)
+    return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
 
 
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
@@ -208,7 +219,7 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)
     model = entry.load_model(model_args, args.trust_remote_code, args.torch_threads)
-    return REARLTrainer(
+    trainer = REARLTrainer(
         engine=engine,
         weight_sync=sync,
         args=args,
@@ -219,10 +230,12 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model, model_args, served=True),
     )
+    trainer.plan = inputs.plan
+    return trainer
 
 
 def train(trainer: REARLTrainer, dataset_name: str) -> None:
-    """Train from the last checkpoint or from the start, evaluate, save adapter, state, metrics and model card.
+    """Train as planned, evaluate, save adapter, state, metrics and model card.
 
     Raises ConnectionError if a server stays away; then there is a checkpoint of the last finished step.
     """
@@ -238,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
     from safetensors import SafetensorError
 
+    from rea_rl.resume import RunComplete
     from rea_rl.utils import setup_logging
 
     setup_logging()
@@ -246,12 +260,15 @@ def main(argv: list[str] | None = None) -> None:
         inputs = load_inputs(data, args, model_args)
         engine = build_engine(args, model_args.model_name_or_path, inputs)
     except (ValueError, ConnectionError) as error:
-        sys.exit(f"error: {error}")
+        entry.leave(error)
+    except RunComplete as complete:
+        logger.info("%s", complete)
+        return
     with engine:
         try:
             trainer = build_trainer(args, model_args, inputs, engine)
         except ValueError as error:  # what only the model's layers can tell, such as lora_target_modules
-            sys.exit(f"error: {error}")
+            entry.leave(error)
         try:
             train(trainer, data.dataset_name)
         # A server that stays away, or that refuses the adapter; or a loss that is no number.

@@ -32,6 +32,7 @@ from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
+from rea_rl.continued import Continued
 from rea_rl.endpoint import failing_together
 from rea_rl.logprobs import padded_logps, takes_one_pass
 from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
@@ -46,7 +47,7 @@ from rea_rl.weight_sync import AdapterSync, FullSync
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
 
 
-class REARLTrainer(FiniteSteps, GRPOTrainer):
+class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
     """GRPO with online revision.
 
     Args:
@@ -85,13 +86,6 @@ class REARLTrainer(FiniteSteps, GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
-
-    def _run_epoch(self, **kwargs: Any) -> None:
-        """One epoch; nothing where a run goes on from its last step. transformers looks only after another one."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
-        else:
-            self.control.should_training_stop = True
 
     # --- Batch: rows -> paths -> rewards -> advantages ---------------------------------------------------------------
 

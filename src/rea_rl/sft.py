@@ -1,7 +1,7 @@
 """Supervised fine-tuning on prompt-completion data, loss on the completion only: reflection model, SFT baseline.
 
     python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
-    accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 2 -m rea_rl.sft \\
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.sft \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_reflection_model.yaml --dataset_name FILE
 
 A row has `prompt` and `completion`, each a text or a list of chat messages; further formats are in `rea_rl.dialogues`. It
@@ -141,20 +141,25 @@ def num_tokens(example: dict[str, list[int]]) -> int:
 
 
 def trainer_class() -> type[SFTTrainer]:
-    """`trl.SFTTrainer` that leaves out steps whose loss or gradient is no number."""
+    """`trl.SFTTrainer` whose runs may be started again, and that leaves out steps whose loss or gradient is no number."""
     from trl import SFTTrainer
 
+    from rea_rl.continued import Continued
     from rea_rl.numerics import NumberedRows
 
-    class RowTrainer(NumberedRows, SFTTrainer):
+    class RowTrainer(Continued, NumberedRows, SFTTrainer):
         pass
 
     return RowTrainer
 
 
 def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig) -> SFTTrainer:
-    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads."""
+    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads.
+
+    Raises RunComplete if the run in output_dir needs nothing more.
+    """
     from rea_rl.lora import check_lora_keys, lora_config
+    from rea_rl.resume import plan_run
     from rea_rl.utils import load_tokenizer
 
     check_lora_keys(model_args, served=False)
@@ -168,8 +173,9 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
         eval_dataset = load_examples(
             script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
         )
+    plan = plan_run("sft", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)
-    return trainer_class()(
+    trainer = trainer_class()(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -177,6 +183,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
         processing_class=tokenizer,
         peft_config=lora_config(model, model_args, served=False),
     )
+    trainer.plan = plan
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> None:

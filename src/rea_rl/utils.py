@@ -112,12 +112,19 @@ def load_problems(
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """Newest whole `checkpoint-<step>` folder of a run, or None."""
+    return next(map(str, whole_checkpoints(output_dir)), None)
+
+
+def whole_checkpoints(output_dir: str | Path) -> list[Path]:
+    """`checkpoint-<step>` folders that were written to their end, newest first; warns of newer ones that were not."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    whole: list[Path] = []
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         if is_whole(folder):
-            return str(folder)
-        logger.warning("%s was interrupted while it was written; it is passed over", folder)
-    return None
+            whole.append(folder)
+        elif not whole:
+            logger.warning("%s was interrupted while it was written; it is passed over", folder)
+    return whole
 
 
 def is_whole(checkpoint: Path) -> bool:

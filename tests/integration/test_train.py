@@ -33,6 +33,7 @@ CHANGES = {
     "save_total_limit": None,
     "warmup_steps": 0,
     "learning_rate": 1.0e-2,
+    "lr_scheduler_type": "constant",  # so that a second start may ask for more steps
     "tokens_per_reflection_file": None,
     "tokens_per_reflection": 60.0,
     "max_completion_length": 384,

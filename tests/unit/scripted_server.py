@@ -34,6 +34,7 @@ class ScriptedServer:
     ):
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
+        self.version = "0.0.1"
         self.encode: Callable[[str], list[int]] = lambda text: []
         self.open_requests, self.most_open = 0, 0
         self.pause = 0.0  # seconds before each token of a stream
@@ -81,6 +82,8 @@ class ScriptedServer:
             def do_GET(self):
                 if script.broken:
                     return self.hang_up()
+                if self.path == "/version":
+                    return self.send(200, {"version": script.version})
                 if self.path not in ("/health", "/v1/models"):
                     return self.send(404, {"detail": "Not Found"})
                 cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]
