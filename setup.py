@@ -49,6 +49,7 @@ setup(
         "psutil>=7",
         "filelock>=3.12",
         "xxhash>=3",
+        "jinja2>=3.1",
     ],
     extras_require={
         "cpu": PINS,

@@ -53,13 +53,19 @@ fetched=dataset/eval_data
 [[ -d $fetched ]] || fetched=dataset/eval_sample
 EVAL_DATA=${EVAL_DATA:-$fetched}
 EVAL_OUT=${EVAL_OUT:-output/math_eval}
+source="$MODEL${ADAPTER:+ with $ADAPTER}"
 name=$(basename "$2")-$3
+# Two models of one name, such as A/ReflectRL and B/ReflectRL, have a folder and a row each.
+mark=$EVAL_OUT/$name/model.txt
+[[ ! -f $mark || $(<"$mark") == "$source" ]] || name+=-$(cksum <<<"$source" | cut -d' ' -f1)
+mkdir -p "$EVAL_OUT/$name"
+echo "$source" >"$EVAL_OUT/$name/model.txt"
 read -ra budgets <<<"${BUDGETS:-}"
 export CUDA_VISIBLE_DEVICES=$1
 [[ $1 != cpu ]] || CUDA_VISIBLE_DEVICES=
 
 stop_in_order
-echo "$(basename "$0"): $name is $MODEL${ADAPTER:+ with $ADAPTER}, problems of $EVAL_DATA"
+echo "$(basename "$0"): $name is $source, problems of $EVAL_DATA"
 python -m generation.eval_data collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
     ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
 responses=()

@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from generation.math_verify_all import read_scores
+from generation.math_verify_all import read_problems, read_scores
 from generation.utils import Row, check_numbers, check_output, write_json
 from rea_rl.utils import load_problems, setup_logging, write_atomically
 
@@ -42,9 +42,9 @@ language:
 """
 
 
-def solved_problems(problems: list[Row], scores: dict) -> list[Row]:
+def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
     """Problems with at least one right path. Raises ValueError where a problem has no verdict."""
-    solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scores["problems"]}
+    solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scored}
     if missing := [row["id"] for row in problems if row["id"] not in solved]:
         raise ValueError(
             f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is {missing[0]}; score paths to "
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out, "out", (args.dataset, args.verdicts))
     scores = read_scores(args.verdicts)
     problems = load_problems(args.dataset, args.split)[: args.limit]
-    kept = solved_problems(problems, scores)
+    kept = solved_problems(problems, read_problems(args.verdicts, {"id": str, "responses": list}))
     write_json(args.out, kept)
     facts = {"name": args.out.stem, "dataset": args.dataset, "verdicts": args.verdicts, "mode": scores["mode"]}
     facts |= {"num_kept": len(kept), "num_all": len(problems)}

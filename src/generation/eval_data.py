@@ -182,8 +182,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.command == "fetch":
             fetch(args.sets, args.out)
         else:
-            for samples, rows in collect(args.folder, dict(args.extra), args.num_samples, args.limit).items():
+            collected = collect(args.folder, dict(args.extra), args.num_samples, args.limit)
+            for samples, rows in collected.items():
                 write_json(args.out / f"x{samples}.json", rows)
+            for left_over in {*args.out.glob("x*.json")} - {args.out / f"x{samples}.json" for samples in collected}:
+                logger.info("%s is of an earlier collection and is removed", left_over)
+                left_over.unlink()
     except (ValueError, ConnectionError) as error:
         sys.exit(f"error: {error}")
 

@@ -2,8 +2,9 @@ r"""The table and the picture of all models that `scripts/math_eval.sh` scored.
 
     python -m generation.eval_table output/math_eval --base 7B --save_to output/math_eval/tradeoff.png
 
-A model is a folder with `.scores.json` files of `generation.math_verify_all`, below a folder per model. Benchmarks are
-columns, and weigh the same in the average. TR (tokens in percent of the base's) and AES need the base model's scores.
+A model is a folder with `.scores.json` files of `generation.math_verify_all`, below a folder per model. Two models that
+share a folder are two rows. Benchmarks are columns, and weigh the same in the average. TR (tokens in percent of the base's)
+and AES need the base model's scores. Scores that were sampled, asked or compared in different ways are refused.
 """
 
 from __future__ import annotations
@@ -11,35 +12,120 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from generation.math_verify_all import read_scores
+from generation.math_verify_all import read_problems, read_scores
 from generation.plots import draw
+from generation.provenance import COMPARED, MadeBy, check_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, mean_interval
-from generation.utils import check_output
+from generation.utils import NUMBER, check_output
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
 
 ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")  # as in the paper, easiest first
+IDENTITY = ("model_dir", "model_digest", "lora_digest", "api_model")
 Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
 Benchmarks = dict[str, list[Problem]]
 
 
+@dataclass(frozen=True)
+class ScoredFile:
+    """Scores of one file: what made them, and its problems."""
+
+    path: Path
+    folder: str  # first folder of the path, the model's
+    made_by: MadeBy
+    problems: list[Problem]
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What tells the model from others; of scores that do not say it, the folder of their file."""
+        known = self.made_by.get("model", {})
+        return tuple(str(known.get(key)) for key in IDENTITY) if known else (str(self.path.parent),)
+
+    @property
+    def origin(self) -> str:
+        """Model or adapter, for the name of a row."""
+        known = self.made_by.get("model", {})
+        return next((known[key] for key in ("lora", "api_model", "model_dir") if key in known), str(self.path.parent))
+
+
 def read_models(folder: Path) -> dict[str, Benchmarks]:
-    """Scored problems by model and benchmark. Raises ValueError if there is none."""
-    models: dict[str, Benchmarks] = {}
-    for path in sorted(folder.glob("*/**/*.scores.json")):
-        benchmarks = models.setdefault(path.relative_to(folder).parts[0], {})
-        for problem in read_scores(path)["problems"]:
-            benchmarks.setdefault(problem["benchmark"] or "other", []).append(problem)
-    if not models:
+    """Scored problems by model and benchmark.
+
+    Raises ValueError if there are none, or if some were made in another way than others.
+    """
+    files = [read_file(path, folder) for path in sorted(folder.glob("*/**/*.scores.json")) if is_current(path, folder)]
+    if not files:
         raise ValueError(f"{folder} has no <model>/.../*.scores.json; run scripts/math_eval.sh first")
+    check_same_way(files)
+    models = {name: _benchmarks(group) for name, group in by_model(files).items()}
     return {name: dict(sorted(b.items(), key=lambda item: _place(item[0]))) for name, b in models.items()}
+
+
+def read_file(path: Path, folder: Path) -> ScoredFile:
+    """Scores of one file. Raises ValueError where problems are missing or malformed."""
+    columns = {"id": str, "responses": list, "mean_tokens": NUMBER}
+    return ScoredFile(
+        path, path.relative_to(folder).parts[0], known_parts(read_scores(path)), read_problems(path, columns)
+    )
+
+
+def is_current(path: Path, folder: Path) -> bool:
+    """Whether a file's problems are still those that its model is evaluated on; others are left out with a line."""
+    problems = folder / path.relative_to(folder).parts[0] / "problems"
+    if problems.is_dir() and not (problems / f"{path.name.partition('_')[0]}.json").is_file():
+        logger.warning("%s is left out: it is of an earlier evaluation with another number of responses", path)
+        return False
+    return True
+
+
+def check_same_way(files: list[ScoredFile]) -> None:
+    """Raise ValueError where two files were sampled, asked or scored in different ways."""
+    silent = [str(file.path) for file in files if "sampling" not in file.made_by]
+    if silent and len(silent) < len(files):
+        logger.warning("%d of %d scores do not say what made them, %s first", len(silent), len(files), silent[0])
+    seen: MadeBy = {part: {} for part in COMPARED}
+    origin: dict[tuple[str, str], Path] = {}
+    for file in files:
+        for part in COMPARED:
+            for key, value in file.made_by.get(part, {}).items():
+                before = seen[part].setdefault(key, value)
+                first = origin.setdefault((part, key), file.path)
+                names = (str(first), str(file.path))
+                remedy = "evaluate or score them again with the same settings, or in different folders (EVAL_OUT)"
+                check_comparable({part: {key: before}}, {part: {key: value}}, names, remedy)
+
+
+def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
+    """Files by the name of their row: the folder, and where several models share one, also what they are."""
+    rows: dict[tuple[str, tuple[str, ...]], list[ScoredFile]] = {}
+    for file in files:
+        rows.setdefault((file.folder, file.model), []).append(file)
+    shared = Counter(folder for folder, _ in rows)
+    names = [key[0] if shared[key[0]] == 1 else f"{key[0]} ({group[0].origin})" for key, group in rows.items()]
+    twice = Counter(names)
+    numbered = [name if twice[name] == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
+    return dict(zip(numbered, rows.values(), strict=True))
+
+
+def _benchmarks(files: list[ScoredFile]) -> Benchmarks:
+    """Problems of a model by benchmark. Raises ValueError for one that two of its files have."""
+    benchmarks: Benchmarks = {}
+    known: dict[tuple[str, str], Path] = {}
+    for file in files:
+        for problem in file.problems:
+            benchmark = problem.get("benchmark") or "other"
+            if (other := known.setdefault((benchmark, problem["id"]), file.path)) != file.path:
+                raise ValueError(f"{other} and {file.path} both have the problem {problem['id']!r}; delete one of them")
+            benchmarks.setdefault(benchmark, []).append(problem)
+    return benchmarks
 
 
 def _place(benchmark: str) -> int:

@@ -19,24 +19,25 @@ the file does not depend on the interruption.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from generation.api_worker import ask_server
 from generation.prompts import MATH_COT
+from generation.provenance import weights_digest
 from generation.rendering import PromptFormat, RenderedPrompt, encode_continuation, encode_text
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
-from rea_rl.clients import async_openai_client, split_url
+from rea_rl.clients import split_url
 from rea_rl.recipe import RecipeParser
 from rea_rl.utils import load_tokenizer, setup_logging
 from rea_rl.vllm_server import DTYPES
@@ -166,14 +167,12 @@ class GenerateArguments:
                 raise ValueError(f"{key} is {value!r}, but split {self.split} has prompts of its own; leave it out")
         if self.api and self.prefill:
             raise ValueError(f"prefill is {self.prefill!r}, but api cannot begin a reply; leave one of them out")
-        self.prompt_format  # noqa: B018 - checks the settings
+        self.prompt_format  # noqa: B018 - raises for what no prompt can have
 
     @property
     def prompt_format(self) -> PromptFormat:
         """How problems become prompts."""
-        return PromptFormat(
-            self.prompt_template, self.system_prompt, self.chat_template_kwargs or {}, prefill=self.prefill
-        )
+        return PromptFormat.of(vars(self))
 
     @property
     def output_path(self) -> Path:
@@ -212,13 +211,15 @@ def build_tasks(args: GenerateArguments) -> list[Task]:
     return [Task(index, prompt) for index, prompt in enumerate(prompts)]
 
 
-def render_tasks(args: GenerateArguments, tasks: list[Task]) -> list[Task]:
+def render_tasks(
+    args: GenerateArguments, tasks: list[Task], tokenizer: PreTrainedTokenizerBase | None
+) -> list[Task]:
     """Tasks with their prompts as the model sees them, also those that a server renders by itself.
 
-    Where `model_dir` is only a name for a server's model, prompts are not known, which the log says. Raises ValueError
-    naming file and row of messages that the model's template refuses.
+    Without a tokenizer they stay as they are. Raises ValueError naming file and row of messages that the model's template
+    refuses.
     """
-    if (tokenizer := _tokenizer(args)) is None:
+    if tokenizer is None:
         return tasks
     rendered = []
     for task in tasks:
@@ -284,9 +285,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
     check_output(args.output_path, "output_dir", (args.qaf,))
     if args.api:
         split_url(args.api_base, "api_base")
-    render = respond is None
-    respond = respond or (_ask_server if args.api else _run_engines)
-    if respond is _run_engines:
+    elif respond is None:
         check_model_folder(args)
     tasks = build_tasks(args)
     output = GenerationFile(args.output_path, _settings(args, tasks))
@@ -295,31 +294,31 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         return output.path
     missing = [task for task in tasks if task.index not in output.finished]
     unanswered = [task for task in missing if task.prompt.responses is None]
-    if render and unanswered:
-        unanswered = render_tasks(args, unanswered)
-    rows = {task.index: task.row for task in missing}
-    thinking = {task.index: {"prompt_thinking": task.rendered.thinking} for task in unanswered if task.rendered}
-    num_tokens = 0
-    bar = {"desc": output.path.name, "unit": "row", "mininterval": 1.0}
-    with tqdm(total=len(tasks), initial=len(output.finished), **bar) as progress:
-
-        def keep(index: int, responses: list[Row]) -> None:
-            nonlocal num_tokens
-            responses = [{**response, **thinking.get(index, {})} for response in responses]
-            output.append(index, {**rows[index], "responses": responses})
-            num_tokens += sum(response["num_tokens"] for response in responses)
-            rate = num_tokens / max(progress.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
-            progress.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-            progress.update()
-
+    if respond is None and unanswered:
+        tokenizer = _tokenizer(args)
+        unanswered = render_tasks(args, unanswered, tokenizer)
+        respond = partial(ask_server if args.api else _run_engines, tokenizer=tokenizer)
+    with tqdm(total=len(tasks), initial=len(output.finished), desc=output.path.name, unit="row", mininterval=1.0) as bar:
+        keep = partial(_keep, output, {task.index: task for task in [*missing, *unanswered]}, bar)
         for task in missing:
             if task.prompt.responses is not None:
                 keep(task.index, task.prompt.responses)
         if unanswered:
             respond(args, unanswered, keep)
     output.close()
-    logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), num_tokens)
+    logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), output.num_tokens)
     return output.path
+
+
+def _keep(output: GenerationFile, tasks: dict[int, Task], bar: tqdm, index: int, responses: list[Row]) -> None:
+    """Keep the responses to a task; those to a prompt that was rendered also say what it did to the thinking."""
+    task = tasks[index]
+    known = {"prompt_thinking": task.rendered.thinking} if task.rendered else {}
+    output.append(index, {**task.row, "responses": [{**response, **known} for response in responses]})
+    output.num_tokens += sum(response["num_tokens"] for response in responses)
+    rate = output.num_tokens / max(bar.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
+    bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+    bar.update()
 
 
 def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
@@ -328,6 +327,7 @@ def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
     requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir")
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only + requests_only}
     settings["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in tasks)
+    settings["model_digest"] = None if args.api else weights_digest(args.model_dir)
     if args.lora:
         from rea_rl.merge_lora import adapter_digest
 
@@ -335,11 +335,12 @@ def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
     return settings
 
 
-def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+def _run_engines(
+    args: GenerateArguments, tasks: list[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Run the tasks on engines of our own, one per `n_gpu` GPUs."""
     from generation.vllm_worker import EngineTask, run_engines
 
-    tokenizer = load_tokenizer(args.model_dir, "model_dir")
     prefill_ids = {task.index: encode_continuation(task.prompt.prefill, tokenizer) for task in tasks}
     texts = {task.index: task.prompt.prefill for task in tasks}
     engine_tasks = []
@@ -363,53 +364,6 @@ def _run_engines(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None
             given, num_given = texts[index], len(prefill_ids[index])
             whole = [{**r, "text": given + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses]
             keep(index, whole)
-
-
-def _ask_server(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
-    """Run the tasks on a server. Raises ConnectionError when a request failed for good."""
-    import openai
-
-    async def run() -> None:
-        slots = asyncio.Semaphore(args.max_concurrent_requests)
-        key = os.environ.get(args.api_key_env, "EMPTY")
-        template = {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
-        settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
-        async with async_openai_client(args.api_base, key=key, proxies=True, **settings) as client:
-
-            async def sample(task: Task, seed: int) -> Row:
-                async with slots:
-                    reply = await client.chat.completions.create(
-                        model=args.api_model,
-                        messages=task.prompt.messages,
-                        temperature=args.temperature,
-                        top_p=args.top_p,
-                        max_tokens=args.max_tokens,
-                        seed=seed,
-                        extra_body=template,
-                    )
-                choice = reply.choices[0]
-                return {
-                    "text": choice.message.content,
-                    "num_tokens": reply.usage.completion_tokens,
-                    "finish_reason": choice.finish_reason,
-                }
-
-            async def respond(task: Task) -> None:
-                keep(task.index, await asyncio.gather(*(sample(task, seed) for seed in task.seeds(args))))
-
-            async with asyncio.TaskGroup() as group:
-                for task in tasks:
-                    group.create_task(respond(task))
-
-    try:
-        asyncio.run(run())
-    except ExceptionGroup as failures:  # the first one stopped the run
-        error = failures.exceptions[0]
-        if isinstance(error, openai.APIConnectionError):
-            raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
-        if isinstance(error, openai.APIStatusError):
-            raise ConnectionError(f"api_base: {args.api_base} refuses a request: {error}") from error
-        raise error from None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation import prompts
+from generation.provenance import check_same_prompts
 from generation.rendering import known_thinking
 from generation.segments import Paragraph, check_paragraph_tokens, split_paragraphs
 from generation.utils import Row, check_columns, check_output, read_generations, write_json
@@ -243,17 +244,18 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed")
 
 
-def read_paths(file: Path) -> dict[str, Row]:
-    """Responses of a generation file by path id."""
+def responses_by_path(rows: list[Row]) -> dict[str, Row]:
+    """Responses of the rows of a generation file by path id."""
     from generation.splits import path_rows
 
-    return {row["id"]: response for row, response in path_rows(read_generations(file))}
+    return {row["id"]: response for row, response in path_rows(rows)}
 
 
 def read_labels(file: Path) -> list[LabelledPath]:
     """Paths of a labels file; replies that could not be parsed are counted in the log."""
     rows = read_generations(file)
-    check_columns(rows, ("use_answer",), file, "it must come from a split labeling_distill*")
+    columns = {"use_answer": bool, "paragraphs": list}
+    check_columns(rows, columns, file, "it must come from a split labeling_distill*")
     unparsed = sum(chunk_candidates(row) is None for row in rows)
     logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(rows))
     return labelled_paths(rows)
@@ -288,10 +290,10 @@ def run_clean(args: argparse.Namespace) -> None:
     confirmations = {row["id"]: row["responses"][0]["text"] for row in read_generations(args.confirmations)}
     unparsed = sum(parse_confirmation(reply) is None for reply in confirmations.values())
     logger.info("%s: %d of %d replies are neither Yes nor No", args.confirmations, unparsed, len(confirmations))
-    paths = read_labels(args.labels)
-    rows, examples = clean(
-        paths, confirmations, read_paths(args.paths), tokenizer, paragraph_splitter(tokenizer, args)
-    )
+    paths, written = read_labels(args.labels), read_generations(args.paths)
+    check_same_prompts(written, args.paths, [path.row for path in paths], args.labels)
+    responses, split = responses_by_path(written), paragraph_splitter(tokenizer, args)
+    rows, examples = clean(paths, confirmations, responses, tokenizer, split)
     if not rows:
         raise ValueError(f"{args.labels}: no path is left; none of the judge's replies could be parsed")
     write_json(args.out, rows)

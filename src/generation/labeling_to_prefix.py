@@ -21,12 +21,14 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from generation.labeling_distill_utils import add_paragraph_arguments, cut_row, paragraph_splitter
+from generation.provenance import check_same_prompts
 from generation.segments import Paragraph, check_paragraph_tokens
 from generation.utils import (
     Row,
@@ -174,12 +176,21 @@ class SplitPath:
         return min(range(len(self.paragraphs)), key=lambda cut: abs(self.share(cut) - share))
 
 
-def label_probabilities(file: Path) -> dict[str, list[float]]:
-    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long."""
+def label_rows(file: Path) -> list[Row]:
+    """Rows of a file of split `labeling`. Raises ValueError where one has no log-probs."""
     rows = read_generations(file)
     for i, row in enumerate(rows):
-        if "logprobs" not in row["responses"][0]:
+        if not isinstance(row["responses"][0].get("logprobs"), list):
             raise ValueError(f"{file}: row {i} has no logprobs; it must come from split labeling with --logprobs 5")
+    return rows
+
+
+def label_probabilities(file: Path) -> dict[str, list[float]]:
+    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long."""
+    return _probabilities(label_rows(file))
+
+
+def _probabilities(rows: Iterable[Row]) -> dict[str, list[float]]:
     return {row["id"]: result_probabilities(row["responses"][0]["logprobs"]) for row in rows}
 
 
@@ -222,13 +233,18 @@ def prefix_rows(
 
 
 def split_paths(
-    file: Path, known: set[str], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+    file: Path, labelled: Sequence[Row], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> list[SplitPath]:
-    """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log."""
+    """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log.
+
+    Raises ValueError where the labels are of paths that were asked in another way.
+    """
     from generation.splits import path_rows
 
     split = paragraph_splitter(tokenizer, args)
-    found = list(path_rows(read_generations(file)))
+    rows, known = read_generations(file), {row["id"] for row in labelled}
+    check_same_prompts(rows, file, labelled, args.labels or args.judge_cuts)
+    found = list(path_rows(rows))
     paths = [SplitPath(row, response, split(response)) for row, response in found if row["id"] in known]
     if not paths:
         raise ValueError(f"{file}: none of its {len(found)} paths has labels; give the file that was labelled")
@@ -245,14 +261,14 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
     if args.labels is not None:
-        p_result = label_probabilities(args.labels)
-        paths = split_paths(args.paths, set(p_result), tokenizer, args)
+        labelled = label_rows(args.labels)
+        paths, p_result = split_paths(args.paths, labelled, tokenizer, args), _probabilities(labelled)
         keys = ("second_half", "strong_threshold", "threshold", "cap_share", "cap_offset", "cap_max")
         cuts = reflection_cuts(paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
     else:
         judged = read_rows(str(args.judge_cuts))
-        check_columns(judged, ("id", "cut"), args.judge_cuts, "give a file of labeling_distill_utils --clean")
-        paths = split_paths(args.paths, {row["id"] for row in judged}, tokenizer, args)
+        check_columns(judged, {"id": str, "cut": (int, NoneType)}, args.judge_cuts, "give a file of labeling_distill_utils --clean")
+        paths = split_paths(args.paths, judged, tokenizer, args)
         cuts = {"judge": judge_cuts(paths, judged)}
     rows = prefix_rows(paths, with_controls(paths, cuts, args.seed), tokenizer)
     write_json(args.out, rows)

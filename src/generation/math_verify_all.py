@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -28,11 +29,22 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from generation.prompts import THINK_START
+from generation.provenance import check_comparable, known_parts, made_by, verifier_version
 from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
 from generation.rendering import PromptFormat, answer_of, known_thinking
 from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
 from generation.segments import thinking_of
-from generation.utils import NO_ROOM, check_numbers, check_output, read_generations, read_json, write_json
+from generation.utils import (
+    NO_ROOM,
+    NUMBER,
+    check_columns,
+    check_numbers,
+    check_output,
+    is_a,
+    read_generations,
+    read_json,
+    write_json,
+)
 from rea_rl.utils import load_tokenizer, setup_logging, write_atomically
 
 if TYPE_CHECKING:
@@ -86,7 +98,7 @@ def score_rows(
     num_think_tokens = [len(ids) for ids in tokenizer(thinkings, add_special_tokens=False).input_ids]
     verdicts = zip(correct, thinkings, num_think_tokens, strict=True)
 
-    def score(response: dict[str, Any], answer: str) -> ScoredResponse:
+    def score(response: dict[str, Any], answer: str | list[str]) -> ScoredResponse:
         is_correct, thinking, tokens = next(verdicts)
         return ScoredResponse(
             correct=is_correct,
@@ -96,7 +108,7 @@ def score_rows(
             truncated=response["finish_reason"] == "length",
             answered=answer_of(response) is not None,
             no_room=response["finish_reason"] == NO_ROOM,
-            first_right=_first_right(thinking, answer) if slips else None,
+            first_right=_first_right(thinking, *gold_list(answer)) if slips else None,
         )
 
     problems: dict[str, ScoredProblem] = {}
@@ -106,9 +118,14 @@ def score_rows(
     return list(problems.values())
 
 
+def gold_list(answer: str | list[str]) -> list[str]:
+    """Golds of a row, any of which is right."""
+    return answer if isinstance(answer, list) else [answer]
+
+
 def problem_id(row: dict[str, Any]) -> str:
     """Problem of a row: several rows may be paths of one, which then stay together in the intervals."""
-    return row.get("problem_id", row["id"])
+    return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
 
 def _first_right(thinking: str, answer: str) -> bool:
@@ -151,7 +168,8 @@ def score_files(
         place = slice(i * len(budgets), (i + 1) * len(budgets))
         by_budget = dict(zip(budgets, scored[place], strict=True))
         write_verdicts(path, dict(zip(budgets, views[place], strict=True)), by_budget)
-        yield path, file_scores(path, by_budget, args)
+        scores = file_scores(path, by_budget, args)
+        yield path, scores | {"made_by": made_by(path, files[i]) | {"scoring": scoring(args)}}
 
 
 def with_prompt_thinking(rows: Rows, path: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
@@ -171,12 +189,40 @@ def check_rows(path: Path, rows: Rows, args: argparse.Namespace) -> None:
     """Raise ValueError for rows that cannot be scored as asked, before any answer is verified."""
     if args.base:
         read_base_tokens(args.base, {problem_id(row) for row in rows})
+        known = made_by(path, rows) | {"scoring": scoring(args)}
+        remedy = "make and score the base's responses with the same settings"
+        check_comparable(known_parts(read_scores(args.base)), known, (str(args.base), str(path)), remedy)
+    check_groups(path, rows)
     for i, row in enumerate(rows):
-        if args.slips and not row["answer"].removeprefix("-").isdecimal():
+        golds = gold_list(row["answer"])
+        if args.slips and not (len(golds) == 1 and golds[0].removeprefix("-").isdecimal()):
             raise ValueError(
                 f"{path}: row {i} has the answer {row['answer']!r}, but --slips reads whole numbers, as the miniature's "
                 "are; leave it out"
             )
+
+
+def check_groups(path: Path, rows: Rows) -> None:
+    """Raise ValueError for levels and benchmarks that rows cannot be grouped by."""
+    columns = {"level": (int, float, str, NoneType), "benchmark": (str, NoneType), "problem_id": (str, int, NoneType)}
+    for i, row in enumerate(rows):
+        if wrong := [key for key, kind in columns.items() if not is_a(row.get(key), kind)]:
+            given = str(row[wrong[0]])[:60]
+            raise ValueError(f"{path}: row {i} has the {wrong[0]!r} {given}; write a number or a text, or leave it out")
+    first = {isinstance(row["level"], str): i for i, row in reversed([*enumerate(rows)]) if row.get("level") is not None}
+    if len(first) > 1:
+        levels = " and ".join(f"row {i} {rows[i]['level']!r}" for i in sorted(first.values()))
+        raise ValueError(f"{path}: {levels} have levels of two kinds; write numbers or texts throughout")
+
+
+def scoring(args: argparse.Namespace) -> dict[str, Any]:
+    """How responses are scored."""
+    return {
+        "mode": args.mode,
+        "verifier_version": verifier_version(),
+        "word_bounded": args.word_bounded,
+        "budget": max(args.budgets, default=None),
+    }
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -257,15 +303,24 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     """Scores that an earlier run wrote. Raises ValueError if there are none."""
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; score its generation file first, with generation.math_verify_all")
-    scores = read_json(path)
+    scores = read_json(path, finite=True)
     if not isinstance(scores, dict) or "groups" not in scores:
         raise ValueError(f"{path} holds no scores; it must be a .scores.json file of generation.math_verify_all")
     return scores
 
 
+def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError where one is missing."""
+    problems = read_scores(path).get("problems")
+    if not isinstance(problems, list):
+        raise ValueError(f"{path} has no problems; score its generation file again")
+    check_columns(problems, columns, path, "score its generation file again")
+    return problems
+
+
 def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
     """Mean tokens of the base model by problem. Raises ValueError if it was scored on other problems."""
-    tokens = {p["id"]: p["mean_tokens"] for p in read_scores(path)["problems"]}
+    tokens = {p["id"]: p["mean_tokens"] for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})}
     if tokens.keys() != ids:
         raise ValueError(
             f"{path} was scored on other problems: {len(tokens.keys() - ids)} of its {len(tokens)} are not in this "
@@ -353,7 +408,7 @@ def main(argv: list[str] | None = None) -> None:
         scored = {"base": read_scores(args.base)} if args.base else {}
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
         for path, scores in score_files(args.files, tokenizer, args):
-            scored[path.stem] = scores
+            scored[path.stem if [file.stem for file in args.files].count(path.stem) == 1 else str(path)] = scores
             write_json(path.with_suffix(".scores.json"), scores)
             append_result(args.results, scores)
     except ValueError as error:

@@ -67,6 +67,22 @@ class PromptFormat:
         if reserved := [key for key in self.chat_template_kwargs if key in RESERVED]:
             raise ValueError(f"chat_template_kwargs has {reserved[0]!r}, which prompts set themselves; leave it out")
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> PromptFormat:
+        """Format by its recipe keys; those that are missing or null have their defaults."""
+        keys = ("prompt_template", "system_prompt", "chat_template_kwargs", "prefill")
+        return cls(**{key: settings[key] for key in keys if settings.get(key) is not None})
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its recipe keys and values, as files hold them."""
+        return {
+            "prompt_template": self.prompt_template,
+            "system_prompt": self.system_prompt or None,
+            "chat_template_kwargs": dict(self.chat_template_kwargs),
+            "prefill": self.prefill,
+        }
+
     def messages(self, problem: str) -> Messages:
         """Messages that ask for a problem's solution."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []

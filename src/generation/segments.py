@@ -12,7 +12,9 @@ from generation.prompts import THINK_END
 if TYPE_CHECKING:
     from generation.math_verify.extract import Thinking
 
-_SENTENCE_ENDS = ("!", ".", ";", "?")
+_SENTENCE_ENDS = ("!", ".", ";", "?", "！", "。", "；", "？")
+_NEWLINE = r"(?:\r\n|\n|\r(?!\n))"
+BLANK_LINES = re.compile(rf"{_NEWLINE}(?:[^\S\r\n]*{_NEWLINE})+")  # one or more lines of nothing but white space
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,10 @@ def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
 
 
 def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[_Part]:
-    start = 0
-    parts = []
-    for separator in re.finditer(r"\n{2,}|\Z", thinking):
-        part = thinking[start : separator.start()]
-        if part.strip():
-            parts.append(_Part(part, count_tokens(part), separator.start()))
-        start = separator.end()
-    return parts
+    separators = [match.span() for match in BLANK_LINES.finditer(thinking)]
+    starts, ends = [0, *(end for _, end in separators)], [*(start for start, _ in separators), len(thinking)]
+    parts = ((thinking[start:end], end) for start, end in zip(starts, ends, strict=True))
+    return [_Part(part, count_tokens(part), end) for part, end in parts if part.strip()]
 
 
 def _join(parts: list[_Part]) -> Paragraph:

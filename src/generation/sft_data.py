@@ -14,10 +14,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 
-from generation.labeling_distill_utils import read_paths
-from generation.prompts import MATH_COT, format_problem
-from generation.rendering import answer_of
+from generation.labeling_distill_utils import responses_by_path
+from generation.prompts import format_problem
+from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
+from generation.rendering import PromptFormat, answer_of
 from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
 from rea_rl.utils import setup_logging
 
@@ -45,29 +47,50 @@ def shortened_paths(
             yield row, shortened, original
 
 
-def training_rows(paths: Sequence[tuple[Row, Row, Row]], prompt_template: str) -> tuple[list[Row], list[Row]]:
-    """(SFT rows, preference pairs): the shortened path as completion, and chosen over the original."""
+def training_rows(
+    paths: Sequence[tuple[Row, Row, Row]], prompt_template: str | None = None
+) -> tuple[list[Row], list[Row]]:
+    """(SFT rows, preference pairs): the shortened path as completion, and chosen over the original.
+
+    Prompts are those that the paths were sampled with; of rows that do not say it, with `prompt_template`. What the
+    chat template and the begin of the reply were is in `chat_template_kwargs` and `prefill`, where there was any.
+    """
     sft, pairs = [], []
     for row, shortened, original in paths:
-        prompt = [{"role": "user", "content": format_problem(row["problem"], prompt_template)}]
+        prompts = PromptFormat.of(row.get("prompt_format") or {"prompt_template": prompt_template})
+        asked = {"prompt": prompts.messages(row["problem"])}
+        asked |= {key: prompts.record[key] for key in ("chat_template_kwargs", "prefill") if prompts.record[key]}
         chosen = [{"role": "assistant", "content": shortened["text"]}]
         rejected = [{"role": "assistant", "content": original["text"]}]
-        sft.append({"prompt": prompt, "completion": chosen})
-        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        sft.append({**asked, "completion": chosen})
+        pairs.append({**asked, "chosen": chosen, "rejected": rejected})
     return sft, pairs
+
+
+def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Namespace) -> None:
+    """Raise ValueError where paths were sampled with other prompts than their originals, or than the command says."""
+    check_same_prompts(rows, args.finished, written, args.paths)
+    if args.prompt_template is not None:
+        known = {"prompt_format": prompt_format_of(rows, args.finished)}
+        given = {"prompt_format": {"prompt_template": args.prompt_template}}
+        check_comparable(known, given, (str(args.finished), "the command"), "leave out --prompt_template")
 
 
 def run(args: argparse.Namespace) -> None:
     """Verify the shortened paths and write both files."""
     from generation.math_verify import VerifierPool
 
-    format_problem("", args.prompt_template)
+    if args.prompt_template is not None:
+        format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
     check_output(args.sft_out, "sft_out", (args.finished, args.paths))
     check_output(args.rpo_out, "rpo_out", (args.finished, args.paths, args.sft_out))
     rows = read_generations(args.finished)
-    check_columns(rows, ("cut", "problem_id"), args.finished, "finish a file of labeling_distill_utils --clean")
-    originals = read_paths(args.paths)
+    columns = {"cut": (int, NoneType), "problem_id": str}
+    check_columns(rows, columns, args.finished, "finish a file of labeling_distill_utils --clean")
+    written = read_generations(args.paths)
+    check_prompts(rows, written, args)
+    originals = responses_by_path(written)
     if unknown := [row["id"] for row in rows if row["id"] not in originals]:
         raise ValueError(f"{args.finished}: path {unknown[0]} is not in {args.paths}; give the file that was cut")
     with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
@@ -90,7 +113,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sft_out", type=Path, default=Path("dataset/labeling/SFT.json"), help="SFT rows")
     parser.add_argument("--rpo_out", type=Path, default=Path("dataset/labeling/RPO.json"), help="preference pairs")
     parser.add_argument("--max_per_problem", type=int, default=4, help="paths of one problem at most")
-    parser.add_argument("--prompt_template", default=MATH_COT, help="as in the training recipe")
+    parser.add_argument(
+        "--prompt_template", help="as in the training recipe, for files that do not say how their prompts were made"
+    )
     parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
     return parser.parse_args(argv)

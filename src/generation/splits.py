@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
+from generation.provenance import differences
 from generation.rendering import known_thinking
 from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs
 from generation.utils import Row, check_ids, read_generations, read_rows
+from rea_rl.dialogues import is_dialogue
 from rea_rl.utils import load_problems, load_tokenizer
 
 if TYPE_CHECKING:
@@ -51,13 +53,18 @@ def math_cot(args: GenerateArguments) -> list[Prompt]:
 
 
 def _solve(row: Row, args: GenerateArguments) -> Prompt:
-    messages = args.prompt_format.messages(row["problem"])
+    messages, asked = args.prompt_format.messages(row["problem"]), {"prompt_format": args.prompt_format.record}
     if "prefix" not in row:
-        return Prompt(row, messages)
+        return Prompt(row | asked, messages)
+    if differs := differences({"prompt_format": row.get("prompt_format") or {}}, asked):
+        raise ValueError(
+            f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be finished with: {differs}; give "
+            "the settings that its path was sampled with"
+        )
     columns = {key: value for key, value in row.items() if key not in ("prefix", "responses")}
     if row["prefix"] is None:
         return Prompt(columns, messages, responses=row["responses"])
-    return Prompt(columns, messages, prefill=row["prefix"])
+    return Prompt(columns | asked, messages, prefill=row["prefix"])
 
 
 def labeling(args: GenerateArguments) -> list[Prompt]:
@@ -97,6 +104,11 @@ def json(args: GenerateArguments) -> list[Prompt]:
     for i, row in enumerate(rows):
         if not row.get("messages") or "id" not in row:
             raise ValueError(f"{args.qaf}: row {i} needs an 'id' and its 'messages', but has {sorted(row)}")
+        if not is_dialogue(row["messages"]):
+            raise ValueError(
+                f"{args.qaf}: row {i} has the 'messages' {str(row['messages'])[:60]!r}; write a list of messages, each "
+                "with a 'role' and a text as its 'content'"
+            )
     check_ids(rows, args.qaf)
     return [Prompt({key: v for key, v in row.items() if key != "messages"}, row["messages"]) for row in rows]
 

@@ -24,8 +24,9 @@ from generation import math_verify_all
 from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
+from generation.provenance import check_comparable, known_parts, made_by
 from generation.scoring import ALL, Interval, ratio_interval
-from generation.utils import Row, check_columns, check_output_folder, read_generations, read_rows, write_json
+from generation.utils import NUMBER, Row, check_columns, check_output_folder, read_generations, read_rows, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def detector_table(figures: dict[str, Interval]) -> str:
 def read_judged(file: Path) -> list[Row]:
     """Rows of the judge's cuts. Raises ValueError for a file of another stage."""
     rows = read_rows(str(file))
-    columns = ("id", "problem_id", "confirmed", "num_paragraphs")
+    columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
     check_columns(rows, columns, file, "give a file of labeling_distill_utils --clean")
     return rows
 
@@ -168,10 +169,16 @@ def report(args: argparse.Namespace) -> str:
         raise ValueError("labels and judge_cuts belong together, but only one is given; give both, or neither")
     check_output_folder(args.out, "out")
     rows = read_generations(args.finished)
-    columns = ("strategy", "truncated", "kept")
+    columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
     check_columns(rows, columns, args.finished, "finish a file of generation.labeling_to_prefix")
     models = read_models(args.models)
-    paths = detected_paths(label_probabilities(args.labels), read_judged(args.judge_cuts)) if args.labels else None
+    known = {part: value for part, value in made_by(args.finished, rows).items() if part == "prompt_format"}
+    for name, scores in models.items():
+        names = (f"models: {name}", str(args.finished))
+        check_comparable(known_parts(scores), known, names, "evaluate the model with the prompts of the paths")
+    paths = None
+    if args.labels:
+        paths = detected_paths(label_probabilities(args.labels), read_judged(args.judge_cuts))
     scored = score_strategies(by_strategy(rows), args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}

@@ -5,17 +5,27 @@ Also the checks that all commands share: numbers in their range, and outputs tha
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+PROMPT_THINKING = ("open", "closed", "unknown")  # see `generation.rendering`
+# What a row of a generation file and its responses have, with their types. Several golds are a list.
+GENERATION = {"id": (str, int), "problem": str, "answer": (str, list), "responses": list}
+RESPONSE = {"text": str, "num_tokens": int, "finish_reason": str}
+MOST_TOKENS = 1 << 40  # no count of tokens is larger
+NUMBER = (int, float)
 NO_ROOM = "no_room"  # finish_reason of a response that was not asked for: its prompt alone fills the context
 
 
@@ -86,25 +96,46 @@ def is_path(name: str) -> bool:
 
 
 def read_text(path: str | Path) -> str:
-    """Text of a file. Raises ValueError naming the file, and the line that is not UTF-8."""
+    """Text of a file, without a byte order mark, and with newlines for all ends of lines.
+
+    Raises ValueError naming the file, and the line that is not UTF-8.
+    """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a file that can") from None
+    if wide := _wide_encoding(data):
+        raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
 
 
-def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises ValueError naming the file, and the line and column of a mistake."""
+def _wide_encoding(data: bytes) -> str | None:
+    """Name of an encoding with two or four bytes a letter, with or without a byte order mark; None for others."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    begin = data[: 2 * (min(len(data), 64) // 2)]
+    every_other_is_zero = len(begin) >= 4 and not (any(begin[::2]) and any(begin[1::2]))
+    return "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other_is_zero else None
+
+
+def read_json(path: str | Path, finite: bool = False) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: file.
+        finite: refuse NaN and infinities, which Python's JSON knows; configurations of models have some.
+
+    Raises ValueError naming the file, and the line and column, or the row, of a mistake.
+    """
     if not (text := read_text(path)).strip():
         raise ValueError(f"{path} is empty; make the file again")
-    return _parse(text, path)
+    return _parse(text, path, finite=finite)
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
@@ -115,7 +146,7 @@ def read_rows(name: str, split: str | None = None, config: str | None = None) ->
     suffix = Path(name).suffix
     if suffix not in (".json", ".jsonl"):
         return _read_hub(name, split, config)
-    rows = _parse_lines(name) if suffix == ".jsonl" else read_json(name)
+    rows = _parse_lines(name) if suffix == ".jsonl" else read_json(name, finite=True)
     if not isinstance(rows, list) or not rows:
         found = type(rows).__name__ if rows else "empty"
         raise ValueError(f"{name}: must be a list of at least one row, but is {found}; write [{{...}}, {{...}}]")
@@ -139,11 +170,26 @@ def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
         ) from error
 
 
-def check_columns(rows: Iterable[Row], columns: Sequence[str], name: str | Path, remedy: str) -> None:
-    """Raise ValueError naming the first row without all of the columns, and the first one that it lacks."""
+def check_columns(
+    rows: Iterable[Row], columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
+) -> None:
+    """Raise ValueError naming the first row without all of the columns, or with a value of another type in one."""
     for i, row in enumerate(rows):
-        if (missing := next((column for column in columns if column not in row), None)) is not None:
-            raise ValueError(f"{name}: row {i} has no {missing!r}; {remedy}")
+        for column, kind in columns.items():
+            if column not in row:
+                raise ValueError(f"{name}: row {i} has no {column!r}; {remedy}")
+            if not is_a(row[column], kind):
+                raise ValueError(f"{name}: row {i} has the {column!r} {_short(row[column])}; {remedy}")
+
+
+def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value of JSON is of a type; true and false are no numbers."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:60]
 
 
 def check_ids(rows: Iterable[Row], name: str | Path) -> None:
@@ -176,15 +222,36 @@ def read_generations(path: str | Path) -> list[Row]:
     """
     rows = read_rows(str(path))
     for i, row in enumerate(rows):
-        if missing := {"id", "problem", "answer", "responses"} - row.keys():
+        if missing := GENERATION.keys() - row.keys():
             raise ValueError(f"{path}: row {i} lacks {sorted(missing)}; is it a file of generation.generate?")
-        if not row["responses"]:
+        if row["responses"] == []:
             raise ValueError(f"{path}: row {i} has no responses; generate it again")
+        golds = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        if not golds or not all(isinstance(gold, str) for gold in golds):
+            raise ValueError(f"{path}: row {i} has the 'answer' {_short(row['answer'])}; write it as a text")
+    check_columns(rows, GENERATION, path, "generate it again")
+    for i, row in enumerate(rows):
         for response in row["responses"]:
-            if missing := {"text", "num_tokens", "finish_reason"} - response.keys():
-                raise ValueError(f"{path}: row {i} has a response without {sorted(missing)}; generate it again")
+            _check_response(response, f"{path}: row {i}")
+        row["id"] = str(row["id"])
     check_ids(rows, path)
     return rows
+
+
+def _check_response(response: Any, place: str) -> None:
+    """Raise ValueError unless a response is what `generation.generate` writes."""
+    if not isinstance(response, dict):
+        raise ValueError(f"{place} has the response {_short(response)}; generate it again")
+    if missing := RESPONSE.keys() - response.keys():
+        raise ValueError(f"{place} has a response without {sorted(missing)}; generate it again")
+    for key, kind in RESPONSE.items():
+        if not is_a(response[key], kind):
+            raise ValueError(f"{place} has a response with the {key} {_short(response[key])}; generate it again")
+    if not 0 <= response["num_tokens"] <= MOST_TOKENS:
+        raise ValueError(f"{place} has a response of {_short(response['num_tokens'])} tokens; generate it again")
+    if response.get("prompt_thinking", "unknown") not in PROMPT_THINKING:
+        given = _short(response["prompt_thinking"])
+        raise ValueError(f"{place} has the prompt_thinking {given}; it must be {', '.join(PROMPT_THINKING)}, or missing")
 
 
 class GenerationFile:
@@ -205,6 +272,7 @@ class GenerationFile:
         self._part = path.with_suffix(".part.jsonl")
         self._settings = path.with_suffix(".settings.json"), settings
         self._check_settings(*self._settings)
+        self.num_tokens = 0  # of the responses that this run has added
         self.finished = set() if self.complete else {index for index, _ in self._read_part()}
         if self.finished:
             logger.info("%s: going on after %d finished rows", self._part, len(self.finished))
@@ -224,14 +292,16 @@ class GenerationFile:
 
     def close(self) -> None:
         """Write the final file, rows in order, and remove the unfinished one."""
-        write_json(self.path, [row for _, row in sorted(self._read_part(), key=lambda entry: entry[0])])
+        rows = dict(self._read_part())  # of an index that was written twice, the last row
+        write_json(self.path, [rows[index] for index in sorted(rows)])
         self._part.unlink()
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not (self.complete or self._part.exists()):
             return
         before = read_json(path) if path.exists() else {}
-        changed = [key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key)]
+        # A setting that an earlier version did not know had no value then.
+        changed = [key for key in before.keys() | settings.keys() if (before.get(key) or None) != (settings.get(key) or None)]
         if changed:
             changes = ", ".join(f"{key} ({before.get(key)!r}, now {settings.get(key)!r})" for key in sorted(changed))
             raise ValueError(
@@ -265,13 +335,70 @@ def digest(values: Iterable[str]) -> str:
 
 def _parse_lines(path: str) -> list[Any]:
     # Not `splitlines`: a string of JSON may hold other ends of lines, such as U+2028.
-    lines = read_text(path).removesuffix("\n").split("\n")
-    return [_parse(line, path, number) for number, line in enumerate(lines, 1)] if lines != [""] else []
+    lines = read_text(path).rstrip(" \t\n").split("\n")
+    if lines == [""]:
+        return []
+    # Files that were joined have a byte order mark in the middle.
+    return [_parse(line.removeprefix("\ufeff"), path, number, finite=True) for number, line in enumerate(lines, 1)]
 
 
-def _parse(text: str, path: str | Path, first_line: int = 1) -> Any:
+def _parse(text: str, path: str | Path, line: int | None = None, finite: bool = False) -> Any:
+    """Value of a JSON text: of a whole file, or of one line of it, counted from 1."""
+    numbers = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(text)
+        return json.loads(text, **numbers)
     except json.JSONDecodeError as error:
-        place = f"line {first_line + error.lineno - 1}, column {error.colno}"
+        place = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
         raise ValueError(f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again") from None
+    except ValueError:  # a number that none is, or with more digits than Python reads
+        place = _place_of_number(text, line, finite)
+        raise ValueError(f"{path}: {place}; write a number, a text or null") from None
+
+
+class _Wrong(str):
+    """A number of a JSON text that cannot be read."""
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _place_of_number(text: str, line: int | None, finite: bool) -> str:
+    """Row and key of the first number that cannot be read, and the number."""
+
+    def number(read: Callable[[str], Any], text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError:
+            return _Wrong(text)
+
+    constant = partial(number, _no_number if finite else float)
+    value = json.loads(
+        text,
+        parse_constant=constant,
+        parse_float=partial(number, _finite if finite else float),
+        parse_int=partial(number, int),
+    )
+    place = "" if line is None else f"line {line}, row {line - 1}"
+    if line is None and isinstance(value, list):
+        row, value = next((i, row) for i, row in enumerate(value) if _find_wrong(row))
+        place = f"row {row}"
+    keys, wrong = _find_wrong(value)
+    digits = len(wrong.lstrip("-"))
+    what = wrong if digits <= sys.get_int_max_str_digits() else f"a number of {digits:,} digits"
+    return f"{place} has {what}{' in ' + keys if keys else ''}".strip()
+
+
+def _find_wrong(value: Any, keys: str = "") -> tuple[str, str] | None:
+    """Keys down to the first number that cannot be read, and that number."""
+    if isinstance(value, _Wrong):
+        return keys, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_find_wrong(part, repr(key) if not keys else keys) for key, part in inside)
+    return next(filter(None, found), None)

@@ -84,4 +84,6 @@ def _check_turn(column: str, messages: Messages) -> None:
     if roles != ["assistant"]:
         raise ValueError(f"{column!r} ends with a turn of {roles[0]!r}, but the assistant's are trained; drop the row")
     if lost := [key for key in UNTRAINED if messages[0].get(key)]:
-        raise ValueError(f"{column!r} has {lost[0]!r}, which is not trained; write it into the 'content', or drop the row")
+        raise ValueError(
+            f"{column!r} has {lost[0]!r}, which is not trained; write it into the 'content', or drop the row"
+        )

@@ -68,16 +68,16 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
             f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; name held-out problems, "
             "or set eval_strategy: 'no'"
         )
+    prompts = PromptFormat.of(vars(data) | {"chat_template_kwargs": args.chat_template_kwargs})
     threshold = args.tokens_per_reflection
-    if args.tokens_per_reflection_file is not None:
-        threshold = read_tokens_per_reflection(args.tokens_per_reflection_file, args.word_bounded_reflections)
+    if (measured := args.tokens_per_reflection_file) is not None:
+        threshold = read_tokens_per_reflection(measured, args.word_bounded_reflections, prompts.record)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     entry.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
-    prompts = PromptFormat(data.prompt_template, data.system_prompt, args.chat_template_kwargs or {}, data.prefill)
     train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts)
     if args.revision:
         check_thinking(train_rows, model_args.model_name_or_path)

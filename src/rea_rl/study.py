@@ -25,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from generation.provenance import read_settings
 from generation.utils import check_numbers, check_output_folder, read_json, write_json
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
 
 SEEDS = 3  # of the rows that the paper's claim is about; one for the others
+MINIATURE_PROBLEMS = "dataset/miniature/test.json"
 ADAPTER = "adapter_model.safetensors"
 STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
@@ -293,23 +295,49 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
     parser.add_argument("--num_processes", type=int, help="of each training; default: as many as the recipes are for")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
-    parser.add_argument("--eval_dataset", default="dataset/miniature/test.json", help="held-out problems")
+    parser.add_argument("--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}")
     parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
     parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
-    parser.add_argument("--work", type=Path, default=Path("output/study"), help="runs and evaluations")
-    parser.add_argument("--out", type=Path, default=Path("docs/study"), help="table, pictures and study.json")
+    parser.add_argument("--work", type=Path, help="runs and evaluations; default: output/study, or output/study-RECIPE_SET")
+    parser.add_argument(
+        "--out", type=Path, help="table, pictures and study.json; default: for the miniature docs/study, else WORK/report"
+    )
     parser.add_argument("--model", help="base model, as the policy server serves it; default: the recipe's")
     parser.add_argument("--policy_server", help="default: the recipe's")
     parser.add_argument("--reflection_server", help="default: the recipe's")
     parser.add_argument("--dry_run", action="store_true", help="print what is to be done, and do nothing")
     parser.add_argument("trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --")
     args = parser.parse_args(argv)
+    set_places(args)
     recipe = read_recipe(args.recipe_set)
     args.model = args.model or recipe["model_name_or_path"]
     args.policy_server = args.policy_server or recipe["policy_server"]
     args.reflection_server = args.reflection_server or recipe["reflection_server"]
     args.device = device_name()
     return args
+
+
+def set_places(args: argparse.Namespace) -> None:
+    """Problems and folders by default: another recipe set's are none of the miniature's, whose report is published."""
+    is_miniature = args.recipe_set == "miniature"
+    args.work = args.work or Path("output/study" if is_miniature else f"output/study-{args.recipe_set}")
+    args.out = args.out or (Path("docs/study") if is_miniature else args.work / "report")
+    args.eval_dataset = args.eval_dataset or (MINIATURE_PROBLEMS if is_miniature else None)
+
+
+def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
+    """Raise ValueError without problems to evaluate on, and for an evaluation of other ones, or of another model."""
+    if args.eval_dataset is None:
+        raise ValueError(f"eval_dataset is missing: name the held-out problems of {args.recipe_set}, --eval_dataset FILE")
+    wanted = {"model_dir": args.model, "qaf": args.eval_dataset}
+    wanted |= {"qaf_limit": args.eval_problems, "n_generate_sample": args.eval_samples}
+    for run in runs:
+        known = read_settings(run.generations) if run.evaluated else {}
+        if changed := [key for key, value in wanted.items() if known.get(key, value) != value]:
+            changes = ", ".join(f"{key} ({known[key]!r}, now {wanted[key]!r})" for key in changed)
+            raise ValueError(
+                f"{run.generations} was made with other settings: {changes}; delete its folder, or give another --work"
+            )
 
 
 def read_recipe(recipe_set: str) -> dict[str, Any]:
@@ -387,6 +415,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args = parse_arguments(argv)
         runs = all_runs(args)
+        check_evaluations(runs, args)
         if args.dry_run:
             sys.stdout.write(plan(runs, args))
         else:

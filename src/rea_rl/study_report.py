@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
 from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, series
+from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import known_thinking
 from generation.scoring import ALL, Interval
 from generation.segments import thinking_of
@@ -53,6 +54,8 @@ AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}  # of the axes
 MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
 
+AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
+
 Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
 
 
@@ -68,6 +71,7 @@ class RowCounts:
     ids: list[str]
     levels: list[int | None]
     counts: dict[str, np.ndarray]
+    made_by: MadeBy = field(default_factory=dict)
 
     @property
     def num_seeds(self) -> int:
@@ -75,17 +79,18 @@ class RowCounts:
 
 
 def read_row(runs: Sequence[Run]) -> RowCounts:
-    """Counts of the runs of one row. Raises ValueError if they were evaluated on different problems."""
+    """Counts of the runs of one row. Raises ValueError if they were evaluated on different problems, or in other ways."""
     scored = [read_scores(run.scores) for run in runs]
     ids = [problem["id"] for problem in scored[0]["problems"]]
     for run, scores in zip(runs, scored, strict=True):
         if [problem["id"] for problem in scores["problems"]] != ids:
             raise ValueError(f"{run.scores} has other problems than {runs[0].scores}; delete one, or use another --work")
+        check_comparable(known_parts(scored[0]), known_parts(scores), (str(runs[0].scores), str(run.scores)), AGAIN)
     counts = {name: np.array([_count(scores, name) for scores in scored]) for name in COUNTS}
     for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
         counts[name] = np.array([_count_texts(run.generations, count) for run in runs])
     levels = [problem["level"] for problem in scored[0]["problems"]]
-    return RowCounts(runs[0].row.name, runs[0].row.title, ids, levels, counts)
+    return RowCounts(runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0]))
 
 
 def _count(scores: dict[str, Any], name: str) -> list[float]:
@@ -150,6 +155,8 @@ def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> di
     base, bootstrap = rows[0], Bootstrap(len(rows[0].ids), resamples)
     if other := [row.name for row in rows if row.ids != base.ids]:
         raise ValueError(f"rows {other} were evaluated on other problems than the base; delete their evaluations")
+    for row in rows[1:]:
+        check_comparable(base.made_by, row.made_by, (f"row {base.name}", f"row {row.name}"), AGAIN)
     groups = [ALL, *(DIFFICULTIES if base.levels[0] is not None else ())]
     base_ratios = {group: bootstrap.ratios(base, group) for group in groups}
     result: dict[str, Figures] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.utils import check_ids, read_json, read_rows
+from generation.utils import NUMBER, check_ids, is_a, read_json, read_rows
 from rea_rl.model_files import read_tokenizer, text_config
 
 if TYPE_CHECKING:
@@ -107,7 +108,29 @@ def load_problems(
     rows = enumerate(read_rows(name, split, config))
     problems = [_problem(row, i, name, problem_column, answer_column, gold_needed) for i, row in rows]
     check_ids(problems, name)
+    warn_of_duplicates(problems, name)
     return problems
+
+
+def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
+    """Log how many problems are there more than once, and how many of these have two golds.
+
+    Rows with a `problem_id` are paths, of which a problem has several.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(problems):
+        if "problem_id" not in row:
+            rows_of.setdefault(" ".join(row["problem"].split()), []).append(i)
+    twice = [rows for rows in rows_of.values() if len(rows) > 1]
+    torn = [rows for rows in twice if len({problems[i]["answer"] for i in rows}) > 1]
+    if twice:
+        logger.warning(
+            "%s: %d problems are there more than once, in %d of %d rows; the first in rows %s",
+            *(name, len(twice), sum(map(len, twice)), len(problems), ", ".join(map(str, twice[0][:5]))),
+        )
+    if torn:
+        golds = ", ".join(f"row {i} {problems[i]['answer']!r}" for i in torn[0][:5])
+        logger.warning("%s: %d problems have two golds; the first: %s; keep the right one", name, len(torn), golds)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
@@ -140,18 +163,22 @@ def is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
+def read_tokens_per_reflection(
+    path: str | Path, word_bounded: bool, prompt_format: dict[str, Any] | None = None
+) -> float:
     """Threshold of the reflect reward from the JSON file of a measurement.
 
-    The file holds `tokens_per_reflection` and `word_bounded`, the way the words were counted. Raises ValueError if it
-    is missing or was measured the other way.
+    The file holds `tokens_per_reflection`, `word_bounded`, the way the words were counted, and how the prompts were made.
+    Raises ValueError if it is missing, or was measured another way than training counts words and makes prompts.
     """
     if not Path(path).is_file():
         raise ValueError(
             f"tokens_per_reflection_file: {path} does not exist; measure the base model first, or give "
             "tokens_per_reflection instead"
         )
-    measured = read_json(path)
+    from generation.provenance import check_comparable, known_parts
+
+    measured = read_json(path, finite=True)
     if not isinstance(measured, dict) or not {"tokens_per_reflection", "word_bounded"} <= measured.keys():
         raise ValueError(
             f"tokens_per_reflection_file: {path} has no tokens_per_reflection; write it by scoring the base model's "
@@ -162,6 +189,15 @@ def read_tokens_per_reflection(path: str | Path, word_bounded: bool) -> float:
             f"tokens_per_reflection_file: {path} was measured with word_bounded {measured['word_bounded']}, but "
             f"word_bounded_reflections is {word_bounded}; measure again or change the key"
         )
+    if not is_a(measured["tokens_per_reflection"], NUMBER):
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} has the tokens_per_reflection {measured['tokens_per_reflection']!r}, which "
+            "is no number; measure again"
+        )
+    if prompt_format is not None:
+        names = (f"tokens_per_reflection_file: the paths of {path}", "the prompts of the recipe")
+        remedy = "sample the base model's paths with the recipe's keys and measure again, or change the recipe"
+        check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
     return float(measured["tokens_per_reflection"])
 
 
@@ -190,11 +226,13 @@ def _problem(
         raise ValueError(f"{name}: row {i} has the {column!r} {row[column]!r}; write it as a text")
     if not isinstance(row[answer_column], (str, int, float)) or isinstance(row[answer_column], bool):
         raise ValueError(f"{name}: row {i} has the {answer_column!r} {row[answer_column]!r}; write a text or a number")
+    if isinstance(row[answer_column], float) and not math.isfinite(row[answer_column]):  # of a set on the Hub
+        raise ValueError(f"{name}: row {i} has the {answer_column!r} {row[answer_column]}; fill it in, or drop the row")
     answer = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1].strip()
     empty = [key for key, text in ((column, row[column]), (answer_column, answer)) if not text.strip()]
     if column in empty or (gold_needed and empty):
         raise ValueError(f"{name}: row {i} has an empty {' and '.join(map(repr, empty))}; fill it in, or drop the row")
-    return {**row, "id": str(row.get("id", i)), "problem": row[column], "answer": answer}
+    return {**row, "id": str(i if row.get("id") is None else row["id"]), "problem": row[column], "answer": answer}
 
 
 @functools.cache  # torch keeps a list that it sorts, and cannot compare two functions

@@ -19,14 +19,15 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from generation.plots import EVAL, read_log, series
 from generation.prompts import THINK_END
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.rendering import known_thinking
-from generation.segments import thinking_of
-from generation.utils import check_columns, check_output, read_rows
+from generation.segments import BLANK_LINES, thinking_of
+from generation.utils import NUMBER, check_columns, check_output, read_rows
 from rea_rl.utils import setup_logging, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,14 @@ SIDE_KEYS = (
     "rewards",
     "advantage",
 )
-RECORD_KEYS = ("kind", "problem_id", "prompt_ids", "logprobs", "text", "kept", "p_result", *SIDE_KEYS)
-BLANK_LINES = re.compile(r"\n{2,}")
+# What the page reads of a line of a rollout file, with its types.
+# What the page reads of a line of a rollout file, with its types.
+RECORD = {
+    **dict.fromkeys(("kind", "problem_id", "policy_version", "finish_reason", "text"), str),
+    **dict.fromkeys(("num_tokens", "num_think_tokens", "num_reflections"), int),
+    **dict.fromkeys(("prompt_ids", "logprobs", "p_result"), list),
+    **{"kept": bool, "correct": (bool, NoneType), "rewards": dict, "advantage": (*NUMBER, NoneType)},
+}
 
 
 def batch_files(run_dir: Path, names: list[str] | None) -> list[Path]:
@@ -178,7 +185,7 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
     index: dict[str, Any] = {"run": run_dir.name, "batches": [], "paired": [], "paths": [], "curves": curves(run_dir)}
     for path in batch_files(run_dir, names):
         records = read_rows(str(path))
-        check_columns(records, RECORD_KEYS, path, "it must come from a run of rea_rl.grpo")
+        check_columns(records, RECORD, path, "it must come from a run of rea_rl.grpo")
         index["batches"].append(path.stem)
         if any(record["kind"] == "revision" for record in records):
             index["paired"].append(path.stem)

@@ -131,9 +131,16 @@ def test_a_role_that_the_template_refuses_is_one_line_with_its_row(tmp_path, com
     )
     tokenizer.save_pretrained(tmp_path / "model")
     prompt = [{"role": "system", "content": "Be brief."}, user(ONE)]
-    row = {"prompt": prompt, "completion": [assistant(TWO)], "chosen": [assistant(TWO)], "rejected": [assistant(THREE)]}
+    row = {
+        "prompt": prompt,
+        "completion": [assistant(TWO)],
+        "chosen": [assistant(TWO)],
+        "rejected": [assistant(THREE)],
+    }
     flags[flags.index("--dataset_name") + 1] = write(tmp_path, row)
-    with pytest.raises(SystemExit, match=r"error: .*rows\.json: row 0: .* refuses .* system, user \(System role not supp"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*rows\.json: row 0: .* refuses .* system, user \(System role not supp"
+    ):
         {"sft": sft.main, "dpo": dpo.main}[command](flags)
 
 
@@ -142,7 +149,30 @@ def test_a_role_that_the_template_refuses_is_one_line_with_its_row(tmp_path, com
 
 def make_sentencepiece() -> PreTrainedTokenizerFast:
     """As Mistral's and Llama 2's: a space before all that is encoded, `▁` for spaces."""
-    pieces = ["▁", "[", "]", "1", "2", ".", "T", "h", "R", "e", "s", "u", "l", "t", "i", "n", "k", "\n", "/", "<", ">", "*"]
+    pieces = [
+        "▁",
+        "[",
+        "]",
+        "1",
+        "2",
+        ".",
+        "T",
+        "h",
+        "R",
+        "e",
+        "s",
+        "u",
+        "l",
+        "t",
+        "i",
+        "n",
+        "k",
+        "\n",
+        "/",
+        "<",
+        ">",
+        "*",
+    ]
     pieces += [*"UAFaqwrP:PEoyQdfcpmvgbx", "▁[", "▁T", "].", "</s>"]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "["), ("▁", "T"), ("]", ".")]))

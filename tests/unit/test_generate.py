@@ -149,7 +149,8 @@ def test_unknown_recipe_key_is_one_line(tmp_path, problems):
 def test_math_cot_prompts_are_those_of_training(problems):
     (first, *rest) = build_tasks(arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}"))
     assert first.prompt.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
-    assert len(rest) == 11 and first.row == ROWS[0]
+    asked = {"prompt_template": "Q: {problem} \\boxed{{}}", "system_prompt": None, "chat_template_kwargs": {}, "prefill": ""}
+    assert len(rest) == 11 and first.row == ROWS[0] | {"prompt_format": asked}
     assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
 
 
@@ -212,7 +213,10 @@ def test_generation_files_are_checked(tmp_path):
 def test_server_is_asked_once_per_response(problems, serve):
     server = serve()
     rows = json.loads(generate(arguments(problems, server.url)).read_text())
-    assert [{k: v for k, v in row.items() if k != "responses"} for row in rows] == ROWS
+    asked = {"prompt_template": "{problem}", "system_prompt": None, "chat_template_kwargs": {}, "prefill": ""}
+    assert [{k: v for k, v in row.items() if k != "responses"} for row in rows] == [
+        row | {"prompt_format": asked} for row in ROWS
+    ]
     assert len(server.bodies) == 24
     seeds = [sample_seed(0, "p5", 0), sample_seed(0, "p5", 1)]
     texts = [f"5+5? {seed}</think>\\boxed{{1}}" for seed in seeds]

@@ -41,6 +41,22 @@ def test_only_the_thinking_is_split_and_blank_parts_are_dropped():
     assert split("\n\n</think>\n\n\\boxed{1}") == []
 
 
+def test_blank_lines_of_all_systems_separate_parts():
+    for newline in ("\n", "\r\n", "\r"):
+        for blank in (newline * 2, f"{newline} {newline}", f"{newline}\t{newline}  {newline}", f"{newline}\u3000{newline}"):
+            text = f"a b c.{blank}d e{newline}f.{blank}</think>"
+            assert split(text) == [("a b c.", 3), (f"d e{newline}f.", 3)], repr(text)
+    text = "a b c.\r\n \r\nd e f.\r\n\r\n"
+    ends = [p.end for p in split_paragraphs(text, lambda part: len(part.split()), min_tokens=3, max_tokens=5)]
+    assert ends == [len("a b c."), len("a b c.\r\n \r\nd e f.")]
+
+
+def test_sentences_end_with_full_width_signs_too():
+    for end in "。！？；":
+        assert split(f"a b 三{end}\n\nd e f") == [(f"a b 三{end}", 3), ("d e f", 3)]
+    assert split("a b 三，\n\nd") == [("a b 三，\n\nd", 4)]
+
+
 def test_part_ends_are_offsets_in_the_text():
     text = "a.\n\nb\n\n\n\nc d.\n\ne f g.\n</think>"
     first, second = split_paragraphs(text, lambda part: len(part.split()), min_tokens=3, max_tokens=5)

@@ -1,0 +1,169 @@
+"""Responses from an OpenAI-style server. Every reply has a clear outcome, and none is written as null.
+
+content                     the response; a thinking that the server returns apart is put back before it
+no content                  an empty response, which is unanswered; counted in the log
+content_filter              what is left of the response, which the server withheld; counted in the log
+no choice, aborted, or an end that is not known    asked again, and after the last try the run stops
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from generation.prompts import THINK_END, THINK_START
+from generation.rendering import encode_continuation
+from generation.utils import Row
+from rea_rl.clients import async_openai_client
+
+if TYPE_CHECKING:
+    import openai
+    from transformers import PreTrainedTokenizerBase
+
+    from generation.generate import GenerateArguments, Keep, Task
+
+logger = logging.getLogger(__name__)
+
+ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
+THINKING_KEYS = ("reasoning_content", "reasoning")  # where servers put a thinking that they return apart
+
+
+class UnusableReply(Exception):
+    """A server's reply that is no response."""
+
+
+def response_of(
+    reply: Any, prompt_thinking: str | None, tokenizer: PreTrainedTokenizerBase | None, counts: Counter[str]
+) -> Row:
+    """Response in a server's reply: `text`, `num_tokens`, `finish_reason`.
+
+    Args:
+        reply: of the OpenAI client, which checks nothing of it.
+        prompt_thinking: what the prompt did to the thinking; None where that is not known.
+        tokenizer: counts the tokens of a reply that does not say them; None where no model is known.
+        counts: of replies out of the ordinary, for the log; changed.
+
+    Raises UnusableReply where there is no response, ValueError where its tokens cannot be counted.
+    """
+    choices = getattr(reply, "choices", None)
+    if not choices or getattr(choices[0], "message", None) is None:
+        raise UnusableReply("it has no choice with a message")
+    choice = choices[0]
+    if choice.finish_reason not in ENDS:
+        raise UnusableReply(f"its finish_reason is {choice.finish_reason!r}, so that it is not known how it ended")
+    text = _text(choice.message, prompt_thinking, counts)
+    counts["are empty, and count as unanswered"] += not text
+    counts["were withheld by the server (content_filter)"] += choice.finish_reason == "content_filter"
+    num_tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+    if not isinstance(num_tokens, int):
+        num_tokens = _count(text, choice.finish_reason, tokenizer)
+        counts["do not say their tokens, which were counted"] += 1
+    return {"text": text, "num_tokens": num_tokens, "finish_reason": choice.finish_reason}
+
+
+def _text(message: Any, prompt_thinking: str | None, counts: Counter[str]) -> str:
+    """Text of a message, with a thinking that was returned apart where the model wrote it."""
+    content = message.content or getattr(message, "refusal", None) or ""
+    thinking = next((value for key in THINKING_KEYS if (value := getattr(message, key, None))), "")
+    if not isinstance(content, str) or not isinstance(thinking, str):
+        raise UnusableReply(f"its content is no text but {str(content)[:60]!r}")
+    if not thinking:
+        return content
+    counts["had their thinking apart, which was put back"] += 1
+    if prompt_thinking == "closed":  # nothing of the response is thinking, whatever the server takes it for
+        return thinking + content
+    begin = "" if prompt_thinking == "open" else THINK_START
+    return f"{begin}{thinking}{THINK_END if content else ''}{content}"
+
+
+def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Tokens of a response, end of sequence included."""
+    if tokenizer is None:
+        raise ValueError(
+            "api: the server's replies do not say their tokens (usage.completion_tokens), and model_dir is no folder of a "
+            "model whose tokenizer could count them; name one, or let the server send usage"
+        )
+    return len(encode_continuation(text, tokenizer)) + (finish_reason == "stop")
+
+
+def ask_server(
+    args: GenerateArguments, tasks: list[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Run the tasks on a server.
+
+    Raises ConnectionError when a request failed for good, ValueError where tokens cannot be counted.
+    """
+    import openai
+
+    counts: Counter[str] = Counter()
+    try:
+        asyncio.run(
+            _ask_all(args, tasks, keep, lambda reply, task: response_of(reply, _known(task), tokenizer, counts))
+        )
+    except ExceptionGroup as failures:  # the first one stopped the run
+        error = failures.exceptions[0]
+        if isinstance(error, openai.APIConnectionError):
+            raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
+        if isinstance(error, openai.APIError):
+            raise ConnectionError(f"api_base: {args.api_base} refuses a request: {error}") from error
+        raise error from None
+    finally:
+        for what, number in sorted(counts.items()):
+            if number:
+                logger.warning("api: %d replies %s", number, what)
+
+
+def _known(task: Task) -> str | None:
+    return task.rendered.thinking if task.rendered else None
+
+
+async def _ask_all(args: GenerateArguments, tasks: list[Task], keep: Keep, read: Callable[[Any, Task], Row]) -> None:
+    slots = asyncio.Semaphore(args.max_concurrent_requests)
+    key = os.environ.get(args.api_key_env, "EMPTY")
+    settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
+    async with async_openai_client(args.api_base, key=key, proxies=True, **settings) as client:
+
+        async def respond(task: Task) -> None:
+            samples = (_ask(client, args, task, seed, slots, read) for seed in task.seeds(args))
+            keep(task.index, await asyncio.gather(*samples))
+
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(respond(task))
+
+
+async def _ask(
+    client: openai.AsyncOpenAI,
+    args: GenerateArguments,
+    task: Task,
+    seed: int,
+    slots: asyncio.Semaphore,
+    read: Callable[[Any, Task], Row],
+) -> Row:
+    """One response; a reply that is none is asked for again, as often as a request that fails."""
+    template = {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
+    tries = args.request_retries + 1
+    for _ in range(tries):
+        async with slots:
+            reply = await client.chat.completions.create(
+                model=args.api_model,
+                messages=task.prompt.messages,
+                temperature=args.temperature,
+                top_p=args.top_p,
+                max_tokens=args.max_tokens,
+                seed=seed,
+                extra_body=template,
+            )
+        try:
+            return read(reply, task)
+        except UnusableReply as error:
+            logger.warning("api: a reply for row %r cannot be used: %s", task.row["id"], error)
+            cause = error
+    raise ConnectionError(
+        f"api_base: {args.api_base} sent {tries} replies for row {task.row['id']!r} that cannot be used: {cause}; see "
+        "its log"
+    )

@@ -1,0 +1,123 @@
+"""What made the responses of a file and its scores, so that no figure is compared with one that means something else.
+
+    model           folder, weights and adapter, or the name on a server
+    input           problems, and responses a problem
+    sampling        temperature and the like
+    prompt_format   see `generation.rendering`
+    scoring         how answers were compared and words counted, and the largest budget
+
+Models and inputs may differ where two scores are compared. The other parts may not, where both are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from generation.rendering import PromptFormat
+from generation.utils import Row, read_json
+
+MODEL = ("model_dir", "model_digest", "lora", "lora_digest", "api_model")
+INPUT = ("qaf", "qaf_limit", "n_generate_sample")
+SAMPLING = ("temperature", "top_p", "max_tokens")
+COMPARED = ("sampling", "prompt_format", "scoring")
+NUM_SAMPLES, SAMPLE_BYTES = 256, 4096  # of each file of weights
+
+MadeBy = dict[str, dict[str, Any]]
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Settings that a generation file was made with; empty for one that is not beside its `.settings.json`."""
+    settings = Path(path).with_suffix(".settings.json")
+    return read_json(settings) if settings.is_file() else {}
+
+
+def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
+    """How the prompts of a file were made; empty where that is not known. Raises ValueError where rows differ."""
+    settings = read_settings(path)
+    known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
+    first: int | None = None
+    for i, row in enumerate(rows):
+        if (given := row.get("prompt_format")) is None:
+            continue
+        if first is not None and given != known:
+            differs = differences({"prompt_format": known}, {"prompt_format": given})
+            raise ValueError(f"{path}: rows {first} and {i} were asked in different ways: {differs}; split the file")
+        first, known = i if first is None else first, given
+    return known
+
+
+def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
+    """What is known of how a generation file was made. Raises ValueError where its rows were made in several ways."""
+    settings = read_settings(path)
+    parts = {"model": MODEL, "input": INPUT, "sampling": SAMPLING}
+    known = {
+        part: {key: settings[key] for key in keys if settings.get(key) is not None} for part, keys in parts.items()
+    }
+    return known | {"prompt_format": prompt_format_of(rows, path)}
+
+
+def differences(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]) -> str:
+    """Keys that both know and that differ in the parts that are compared, with both values; empty if none does."""
+    pairs = [
+        (key, value, second[part][key])
+        for part in COMPARED
+        for key, value in first.get(part, {}).items()
+        if key in second.get(part, {}) and second[part][key] != value
+    ]
+    return ", ".join(f"{key} ({old!r} and {new!r})" for key, old, new in pairs)
+
+
+def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], remedy: str) -> None:
+    """Raise ValueError naming what differs between two files that are to be compared, with both values."""
+    if differs := differences(first, second):
+        raise ValueError(f"{names[0]} and {names[1]} were not made in the same way: {differs}; {remedy}")
+
+
+def check_same_prompts(
+    rows: Sequence[Row], file: str | Path, other_rows: Sequence[Row], other_file: str | Path
+) -> None:
+    """Raise ValueError where two files belong together, but are of paths whose prompts were made in different ways."""
+    parts = [{"prompt_format": prompt_format_of(*pair)} for pair in ((rows, file), (other_rows, other_file))]
+    names = (f"the prompts of {file}", f"those of {other_file}")
+    check_comparable(*parts, names, "give two files of the same paths")
+
+
+def known_parts(scores: Mapping[str, Any]) -> MadeBy:
+    """`made_by` of scores; those of earlier versions only say how answers were compared and words counted."""
+    scoring = {key: scores[key] for key in ("mode", "word_bounded") if key in scores}
+    return scores.get("made_by") or {"scoring": scoring}
+
+
+@cache
+def verifier_version() -> str:
+    """Fingerprint of the answer check: its own code, and the version of the library that reads LaTeX."""
+    import generation.math_verify
+
+    hasher = hashlib.blake2b(version("math-verify").encode(), digest_size=6)
+    for file in sorted(Path(generation.math_verify.__file__).parent.glob("*.py")):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """Fingerprint of a model's weights from samples of each file; None for a model that is no local folder.
+
+    Reading all of a 7B's takes minutes. Training or merging changes most of the weights, so samples tell.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    hasher = hashlib.blake2b(digest_size=8)
+    for file in files:
+        size = file.stat().st_size
+        hasher.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for sample in range(NUM_SAMPLES):
+                stream.seek(sample * size // NUM_SAMPLES)
+                hasher.update(stream.read(SAMPLE_BYTES))
+    return hasher.hexdigest()
