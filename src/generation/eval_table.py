@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from generation.math_verify_all import read_problems, read_scores
 from generation.plots import draw
-from generation.provenance import COMPARED, MadeBy, check_comparable, known_parts
+from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, mean_interval
 from generation.utils import NUMBER, check_output
 from rea_rl.utils import setup_logging
@@ -91,16 +91,8 @@ def check_same_way(files: list[ScoredFile]) -> None:
     silent = [str(file.path) for file in files if "sampling" not in file.made_by]
     if silent and len(silent) < len(files):
         logger.warning("%d of %d scores do not say what made them, %s first", len(silent), len(files), silent[0])
-    seen: MadeBy = {part: {} for part in COMPARED}
-    origin: dict[tuple[str, str], Path] = {}
-    for file in files:
-        for part in COMPARED:
-            for key, value in file.made_by.get(part, {}).items():
-                before = seen[part].setdefault(key, value)
-                first = origin.setdefault((part, key), file.path)
-                names = (str(first), str(file.path))
-                remedy = "evaluate or score them again with the same settings, or in different folders (EVAL_OUT)"
-                check_comparable({part: {key: before}}, {part: {key: value}}, names, remedy)
+    remedy = "evaluate or score them again with the same settings, or in different folders (EVAL_OUT)"
+    check_all_comparable(((str(file.path), file.made_by) for file in files), remedy)
 
 
 def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:

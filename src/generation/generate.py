@@ -299,7 +299,7 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         unanswered = render_tasks(args, unanswered, tokenizer)
         respond = partial(ask_server if args.api else _run_engines, tokenizer=tokenizer)
     with tqdm(total=len(tasks), initial=len(output.finished), desc=output.path.name, unit="row", mininterval=1.0) as bar:
-        keep = partial(_keep, output, {task.index: task for task in [*missing, *unanswered]}, bar)
+        keep = partial(_keep, args, output, {task.index: task for task in [*missing, *unanswered]}, bar)
         for task in missing:
             if task.prompt.responses is not None:
                 keep(task.index, task.prompt.responses)
@@ -310,11 +310,15 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
     return output.path
 
 
-def _keep(output: GenerationFile, tasks: dict[int, Task], bar: tqdm, index: int, responses: list[Row]) -> None:
-    """Keep the responses to a task; those to a prompt that was rendered also say what it did to the thinking."""
+def _keep(
+    args: GenerateArguments, output: GenerationFile, tasks: dict[int, Task], bar: tqdm, index: int, responses: list[Row]
+) -> None:
+    """Keep the responses to a task, and what is known of its prompt."""
     task = tasks[index]
+    is_asked = args.split == "math_cot" and task.prompt.responses is None
+    columns = {"prompt_format": args.prompt_format.record} if is_asked else {}
     known = {"prompt_thinking": task.rendered.thinking} if task.rendered else {}
-    output.append(index, {**task.row, "responses": [{**response, **known} for response in responses]})
+    output.append(index, {**task.row, **columns, "responses": [{**response, **known} for response in responses]})
     output.num_tokens += sum(response["num_tokens"] for response in responses)
     rate = output.num_tokens / max(bar.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
     bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.math_verify_all import read_scores
+from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from generation.utils import check_output, read_json
 from rea_rl.utils import setup_logging
@@ -204,7 +205,10 @@ def main(argv: list[str] | None = None) -> None:
             )
         check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
         history = read_log(args.trainer_state) if args.trainer_state else None
-        draw(history, {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}, args.save_to)
+        scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
+        made = ((path, known_parts(scores)) for path, scores in zip(args.scores, scored.values(), strict=True))
+        check_all_comparable(made, "evaluate or score them again with the same settings")
+        draw(history, scored, args.save_to)
     except ValueError as error:
         sys.exit(f"error: {error}")
     logger.info("wrote %s", args.save_to)

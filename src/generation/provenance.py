@@ -12,7 +12,7 @@ Models and inputs may differ where two scores are compared. The other parts may 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +76,16 @@ def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], reme
     """Raise ValueError naming what differs between two files that are to be compared, with both values."""
     if differs := differences(first, second):
         raise ValueError(f"{names[0]} and {names[1]} were not made in the same way: {differs}; {remedy}")
+
+
+def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> None:
+    """Raise ValueError naming two of several files that differ, where they are to stand in one table or picture."""
+    seen: dict[tuple[str, str], tuple[str, Any]] = {}  # by part and key: the first file that knows it, and its value
+    for name, made in files:
+        for part in COMPARED:
+            for key, value in made.get(part, {}).items():
+                first, before = seen.setdefault((part, key), (name, value))
+                check_comparable({part: {key: before}}, {part: {key: value}}, (first, name), remedy)
 
 
 def check_same_prompts(

@@ -53,10 +53,11 @@ def math_cot(args: GenerateArguments) -> list[Prompt]:
 
 
 def _solve(row: Row, args: GenerateArguments) -> Prompt:
-    messages, asked = args.prompt_format.messages(row["problem"]), {"prompt_format": args.prompt_format.record}
+    messages = args.prompt_format.messages(row["problem"])
     if "prefix" not in row:
-        return Prompt(row | asked, messages)
-    if differs := differences({"prompt_format": row.get("prompt_format") or {}}, asked):
+        return Prompt(row, messages)
+    begun, asked = row.get("prompt_format") or {}, args.prompt_format.record
+    if differs := differences({"prompt_format": begun}, {"prompt_format": asked}):
         raise ValueError(
             f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be finished with: {differs}; give "
             "the settings that its path was sampled with"
@@ -64,7 +65,7 @@ def _solve(row: Row, args: GenerateArguments) -> Prompt:
     columns = {key: value for key, value in row.items() if key not in ("prefix", "responses")}
     if row["prefix"] is None:
         return Prompt(columns, messages, responses=row["responses"])
-    return Prompt(columns | asked, messages, prefill=row["prefix"])
+    return Prompt(columns, messages, prefill=row["prefix"])
 
 
 def labeling(args: GenerateArguments) -> list[Prompt]:

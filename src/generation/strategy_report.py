@@ -24,7 +24,7 @@ from generation import math_verify_all
 from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
-from generation.provenance import check_comparable, known_parts, made_by
+from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
 from generation.utils import NUMBER, Row, check_columns, check_output_folder, read_generations, read_rows, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
@@ -118,14 +118,17 @@ def score_strategies(strategies: dict[str, list[Row]], args: argparse.Namespace)
         path = args.out / f"{name}.json"
         write_json(path, rows)
         base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
-        flags = ["--word_bounded"] if args.word_bounded else []
-        if base.with_suffix("").with_suffix(".json") != path:
-            flags += ["--base", str(base)]
-        options = math_verify_all.parse_arguments([str(path), "--model_dir", args.model_dir, *flags])
+        is_base = base.with_suffix("").with_suffix(".json") == path
+        options = _scoring_options(args, path, *([] if is_base else ["--base", str(base)]))
         ((_, scored[name]),) = score_files([path], tokenizer, options)
         scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(rows))
         write_json(path.with_suffix(".scores.json"), scored[name])
     return scored
+
+
+def _scoring_options(args: argparse.Namespace, path: Path, *flags: str) -> argparse.Namespace:
+    word_bounded = ["--word_bounded"] if args.word_bounded else []
+    return math_verify_all.parse_arguments([str(path), "--model_dir", args.model_dir, *word_bounded, *flags])
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
@@ -172,10 +175,11 @@ def report(args: argparse.Namespace) -> str:
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
     check_columns(rows, columns, args.finished, "finish a file of generation.labeling_to_prefix")
     models = read_models(args.models)
-    known = {part: value for part, value in made_by(args.finished, rows).items() if part == "prompt_format"}
-    for name, scores in models.items():
-        names = (f"models: {name}", str(args.finished))
-        check_comparable(known_parts(scores), known, names, "evaluate the model with the prompts of the paths")
+    # The paths are finished with fewer tokens than models are sampled with.
+    known = {"prompt_format": prompt_format_of(rows, args.finished), }
+    known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
+    made = [(str(args.finished), known), *((f"models: {name}", known_parts(scores)) for name, scores in models.items())]
+    check_all_comparable(made, "evaluate and score the models as the paths")
     paths = None
     if args.labels:
         paths = detected_paths(label_probabilities(args.labels), read_judged(args.judge_cuts))

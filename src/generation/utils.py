@@ -300,8 +300,9 @@ class GenerationFile:
         if not (self.complete or self._part.exists()):
             return
         before = read_json(path) if path.exists() else {}
-        # A setting that an earlier version did not know had no value then.
-        changed = [key for key in before.keys() | settings.keys() if (before.get(key) or None) != (settings.get(key) or None)]
+        # A setting that an earlier version did not know had no value then; a digest it did not take is not known.
+        keys = before.keys() | settings.keys() - ({"model_digest"} - before.keys())
+        changed = [key for key in keys if (before.get(key) or None) != (settings.get(key) or None)]
         if changed:
             changes = ", ".join(f"{key} ({before.get(key)!r}, now {settings.get(key)!r})" for key in sorted(changed))
             raise ValueError(
@@ -350,6 +351,8 @@ def _parse(text: str, path: str | Path, line: int | None = None, finite: bool = 
     except json.JSONDecodeError as error:
         place = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
         raise ValueError(f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again") from None
+    except RecursionError:
+        raise ValueError(f"{path}: lists or objects in each other, hundreds deep; make the file again") from None
     except ValueError:  # a number that none is, or with more digits than Python reads
         place = _place_of_number(text, line, finite)
         raise ValueError(f"{path}: {place}; write a number, a text or null") from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from generation.math_verify_all import read_scores, table
 from generation.plots import draw, read_log
+from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from generation.utils import check_output_folder, write_json
 from miniature.world import LEVELS
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
         for name, file in (("base", args.base), ("trained", args.trained)):
             check_scores(scored["base" if name == "base" else args.name], file)
+        made = zip((args.base, args.trained), map(known_parts, scored.values()), strict=True)
+        check_all_comparable(made, "evaluate or score them again with the same settings")
         history = read_log(args.run / "trainer_state.json")
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -149,8 +149,7 @@ def test_unknown_recipe_key_is_one_line(tmp_path, problems):
 def test_math_cot_prompts_are_those_of_training(problems):
     (first, *rest) = build_tasks(arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}"))
     assert first.prompt.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
-    asked = {"prompt_template": "Q: {problem} \\boxed{{}}", "system_prompt": None, "chat_template_kwargs": {}, "prefill": ""}
-    assert len(rest) == 11 and first.row == ROWS[0] | {"prompt_format": asked}
+    assert len(rest) == 11 and first.row == ROWS[0]
     assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
 
 

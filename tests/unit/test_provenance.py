@@ -19,6 +19,7 @@ from generation import (
     labeling_distill_utils,
     labeling_to_prefix,
     math_verify_all,
+    plots,
     sft_data,
     strategy_report,
 )
@@ -221,7 +222,9 @@ def test_labels_and_data_of_other_prompts_are_refused(work):
         "data": lambda: sft_data.main(["finished.json", "--paths", str(paths)]),
     }
     for name, command in commands.items():
-        with pytest.raises(SystemExit, match="error: .*not made in the same way: prompt_template .*'Q: {problem}'") as stop:
+        with pytest.raises(
+            SystemExit, match="error: .*not made in the same way: prompt_template .*'Q: {problem}'"
+        ) as stop:
             command()
         assert "give two files of the same paths" in str(stop.value), name
     argv = ["--qaf", "cuts.json", "--model_dir", "model", "--output_dir", "out", "--prompt_template", "{problem}"]
@@ -260,9 +263,31 @@ def test_models_of_other_prompts_are_not_in_one_report_with_strategies(work):
     write_json(work / "finished.json", [row | {"strategy": "none", "truncated": False, "kept": 1.0}])
     flags = ["finished.json", "--model_dir", "model", "--out", "report", "--models", f"SFT={model}"]
     with pytest.raises(
-        SystemExit, match="models: SFT and finished.json were not made in the same way: prompt_template"
+        SystemExit, match="finished.json and models: SFT were not made in the same way: prompt_template"
     ):
         strategy_report.main(flags)
+
+
+def test_a_picture_refuses_scores_of_different_makes(work):
+    one, two = score(sample("one")), score(sample("two", "--temperature", "1.0"))
+    with pytest.raises(
+        SystemExit, match=r"error: .*one.scores.json and .*two.scores.json .*: temperature \(0.6 and 1.0\)"
+    ):
+        plots.main(["--scores", str(one), str(two), "--save_to", "x.png"])
+    assert not Path("x.png").exists()
+
+
+def test_a_finished_file_of_an_earlier_version_is_complete(work):
+    """Its settings have neither the keys nor the digest that were added since."""
+    args = GenerateArguments(qaf="p.json", model_dir="model", output_dir="out")
+    settings = generate._settings(args, generate.build_tasks(args))
+    added = ("system_prompt", "chat_template_kwargs", "prefill", "model_digest")
+    write_json(work / "out/model/p_math_cot.json", [])
+    old = {key: value for key, value in settings.items() if key not in added}
+    write_json(work / "out/model/p_math_cot.settings.json", old)
+    assert generate.generate(args) == Path("out/model/p_math_cot.json")
+    with pytest.raises(ValueError, match=r"other settings: prefill \(None, now 'So '\)"):
+        generate.generate(GenerateArguments(qaf="p.json", model_dir="model", output_dir="out", prefill="So "))
 
 
 # --- The table of all models -----------------------------------------------------------------------------------------
