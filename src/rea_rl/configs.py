@@ -303,7 +303,7 @@ class REARLConfig(SharedKeys, GRPOConfig):
         allowed = {"packing": ("none", "shared_prefix"), "recompute": ("auto", "all", "none")}
         if self.packing == "shared_prefix":
             allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,)}
-            allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,)}
+            allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,), "router_aux_loss_coef": (None, 0.0)}
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 where = "" if key in ("packing", "recompute") else f"with packing: {self.packing} "

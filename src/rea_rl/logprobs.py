@@ -4,18 +4,25 @@ padded rows, a few of similar length at a time."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import is_peft_model
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from rea_rl.configs import REARLConfig
+    from rea_rl.rea_rl_trainer import REARLTrainer
 
 logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 1024
+
+Output = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -82,8 +89,65 @@ def takes_one_pass(args: REARLConfig) -> bool:
     return one_pass
 
 
+def leave_load_balancing(trainer: REARLTrainer) -> None:
+    """Leave out the loss that balances the load of experts, unless the recipe has a coefficient: LoRA freezes the routers.
+
+    TRL takes the coefficient from the model's config, where most models with experts have one.
+    """
+    if not trainer.aux_loss_enabled or trainer.args.router_aux_loss_coef is not None or not is_peft_model(trainer.model):
+        return
+    config = trainer.model.config.get_text_config()
+    config.output_router_logits, trainer.aux_loss_enabled = False, False
+    config.router_aux_loss_coef = trainer.router_aux_loss_coef = 0.0
+    logger.info("router_aux_loss_coef: 0, since an adapter leaves the routers as they are")
+
+
+class KeepsBalance:
+    """`forward` of `padded_logps` that keeps the load-balancing loss of its passes, where they have one."""
+
+    def __init__(self, forward: Callable[..., Output]):
+        self._forward, self._losses = forward, []
+
+    def __call__(self, *args: Any) -> Output:
+        output = self._forward(*args)
+        self._losses += [] if output[2] is None else [output[2]]
+        return output
+
+    @property
+    def mean(self) -> torch.Tensor | None:
+        """Mean over the passes so far, (); None for models without experts."""
+        return torch.stack(self._losses).mean() if self._losses else None
+
+
+def sampling_metrics(
+    accelerator: Accelerator, difference: torch.Tensor, mask: torch.Tensor, clip_max: float | None
+) -> dict[str, float]:
+    """Metrics `sampling/*` of all ranks; 0 where there is no such token.
+
+    Args:
+        accelerator: of the ranks.
+        difference: (B, C) log-probs of the trainer less those of the server; NaN for forced tokens.
+        mask: (B, C) of this rank's trained tokens.
+        clip_max: ratio from which the correction is truncated; None without one.
+    """
+    sampled = difference[mask & ~difference.isnan()]
+    ratio = sampled.exp()
+    truncated = ratio > (math.inf if clip_max is None else clip_max)
+    largest = ratio.max() if len(ratio) else ratio.new_zeros(())
+    counts = [truncated.sum(), mask.sum(), torch.tensor(len(sampled), device=ratio.device)]
+    sums = torch.stack([sampled.abs().sum(), ratio.sum(), *(count.to(ratio.dtype) for count in counts), largest])
+    of_ranks = accelerator.gather(sums).view(-1, len(sums))
+    total_difference, total_ratio, num_truncated, num_trained, num_sampled, _ = of_ranks.sum(dim=0).tolist()
+    return {
+        "sampling/logp_difference": total_difference / max(num_sampled, 1),
+        "sampling/ratio": total_ratio / max(num_sampled, 1),
+        "sampling/truncated": num_truncated / max(num_trained, 1),
+        "sampling/ratio_max": float(of_ranks[:, -1].max()),
+    }
+
+
 def padded_logps(
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor | None, Any]],
+    forward: Callable[..., Output],
     input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
     attention_mask: torch.Tensor,  # (B, P + C)
     num_kept: int,  # C
@@ -100,10 +164,7 @@ def padded_logps(
 
 
 def _trimmed(
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor | None, Any]],
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    num_kept: int,
+    forward: Callable[..., Output], input_ids: torch.Tensor, attention_mask: torch.Tensor, num_kept: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One forward pass without the columns that are padding in all rows; outputs are padded back to (B, C)."""
     columns = attention_mask.any(dim=0).nonzero().flatten()

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any
 from trl.trainer.utils import RepeatSampler
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.rollout import Batch, Rollout, RolloutEngine
 
 Row = dict[str, Any]
@@ -71,6 +74,32 @@ class UpcomingRows:
         epoch, place = divmod(step, len(self._order(0)) // self._step_size)
         start = place * self._step_size + self._first
         return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
+
+
+def epoch_sampler(trainer: REARLTrainer, epoch: Callable[[], int], dataset: Dataset | None = None) -> EpochSampler:
+    """Order in which a trainer takes the rows of its (or another) dataset: G rows of a prompt follow each other."""
+    args = trainer.args
+    return EpochSampler(
+        epoch,
+        data_source=trainer.train_dataset if dataset is None else dataset,
+        mini_repeat_count=args.num_generations,
+        batch_size=args.generation_batch_size // args.num_generations,
+        repeat_count=args.steps_per_generation,
+        shuffle=trainer.shuffle_dataset,
+        seed=args.seed,
+    )
+
+
+def upcoming_rows(trainer: REARLTrainer) -> UpcomingRows:
+    """The same rows for this rank, without the dataloader."""
+    return UpcomingRows(
+        trainer.train_dataset,
+        lambda epoch: epoch_sampler(trainer, lambda: epoch),
+        micro_steps=trainer.args.steps_per_generation,
+        rows_per_rank=trainer.args.generation_batch_size // trainer.accelerator.num_processes,
+        rank=trainer.accelerator.process_index,
+        ranks=trainer.accelerator.num_processes,
+    )
 
 
 @dataclass(frozen=True)

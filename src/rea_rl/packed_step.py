@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 
+from rea_rl.fork_check import packing_differs
 from rea_rl.fused_lora import fuse_layers
 from rea_rl.recompute import Recompute
 from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, num_unique, order_by_ids, plan, unsupported
@@ -32,8 +33,14 @@ def make_packed_step(trainer: REARLTrainer) -> PackedStep | None:
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
     model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
     reason = "its weights are sharded" if sharded else unsupported(model)
+    if reason is None:
+        take_away = add_packed_forward(model, trainer.temperature)
+        reason = packing_differs(trainer)
+        if reason is not None:
+            take_away()
     if reason is not None:
         logger.warning("packing: shared_prefix is not possible with this model, because %s; rows are padded", reason)
+        trainer.padded_because = reason
         return None
     return PackedStep(trainer)
 
@@ -43,14 +50,17 @@ def _zero_stage(trainer: REARLTrainer) -> int:
 
 
 class PackedStep:
-    """Log-probs, and loss with gradients, of rows whose paths share prefixes."""
+    """Log-probs, and loss with gradients, of rows whose paths share prefixes.
+
+    Args:
+        trainer: whose model has a packed forward pass.
+    """
 
     def __init__(self, trainer: REARLTrainer):
         self.trainer = trainer
         self.accelerator = trainer.accelerator
         self.budget = trainer.args.tokens_per_forward
         self.model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-        add_packed_forward(self.model, trainer.temperature)
         logger.info("packing: %d layers are fused", fuse_layers(self.model))
         self.recompute: Recompute | None = None
 

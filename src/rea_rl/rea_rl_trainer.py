@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,15 @@ from trl import GRPOTrainer
 from rea_rl.configs import REARLConfig
 from rea_rl.continued import Continued
 from rea_rl.endpoint import failing_together
-from rea_rl.logprobs import padded_logps, takes_one_pass
-from rea_rl.lookahead import EpochSampler, Lookahead, UpcomingRows
+from rea_rl.logprobs import (
+    KeepsBalance,
+    Output,
+    leave_load_balancing,
+    padded_logps,
+    sampling_metrics,
+    takes_one_pass,
+)
+from rea_rl.lookahead import Lookahead, epoch_sampler, upcoming_rows
 from rea_rl.numerics import FiniteSteps
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
@@ -66,6 +72,7 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         "id": "2505.19862",
     }
     args: REARLConfig
+    padded_because: str | None = None  # why rows are padded though the recipe packs them
 
     def __init__(self, *, engine: RolloutEngine, weight_sync: AdapterSync | FullSync, args: REARLConfig, **kwargs: Any):
         super().__init__(args=args, **kwargs)
@@ -73,7 +80,7 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         self.weight_sync = weight_sync
         self.num_generations = args.num_generations * args.rows_per_path  # rows of a group
         self.rollout_func = self._rollout_columns
-        self.lookahead = Lookahead(engine, self._upcoming_rows(), args.max_rollout_lag)
+        self.lookahead = Lookahead(engine, upcoming_rows(self), args.max_rollout_lag)
         self._policy_version = ""
         self._synced_step = -1
         self._rows: list[dict[str, Any]] = []  # batch in work, one row per sampled path
@@ -81,6 +88,7 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         self._trained: list[Rollout] = []  # the path that is trained in each of their places
         self._rewards = torch.empty(0)  # (B, F) of all ranks
         self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
+        leave_load_balancing(self)
         self.packed_step = make_packed_step(self)
         self._one_pass = self.packed_step is None and takes_one_pass(args)
 
@@ -91,29 +99,7 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """One row per sampled path: G rows of a prompt follow each other, on one rank."""
-        return self._epoch_sampler(lambda: int(self.state.epoch or 0), dataset)
-
-    def _epoch_sampler(self, epoch: Callable[[], int], dataset: Dataset | None = None) -> EpochSampler:
-        return EpochSampler(
-            epoch,
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=self.args.num_generations,
-            batch_size=self.args.generation_batch_size // self.args.num_generations,
-            repeat_count=self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-        )
-
-    def _upcoming_rows(self) -> UpcomingRows:
-        """The same rows, without the dataloader."""
-        return UpcomingRows(
-            self.train_dataset,
-            lambda epoch: self._epoch_sampler(lambda: epoch),
-            micro_steps=self.args.steps_per_generation,
-            rows_per_rank=self.args.generation_batch_size // self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-            ranks=self.accelerator.num_processes,
-        )
+        return epoch_sampler(self, lambda: int(self.state.epoch or 0), dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
@@ -212,18 +198,20 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         logits_to_keep: int,  # C
         batch_size: int | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probs (B, C) and entropies (B, C), packed or on `rows_per_forward` rows of similar length at a time."""
+    ) -> Output:
+        """Log-probs (B, C), entropies (B, C) and load-balancing loss (), packed or on `rows_per_forward` rows at a time."""
         if self.packed_step is None:
-            forward = partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
+            forward = KeepsBalance(partial(super()._get_per_token_logps_and_entropies, model, **kwargs))
             whole = self._one_pass and torch.is_grad_enabled()
             rows = len(input_ids) if whole else self.args.rows_per_forward or batch_size or len(input_ids)
             logps, entropies = padded_logps(forward, input_ids, attention_mask, logits_to_keep, rows)
+            balance = forward.mean
         else:
             logps, entropies = self.packed_step.logps(model, input_ids, attention_mask, logits_to_keep)
+            balance = None
         if self._loss_inputs is not None:
             self._correct_for_sampler(self._loss_inputs, logps.detach())
-        return logps, entropies, None
+        return logps, entropies, balance
 
     def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
         """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens and padding.
@@ -240,12 +228,10 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         if self.vllm_importance_sampling_correction:
             weights = ratio.clamp(self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
             inputs["advantages"] = inputs["advantages"].view(len(weights), -1) * weights
-        sampled = inputs["completion_mask"].bool() & ~difference.isnan()
-        # A pass may have no sampled token: one that fills up a rank's, or where dynamic sampling left nothing.
-        sums = torch.stack([difference[sampled].abs().sum(), ratio[sampled].sum(), sampled.sum()])
-        total_difference, total_ratio, num_sampled = self.accelerator.gather(sums).view(-1, 3).sum(dim=0).tolist()
-        self._metrics["train"]["sampling/logp_difference"].append(total_difference / max(num_sampled, 1))
-        self._metrics["train"]["sampling/ratio"].append(total_ratio / max(num_sampled, 1))
+        clip_max = self.vllm_importance_sampling_clip_max if self.vllm_importance_sampling_correction else None
+        metrics = sampling_metrics(self.accelerator, difference, inputs["completion_mask"].bool(), clip_max)
+        for key, value in metrics.items():
+            self._metrics["train"][key].append(value)
 
     # --- Evaluation and records --------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from rea_rl.logprobs import chunked_logps
-from rea_rl.tree_attention import TREE_ATTENTION, Tree, register_tree_attention
+from rea_rl.tree_attention import Tree, packing, register_tree_attention
 
 RELATED = 0.25
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -193,7 +193,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
-    """Why `model` cannot be forwarded over packed paths, or None if it can."""
+    """What says beforehand that `model` cannot be forwarded over packed paths, or None; `fork_check` tries the rest."""
     config = model.config.get_text_config()
     reasons = {
         "its attention cannot be exchanged": not model._supports_attention_backend or config.is_encoder_decoder,
@@ -206,7 +206,7 @@ def unsupported(model: PreTrainedModel) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> None:
+def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[], None]:
     """Let `model(packed=PackedPaths)` return a `PackedOutput`; everything else is forwarded as before.
 
     It is part of the model's forward so that it also passes through PEFT, DDP and DeepSpeed.
@@ -214,20 +214,27 @@ def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> None
     Args:
         model: causal language model without wrappers, for which `unsupported` is None.
         temperature: that of sampling; logits are divided by it.
+
+    Returns: a function that takes it away again.
     """
-    register_tree_attention()
-    model.set_attn_implementation(TREE_ATTENTION)
-    original = model.forward
+    plain, original = model.config._attn_implementation, model.forward
+    model.set_attn_implementation(register_tree_attention(plain))
 
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any) -> ModelOutput:
         if packed is None:
             return original(*args, **kwargs)
-        output = self.base_model(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, tree=packed.tree, use_cache=False
-        )
+        with packing():
+            output = self.base_model(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, tree=packed.tree, use_cache=False
+            )
         hidden = output.last_hidden_state[0][packed.predictors]  # (U, H)
         head = self.get_output_embeddings().weight
         return PackedOutput(*chunked_logps(hidden, head, packed.targets, temperature))
 
+    def take_away() -> None:
+        model.set_attn_implementation(plain)
+        model.forward = original
+
     model.forward = types.MethodType(forward, model)
+    return take_away

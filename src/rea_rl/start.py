@@ -69,7 +69,7 @@ def server_version(url: str) -> str:
 def _packing(trainer: REARLTrainer) -> str:
     if trainer.packed_step is not None:
         return f"packed: what they share once, {trainer.args.tokens_per_forward} tokens a pass"
-    return "padded: packing is none" if trainer.args.packing == "none" else "padded: the reason is above"
+    return f"padded: {trainer.padded_because or 'packing is none'}"
 
 
 def _model(trainer: Trainer) -> str:

@@ -1,7 +1,7 @@
 """Attention over a packed prefix tree: each token attends to its own path from the root, and to nothing else.
 
-Registered with transformers under the name `TREE_ATTENTION`, so that every decoder that takes its attention from
-`AttentionInterface` can be forwarded over packed paths: `model(input_ids, position_ids=..., tree=tree)`.
+Registered with transformers, so that every decoder that takes its attention from `AttentionInterface` can be forwarded
+over packed paths: `model(input_ids, position_ids=..., tree=tree)`. Without a tree it is the attention from before.
 
 The tree is laid out in runs. A run is a chain of tokens that follow each other in the packed row; its keys are its
 ancestors and itself. Queries are the last tokens of their keys, and the variable-length kernels align a causal mask
@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TREE_ATTENTION = "shared_prefix"
 
@@ -133,21 +137,51 @@ def tree_attention(
     query: torch.Tensor,  # (1, H, N, D)
     key: torch.Tensor,  # (1, H_kv, N, D)
     value: torch.Tensor,  # (1, H_kv, N, D)
-    attention_mask: None,
+    attention_mask: torch.Tensor | None,
     *,
-    tree: Tree,
-    scaling: float,
+    plain: str,
+    tree: Tree | None = None,
+    scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention function for transformers; returns (1, N, H, D)."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention function for transformers; returns (1, N, H, D). Without a tree, that of the name `plain`."""
+    if tree is None:
+        kwargs |= {} if scaling is None else {"scaling": scaling}
+        kwargs |= {} if sliding_window is None else {"sliding_window": sliding_window}
+        return _plain_attention(module, plain)(module, query, key, value, attention_mask, **kwargs)
     query, key, value = (x.transpose(1, 2)[0] for x in (query, key, value))
     key, value = (_GatherRows.apply(x, tree.kv_index) for x in (key, value))
     attend = attend_varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else attend_run_by_run
-    return attend(query, key, value, tree, scaling, sliding_window).unsqueeze(0), None
+    scale = query.size(-1) ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, tree, scale, sliding_window).unsqueeze(0), None
 
 
-def register_tree_attention() -> None:
-    """Make the name `TREE_ATTENTION` known to transformers; the tree is the mask, so none is built."""
-    AttentionInterface.register(TREE_ATTENTION, tree_attention)
-    AttentionMaskInterface.register(TREE_ATTENTION, lambda **kwargs: None)
+def _plain_attention(module: torch.nn.Module, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # each model has its own
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+# Whether packed paths are being forwarded: their tree is the mask. Layers that are computed again build no mask.
+_packing: ContextVar[bool] = ContextVar("packing", default=False)
+
+
+@contextmanager
+def packing() -> Iterator[None]:
+    """Within it, models with tree attention build no mask."""
+    token = _packing.set(True)
+    yield
+    _packing.reset(token)
+
+
+def _tree_mask(plain: str, **kwargs: Any) -> Any:
+    return None if _packing.get() else ALL_MASK_ATTENTION_FUNCTIONS[plain](**kwargs)
+
+
+@cache
+def register_tree_attention(plain: str) -> str:
+    """Make tree attention known to transformers, for models whose attention is `plain`; returns its name there."""
+    name = TREE_ATTENTION if plain == "sdpa" else f"{TREE_ATTENTION}_over_{plain.replace('/', '_')}"
+    AttentionInterface.register(name, partial(tree_attention, plain=plain))
+    AttentionMaskInterface.register(name, partial(_tree_mask, plain))
+    return name

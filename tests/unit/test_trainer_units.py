@@ -81,7 +81,10 @@ def make_rows(n=8):
     return [{"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"} for i in range(n)]
 
 
-def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), lora_dropout=0.0, **changes):
+def make_trainer(
+    folder, output_dir, engine=None, cls=REARLTrainer, rewards=tuple(REWARDS), lora_dropout=0.0,
+    targets=("q_proj", "v_proj"), **changes,
+):  # fmt: skip
     keys = {
         "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
         "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
@@ -100,7 +103,7 @@ def make_trainer(folder, output_dir, engine=None, cls=REARLTrainer, rewards=tupl
         eval_dataset=Dataset.from_list(make_rows(3)),
         processing_class=make_tokenizer(),
         peft_config=LoraConfig(
-            r=4, lora_dropout=lora_dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+            r=4, lora_dropout=lora_dropout, target_modules=list(targets), task_type="CAUSAL_LM"
         ),
         **extra,
     )
@@ -265,6 +268,9 @@ def test_forced_tokens_are_neutral_and_others_truncated(model_folder, tmp_path):
     torch.testing.assert_close(inputs["advantages"], expected)
     logged = trainer._metrics["train"]
     assert logged["sampling/logp_difference"] == pytest.approx([(0 + 8 + 0.5 + 0) / 4])
+    assert logged["sampling/ratio"] == pytest.approx([(1 + math.exp(8) + math.exp(-0.5) + 1) / 4])
+    assert logged["sampling/truncated"] == [1 / 5]  # of the trained tokens
+    assert logged["sampling/ratio_max"] == pytest.approx([math.exp(8)])
 
 
 def test_evaluation_samples_without_revision(model_folder, tmp_path):
