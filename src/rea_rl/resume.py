@@ -21,6 +21,7 @@ from rea_rl.utils import is_whole, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
+UNSAVED = ("use_adaptive_entropy", "sync_ref_model")  # what they have learned is in no checkpoint
 STATE, RESULTS = "trainer_state.json", "train_results.json"
 
 
@@ -166,6 +167,7 @@ def missing_parts(checkpoint: Path, record: Record) -> list[str]:
         missing += (
             [] if len(shards) == record["ranks"] else [f"global_step*/*optim_states.pt of {record['ranks']} ranks"]
         )
+    missing += [f"state of {key}" for key in UNSAVED if record["settings"].get(key)]
     return missing + [name for name in files if not zipfile.is_zipfile(checkpoint / name)]
 
 
@@ -174,6 +176,8 @@ def _has_weights(folder: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     names = {path.name for path in folder.glob("*.safetensors")}
+    if any(name.startswith("adapter_") for name in names) and not (folder / "adapter_config.json").is_file():
+        return False
     for index in folder.glob("*.safetensors.index.json"):
         names |= {*read_json(index)["weight_map"].values()}
     try:

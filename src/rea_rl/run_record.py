@@ -72,6 +72,7 @@ COMPARED_OTHERWISE = (*DATA, *MODELS, *BATCH, "tokens_per_reflection_file", "max
 MODEL_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
 BLOCK = 1 << 20  # bytes
 READ_WHOLE = 256 * BLOCK  # of a larger file of weights one block in sixteen is read
+LOSSES_OF_A_PASS = {"bnpo", "sft", "aot", "aot_unpaired"}  # of TRL: means over tokens, or sorted
 REPLICAS = ("one process", "ddp")  # launches that read each other's optimizer state
 
 
@@ -218,16 +219,19 @@ def _compare_batch(before: Record, now: Record) -> Changes:
     if rows[0] != rows[1]:
         products = (f"{' x '.join(map(str, factors))} = {n}" for factors, n in zip((old, new), rows, strict=True))
         yield "per_device_train_batch_size x gradient_accumulation_steps x ranks", *products
-    elif old[0] != new[0] and _loss_is_of_a_forward_pass(now):
+    elif old[0] != new[0] and _is_of_a_forward_pass(now, rows[0]):
         yield "per_device_train_batch_size", old[0], new[0]
     elif old[2] != new[2] and not _ranks_share_steps(now, rows[0]):
         yield "the number of ranks", old[2], new[2]
 
 
-def _loss_is_of_a_forward_pass(record: Record) -> bool:
-    """Whether the loss is a mean over the tokens of a forward pass, and not over those of the step."""
+def _is_of_a_forward_pass(record: Record, rows_per_step: int) -> bool:
+    """Whether the loss compares or averages what is in one forward pass, so that a step depends on how rows are dealt."""
     settings = record["settings"]
-    return record["program"] == "dpo" or settings["loss_type"] == "bnpo" or settings.get("top_entropy_quantile", 1) < 1
+    names = {*settings["loss_type"]} if record["program"] == "dpo" else {settings["loss_type"]}
+    bonus = settings.get("entropy_coef") or settings.get("use_adaptive_entropy") or settings["router_aux_loss_coef"]
+    uneven = record["program"] == "dpo" and record["rows"]["number"] % rows_per_step
+    return bool(names & LOSSES_OF_A_PASS or bonus or uneven or settings.get("top_entropy_quantile", 1) < 1)
 
 
 def _ranks_share_steps(record: Record, rows_per_step: int) -> bool:

@@ -73,12 +73,6 @@ REFUSED = [
     ("sft", {"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy was random and is group_by_length"),
     ("dpo", {"beta": "0.5"}, "beta was 0.1 and is 0.5"),
     ("dpo", {"loss_type": "ipo"}, 'loss_type was ["sigmoid"] and is ["ipo"]'),
-    # Its losses may be means over a micro-batch.
-    (
-        "dpo",
-        {"per_device_train_batch_size": "2", "gradient_accumulation_steps": "2"},
-        "per_device_train_batch_size was 4 and is 2",
-    ),
     ("grpo", {"reward_funcs": "accuracy refine_length"}, 'reward_funcs was ["accuracy"] and is ["accuracy", "refine_length"]'),
     ("grpo", {"reward_weights": "2.0"}, 'reward_funcs was ["accuracy"] and is ["2 accuracy"]'),
     ("grpo", {"temperature": "0.5"}, "temperature was 1.0 and is 0.5"),
@@ -150,6 +144,7 @@ ALLOWED = [
     ("sft", {"lora_target_modules": "v_proj q_proj", "torch_threads": "2", "gradient_checkpointing": "true"}),
     ("sft", {"per_device_eval_batch_size": "3", "dataloader_num_workers": "1", "num_train_epochs": "9"}),
     ("dpo", {"logging_strategy": "epoch", "save_strategy": "epoch"}),
+    ("dpo", {"per_device_train_batch_size": "1", "gradient_accumulation_steps": "4"}),
     ("grpo", {"policy_server": "http://127.0.0.1:9/v1", "request_timeout": "7", "request_retries": "1", "server_deadline": "3"}),
     ("grpo", {"verifier_workers": "2", "verifier_timeout": "9", "max_concurrent_requests": "3", "ddp_timeout": "1000"}),
     ("grpo", {"per_device_train_batch_size": "2", "gradient_accumulation_steps": "2", "rows_per_forward": "1"}),
@@ -159,7 +154,8 @@ ALLOWED = [
 def test_what_cannot_change_results_may_differ_and_a_complete_run_is_left_alone(workplace, complete, capsys):
     """Exit code 0, one line, and no file is written or changed; no server is asked."""
     before = {program: contents(folder) for program, folder in complete.items()}
-    for program, changes in [*((program, {}) for program in PROGRAMS), *ALLOWED]:
+    by_hand = [(program, {"resume_from_checkpoint": complete[program] / "checkpoint-3"}) for program in PROGRAMS]
+    for program, changes in [*((program, {}) for program in PROGRAMS), *by_hand, *ALLOWED]:
         run(program, workplace, output_dir=complete[program], **changes)
         said = f"the run in {complete[program]} is complete: its 3 steps are trained"
         assert said in capsys.readouterr().err, (program, changes)
@@ -204,6 +200,16 @@ def test_a_run_that_ended_before_its_results_were_written_trains_no_further_step
     assert all(torch.equal(last[name], written[name]) for name in last)
     results = json.loads((folder / "train_results.json").read_text())
     assert not {"train_loss", "train_runtime", "train_steps_per_second"} & results.keys()
+
+
+def test_a_checkpoint_of_another_folder_is_continued_under_the_same_rules(workplace, complete, server, tmp_path):
+    elsewhere = {"output_dir": tmp_path / "new", "resume_from_checkpoint": complete["sft"] / "checkpoint-2"}
+    assert "seed was 42 and is 7" in refusal("sft", workplace, **elsewhere, seed=7)
+    assert "seed was 42 and is 7" in refusal("sft", workplace, **elsewhere | {"output_dir": complete["sft"]}, seed=7)
+    assert not (tmp_path / "new").exists()
+    begin("sft", workplace, server, **elsewhere)
+    expected, written = (load_file(path / "adapter_model.safetensors") for path in (complete["sft"], tmp_path / "new"))
+    assert all(torch.equal(expected[name], written[name]) for name in expected)
 
 
 def test_the_loss_of_a_training_is_that_of_its_own_steps(workplace, server, tmp_path):
@@ -343,6 +349,32 @@ def test_launches_that_read_each_others_state_may_follow_each_other(complete, pr
         assert ("the number of ranks was" if same_state else "the launch was") in str(refused.value)
 
 
+# What a loss is a mean over: program, changed settings, rows, and whether a step's rows may be dealt otherwise.
+LOSSES = [
+    ("sft", {}, 14, True),
+    ("dpo", {}, 16, True),
+    ("dpo", {}, 14, False),  # the last pass of an epoch is smaller
+    ("dpo", {"loss_type": ["sigmoid", "sft"]}, 16, False),
+    ("grpo", {"loss_type": "dapo"}, 8, True),
+    ("grpo", {"loss_type": "bnpo"}, 8, False),
+    ("grpo", {"entropy_coef": 0.1}, 8, False),
+    ("grpo", {"top_entropy_quantile": 0.2}, 8, False),
+    ("sft", {"router_aux_loss_coef": 0.01}, 16, False),
+]
+
+
+def test_rows_of_a_step_may_be_dealt_otherwise_where_the_loss_does_not_notice(complete):
+    for program, settings, rows, allowed in LOSSES:
+        record = json.loads((complete[program] / RECORD).read_text())
+        record |= {"settings": record["settings"] | settings, "rows": {"number": rows, "digest": "x"}}
+        other = record | {"batch": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}}
+        if allowed:
+            check_same(record, other, "out")
+            continue
+        with pytest.raises(ValueError, match="per_device_train_batch_size was 4 and is 2"):
+            check_same(record, other, "out")
+
+
 def in_processes(launch, program, flags, **variables):
     """A command under a launcher; exit code and standard error."""
     command = [sys.executable, "-m", *launch, str(Path(__file__).with_name("run_program.py")), program, *flags]
@@ -384,9 +416,12 @@ def test_a_run_of_zero2_is_continued_by_zero2_only(workplace, tmp_path):
     assert "the launch was zero2 on 2 ranks and is one process" in line
     assert contents(tmp_path / "out") == before
     checkpoint = tmp_path / "out" / "checkpoint-2"
-    assert missing_parts(checkpoint, record_of(checkpoint)) == []
+    record = record_of(checkpoint)
+    assert missing_parts(checkpoint, record) == []
+    adaptive = record | {"settings": {"use_adaptive_entropy": True}}
+    assert missing_parts(checkpoint, adaptive) == ["state of use_adaptive_entropy"]
     next(checkpoint.glob("global_step*/*optim_states.pt")).unlink()
-    assert missing_parts(checkpoint, record_of(checkpoint)) == ["global_step*/*optim_states.pt of 2 ranks"]
+    assert missing_parts(checkpoint, record) == ["global_step*/*optim_states.pt of 2 ranks"]
 
 
 @pytest.mark.slow
@@ -440,6 +475,19 @@ def test_the_log_says_what_is_about_to_be_trained(workplace, server, tmp_path, c
     )
     if program == "grpo":
         assert lines["a_step"] == "2 prompts x (2 paths) x 1 rank = 4 rows" and lines["rewards"] == "accuracy"
+        assert lines["data"] == "8 problems; paths are padded: packing is none"
         assert lines["policy"] == f"server     {server.url}, vLLM 0.0.1"
     else:
         assert lines["a_step"] == "4 rows x 1 accumulated x 1 rank = 4 rows"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [({}, "packed: what"), ({"attention_dropout": 0.1}, "padded: it drops out attention")]
+)
+def test_the_log_says_whether_paths_are_packed_and_why_not(workplace, server, tmp_path, capsys, config, expected):
+    model = shutil.copytree(workplace / "model", tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | config))
+    server.models.append(str(model))
+    flags = {"output_dir": tmp_path / "out", "model_name_or_path": model, "packing": "shared_prefix", "max_steps": 1}
+    begin("grpo", workplace, server, **flags)
+    assert f"8 problems; paths are {expected}" in capsys.readouterr().err
