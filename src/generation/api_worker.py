@@ -55,27 +55,34 @@ def response_of(
     choice = choices[0]
     if choice.finish_reason not in ENDS:
         raise UnusableReply(f"its finish_reason is {choice.finish_reason!r}, so that it is not known how it ended")
-    text = _text(choice.message, prompt_thinking, counts)
+    usage = getattr(reply, "usage", None)
+    details = getattr(usage, "completion_tokens_details", None)
+    text = _text(choice.message, prompt_thinking, bool(getattr(details, "reasoning_tokens", None)), counts)
     counts["are empty, and count as unanswered"] += not text
     counts["were withheld by the server (content_filter)"] += choice.finish_reason == "content_filter"
-    num_tokens = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+    num_tokens = getattr(usage, "completion_tokens", None)
     if not isinstance(num_tokens, int):
         num_tokens = _count(text, choice.finish_reason, tokenizer)
         counts["do not say their tokens, which were counted"] += 1
     return {"text": text, "num_tokens": num_tokens, "finish_reason": choice.finish_reason}
 
 
-def _text(message: Any, prompt_thinking: str | None, counts: Counter[str]) -> str:
-    """Text of a message, with a thinking that was returned apart where the model wrote it."""
+def _text(message: Any, prompt_thinking: str | None, has_thought: bool, counts: Counter[str]) -> str:
+    """Text of a message, with a thinking that was returned apart where the model wrote it.
+
+    A server may count a thinking (`has_thought`) that it does not return; then only its end is put back.
+    """
     content = message.content or getattr(message, "refusal", None) or ""
     thinking = next((value for key in THINKING_KEYS if (value := getattr(message, key, None))), "")
     if not isinstance(content, str) or not isinstance(thinking, str):
         raise UnusableReply(f"its content is no text but {str(content)[:60]!r}")
-    if not thinking:
-        return content
-    counts["had their thinking apart, which was put back"] += 1
     if prompt_thinking == "closed":  # nothing of the response is thinking, whatever the server takes it for
         return thinking + content
+    counts["had their thinking apart, which was put back"] += bool(thinking)
+    is_kept_back = has_thought and not thinking and bool(content) and THINK_END not in content
+    counts["are without their thinking, which the server keeps to itself"] += is_kept_back
+    if not (thinking or is_kept_back):
+        return content
     begin = "" if prompt_thinking == "open" else THINK_START
     return f"{begin}{thinking}{THINK_END if content else ''}{content}"
 

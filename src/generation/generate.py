@@ -226,7 +226,7 @@ def render_tasks(
         try:
             prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
         except ValueError as error:
-            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
+            raise ValueError(f"{args.qaf}: row {task.index} ({task.row['id']!r}): {error}") from error
         rendered.append(replace(task, rendered=prompt))
     return rendered
 
@@ -243,11 +243,12 @@ def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
             return load_tokenizer(folder, "model_dir")
     except ValueError as error:
         cause = str(error)
-    logger.warning(
-        "api: %s, so what a prompt does to the thinking is not known and counts as unknown: responses say it by <think> "
-        "and </think>. Name the model's folder as model_dir to have it known",
-        cause,
-    )
+    if args.split == "math_cot":  # what the thinking of a judge is does not matter
+        logger.warning(
+            "api: %s, so what a prompt does to the thinking is not known and counts as unknown: responses say it by "
+            "<think> and </think>. Name the model's folder as model_dir to have it known",
+            cause,
+        )
     return None
 
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from generation import prompts
 from generation.provenance import check_same_prompts
-from generation.rendering import known_thinking
+from generation.rendering import after_thinking, known_thinking
 from generation.segments import Paragraph, check_paragraph_tokens, split_paragraphs
-from generation.utils import Row, check_columns, check_output, read_generations, write_json
+from generation.utils import Row, check_columns, check_output, check_single, read_generations, write_json
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LabelledPath:
 
 def chunk_candidates(row: Row) -> list[bool] | None:
     """Whether each part of a chunk was called a (right) result; None where the reply has not a label for each part."""
-    labels = parse_judge_labels(row["responses"][0]["text"])
+    labels = parse_judge_labels(after_thinking(row["responses"][0]))
     if labels.keys() != set(range(1, len(row["paragraphs"]) + 1)):
         return None
     return [labels[number].casefold() in _CANDIDATES for number in sorted(labels)]
@@ -256,6 +256,7 @@ def read_labels(file: Path) -> list[LabelledPath]:
     rows = read_generations(file)
     columns = {"use_answer": bool, "paragraphs": list}
     check_columns(rows, columns, file, "it must come from a split labeling_distill*")
+    check_single(rows, file)
     unparsed = sum(chunk_candidates(row) is None for row in rows)
     logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(rows))
     return labelled_paths(rows)
@@ -287,7 +288,9 @@ def run_clean(args: argparse.Namespace) -> None:
     if args.train_file is not None:
         check_output(args.train_file, "train_file", (*inputs, args.out))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    confirmations = {row["id"]: row["responses"][0]["text"] for row in read_generations(args.confirmations)}
+    judged = read_generations(args.confirmations)
+    check_single(judged, args.confirmations)
+    confirmations = {row["id"]: after_thinking(row["responses"][0]) for row in judged}
     unparsed = sum(parse_confirmation(reply) is None for reply in confirmations.values())
     logger.info("%s: %d of %d replies are neither Yes nor No", args.confirmations, unparsed, len(confirmations))
     paths, written = read_labels(args.labels), read_generations(args.paths)

@@ -35,6 +35,7 @@ from generation.utils import (
     check_columns,
     check_numbers,
     check_output,
+    check_single,
     read_generations,
     read_rows,
     write_json,
@@ -179,6 +180,7 @@ class SplitPath:
 def label_rows(file: Path) -> list[Row]:
     """Rows of a file of split `labeling`. Raises ValueError where one has no log-probs."""
     rows = read_generations(file)
+    check_single(rows, file)
     for i, row in enumerate(rows):
         if not isinstance(row["responses"][0].get("logprobs"), list):
             raise ValueError(f"{file}: row {i} has no logprobs; it must come from split labeling with --logprobs 5")

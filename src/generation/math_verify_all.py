@@ -29,7 +29,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from generation.prompts import THINK_START
-from generation.provenance import check_comparable, known_parts, made_by, verifier_version
+from generation.provenance import check_comparable, known_parts, made_by, prompt_format_of, verifier_version
 from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
 from generation.rendering import PromptFormat, answer_of, known_thinking
 from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
@@ -177,7 +177,8 @@ def with_prompt_thinking(rows: Rows, path: Path, tokenizer: PreTrainedTokenizerB
     lacking = sum("prompt_thinking" not in r for row in rows for r in row["responses"])
     if not lacking:
         return rows
-    thinking = PromptFormat().ask(rows[0]["problem"], tokenizer).thinking
+    prompts = PromptFormat.of(prompt_format_of(rows, path))
+    thinking = prompts.ask(rows[0]["problem"], tokenizer).thinking
     logger.info(
         "%s: %d responses do not say what their prompts did to the thinking; derived from the chat template of model_dir: %s",
         *(path, lacking, thinking),

@@ -109,8 +109,8 @@ class PromptFormat:
         except TemplateError as error:
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ValueError(
-                f"the model's chat template refuses messages of the roles {roles} ({error}); change these messages, "
-                "or give the model another template"
+                f"the model's chat template refuses messages of the roles {roles} ({error}); change these messages "
+                "(system_prompt makes one), or give the model another template"
             ) from error
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -156,6 +156,14 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
     from generation.math_verify import extract_answer
 
     return extract_answer(response["text"], thinking=known_thinking(response))
+
+
+def after_thinking(response: Mapping[str, Any]) -> str:
+    """What a response says after its thinking; nothing where that never ended."""
+    text, thinking = response["text"], known_thinking(response)
+    if thinking == "closed" or (thinking == "unknown" and THINK_START not in text and THINK_END not in text):
+        return text
+    return text.partition(THINK_END)[2]
 
 
 DEFAULT_FORMAT = PromptFormat()

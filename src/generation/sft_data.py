@@ -20,7 +20,15 @@ from generation.labeling_distill_utils import responses_by_path
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat, answer_of
-from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
+from generation.utils import (
+    Row,
+    check_columns,
+    check_numbers,
+    check_output,
+    check_single,
+    read_generations,
+    write_json,
+)
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -88,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
     rows = read_generations(args.finished)
     columns = {"cut": (int, NoneType), "problem_id": str}
     check_columns(rows, columns, args.finished, "finish a file of labeling_distill_utils --clean")
+    check_single(rows, args.finished)
     written = read_generations(args.paths)
     check_prompts(rows, written, args)
     originals = responses_by_path(written)

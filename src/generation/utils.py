@@ -238,6 +238,16 @@ def read_generations(path: str | Path) -> list[Row]:
     return rows
 
 
+def check_single(rows: Iterable[Row], path: str | Path) -> None:
+    """Raise ValueError for a row with several responses in a file of which one each is read."""
+    for i, row in enumerate(rows):
+        if (number := len(row["responses"])) != 1:
+            raise ValueError(
+                f"{path}: row {i} has {number} responses, of which only one would be read; generate it with "
+                "n_generate_sample 1"
+            )
+
+
 def _check_response(response: Any, place: str) -> None:
     """Raise ValueError unless a response is what `generation.generate` writes."""
     if not isinstance(response, dict):

@@ -162,11 +162,11 @@ def load_rows(
         answer_column=data.answer_column,
     )
     rows = []
-    for row in problems:
+    for i, row in enumerate(problems):
         try:
             prompt = prompts.ask(row["problem"], tokenizer)
         except ValueError as error:
-            raise ValueError(f"{name}: problem {row['id']!r}: {error}") from error
+            raise ValueError(f"{name}: row {i} ({row['id']!r}): {error}") from error
         facts = {"problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
         rows.append({"prompt": prompt.text, "prompt_thinking": prompt.thinking, **facts})
     return rows

@@ -11,7 +11,15 @@ import pytest
 from test_scoring import elsewhere  # noqa: F401 - the log of all scored files goes to a folder of the test
 from tiny import save_model
 
-from generation import clean_dataset, eval_data, generate, math_verify_all, sft_data
+from generation import (
+    clean_dataset,
+    eval_data,
+    generate,
+    labeling_distill_utils,
+    labeling_to_prefix,
+    math_verify_all,
+    sft_data,
+)
 from generation.utils import GenerationFile, read_generations, read_json, read_rows, write_json
 from rea_rl.sft import read_examples
 from rea_rl.utils import load_problems
@@ -169,6 +177,25 @@ def test_values_of_a_generation_file_are_checked_and_not_only_its_keys(tmp_path,
     )
     math_verify_all.main([str(file), "--model_dir", model])
     assert [row["id"] for row in read_generations(file)] == ["first", "7", "x", "p"]
+
+
+def test_a_second_response_is_not_left_out_in_silence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = str(save_model(tmp_path / "model"))
+    write_json(tmp_path / "paths.json", [generation()])
+    columns = {"id": "p/0", "cut": 0, "problem_id": "p", "use_answer": True, "paragraphs": ["a"]}
+    write_json(tmp_path / "two.json", [generation(**columns, responses=[GOOD | {"logprobs": []}] * 2)])
+    splitting = ["--paragraph_tokenizer", model]
+    judged = ["two.json", "--clean", "--confirmations", "two.json", "--paths", "paths.json", "--out", "o.json"]
+    commands = [
+        (sft_data, ["two.json", "--paths", "paths.json"]),
+        (labeling_to_prefix, ["paths.json", "--labels", "two.json", "--out", "o.json", *splitting]),
+        (labeling_distill_utils, ["two.json", "--candidates", "o.json"]),
+        (labeling_distill_utils, [*judged, *splitting]),
+    ]
+    for module, flags in commands:
+        with pytest.raises(SystemExit, match=r"error: two\.json: row 0 has 2 responses, of which only one would be read"):
+            module.main(flags)
 
 
 def test_an_id_that_is_null_is_no_id(tmp_path):

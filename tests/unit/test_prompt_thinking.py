@@ -17,8 +17,9 @@ from tiny import make_tokenizer, save_model
 
 from generation import generate, labeling_distill_utils, math_verify_all, sft_data
 from generation.math_verify import VerifierPool
-from generation.rendering import PromptFormat, known_thinking, prompt_thinking
+from generation.rendering import PromptFormat, known_thinking, marker_decoder, prompt_thinking
 from generation.utils import read_generations, write_json
+from generation.vllm_worker import _response
 from rea_rl.rollout import Batch, RolloutEngine
 from rea_rl.viewer import page_data
 
@@ -246,6 +247,21 @@ def test_a_file_that_does_not_say_it_is_scored_by_the_models_template(tmp_path, 
     assert counts(file, hybrid)["correct"] is True
 
 
+def test_a_file_without_a_tokenizer_is_scored_with_the_keywords_that_it_was_asked_with(tmp_path, generated):
+    hybrid = save_hybrid(tmp_path / "hybrid")
+    file = generated("<think>" + UNFINISHED, "some-name", "--chat_template_kwargs", '{"enable_thinking": false}')
+    assert counts(file, hybrid) == {"correct": True, "answered": True, "num_think_tokens": 0, "num_reflections": 0}
+
+
+def test_an_engine_keeps_a_special_marker():
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    ids = [*tokenizer.encode("a</think>b"), tokenizer.eos_token_id]
+    output = SimpleNamespace(text="ab", token_ids=ids, finish_reason="stop", logprobs=None)
+    assert _response(output, marker_decoder(tokenizer))["text"] == "a</think>b"
+    assert _response(output, marker_decoder(make_tokenizer()))["text"] == "ab"  # as the engine has it
+
+
 def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
     model = save_model(tmp_path / "open")
     (path,) = read_generations(generated(FINISHED + " " * 99, model))
@@ -262,6 +278,20 @@ def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
         else:
             with pytest.raises(SystemExit, match="none of its 1 paths is cut, shorter than before and right"):
                 sft_data.main(flags)
+
+
+def test_a_judge_that_thinks_is_read_after_its_thinking(tmp_path):
+    labels = "[1]. Think: a\nLabel: Reasoning\n\n[2]. Think: b\nLabel: Right Result"
+    thinking = "[1]. I am not sure.\n\n[3]. Think: c\nLabel: Reasoning"
+    row = {"paragraphs": ["a", "b"]}
+    for text, known, expected in (
+        (labels, {}, [False, True]),
+        (f"<think>{thinking}</think>{labels}", {}, [False, True]),
+        (f"{thinking}</think>{labels}", {"prompt_thinking": "open"}, [False, True]),
+        (labels, {"prompt_thinking": "open"}, None),
+        (labels, {"prompt_thinking": "closed"}, [False, True]),
+    ):
+        assert labeling_distill_utils.chunk_candidates(row | {"responses": [{"text": text} | known]}) == expected, text
 
 
 def test_a_closed_thinking_has_no_paragraphs_to_label(tmp_path):

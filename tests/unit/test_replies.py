@@ -97,6 +97,14 @@ def test_every_kind_of_reply_has_its_outcome(ask):
         ("name", reply("\\boxed{2}", reasoning_content="1+1"), "<think>1+1</think>\\boxed{2}", 7, "stop"),
         ("open", reply(None, "length", reasoning_content="so \\boxed{2}"), "so \\boxed{2}", 7, "length"),
         ("hybrid", reply(None, "length", reasoning_content="so \\boxed{2}"), "<think>so \\boxed{2}", 7, "length"),
+        # One that is only counted has an end.
+        (
+            "open",
+            reply("\\boxed{2}", usage=USAGE | {"completion_tokens_details": {"reasoning_tokens": 5}}),
+            "</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
         # Without any text it is unanswered.
         ("open", reply(None), "", 7, "stop"),
         ("open", reply("", "length"), "", 7, "length"),
