@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -59,6 +60,9 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         format_problem("", self.prompt_template)
+        for key in ("system_prompt", "prefill"):
+            if not isinstance(value := getattr(self, key), (str, NoneType)):
+                raise ValueError(f"{key} is {value!r}; write a text")
         if not isinstance(self.chat_template_kwargs, Mapping):
             raise ValueError(
                 f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and values, such as "

@@ -41,13 +41,15 @@ def split_row(row: Row, completions: Sequence[str]) -> Row:
     if "completion" in completions and "completion" not in row and is_dialogue(row.get("messages")):
         row = {**row, "prompt": None, "completion": row["messages"]}
     dialogues = {column: row[column] for column in completions if is_dialogue(row.get(column))}
-    if not dialogues:
-        return row
-    prompt = row["prompt"] if is_dialogue(row.get("prompt")) else _shared_beginning(row.get("prompt"), dialogues)
-    turns = {column: _after(prompt, messages) for column, messages in dialogues.items()}
-    for column, messages in turns.items():
-        _check_turn(column, messages)
-    return {**row, "prompt": prompt or row.get("prompt"), **turns}
+    if dialogues:
+        prompt = row["prompt"] if is_dialogue(row.get("prompt")) else _shared_beginning(row.get("prompt"), dialogues)
+        turns = {column: _after(prompt, messages) for column, messages in dialogues.items()}
+        for column, messages in turns.items():
+            _check_turn(column, messages)
+        row = {**row, "prompt": prompt or row.get("prompt"), **turns}
+    if is_dialogue(row.get("prompt")) and row["prompt"][-1]["role"] == "assistant":
+        raise ValueError("the 'prompt' ends with a turn of the assistant, who cannot have two in a row; join them")
+    return row
 
 
 def _shared_beginning(prompt: str | None, dialogues: dict[str, Messages]) -> Messages:
