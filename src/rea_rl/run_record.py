@@ -81,7 +81,9 @@ def make_record(
 ) -> Record:
     """What the command makes a run with, as JSON gives it back."""
     args = next(part for part in parts if hasattr(part, "output_dir"))
-    values = {f.name: _plain(getattr(part, f.name)) for part in parts for f in dataclasses.fields(part)}
+    fields = {f.name: (part, f) for part in parts for f in dataclasses.fields(part)}
+    values = {name: _plain(getattr(part, name)) for name, (part, _) in fields.items()}
+    settings = _settings(values, measured or {})
     lines = [json.dumps(row, sort_keys=True) for row in rows]
     record = {
         "program": program,
@@ -92,9 +94,16 @@ def make_record(
         "rows": {"number": len(lines), "digest": digest(lines)},
         "data": {key: values[key] for key in DATA if key in values},
         "models": _used_models(values),
-        "settings": _settings(values, measured or {}),
+        "settings": settings,
+        "given": sorted(key for key in settings if values[key] != _plain(_default(fields[key][1]))),
     }
     return json.loads(json.dumps(record))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def launch_kind(args: Any) -> str:
@@ -206,10 +215,7 @@ def _compare_launch(before: Record, now: Record) -> Changes:
     if before["program"] != now["program"]:
         yield "the program", f"rea_rl.{before['program']}", f"rea_rl.{now['program']}"
     if old != new and not {old[0], new[0]} <= {*REPLICAS}:
-        yield (
-            "the launch",
-            *(kind if kind == REPLICAS[0] else f"{kind} on {ranks} ranks" for kind, ranks in (old, new)),
-        )
+        yield "the launch", *(kind if kind == REPLICAS[0] else f"{kind} on {n} ranks" for kind, n in (old, new))
 
 
 def _compare_batch(before: Record, now: Record) -> Changes:
@@ -276,11 +282,8 @@ def _compare_inputs(before: Record, now: Record) -> Changes:
         keys = [key for key, value in now["data"].items() if before["data"].get(key) != value]
         yield from ((key, before["data"].get(key), now["data"][key]) for key in keys)
         if not keys:
-            name = now["data"]["dataset_name"]
-            yield (
-                "dataset_name",
-                *(f"{name} ({each['rows']['number']} rows, {each['rows']['digest']})" for each in (before, now)),
-            )
+            name, rows = now["data"]["dataset_name"], (before["rows"], now["rows"])
+            yield "dataset_name", *(f"{name} ({each['number']} rows, {each['digest']})" for each in rows)
     for key in MODELS:
         old, new = (each["models"].get(key) for each in (before, now))
         if old and new and old["digest"] != new["digest"]:
@@ -288,10 +291,11 @@ def _compare_inputs(before: Record, now: Record) -> Changes:
 
 
 def _compare_settings(before: Record, now: Record) -> Changes:
-    """Keys of both versions of the program: one that the old record lacks has come since, with what was done before."""
-    for key in sorted(before["settings"].keys() & now["settings"].keys()):
-        old, new = before["settings"][key], now["settings"][key]
-        if old != new and (key[:5] != "lora_" or now["settings"]["use_peft"]):
+    """Keys that the program still has. One that the old record lacks has come since: its default is what was done before."""
+    for key, new in sorted(now["settings"].items()):
+        if key not in before["settings"] and key in now["given"]:
+            yield key, "not there", new
+        elif (old := before["settings"].get(key, new)) != new and (key[:5] != "lora_" or now["settings"]["use_peft"]):
             yield key, old, new
 
 

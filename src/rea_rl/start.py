@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from rea_rl.configs import REARLConfig
 from rea_rl.run_record import launch_kind
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainingArguments
+    from transformers import PreTrainedModel, Trainer
 
     from rea_rl.rea_rl_trainer import REARLTrainer
 
@@ -35,19 +34,19 @@ def _lines_of(trainer: Trainer) -> Iterator[tuple[str, str]]:
     if isinstance(args, REARLConfig):
         yield from _reinforcement(trainer)
         return
-    factors = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    yield "data", f"{len(trainer.train_dataset)} rows, padded: only paths of rea_rl.grpo are packed"
-    rows = math.prod(factors) * args.world_size
-    yield "a step", f"{factors[0]} rows x {factors[1]} accumulated x {_ranks(args)} = {rows} rows"
+    yield "data", f"{_number(len(trainer.train_dataset), 'row')}, padded: only paths of rea_rl.grpo are packed"
+    dealt, passes = _number(args.per_device_train_batch_size, "row"), args.gradient_accumulation_steps
+    rows = args.per_device_train_batch_size * passes * args.world_size
+    yield "a step", f"{dealt} x {passes} accumulated x {_number(args.world_size, 'rank')} = {rows} rows"
 
 
 def _reinforcement(trainer: REARLTrainer) -> Iterator[tuple[str, str]]:
     args = trainer.args
-    yield "data", f"{len(trainer.train_dataset)} problems; paths are {_packing(trainer)}"
+    yield "data", f"{_number(len(trainer.train_dataset), 'problem')}; paths are {_packing(trainer)}"
     prompts = args.generation_batch_size // args.num_generations // args.world_size
     paths = f"{args.num_generations} paths" + " and as many revisions" * (args.rows_per_path == 2)
     rows = prompts * trainer.num_generations * args.world_size
-    yield "a step", f"{prompts} prompts x ({paths}) x {_ranks(args)} = {rows} rows"
+    yield "a step", f"{_number(prompts, 'prompt')} x ({paths}) x {_number(args.world_size, 'rank')} = {rows} rows"
     weighed = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
     yield "rewards", ", ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weighed)
     yield "policy server", f"{args.policy_server}, vLLM {server_version(args.policy_server)}"
@@ -106,11 +105,11 @@ def _attention(trainer: Trainer) -> str:
 
 def _launch(trainer: Trainer) -> str:
     args = trainer.args
-    return f"{launch_kind(args)}, {_ranks(args)}, {args.device.type}"
+    return f"{launch_kind(args)}, {_number(args.world_size, 'rank')}, {args.device.type}"
 
 
-def _ranks(args: TrainingArguments) -> str:
-    return f"{args.world_size} rank{'s' * (args.world_size > 1)}"
+def _number(n: int, word: str) -> str:
+    return f"{n:,} {word}{'s' * (n != 1)}"
 
 
 def _unwrapped(trainer: Trainer) -> PreTrainedModel:

@@ -300,6 +300,17 @@ def test_a_run_of_an_older_version_is_continued_by_hand_only(workplace, complete
     assert f"{RECORD} is not the record of a run" in refusal("sft", workplace, output_dir=folder)
 
 
+def test_a_key_that_the_record_does_not_know_had_its_default(complete):
+    record = json.loads((complete["sft"] / RECORD).read_text())
+    assert "lora_alpha" in record["given"] and "weight_decay" not in record["given"]
+    older = record | {"settings": dict(record["settings"])}
+    del older["settings"]["weight_decay"]
+    check_same(older, record, "out")
+    del older["settings"]["lora_alpha"]
+    with pytest.raises(ValueError, match="lora_alpha was not there and is 8"):
+        check_same(older, record, "out")
+
+
 def test_keys_that_may_change_are_keys():
     """A key that was renamed would be compared from then on."""
     import dataclasses
