@@ -210,16 +210,21 @@ def clean(
                 f"paths: there is no path {path.row['id']}, which has labels; give the file that was judged"
             )
         paragraphs = split(response)
-        if [paragraph.text for paragraph in paragraphs] != path.paragraphs:
-            raise ValueError(
-                f"paths: {path.row['id']} has other paragraphs than its labels; give the paths that were judged, and "
-                "the same paragraph_tokenizer, paragraph_min_tokens and paragraph_max_tokens"
-            )
+        check_paragraphs(path.row["id"], paragraphs, path.paragraphs)
         confirmed = [i for i, hit in enumerate(verdicts) if hit]
         row = cut_row(path.row, response, paragraphs, confirmed[0] if confirmed else None, tokenizer)
         rows.append({**row, "strategy": "judge", "confirmed": confirmed})
         examples.append(reflection_example(path.row["problem"], path.paragraphs, verdicts))
     return rows, examples
+
+
+def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[str]) -> None:
+    """Raise ValueError where a path has other paragraphs than those that were labelled."""
+    if [paragraph.text for paragraph in paragraphs] != labelled:
+        raise ValueError(
+            f"paths: {path_id} has other paragraphs than its labels; give the paths that were labelled, and the same "
+            "paragraph_tokenizer, paragraph_min_tokens and paragraph_max_tokens"
+        )
 
 
 def paragraph_splitter(

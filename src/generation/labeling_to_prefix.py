@@ -27,7 +27,12 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from generation.labeling_distill_utils import add_paragraph_arguments, cut_row, paragraph_splitter
+from generation.labeling_distill_utils import (
+    add_paragraph_arguments,
+    check_paragraphs,
+    cut_row,
+    paragraph_splitter,
+)
 from generation.provenance import check_same_prompts
 from generation.segments import Paragraph, check_paragraph_tokens
 from generation.utils import (
@@ -239,17 +244,20 @@ def split_paths(
 ) -> list[SplitPath]:
     """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log.
 
-    Raises ValueError where the labels are of paths that were asked in another way.
+    Raises ValueError where the labels are of paths that were asked in another way, or of other paragraphs.
     """
     from generation.splits import path_rows
 
     split = paragraph_splitter(tokenizer, args)
-    rows, known = read_generations(file), {row["id"] for row in labelled}
+    rows, known = read_generations(file), {row["id"]: row for row in labelled}
     check_same_prompts(rows, file, labelled, args.labels or args.judge_cuts)
     found = list(path_rows(rows))
     paths = [SplitPath(row, response, split(response)) for row, response in found if row["id"] in known]
     if not paths:
         raise ValueError(f"{file}: none of its {len(found)} paths has labels; give the file that was labelled")
+    for path in paths:
+        if "paragraphs" in (label := known[path.row["id"]]):  # cuts of a judge, which were compared before, have none
+            check_paragraphs(path.row["id"], path.paragraphs, label["paragraphs"])
     logger.info("%s: %d of %d paths have labels", file, len(paths), len(found))
     return paths
 

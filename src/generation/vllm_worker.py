@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.rendering import marker_decoder
-from rea_rl.utils import resolve_dtype
+from rea_rl.utils import load_tokenizer, resolve_dtype
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
@@ -106,7 +106,7 @@ def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], 
     engine = _start_engine(args, num_gpus=len(devices))
     _submit(engine, tasks, args)
     responses: dict[str, dict[int, Response]] = {str(task.index): {} for task in tasks}
-    decode = marker_decoder(engine.get_tokenizer())
+    decode = marker_decoder(load_tokenizer(args.model_dir, "model_dir"))
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:

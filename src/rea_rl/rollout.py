@@ -255,7 +255,7 @@ class RolloutEngine:
             **self._sampling,
         )
         choice = response.choices[0]
-        thinking = row.get("prompt_thinking") or prompt_thinking(row["prompt"], row["problem"])
+        thinking = row.get("prompt_thinking") or prompt_thinking(row["prompt"], row.get("problem", ""))
         return Rollout(
             problem_id=row["problem_id"],
             step=batch.step,

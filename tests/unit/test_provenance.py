@@ -232,6 +232,18 @@ def test_labels_and_data_of_other_prompts_are_refused(work):
         generate.main(argv)
 
 
+def test_labels_of_other_paragraphs_are_refused(work):
+    paths = sample("a")
+    (row,) = read_generations(paths)
+    reply = {"text": "[1]. Result", "num_tokens": 3, "finish_reason": "stop", "logprobs": [[(-0.1, " Result")]]}
+    label = row | {"id": "p/0", "problem_id": "p", "path": 0, "responses": [reply]}
+    write_json(work / "labels.json", [label | {"paragraphs": ["Add them.", "It is 2.", "Wait, yes.\n"]}])
+    flags = [str(paths), "--labels", "labels.json", "--out", "o.json", "--paragraph_tokenizer", "model"]
+    labeling_to_prefix.main([*flags, "--paragraph_min_tokens", "1"])
+    with pytest.raises(SystemExit, match="paths: p/0 has other paragraphs than its labels.*paragraph_min_tokens"):
+        labeling_to_prefix.main(flags)
+
+
 def test_training_data_asks_what_its_paths_were_asked(work):
     keys = {
         "prompt_template": "Q: {problem}",
