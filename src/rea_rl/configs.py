@@ -17,12 +17,22 @@ from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
 from generation.utils import check_numbers
 from rea_rl.clients import split_url
+from rea_rl.monitors import MonitorKeys, check_monitors
 from rea_rl.rewards import check_reward_names
+from rea_rl.trl_keys import (
+    PREFERENCE,
+    REINFORCEMENT,
+    SUPERVISED,
+    check_best_metric,
+    check_defaults,
+    check_machine,
+    check_sampling,
+)
 
 REVISION_STRENGTHS = ("normal", "weak", "strong")
 CONSTRUCTIONS = ("pairs", "revisions_only", "serial")
 OVERTHINKING_LOSSES = ("none", "mean", "max")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")  # of TRL
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")  # of TRL
 
 # Keys of all training programs whose numbers have a range.
 POSITIVE = (
@@ -82,7 +92,7 @@ class SharedKeys:
 
 
 @dataclass
-class REARLConfig(SharedKeys, GRPOConfig):
+class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
     `num_generations` and the batch keys count sampled paths. With `revision` every sampled path brings a second row,
@@ -245,6 +255,10 @@ class REARLConfig(SharedKeys, GRPOConfig):
 
     def __post_init__(self):
         check_ranges(self)
+        check_defaults(self, REINFORCEMENT)
+        check_monitors(self)
+        check_sampling(self)
+        check_best_metric(self, "rl")
         self._check_batch()
         self._check_algorithm()
         self._check_packing()
@@ -253,6 +267,7 @@ class REARLConfig(SharedKeys, GRPOConfig):
         self._check_lag()
         self._check_servers()
         super().__post_init__()
+        check_machine(self)
         if "length_batch" in self.reward_funcs and self.world_size > 1:
             raise ValueError(
                 f"the length_batch reward compares all paths of a step, but each of {self.world_size} processes sees its "
@@ -304,6 +319,7 @@ class REARLConfig(SharedKeys, GRPOConfig):
         if self.packing == "shared_prefix":
             allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,)}
             allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,), "router_aux_loss_coef": (None, 0.0)}
+            allowed |= {"cast_lm_head_to_fp32": (False,)}
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 where = "" if key in ("packing", "recompute") else f"with packing: {self.packing} "
@@ -428,10 +444,22 @@ class REARLConfig(SharedKeys, GRPOConfig):
 class REARLSFTConfig(SharedKeys, SFTConfig):
     """Training arguments of `rea_rl.sft`."""
 
+    def __post_init__(self):
+        check_defaults(self, SUPERVISED)
+        check_best_metric(self, "sft")
+        super().__post_init__()
+        check_machine(self)
+
 
 @dataclass
 class REARLDPOConfig(SharedKeys, DPOConfig):
     """Training arguments of `rea_rl.dpo`."""
+
+    def __post_init__(self):
+        check_defaults(self, PREFERENCE)
+        check_best_metric(self, "dpo")
+        super().__post_init__()
+        check_machine(self)
 
 
 @dataclass

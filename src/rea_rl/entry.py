@@ -25,8 +25,16 @@ logger = logging.getLogger(__name__)
 NO_ROOM = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d")
 
 
-class NonFiniteError(Exception):
+class RunEnded(Exception):
+    """A run ends before its last step, behind a checkpoint of the last finished one."""
+
+
+class NonFiniteError(RunEnded):
     """Several steps in a row had a loss or a gradient that is no number."""
+
+
+class MonitorError(RunEnded):
+    """A monitor that the recipe's `monitor_stop` names was crossed."""
 
 
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
@@ -37,11 +45,14 @@ def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
     """
     from rea_rl.configs import check_ranges
     from rea_rl.recipe import RecipeParser
+    from rea_rl.trl_keys import check_hub
 
     parts = RecipeParser(types).parse_args_and_config(argv)
     for part in parts:
         check_ranges(part)
         check_reporters(getattr(part, "report_to", []))
+        if hasattr(part, "push_to_hub"):
+            check_hub(part)
         if checkpoint := getattr(part, "resume_from_checkpoint", None):
             check_checkpoint(checkpoint)
         if folder := getattr(part, "output_dir", None):
@@ -107,8 +118,8 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
 def train(trainer: Trainer) -> None:
     """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and state.
 
-    A trainer without a plan continues the last checkpoint of its output_dir. Raises NonFiniteError, behind a checkpoint of
-    the last finished step, after several steps that are no numbers.
+    A trainer without a plan continues the last checkpoint of its output_dir. Raises RunEnded, behind a checkpoint of the
+    last finished step, after several steps that are no numbers, and where a monitor ends the run.
     """
     from rea_rl.start import start_block
     from rea_rl.utils import know_cpu_by_index, last_checkpoint
@@ -123,7 +134,7 @@ def train(trainer: Trainer) -> None:
         logger.info("%s", start_block(trainer, checkpoint))
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    except NonFiniteError:
+    except RunEnded:
         save_last_step(trainer)
         raise
     trainer.save_model()
@@ -190,7 +201,7 @@ def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv:
         return
     try:
         train(trainer)
-    except NonFiniteError as error:
+    except RunEnded as error:
         sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)
 
 

@@ -105,6 +105,8 @@ def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
     if not model_args.use_peft:
         check_full_weights(args)
         return
+    if args.sync_ref_model:
+        raise ValueError("sync_ref_model is true, but with use_peft the reference is the base model, which stays: leave it out")
     if model_args.lora_r > LORA_RANKS[-1]:
         raise ValueError(f"lora_r is {model_args.lora_r}, but vLLM serves ranks up to {LORA_RANKS[-1]}; lower it")
     if args.packing == "shared_prefix" and model_args.lora_dropout:
@@ -271,8 +273,8 @@ def main(argv: list[str] | None = None) -> None:
             entry.leave(error)
         try:
             train(trainer, data.dataset_name)
-        # A server that stays away, or that refuses the adapter; or a loss that is no number.
-        except (ConnectionError, entry.NonFiniteError) as error:
+        # A server that stays away, or that refuses the adapter; a loss that is no number; a monitor.
+        except (ConnectionError, entry.RunEnded) as error:
             sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)  # a progress bar is on the line
         except (OSError, RuntimeError, SafetensorError) as error:
             if not entry.is_disk_full(error):

@@ -9,7 +9,7 @@
 4. The correction for the server's log-probs (truncated importance sampling per token) uses the log-probs of the loss's
    own forward pass. With one inner iteration these are the old policy's, so TRL's extra pass for them is not needed.
 5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does not notice.
-6. Evaluation samples without revision and reports accuracy and length; it computes no loss.
+6. Evaluation samples without revision and reports accuracy and length; it computes no loss. The best checkpoint stays.
 7. Every path of the run is recorded under `<output_dir>/rollouts/`.
 8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding (`packed_step`).
 
@@ -18,7 +18,6 @@ Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and l
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -42,10 +41,19 @@ from rea_rl.logprobs import (
     takes_one_pass,
 )
 from rea_rl.lookahead import Lookahead, epoch_sampler, upcoming_rows
+from rea_rl.monitors import Monitored
 from rea_rl.numerics import FiniteSteps
 from rea_rl.packed_step import make_packed_step, relatives_together
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
-from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
+from rea_rl.rollout import (
+    Batch,
+    Rollout,
+    RolloutEngine,
+    detector_metrics,
+    record_line,
+    rollout_metrics,
+    trained_rows,
+)
 from rea_rl.utils import write_atomically
 from rea_rl.weight_sync import AdapterSync, FullSync
 
@@ -53,7 +61,7 @@ from rea_rl.weight_sync import AdapterSync, FullSync
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
 
 
-class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
+class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     """GRPO with online revision.
 
     Args:
@@ -113,6 +121,8 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
             self.num_generations,
             scale={"none": False, "batch": "batch"}.get(self.scale_rewards, True),
         )  # of all ranks
+        no_signal = (advantages.view(-1, self.num_generations) == 0).all(dim=1)  # (N,)
+        self._metrics["train"]["groups/no_signal"].append(no_signal.float().mean().item())
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         rewards = self._rewards.view(ranks, len(self._trained), -1)[rank]  # (B, F)
         output["advantages"] = advantages.view(ranks, -1)[rank]
@@ -274,7 +284,8 @@ class REARLTrainer(Continued, FiniteSteps, GRPOTrainer):
         everyone = gather_object(rollouts)
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
-            write_atomically(path, (json.dumps(vars(rollout)) for rollout in everyone))
+            write_atomically(path, map(record_line, everyone))
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
         counts = {key: float(sum(each.get(key, 0) for each in of_ranks)) for key in self.engine.counts}
-        return rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1)) | counts
+        metrics = rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1))
+        return metrics | (detector_metrics(everyone) if self.args.needs_labels and revision else {}) | counts

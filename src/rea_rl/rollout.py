@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import json
 import statistics
 import threading
 import time
@@ -437,6 +438,14 @@ class RolloutEngine:
         return prompt_ids + encode_continuation(REFLECTION_PREFILL, tokenizer)
 
 
+def record_line(rollout: Rollout) -> str:
+    """JSON of one path. Probabilities have five digits, which is what the servers' own numerics leave; most of a file is these."""
+    values = vars(rollout).copy()
+    for key in ("logprobs", "p_result"):
+        values[key] = [value if value is None else round(value, 5) for value in values[key]]
+    return json.dumps(values)
+
+
 def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> list[Rollout]:
     """Rows to train on, in the same places: a revision with a wrong answer gives its place to its original.
 
@@ -472,6 +481,15 @@ def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: 
     for stage in {stage for r in rollouts for stage in r.seconds}:
         metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
     return metrics
+
+
+def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Share of the labelled paths in which the detector finds a result; nothing where none was labelled.
+
+    `rollouts` alternate original and revision; what was read stands in the second of a pair.
+    """
+    labelled = [r for r in rollouts[1::2] if r.num_paragraphs]
+    return {"reflection/found": _mean(any(p >= 0.5 for p in r.p_result) for r in labelled)} if labelled else {}
 
 
 def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:

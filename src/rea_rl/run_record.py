@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from generation.utils import digest, read_json, write_json
+from rea_rl.monitors import MonitorKeys
 
 Record = dict[str, Any]
 RECORD = "run_record.json"
@@ -59,7 +60,8 @@ MEMORY = (
     *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend"),
     *("precompute_ref_log_probs", "precompute_ref_batch_size"),
 )
-FREE = LOGGING + SAVING + SERVERS + MEMORY
+MONITORING = tuple(f.name for f in dataclasses.fields(MonitorKeys))
+FREE = LOGGING + SAVING + SERVERS + MEMORY + MONITORING
 # Keys that stand for what is compared in their place: rows, models, a measured threshold, batch, and length.
 DATA = (
     *("dataset_name", "dataset_config", "dataset_train_split", "problem_column", "answer_column", "prompt_template"),

@@ -163,8 +163,6 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
     from rea_rl.utils import load_tokenizer
 
     check_lora_keys(model_args, served=False)
-    if args.packing:
-        raise ValueError("packing is true, but rows are trained one by one: leave it out")
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_examples(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)

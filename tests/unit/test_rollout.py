@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from tiny import make_tokenizer
 
 from generation.math_verify import extract_answer
 from rea_rl.configs import REARLConfig
-from rea_rl.rollout import Batch, Rollout, RolloutEngine, rollout_metrics, trained_rows
+from rea_rl.rollout import Batch, Rollout, RolloutEngine, record_line, rollout_metrics, trained_rows
 
 TOKENIZER = make_tokenizer()
 VERSION = "policy-7-abcd"
@@ -442,3 +443,18 @@ def test_metrics_by_hand():
             "timing/verify": 2,
         }
     )
+
+
+def test_a_record_has_five_digits_of_each_probability(tmp_path):
+    """In half of the bytes that a float64 takes; all else, and what has no log-prob, stays."""
+    values = [-0.123456789012, None, -1e-9, -23.45678912345] * 100
+    rollout = Rollout(
+        "p", 0, "v", "original", [1], list(range(400)), values, "text", "stop", 400, 400, 1, p_result=[0.987654321]
+    )
+    line = record_line(rollout)
+    read = json.loads(line)
+    assert read["logprobs"][:4] == [-0.12346, None, 0.0, -23.45679] and read["p_result"] == [0.98765]
+    others = [key for key in vars(rollout) if key not in ("logprobs", "p_result")]
+    assert {key: read[key] for key in others} == {key: vars(rollout)[key] for key in others}
+    assert rollout.logprobs[0] == values[0]  # what is trained is not rounded
+    assert len(line) < 0.8 * len(json.dumps(vars(rollout)))
