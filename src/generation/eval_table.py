@@ -29,7 +29,7 @@ from rea_rl.utils import setup_logging
 logger = logging.getLogger(__name__)
 
 ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")  # as in the paper, easiest first
-IDENTITY = ("model_dir", "model_digest", "lora_digest", "api_model")
+IDENTITY = ("model_dir", "lora_digest", "api_model")
 Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
 Benchmarks = dict[str, list[Problem]]
 
@@ -108,7 +108,10 @@ def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
 
 
 def _benchmarks(files: list[ScoredFile]) -> Benchmarks:
-    """Problems of a model by benchmark. Raises ValueError for one that two of its files have."""
+    """Problems of a model by benchmark. Raises ValueError for one that two of its files have, and for other weights."""
+    weights = {digest: file.path for file in files if (digest := file.made_by.get("model", {}).get("model_digest"))}
+    if len(weights) > 1:
+        raise ValueError(f"{' and '.join(map(str, weights.values()))} are of different weights; evaluate one of them again")
     benchmarks: Benchmarks = {}
     known: dict[tuple[str, str], Path] = {}
     for file in files:

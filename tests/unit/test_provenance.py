@@ -360,6 +360,15 @@ def test_a_table_refuses_scores_of_different_makes(work):
         Path("eval/mine-9/7B/x8_math_cot.scores.json").unlink()
 
 
+def test_a_row_of_two_sets_of_weights_is_refused(work):
+    put("eval/7B-0/7B/x1_math_cot.scores.json", scored(True, "math500/0"))  # of a version that took no digest
+    put("eval/7B-0/7B/x8_math_cot.scores.json", model={"model_digest": "a"})
+    assert list(eval_table.read_models(Path("eval"))) == ["7B-0"]
+    put("eval/7B-0/7B/x1_math_cot.scores.json", scored(True, "math500/0"), model={"model_digest": "b"})
+    with pytest.raises(SystemExit, match="x1_math_cot.scores.json and .*x8_math_cot.scores.json are of different weights"):
+        table()
+
+
 def test_scores_of_an_earlier_number_of_samples_are_not_mixed_in(work, capsys):
     write_json(work / "data/amc23_test.json", [{"problem": "1+1?", "answer": "2"}])
     collect = ["collect", "data", "--out", "eval/7B-0/problems"]
