@@ -147,7 +147,7 @@ async def _ask(
     client: openai.AsyncOpenAI,
     args: GenerateArguments,
     task: Task,
-    seed: int,
+    seed: int | None,
     slots: asyncio.Semaphore,
     read: Callable[[Any, Task], Row],
 ) -> Row:

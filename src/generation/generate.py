@@ -103,13 +103,19 @@ class GenerateArguments:
     logprobs: int | None = field(
         default=None, metadata={"help": "Also write the N most likely tokens of every step; 'labeling' needs them."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed from which every response has its own."})
+    seed: int | None = field(
+        default=0,
+        metadata={"help": "Seed from which every response has its own; empty: none, which makes engines twice as fast."},
+    )
 
     # Engine
     n_gpu: int = field(default=1, metadata={"help": "GPUs per engine; there are as many engines as GPUs allow."})
     max_model_len: int | None = field(default=None, metadata={"help": "Context in tokens; default: the model's."})
     max_num_seqs: int = field(default=256, metadata={"help": "Responses that an engine works on at once."})
     gpu_memory_utilization: float = field(default=0.9, metadata={"help": "Share of a GPU's memory for an engine."})
+    compile: bool = field(
+        default=True, metadata={"help": "On GPUs: compile the model; false: start a minute sooner, for short jobs."}
+    )
     kv_cache_gib: int = field(default=1, metadata={"help": "On the CPU: GiB of an engine's key-value cache."})
     dtype: str = field(default="auto", metadata={"help": "Type of the weights; auto: as they are stored."})
 
@@ -194,8 +200,10 @@ class Task:
         """The output's columns beside `responses`."""
         return self.prompt.row
 
-    def seeds(self, args: GenerateArguments) -> list[int]:
-        """One sampling seed per response."""
+    def seeds(self, args: GenerateArguments) -> list[int | None]:
+        """One sampling seed per response, or None for each."""
+        if args.seed is None:
+            return [None] * args.n_generate_sample
         return [sample_seed(args.seed, self.row["id"], sample) for sample in range(args.n_generate_sample)]
 
 
@@ -328,7 +336,7 @@ def _keep(
 
 def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
     """What the output depends on."""
-    speed_only = ("n_gpu", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "api_base", "api_key_env")
+    speed_only = ("n_gpu", "compile", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "api_base", "api_key_env")
     requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir")
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only + requests_only}
     settings["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in tasks)

@@ -45,7 +45,7 @@ from generation.utils import (
     read_rows,
     write_json,
 )
-from rea_rl.utils import load_tokenizer, setup_logging
+from rea_rl.utils import load_tokenizer, read_cut_file, setup_logging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -264,6 +264,9 @@ def split_paths(
 
 def run(args: argparse.Namespace) -> None:
     """Write the rows of all strategies."""
+    if args.cut_file is not None:
+        vars(args).update(read_cut_file(args.cut_file))
+        args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
     check_cuts(vars(args))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
@@ -275,12 +278,14 @@ def run(args: argparse.Namespace) -> None:
         paths, p_result = split_paths(args.paths, labelled, tokenizer, args), _probabilities(labelled)
         keys = ("second_half", "strong_threshold", "threshold", "cap_share", "cap_offset", "cap_max")
         cuts = reflection_cuts(paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
+        cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
     else:
         judged = read_rows(str(args.judge_cuts))
         check_columns(judged, {"id": str, "cut": (int, NoneType)}, args.judge_cuts, "give a file of labeling_distill_utils --clean")
         paths = split_paths(args.paths, judged, tokenizer, args)
         cuts = {"judge": judge_cuts(paths, judged)}
-    rows = prefix_rows(paths, with_controls(paths, cuts, args.seed), tokenizer)
+    strategies = cuts if args.strategies else with_controls(paths, cuts, args.seed)
+    rows = prefix_rows(paths, strategies, tokenizer)
     write_json(args.out, rows)
     logger.info("wrote %s: %d paths, %d rows", args.out, len(paths), len(rows))
 
@@ -299,6 +304,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cut_cap_share", type=float, default=0.05, help="at least min((n + offset) * this, max) go")
     parser.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
     parser.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
+    parser.add_argument("--cut_file", type=Path, help="file of generation.calibrate: its threshold and second half")
+    parser.add_argument("--strategies", nargs="+", choices=STRENGTHS, help="only these, without controls; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of the random controls")
     add_paragraph_arguments(parser)
     return parser.parse_args(argv)

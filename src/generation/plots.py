@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +186,26 @@ def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]]
         figure.savefig(save_to, dpi=150)
         pyplot.close(figure)
     return Path(save_to)
+
+
+def save_panels(
+    panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2, height: float = 3.8
+) -> None:
+    """Draw the panels in one row and save them as an image."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    size = (max(5 * columns, 8), height)
+    with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
+        figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
+        for panel, cell in zip(panels, axes.flat, strict=True):
+            panel(cell)
+        save_to.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(save_to, dpi=150)
+        pyplot.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

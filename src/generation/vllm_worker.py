@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 Response = dict[str, Any]
 
+# Graphs for decoding are captured, but nothing is compiled: an engine starts a minute sooner and is a little slower.
+FAST_START = {
+    "mode": 0,
+    "cudagraph_mode": "FULL_DECODE_ONLY",
+    "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024],
+}
+
 
 @dataclass(frozen=True)
 class EngineTask:
@@ -29,7 +37,7 @@ class EngineTask:
 
     index: int
     prompt_ids: list[int]
-    seeds: list[int]
+    seeds: list[int | None]
 
 
 def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
@@ -106,7 +114,10 @@ def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], 
     engine = _start_engine(args, num_gpus=len(devices))
     _submit(engine, tasks, args)
     responses: dict[str, dict[int, Response]] = {str(task.index): {} for task in tasks}
-    decode = marker_decoder(load_tokenizer(args.model_dir, "model_dir"))
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+    decode = marker_decoder(tokenizer)
+    if args.logprobs is None and decode is None:  # the engine leaves it to us, see `_submit`
+        decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
@@ -151,6 +162,7 @@ def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
             max_num_seqs=args.max_num_seqs,
             gpu_memory_utilization=args.gpu_memory_utilization,
             enforce_eager=not num_gpus,  # compiling takes longer than it saves on a CPU
+            **({"compilation_config": FAST_START} if num_gpus and not args.compile else {}),
             enable_prefix_caching=True,
             # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
             enable_chunked_prefill=bool(num_gpus),
@@ -175,6 +187,7 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
                 max_tokens=args.max_tokens,
                 seed=seed,
                 logprobs=args.logprobs,
+                detokenize=args.logprobs is not None,  # else whole texts are decoded at the end, which is cheaper
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)

@@ -151,6 +151,10 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         default=0.5, metadata={"help": "Share of the paragraphs before the first one that a normal cut may follow."}
     )
     cut_threshold: float = field(default=0.5, metadata={"help": "P(Result) from which a paragraph is a result."})
+    cut_file: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of generation.calibrate, with cut_threshold and cut_second_half in place of these keys."},
+    )
     cut_strong_threshold: float = field(default=0.25, metadata={"help": "The same for the strong cut."})
     cut_cap_share: float = field(
         default=0.05,

@@ -69,6 +69,8 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
             "or set eval_strategy: 'no'"
         )
     prompts = PromptFormat.of(vars(data) | {"chat_template_kwargs": args.chat_template_kwargs})
+    if args.cut_file is not None and args.needs_labels:
+        take_cut_file(args)
     threshold = args.tokens_per_reflection
     if (measured := args.tokens_per_reflection_file) is not None:
         threshold = read_tokens_per_reflection(measured, args.word_bounded_reflections, prompts.record)
@@ -92,6 +94,18 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
         )
     plan = plan_run("grpo", (data, args, model_args), train_rows, tokens_per_reflection=threshold)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
+
+
+def take_cut_file(args: REARLConfig) -> None:
+    """Set the keys of the cut to those of `cut_file`; a strong cut stays at least as early as a normal one.
+
+    Raises ValueError for a file that is missing or holds something else.
+    """
+    from rea_rl.utils import read_cut_file
+
+    for key, value in read_cut_file(args.cut_file).items():
+        setattr(args, key, value)
+    args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
 
 
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from generation.utils import check_output_folder, read_json
 from rea_rl.model_files import cause, check_files, read_model
-from rea_rl.utils import load_tokenizer, setup_logging
+from rea_rl.utils import load_tokenizer, read_chat_template, setup_logging
 from rea_rl.vllm_server import check_model
 
 if TYPE_CHECKING:
@@ -78,8 +78,10 @@ def adapter_digest(adapter: str | Path) -> str:
     return hashlib.blake2b((Path(adapter) / ADAPTER_WEIGHTS).read_bytes(), digest_size=8).hexdigest()
 
 
-def merge_lora(base: str, adapter: str, out: str, device: str = "cpu") -> Path:
+def merge_lora(base: str, adapter: str, out: str, device: str = "cpu", chat_template: str | None = None) -> Path:
     """Write `base` with `adapter` merged into it, and its tokenizer, to the new folder `out`.
+
+    `chat_template` is a Jinja file that takes the place of the tokenizer's own template.
 
     Raises ValueError if `out` exists, if `adapter` is not a LoRA adapter of `base`, or if its shapes do not fit;
     RuntimeError if merged and unmerged logits differ.
@@ -91,6 +93,8 @@ def merge_lora(base: str, adapter: str, out: str, device: str = "cpu") -> Path:
     check_adapter(base, adapter)
     check_files(adapter)
     tokenizer = load_tokenizer(base, "BASE")
+    if chat_template is not None:
+        tokenizer.chat_template = read_chat_template(chat_template)
 
     import torch
     from transformers import AutoConfig, GenerationConfig
@@ -143,10 +147,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("adapter", help="folder of the adapter")
     parser.add_argument("out", help="new folder for the merged model")
     parser.add_argument("--device", default="cpu", help="where to merge: cpu or cuda; 4 bytes per parameter")
+    parser.add_argument("--chat_template", help="Jinja file in place of the base's chat template")
     args = parser.parse_args(argv)
     setup_logging()
     try:
-        merge_lora(args.base, args.adapter, args.out, args.device)
+        merge_lora(args.base, args.adapter, args.out, args.device, args.chat_template)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -160,10 +160,12 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
     """
     from rea_rl.lora import check_lora_keys, lora_config
     from rea_rl.resume import plan_run
-    from rea_rl.utils import load_tokenizer
+    from rea_rl.utils import load_tokenizer, read_chat_template
 
     check_lora_keys(model_args, served=False)
     tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = read_chat_template(args.chat_template_path)
     check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_examples(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
     eval_dataset = None

@@ -2,6 +2,7 @@
 
     bash scripts/study.sh miniature                                                 # all rows
     bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1      # the main ones, half an hour on two cores
+    python -m rea_rl.study --recipe_set Qwen2.5-Coder-0.5B-Instruct --gpus 0 1 2 3 --runs_per_gpu 2   # with servers of its own
 
 What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it stopped. Everything
 that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes table, pictures and JSON of it.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 
 from generation.provenance import read_settings
 from generation.utils import check_numbers, check_output_folder, read_json, write_json
+from rea_rl.study_places import Place, make_places, stopping
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,11 @@ SEEDS = 3  # of the rows that the paper's claim is about; one for the others
 MINIATURE_PROBLEMS = "dataset/miniature/test.json"
 ADAPTER = "adapter_model.safetensors"
 STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
+REAL = "Qwen2.5-Coder-0.5B-Instruct"
+POSITIVE = (
+    *("seeds", "steps", "jobs", "num_processes", "eval_problems", "eval_samples", "runs_per_gpu", "kv_cache_gib"),
+    "server_context",
+)
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
 
 
@@ -94,6 +101,7 @@ ROWS = {
 # Sizes of the length-controlled peers, and what a recipe set is evaluated with.
 SIZES = {
     "miniature": {"target": 150, "target_easy": 120, "target_hard": 220, "slope": 0.005, "buffer": 512},
+    REAL: {"target": 250, "target_easy": 150, "target_hard": 400, "slope": 0.002, "buffer": 640},
     "DeepSeek-R1-Distill-Qwen-7B": {
         "target": 4000,
         "target_easy": 2000,
@@ -102,8 +110,8 @@ SIZES = {
         "buffer": 2000,
     },
 }
-NUM_PROCESSES = {"miniature": 1, "DeepSeek-R1-Distill-Qwen-7B": 2}  # that the recipes' batches are for
-GENERATION = {"miniature": "miniature", "DeepSeek-R1-Distill-Qwen-7B": "deepseek"}
+NUM_PROCESSES = {"miniature": 1, REAL: 1, "DeepSeek-R1-Distill-Qwen-7B": 2}  # that the recipes' batches are for
+GENERATION = {"miniature": "miniature", REAL: "qwen_0.5b", "DeepSeek-R1-Distill-Qwen-7B": "deepseek"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
 
     Raises ValueError for a row that there is none of, or whose script is missing, and for numbers below 1.
     """
-    check_numbers(vars(args), positive=("seeds", "steps", "jobs", "num_processes", "eval_problems", "eval_samples"))
+    check_numbers(vars(args), positive=POSITIVE)
     check_output_folder(args.work, "work")
     check_output_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
@@ -170,7 +178,6 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     command = [*args.trainer, "--config", recipe, *batch_flags(recipe, args), *run.row.changes.format(**sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
     command += ["--model_name_or_path", args.model]
-    command += ["--policy_server", args.policy_server, "--reflection_server", args.reflection_server]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
@@ -194,7 +201,7 @@ def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
     return [f"--{key}", str(product // num_processes)]
 
 
-def train(run: Run, args: argparse.Namespace) -> None:
+def train(run: Run, place: Place, args: argparse.Namespace) -> None:
     """Train a row, or go on with its training. Raises ValueError where it was begun with another command.
 
     Raises subprocess.CalledProcessError if the training fails.
@@ -209,18 +216,21 @@ def train(run: Run, args: argparse.Namespace) -> None:
     logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
     begin = time.perf_counter()
     with SCRIPTS if run.row.script else nullcontext():
-        subprocess.run(command, check=True)
+        subprocess.run(command + ([] if run.row.script else place.flags), check=True, env=place.environment)
     if not (run.adapter / ADAPTER).is_file():
         raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}")
     write_json(run.directory / "trained.json", spent(begin, args))
 
 
-def evaluate(run: Run, base: Run, args: argparse.Namespace) -> None:
-    """Sample a row's answers to the held-out problems on the policy server, and score them."""
+def evaluate(run: Run, place: Place, args: argparse.Namespace, base_scores: Callable[[], Path]) -> None:
+    """Sample a row's answers to the held-out problems on the policy server, and score them.
+
+    `base_scores` waits for the scores of the base model, with which all other rows are compared.
+    """
     begin = time.perf_counter()
-    with served(run, args) as model:
-        generations = sample(run, model, args)
-    score(generations, base.scores if run is not base else None, args)
+    with served(run, place.policy_server, args) as model:
+        generations = sample(run, model, place.policy_server, args)
+    score(generations, None if run.row.name == "base" else base_scores(), args)
     write_json(run.directory / "evaluated.json", spent(begin, args))
 
 
@@ -230,7 +240,7 @@ def spent(begin: float, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
+def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[str]:
     """Name under which the policy server serves the row's model while the context is open."""
     if run.row.name == "base":
         yield args.model
@@ -240,7 +250,7 @@ def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
     from rea_rl.clients import openai_client
     from rea_rl.merge_lora import adapter_digest
 
-    client = openai_client(args.policy_server, max_retries=0)
+    client = openai_client(policy_server, max_retries=0)
     # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
     name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
     try:
@@ -249,14 +259,14 @@ def served(run: Run, args: argparse.Namespace) -> Iterator[str]:
             client.post("/load_lora_adapter", body=body, cast_to=str)
     except openai.APIError as error:
         raise ConnectionError(
-            f"policy_server: {args.policy_server} does not take the adapter {run.adapter} ({error}); start it for the "
+            f"policy_server: {policy_server} does not take the adapter {run.adapter} ({error}); start it for the "
             "study's recipes, with a max_lora_rank of at least the adapter's"
         ) from error
     yield name
     client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
 
 
-def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
+def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
     """Generation file of the row; finished answers of an interrupted evaluation are kept."""
     from generation.generate import GenerateArguments, generate
     from rea_rl.recipe import RecipeParser
@@ -268,10 +278,11 @@ def sample(run: Run, model: str, args: argparse.Namespace) -> Path:
         "n_generate_sample": args.eval_samples,
         "model_dir": args.model,
         "api": "true",
-        "api_base": args.policy_server,
+        "api_base": policy_server,
         "api_model": model,
         "seed": run.seed,
         "output_dir": run.directory / "eval",
+        "max_concurrent_requests": 512,
     }
     argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     (arguments,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
@@ -293,6 +304,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
     parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
+    parser.add_argument("--gpus", nargs="+", help="GPUs on which the study starts servers of its own, and trains")
+    parser.add_argument("--runs_per_gpu", type=int, default=1, help="with --gpus: runs at a time on each")
+    parser.add_argument("--kv_cache_gib", type=int, default=4, help="with --gpus: key-value cache of each server in GiB")
+    parser.add_argument("--server_context", type=int, help="with --gpus: context of the servers; default: the model's")
+    parser.add_argument("--compile", action="store_true", help="with --gpus: servers compile the model, and start later")
     parser.add_argument("--num_processes", type=int, help="of each training; default: as many as the recipes are for")
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument("--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}")
@@ -368,26 +384,34 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
 def run_all(runs: list[Run], args: argparse.Namespace) -> None:
     """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every run.
 
-    The first run, the base, is done before the others, which are compared with it. Where a run fails, those under way
-    are finished and no other is begun.
+    The others are scored once the base is, since they are compared with it. Where a run fails, those under way are
+    finished and no other is begun.
     """
     from transformers import AutoTokenizer  # noqa: F401  its lazy modules cannot be imported by two threads at once
 
     from rea_rl.study_report import write_report
 
-    def finish(run: Run) -> None:
-        if not run.trained:
-            train(run, args)
-        if not run.evaluated:
-            evaluate(run, runs[0], args)
+    places = make_places(args)
+    base = runs[0]
 
-    finish(runs[0])
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(finish, run) for run in runs]
+    def finish(run: Run) -> None:
+        place = places.get()
+        try:
+            if not run.trained:
+                train(run, place.ready(run, args.model, args.recipe_set), args)
+            if not run.evaluated:
+                evaluate(run, place.ready(base, args.model, args.recipe_set), args, lambda: first.result() or base.scores)
+        finally:
+            places.put(place)
+
+    with stopping(places), ThreadPoolExecutor(places.qsize()) as pool:
+        first = pool.submit(finish, base)
+        futures = [first, *(pool.submit(finish, run) for run in runs[1:])]
         try:
             for future in as_completed(futures):
                 future.result()
-                write_report(args, [run for run in runs if run.evaluated])
+                if base.evaluated:
+                    write_report(args, [run for run in runs if run.evaluated])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

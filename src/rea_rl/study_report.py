@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
-from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, series
+from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, save_panels, series
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import known_thinking
 from generation.scoring import ALL, Interval
@@ -258,26 +258,6 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
             for key, label in keys.items()
         ]
         save_panels(panels, out / "reflection.png")
-
-
-def save_panels(
-    panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2, height: float = 3.8
-) -> None:
-    """Draw the panels in one row and save them as an image."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    size = (max(5 * columns, 8), height)
-    with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
-        figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
-        for panel, cell in zip(panels, axes.flat, strict=True):
-            panel(cell)
-        save_to.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save_to, dpi=150)
-        pyplot.close(figure)
 
 
 def plot_pareto(

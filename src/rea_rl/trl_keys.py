@@ -68,7 +68,7 @@ REINFORCEMENT = COMMON | {
 SUPERVISED = COMMON | {
     **dict.fromkeys(
         (
-            *("chat_template_path", "dataset_text_field", "dataset_kwargs", "eos_token", "completion_only_loss"),
+            *("dataset_text_field", "dataset_kwargs", "eos_token", "completion_only_loss"),
             "assistant_only_loss",
         ),
         ENCODED,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.utils import NUMBER, check_ids, is_a, read_json, read_rows
+from generation.utils import NUMBER, check_ids, is_a, read_json, read_rows, read_text
 from rea_rl.model_files import read_tokenizer, text_config
 
 if TYPE_CHECKING:
@@ -199,6 +199,27 @@ def read_tokens_per_reflection(
         remedy = "sample the base model's paths with the recipe's keys and measure again, or change the recipe"
         check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
     return float(measured["tokens_per_reflection"])
+
+
+def read_chat_template(path: str) -> str:
+    """Text of a Jinja chat template. Raises ValueError for a file that is missing or has another ending."""
+    if not path.endswith((".jinja", ".j2")):
+        raise ValueError(f"chat template: {path} does not end in .jinja; give a file with a Jinja template")
+    return read_text(path)
+
+
+def read_cut_file(path: str | Path) -> dict[str, float]:
+    """`cut_threshold` and `cut_second_half` that `generation.calibrate` chose.
+
+    Raises ValueError if the file is missing or holds something else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"cut_file: {path} does not exist; choose the cut first (generation.calibrate), or leave the key out")
+    chosen = read_json(path)
+    keys = ("cut_threshold", "cut_second_half")
+    if not isinstance(chosen, dict) or not all(isinstance(chosen.get(key), (int, float)) for key in keys):
+        raise ValueError(f"cut_file: {path} has no {' and '.join(keys)}; it must be a file of generation.calibrate")
+    return {key: float(chosen[key]) for key in keys}
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 import re
@@ -50,6 +51,13 @@ RECIPE_KEYS = {  # which model is served, and where
 }
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
+# Graphs for decoding are captured, but nothing is compiled.
+FAST_START = {
+    "mode": 0,
+    "cudagraph_mode": "FULL_DECODE_ONLY",
+    "cudagraph_specialize_lora": False,
+    "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512],
+}
 PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
@@ -85,7 +93,13 @@ class ServerConfig:
     max_loras: int = field(
         default=2, metadata={"help": "Policy: adapters held at once; the newest, and each older one with requests."}
     )
-    kv_cache_gib: int = field(default=1, metadata={"help": "CPU: size of the key-value cache in GiB."})
+    kv_cache_gib: int | None = field(
+        default=None,
+        metadata={"help": "Size of the key-value cache in GiB; default: 1 on the CPU, the rest of the share on a GPU."},
+    )
+    compile: bool = field(
+        default=True, metadata={"help": "GPU: compile the model; false: ready a minute sooner, and a little slower."}
+    )
     cpu_threads: int | None = field(
         default=None, metadata={"help": "CPU: threads; default: half of the cores, since two servers share them."}
     )
@@ -302,6 +316,10 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
     if device == "cuda":
         command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         command += ["--tensor-parallel-size", str(len(config.gpu.split(",")))]
+        if config.kv_cache_gib is not None:
+            command += ["--kv-cache-memory-bytes", str(config.kv_cache_gib << 30)]
+        if not config.compile:
+            command += ["--compilation-config", json.dumps(FAST_START)]
     else:
         # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
         command += ["--no-enable-chunked-prefill"]
@@ -332,7 +350,7 @@ def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
         return variables | {"CUDA_VISIBLE_DEVICES": config.gpu}
     threads = config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
     return variables | {
-        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib or 1),
         # The engine works in its own process instead of a worker's below it. Two servers on 2 cores, model of 1.9M
         # parameters: up in 15 instead of 30 s, together 10,000 instead of 6,700 tokens/s, idle at 1 instead of 20 %.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

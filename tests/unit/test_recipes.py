@@ -11,10 +11,10 @@ import yaml
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 GRPO_NAMES = re.compile(r"config_(ReflectRL|GRPO)\w*\.yaml")
-SFT_NAMES = re.compile(r"config_(SFT|reflection_model)\w*\.yaml")
+SFT_NAMES = re.compile(r"config_(SFT|reflection_model|solver|LRM)\w*\.yaml")
 DPO_NAMES = re.compile(r"config_RPO\w*\.yaml")
 GRPO_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if GRPO_NAMES.fullmatch(path.name))
-SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature"]
+SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature", "Qwen2.5-Coder-0.5B-Instruct"]
 OFFLINE_NAMES = ["SFT", "RPO", "reflection_model"]
 NAMES = ["ReflectRL", "ReflectRL_noReflectionModel", "ReflectRL_noReflectReward", "GRPO", "GRPO_len", "GRPO_Gen8"]
 CPU = ["--use_cpu", "true"]  # the GPU recipes ask for bf16 on a GPU, which this machine may not have

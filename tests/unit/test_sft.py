@@ -148,3 +148,17 @@ def test_unknown_recipe_key_is_refused(tmp_path):
     recipe.write_text("dataset_name: a.json\noutput_dir: out\nbf16: false\nrpo_alfa: 1.0\n")
     with pytest.raises(SystemExit, match="rpo_alfa"):
         main(["--config", str(recipe)])
+
+
+def test_the_template_of_the_recipe_renders_the_prompts(tmp_path):
+    template = tmp_path / "reasoning.jinja"
+    template.write_text("{% for m in messages %}<U>{{ m['content'] }}{% endfor %}<A><think>Hm.")
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"prompt": [{"role": "user", "content": "1?"}], "completion": "2"}]')
+    flags = ["--model_name_or_path", str(save_model(tmp_path / "model")), "--dataset_name", str(rows), "--use_cpu", "true"]
+    flags += ["--output_dir", str(tmp_path / "run"), "--use_peft", "true", "--lora_target_modules", "q_proj", "--bf16", "false"]
+    trainer = build_trainer(*parse_recipe([*flags, "--chat_template_path", str(template)]))
+    ids = trainer.train_dataset[0]["input_ids"]
+    assert trainer.processing_class.decode(ids) == "<U>1?<A><think>Hm.2<eos>"
+    with pytest.raises(ValueError, match="does not end in .jinja"):
+        build_trainer(*parse_recipe([*flags, "--chat_template_path", str(rows)]))

@@ -18,6 +18,7 @@ from generation.scoring import ALL, ratio_interval
 from generation.utils import write_json
 from miniature.oracle import count_empty_checks, count_rechecks, recomputes
 from rea_rl import study
+from rea_rl.study_places import make_places
 from rea_rl.study_report import (
     Bootstrap,
     RowCounts,
@@ -82,9 +83,21 @@ def test_command_of_a_row_by_hand(tmp_path):
         "--reward_funcs", "truncated_accuracy", "--target_lengths", "150", "--scale_rewards", "batch",
         "--dynamic_sampling", "true", "--seed", "0", "--output_dir", str(tmp_path / "work/dler/seed-0"),
         "--model_name_or_path", "model/Miniature-LRM",
-        "--policy_server", "http://127.0.0.1:1/v1", "--reflection_server", "http://127.0.0.1:12346/v1",
         "--max_steps", "7",
     ]  # fmt: skip
+    (place,) = make_places(args).queue
+    assert place.flags == ["--policy_server", "http://127.0.0.1:1/v1", "--reflection_server", "http://127.0.0.1:12346/v1"]
+
+
+def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
+    args = arguments(tmp_path, "--rows", "base", "--gpus", "0", "3", "--runs_per_gpu", "2")
+    places = list(make_places(args).queue)
+    assert [place.gpu for place in places] == ["0", "3", "0", "3"]
+    assert len({url for place in places for url in (place.policy_server, place.reflection_server)}) == 8
+    assert places[1].environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert places[0].server_flags == ["--kv_cache_gib", "4", "--compile", "false"]
+    on_cpu = make_places(arguments(tmp_path, "--rows", "base", "--gpus", "cpu")).get()
+    assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
 
 @pytest.mark.parametrize(
@@ -152,9 +165,9 @@ def test_training_goes_on_after_a_failure_and_is_not_repeated(tmp_path):
     args.trainer = [sys.executable, "-c", TRAINER]
     run = study.all_runs(args)[-1]
     with pytest.raises(study.subprocess.CalledProcessError):
-        study.train(run, args)
+        study.train(run, make_places(args).get(), args)
     assert not run.trained
-    study.train(run, args)
+    study.train(run, make_places(args).get(), args)
     assert run.trained and (run.directory / "runs").read_text() == "2"
 
 
@@ -164,7 +177,7 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
     run.directory.mkdir(parents=True)
     (run.directory / "command.json").write_text(json.dumps(["earlier", "--max_steps", "2"]))
     with pytest.raises(ValueError, match="made with another command: earlier --max_steps 2; delete it"):
-        study.train(run, args)
+        study.train(run, make_places(args).get(), args)
 
 
 def test_a_stopped_study_leaves_no_trainer_behind():
@@ -189,7 +202,7 @@ def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
     server = serve()
     args = arguments(tmp_path, "--rows", "base", "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
     run = study.all_runs(args)[0]
-    study.evaluate(run, run, args)
+    study.evaluate(run, make_places(args).get(), args, lambda: run.scores)
     assert run.evaluated and run.generations.name == "test_math_cot.json"
     scores = json.loads(run.scores.read_text())
     assert [problem["id"] for problem in scores["problems"]] == ["test-0", "test-1", "test-2"]
@@ -203,11 +216,11 @@ def test_adapter_is_served_under_a_name_of_its_weights(tmp_path):
         run.directory.mkdir(parents=True)
         (run.directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         (run.directory / "adapter_model.safetensors").write_bytes(b"weights")
-        with study.served(run, args) as name:
+        with study.served(run, args.policy_server, args) as name:
             assert name.startswith("study-grpo-0-") and server.models == ["model/Miniature-LRM", name]
         assert server.models == ["model/Miniature-LRM"]
         assert server.bodies("load_lora_adapter")[0]["lora_path"] == str(run.directory)
-        with study.served(base, args) as name:
+        with study.served(base, args.policy_server, args) as name:
             assert name == "model/Miniature-LRM"
 
 

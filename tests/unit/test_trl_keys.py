@@ -102,7 +102,6 @@ REFUSED = [
     ("rl", "--entropy_target 0.3", ("entropy_target is 0.3", "use_adaptive_entropy: true", "leave")),
     ("rl", "--hub_model_id x/y", ("hub_model_id is x/y", "push_to_hub: true", "leave")),
     ("rl", '--model_init_kwargs {"dtype":"bfloat16"}', ("model_init_kwargs is", "model_name_or_path", "leave it out")),
-    ("sft", "--chat_template_path x.jinja", ("chat_template_path is x.jinja", "template", "leave it out")),
     ("sft", "--eos_token x", ("eos_token is x", "tokens", "leave it out")),
     ("sft", "--truncation_mode keep_end", ("truncation_mode is keep_end", "max_length", "leave it out")),
     ("dpo", "--truncation_mode keep_end", ("truncation_mode is keep_end", "max_length", "leave it out")),

@@ -1,0 +1,175 @@
+r"""A judge without a large model: a paragraph that states the gold answer as its result is a Right Result.
+
+    python -m generation.answer_judge --config recipes/generation/qwen_0.5b_reflection.yaml --qaf PATHS \
+        --split labeling_distill_use_asw --model_dir answer_judge --paragraph_tokenizer MODEL
+
+It stands in for `generation.generate` with a large judge: same flags, same prompts, same files, for both judgements.
+`--model_dir` is only the name of its output folder. Which value a paragraph states is read from its words; whether that
+is the gold answer is decided by `generation.math_verify`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from generation.generate import GenerateArguments, Keep, Task, generate
+from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
+from generation.utils import Row
+from rea_rl.recipe import RecipeParser
+from rea_rl.utils import setup_logging
+
+if TYPE_CHECKING:
+    from generation.math_verify import VerifierPool
+
+_BOX = r"\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+# A value: a box, a formula between dollars, a number with its signs, or up to four words.
+_VALUE = (
+    rf"(?:{_BOX}|\$[^$\n]+\$|\\\([^\n]+?\\\)|\*\*[^*\n]+\*\*"
+    r"|[-+]?\\?\$?\s?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?\s?\\?%?|\w+(?: \w+){0,3}?)"
+)
+_END = r"(?=$|\n|[.;!?](?:\s|$)|,(?:\s|$)|\s)"
+_FILLER = r"(?:\s+(?:indeed|therefore|then|now|just|simply|still|again|equal to|exactly))?"
+# Sentences that announce the result of the whole problem. The last one of a paragraph says which value it states.
+_STATEMENTS = re.compile(
+    "|".join(
+        (
+            rf"\b(?:answer|final result|result)\b[^.\n=:]{{0,40}}?(?:\bis\b|\bbe\b|=|:){_FILLER}:?\s*"
+            rf"(?:{_FILLER}\s*)?(?P<answer>{_VALUE}){_END}",
+            rf"\b(?:I|we)(?:'ve)? (?:now |still |again |also )?(?:get|got|obtain|arrive at|end up with)\s+(?P<get>{_VALUE})\s+"
+            r"(?:again|as well|too|once more|instead)\b",
+            rf"\b(?:gives|is|makes)\s+(?P<gives>{_VALUE})\s+(?:again|as well|once more)\b",
+            rf"\b(?:stay|stick|go|stuck) with\s+(?P<stay>{_VALUE}){_END}",
+            rf"\bkeep\s+(?P<keep>{_VALUE}){_END}",
+            rf"(?P<box>{_BOX})",
+        )
+    ),
+    re.IGNORECASE,
+)
+# A sentence that concludes may state the result, or an intermediate value: it only counts where that is the gold answer.
+_CONCLUDES = re.compile(
+    r"(?:^|[.!?]\s+|\n)\**(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|(?:this|that|which) means)\b",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?\\?%?")
+_WRAPPING = re.compile(r"^(?:\*\*|\$|\\\(|\s)+|(?:\*\*|\$|\\\)|[.,;:]|\s)+$")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Values that a paragraph states: announced as the answer, and in the last place of a conclusion."""
+
+    announced: str | None
+    concluded: str | None
+
+
+def stated_values(paragraph: str) -> Stated:
+    """Read which values a paragraph states as the result of its problem.
+
+    >>> stated_values("24 + 48 = 72. So the answer is 72.")
+    Stated(announced='72', concluded='72')
+    >>> stated_values("She sold 48 / 2 = 24 clips in May.")
+    Stated(announced=None, concluded='24')
+    """
+    announced = None
+    for match in _STATEMENTS.finditer(paragraph):
+        announced = next(value for value in match.groups() if value is not None)
+    return Stated(announced and _clean(announced), _conclusion(paragraph))
+
+
+def _clean(value: str) -> str:
+    if box := re.search(_BOX, value):
+        return box[0].removeprefix("\\boxed{")[:-1]
+    return _WRAPPING.sub("", value)
+
+
+def _conclusion(paragraph: str) -> str | None:
+    """Last number of the last sentence that concludes, or of a last line that ends in an equation."""
+    last_line = paragraph.strip().splitlines()[-1] if paragraph.strip() else ""
+    starts = [match.start() for match in _CONCLUDES.finditer(paragraph)]
+    text = paragraph[starts[-1] :] if starts else last_line if "=" in last_line else ""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].rstrip(",") if numbers else None
+
+
+class AnswerJudge:
+    """Labels of paragraphs by the gold answer.
+
+    Args:
+        pool: compares values with the gold answer.
+    """
+
+    def __init__(self, pool: VerifierPool):
+        self._pool = pool
+
+    def labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool = True) -> list[str]:
+        """One label per paragraph, as `generation.labeling_distill_utils` reads them from a judge's reply.
+
+        Without the answer every announced value is a Result.
+        """
+        stated = [stated_values(paragraph) for paragraph in paragraphs]
+        if not use_answer:
+            return [RESULT if values.announced else REASONING for values in stated]
+        # An announced value decides: `the answer is 24, but before I had 72` concludes with another one.
+        verdicts = {v: self._pool.submit(gold, v) for values in stated if (v := values.announced or values.concluded)}
+
+        def label(values: Stated) -> str:
+            value = values.announced or values.concluded
+            if value and verdicts[value].result():
+                return RIGHT_RESULT
+            return WRONG_RESULT if values.announced and _looks_like_value(values.announced) else REASONING
+
+        return [label(values) for values in stated]
+
+    def reply(self, row: Row) -> str:
+        """Reply to a chunk of numbered parts, or to one part of the second judgement."""
+        if "paragraphs" not in row:
+            (label,) = self.labels([row["paragraph"]], row["answer"])
+            return "Yes" if label == RIGHT_RESULT else "No"
+        labels = self.labels(row["paragraphs"], row["answer"], row["use_answer"])
+        return "\n\n".join(
+            f"[{number}]. Think: {_REASONS[label]}\nLabel: {label}" for number, label in enumerate(labels, 1)
+        )
+
+
+_REASONS = {
+    REASONING: "No result of the whole problem is stated.",
+    RESULT: "A result is stated.",
+    RIGHT_RESULT: "The stated result is the gold answer.",
+    WRONG_RESULT: "The stated result is another one than the gold answer.",
+}
+
+
+def _looks_like_value(value: str) -> bool:
+    """Whether an announced value is a number or formula, and not `not clear yet`."""
+    return any(character.isdigit() or character == "\\" for character in value)
+
+
+def respond(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+    """Answer all tasks of both judgements. Raises ValueError for splits that are no judgement."""
+    from generation.math_verify import VerifierPool
+
+    if args.split in ("math_cot", "labeling"):
+        raise ValueError(f"split is {args.split}, but this is a judge: give labeling_distill* or json")
+    with VerifierPool(max((os.cpu_count() or 2) // 2, 1)) as pool:
+        judge = AnswerJudge(pool)
+        for task in tasks:
+            keep(task.index, [{"text": judge.reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
+    setup_logging()
+    try:
+        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+        generate(args, respond)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+r"""Choose from which P(Result) a response is cut, on held-out responses, and write it where recipes read it.
+
+    python -m generation.calibrate rows PATHS --labels LABELS --judge_cuts CUTS --out ROWS --paragraph_tokenizer MODEL
+    python -m generation.calibrate choose FINISHED --labels LABELS --judge_cuts CUTS --out cut.json
+
+LABELS is a file of split `labeling`, CUTS one of `labeling_distill_utils --clean`, both for PATHS. ROWS has every cut that
+a setting of the grid can choose, and random ones; split `math_cot` finishes them to FINISHED. The second command compares
+all settings without further generation. It takes the one that keeps the fewest tokens while
+
+- the accuracy of cut responses is at most `--margin` points below that of whole ones, and
+- at least `--min_safe` of the right responses keep their first right result (a safe cut).
+
+`cut.json` is for the recipe key `cut_file`. `<out stem>.png` shows the choice and how reliable P(Result) is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from generation.labeling_distill_utils import add_paragraph_arguments, cut_row
+from generation.labeling_to_prefix import SplitPath, choose_cuts, label_probabilities, label_rows, split_paths
+from generation.rendering import answer_of
+from generation.scoring import Interval, ratio_interval
+from generation.segments import check_paragraph_tokens
+from generation.strategy_report import read_judged
+from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
+from rea_rl.utils import load_tokenizer, setup_logging
+
+logger = logging.getLogger(__name__)
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 20))  # 0.1 ... 0.95
+SECOND_HALVES = (0.0, 0.25, 0.5)
+WHOLE = "whole"  # the uncut response among the rows
+EVERYWHERE = 0.95  # share of paragraphs over the threshold from which a detector tells nothing
+
+
+@dataclass(frozen=True, order=True)
+class Rule:
+    """Settings of the normal cut that are chosen."""
+
+    threshold: float
+    second_half: float
+
+    def cut(self, p_result: list[float], num_paragraphs: int, cap: dict[str, Any]) -> int:
+        """Index of the last kept paragraph."""
+        settings = {"threshold": self.threshold, "second_half": self.second_half, "strong_threshold": 0.0, **cap}
+        return choose_cuts(p_result, num_paragraphs, **settings).normal
+
+
+RULES = tuple(Rule(threshold, half) for half in SECOND_HALVES for threshold in THRESHOLDS)
+
+
+def rule_cuts(paths: Sequence[SplitPath], p_result: dict[str, list[float]], rule: Rule, cap: dict[str, Any]) -> list[int]:
+    """Cut of every path by a rule."""
+    return [rule.cut(p_result[path.row["id"]], len(path.paragraphs), cap) for path in paths]
+
+
+def random_cuts(paths: Sequence[SplitPath], cuts: Sequence[int], seed: int) -> list[int]:
+    """Control of the same budget: the shares of kept tokens are exchanged at random between the paths."""
+    shares = [path.share(cut) for path, cut in zip(paths, cuts, strict=True)]
+    random.Random(seed).shuffle(shares)
+    return [path.nearest_cut(share) for path, share in zip(paths, shares, strict=True)]
+
+
+def rows_to_finish(
+    paths: Sequence[SplitPath], p_result: dict[str, list[float]], judged: dict[str, Row], args: argparse.Namespace, tokenizer: Any
+) -> list[Row]:
+    """One row for each path and cut that any rule, its random control or the judge chooses, and the whole path."""
+    wanted: list[set[int]] = [{len(path.paragraphs) - 1} for path in paths]
+    for rule in RULES:
+        cuts = rule_cuts(paths, p_result, rule, cap_of(args))
+        for chosen in (cuts, random_cuts(paths, cuts, args.seed)):
+            for place, cut in zip(wanted, chosen, strict=True):
+                place.add(cut)
+    rows = []
+    for path, cuts in zip(paths, wanted, strict=True):
+        first = judged[path.row["id"]]["confirmed"][:1]
+        for cut in sorted(cuts.union(first)):
+            row = cut_row({**path.row, "id": f"{path.row['id']}/{cut}"}, path.response, path.paragraphs, cut, tokenizer)
+            shares = {"thinking": [p.num_tokens for p in path.paragraphs], "path_id": path.row["id"], "last_kept": cut}
+            rows.append({**row, **shares})
+    return rows
+
+
+def cap_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the cut that are not chosen."""
+    return {key: getattr(args, f"cut_{key}") for key in ("cap_share", "cap_offset", "cap_max")}
+
+
+# --- Choosing ---
+
+
+@dataclass(frozen=True)
+class CutResponse:
+    """A response that was cut after a paragraph, and finished."""
+
+    correct: bool
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out response: its labels, the judge's, and itself cut in several places."""
+
+    problem: str
+    thinking: list[int]  # tokens of each paragraph
+    p_result: list[float]
+    confirmed: set[int]  # paragraphs with a right result, by the judge
+    finished: dict[int, CutResponse]  # by the last kept paragraph
+
+    @property
+    def last(self) -> int:
+        return len(self.thinking) - 1
+
+    @property
+    def whole(self) -> CutResponse:
+        return self.finished[self.last]
+
+    def share(self, cut: int) -> float:
+        """Share of the thinking's tokens up to a paragraph."""
+        return sum(self.thinking[: cut + 1]) / sum(self.thinking)
+
+    def nearest_cut(self, share: float) -> int:
+        return min(range(len(self.thinking)), key=lambda cut: abs(self.share(cut) - share))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a choice of cuts does to all held-out responses."""
+
+    accuracy: Interval
+    drop: float  # of accuracy against whole responses, as a share
+    tokens: float  # share of the whole responses' tokens
+    safe: float  # share of right responses, with a right result, that keep their first one
+    cut: float  # share of responses that are cut at all
+
+
+def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
+    """Figures of one cut per response."""
+    chosen = [response.finished[cut] for response, cut in zip(responses, cuts, strict=True)]
+    groups: dict[str, list[int]] = {}
+    for i, response in enumerate(responses):
+        groups.setdefault(response.problem, []).append(i)
+    accuracy = ratio_interval(
+        [sum(chosen[i].correct for i in group) for group in groups.values()], [len(group) for group in groups.values()]
+    )
+    at_risk = [
+        cut >= min(response.confirmed)
+        for response, cut in zip(responses, cuts, strict=True)
+        if response.whole.correct and response.confirmed
+    ]
+    whole = sum(response.whole.num_tokens for response in responses)
+    return Outcome(
+        accuracy,
+        drop=sum(r.whole.correct for r in responses) / len(responses) - accuracy.value,
+        tokens=sum(c.num_tokens for c in chosen) / whole,
+        safe=sum(at_risk) / len(at_risk) if at_risk else 1.0,
+        cut=sum(cut < r.last for r, cut in zip(responses, cuts, strict=True)) / len(responses),
+    )
+
+
+def held_out(
+    rows: Iterable[Row], correct: Iterable[bool], p_result: dict[str, list[float]], judged: dict[str, Row]
+) -> list[HeldOut]:
+    """Responses with all their cuts, from finished rows and a verdict for each."""
+    found: dict[str, HeldOut] = {}
+    for row, is_correct in zip(rows, correct, strict=True):
+        path, response = row["path_id"], row["responses"][0]
+        new = HeldOut(row["problem_id"], row["thinking"], p_result[path], set(judged[path]["confirmed"]), {})
+        finished = found.setdefault(path, new).finished
+        finished[row["last_kept"]] = CutResponse(is_correct, response["num_tokens"])
+    return list(found.values())
+
+
+def outcomes(responses: Sequence[HeldOut], cap: dict[str, Any]) -> dict[Rule, Outcome]:
+    """Outcome of every rule."""
+    return {rule: outcome(responses, [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]) for rule in RULES}
+
+
+def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule:
+    """Rule that keeps the fewest tokens within the limits.
+
+    Args:
+        by_rule: outcome of every rule.
+        margin: share that accuracy may lose.
+        min_safe: smallest share of safe cuts.
+
+    Raises ValueError where no rule that cuts anything is within them.
+    """
+    cutting = {rule: o for rule, o in by_rule.items() if o.cut > 0}
+    if not cutting:
+        raise ValueError("no setting cuts any response: the reflection model finds no result; train it on more responses")
+    within = {rule: o for rule, o in cutting.items() if o.drop <= margin and o.safe >= min_safe}
+    if not within:
+        best = min(cutting.values(), key=lambda o: (o.safe < min_safe, o.drop))
+        raise ValueError(
+            f"no setting of the cut keeps accuracy within {100 * margin:.1f} points with {100 * min_safe:.0f} % safe cuts: the "
+            f"best loses {100 * best.drop:.1f} points with {100 * best.safe:.1f} %; train the reflection model on more "
+            "responses, or give a larger --margin or a smaller --min_safe"
+        )
+    return min(within, key=lambda rule: (within[rule].tokens, -rule.threshold))
+
+
+def check_detector(responses: Sequence[HeldOut]) -> None:
+    """Raise ValueError for labels that tell nothing: none is a result anywhere, or all are."""
+    p = [value for r in responses for value in r.p_result]
+    if not p:
+        raise ValueError("the reflection model gave no label at all; does its tokenizer write Think and Result as one token?")
+    if max(p) < THRESHOLDS[0]:
+        raise ValueError(
+            f"the reflection model never says Result: its largest P(Result) over {len(p)} paragraphs is {max(p):.2f}; train it "
+            "on more responses, or on a model that is right more often"
+        )
+    if sum(value >= THRESHOLDS[-1] for value in p) >= EVERYWHERE * len(p):
+        raise ValueError(
+            f"the reflection model says Result everywhere: P(Result) is {THRESHOLDS[-1]} or more in {EVERYWHERE:.0%} of "
+            f"{len(p)} paragraphs; look at its training file"
+        )
+
+
+def reliability(responses: Sequence[HeldOut], bins: int = 10) -> list[dict[str, float]]:
+    """Mean P(Result) and share of right results in bins of P(Result); empty bins are left out."""
+    p, hit = label_arrays(responses)
+    places = np.minimum((p * bins).astype(int), bins - 1)
+    return [
+        {"p": float(p[here].mean()), "share": float(hit[here].mean()), "paragraphs": int(here.sum())}
+        for here in (places == i for i in range(bins))
+        if here.any()
+    ]
+
+
+def label_arrays(responses: Sequence[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
+    """P(Result) and whether the judge confirmed a right result, both (N,), of all labelled paragraphs."""
+    pairs = [(p, i in r.confirmed) for r in responses for i, p in enumerate(r.p_result[: len(r.thinking)])]
+    return np.array([p for p, _ in pairs]), np.array([hit for _, hit in pairs])
+
+
+def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str, float]:
+    """Precision, recall and area under the ROC curve of single labels against the judge."""
+    from scipy.stats import mannwhitneyu
+
+    p, hit = label_arrays(responses)
+    found = p >= threshold
+    area = float("nan")
+    if hit.any() and not hit.all():
+        area = mannwhitneyu(p[hit], p[~hit]).statistic / (hit.sum() * (~hit).sum())
+    return {
+        "precision": float(hit[found].mean()) if found.any() else float("nan"),
+        "recall": float(found[hit].mean()) if hit.any() else float("nan"),
+        "auc": float(area),
+        "results": float(hit.mean()),
+    }
+
+
+def controls(responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed: int) -> dict[str, Outcome]:
+    """The chosen rule next to whole responses, the judge's cuts and random cuts of the same budget."""
+    cuts = [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]
+    shares = [r.share(cut) for r, cut in zip(responses, cuts, strict=True)]
+    random.Random(seed).shuffle(shares)
+    by_name = {
+        "whole": [r.last for r in responses],
+        "judge": [min(r.confirmed, default=r.last) for r in responses],
+        "reflection model": cuts,
+        "random, same budget": [r.nearest_cut(share) for r, share in zip(responses, shares, strict=True)],
+    }
+    return {name: outcome(responses, chosen) for name, chosen in by_name.items()}
+
+
+def table(by_name: dict[str, Outcome]) -> str:
+    """One line per kind of cut."""
+    rows = [
+        [name, o.accuracy.format(100), f"{100 * o.tokens:.1f}", f"{100 * o.safe:.1f}", f"{100 * o.cut:.1f}"]
+        for name, o in by_name.items()
+    ]
+    heads = ["cut", "accuracy %", "tokens %", "safe %", "responses cut %"]
+    return tabulate(rows, heads, disable_numparse=True, stralign="right") + "\n"
+
+
+def draw(responses: Sequence[HeldOut], by_rule: dict[Rule, Outcome], rule: Rule, names: dict[str, Outcome], save_to: Path) -> None:
+    """Two panels: accuracy against tokens of all rules and controls, and the reliability of P(Result)."""
+    from generation.plots import COLOURS, GREY, save_panels
+
+    def tradeoff(axes: Any) -> None:
+        points = [(100 * o.tokens, 100 * o.accuracy.value) for o in by_rule.values()]
+        axes.scatter(*zip(*points, strict=True), color=GREY, s=12, label="settings of the cut")
+        for i, (name, o) in enumerate(names.items()):
+            axes.scatter(100 * o.tokens, 100 * o.accuracy.value, color=COLOURS[i], marker="osD^"[i], s=60, label=name)
+        axes.set(xlabel="tokens (% of whole responses)", ylabel="accuracy (%)")
+        axes.set_title(f"chosen: P(Result) >= {rule.threshold}, from {rule.second_half:.0%} of the paragraphs on", fontsize=9)
+        axes.legend(frameon=False, fontsize=8)
+
+    def reliable(axes: Any) -> None:
+        bins = reliability(responses)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
+        axes.plot([b["p"] for b in bins], [b["share"] for b in bins], color=COLOURS[0], marker="o", label="reflection model")
+        axes.axvline(rule.threshold, color=COLOURS[1], linewidth=1, label="threshold")
+        axes.set(xlabel="P(Result)", ylabel="share of right results")
+        axes.legend(frameon=False, fontsize=8)
+
+    save_panels([tradeoff, reliable], save_to)
+
+
+def run_rows(args: argparse.Namespace) -> None:
+    """Write the cuts that are to be finished."""
+    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
+    if not args.paragraph_tokenizer:
+        raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the responses")
+    check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
+    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+    judged = {row["id"]: row for row in read_judged(args.judge_cuts)}
+    labelled = [row for row in label_rows(args.labels) if row["id"] in judged]
+    paths, p_result = split_paths(args.file, labelled, tokenizer, args), label_probabilities(args.labels)
+    rows = rows_to_finish(paths, p_result, judged, args, tokenizer)
+    write_json(args.out, rows)
+    logger.info("wrote %s: %d cuts of %d responses", args.out, len(rows), len(paths))
+
+
+def run_choose(args: argparse.Namespace) -> str:
+    """Write the chosen setting with its figures and picture; returns the table."""
+    from generation.math_verify import VerifierPool
+
+    check_numbers(vars(args), not_negative=("margin",), shares=("min_safe",), positive=("num_workers", "timeout"))
+    check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
+    rows = read_generations(args.file)
+    columns = {"path_id": str, "last_kept": int, "thinking": list}
+    check_columns(rows, columns, args.file, "finish a file of `generation.calibrate rows`")
+    p_result = label_probabilities(args.labels)
+    judged = {row["id"]: row for row in read_judged(args.judge_cuts)}
+    with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
+        verdicts = [pool.submit(row["answer"], answer_of(row["responses"][0])) for row in rows]
+        correct = [verdict.result() for verdict in verdicts]
+    responses = held_out(rows, correct, p_result, judged)
+    check_detector(responses)
+    by_rule = outcomes(responses, cap_of(args))
+    rule = choose(by_rule, args.margin / 100, args.min_safe)
+    names = controls(responses, rule, cap_of(args), args.seed)
+    write_json(args.out, report(responses, rule, names, args))
+    draw(responses, by_rule, rule, names, args.out.with_suffix(".png"))
+    logger.info("wrote %s: cut_threshold %s, cut_second_half %s", args.out, rule.threshold, rule.second_half)
+    return table(names)
+
+
+def report(responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace) -> dict[str, Any]:
+    """What `cut.json` holds: the chosen keys, and the figures that they were chosen by."""
+    figures = {
+        name: {
+            "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low, "accuracy_high": o.accuracy.high,
+            "drop": o.drop, "tokens": o.tokens, "safe": o.safe, "cut": o.cut,
+        }
+        for name, o in names.items()
+    }  # fmt: skip
+    return {
+        "cut_threshold": rule.threshold,
+        "cut_second_half": rule.second_half,
+        "margin": args.margin,
+        "min_safe": args.min_safe,
+        "responses": len(responses),
+        "problems": len({r.problem for r in responses}),
+        "settings_tried": len(RULES),
+        "detector": detector_figures(responses, rule.threshold),
+        "cuts": figures,
+        "reliability": reliability(responses),
+    }
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line; the cut_* flags are those of the training recipe."""
+    parser = argparse.ArgumentParser(description="Choose the threshold of the cut on held-out responses.")
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name, words in (("rows", "generation file"), ("choose", "finished file of the first step")):
+        step = steps.add_parser(name)
+        step.add_argument("file", type=Path, help=words)
+        step.add_argument("--labels", type=Path, required=True, help="file of split labeling")
+        step.add_argument("--judge_cuts", type=Path, required=True, help="file of labeling_distill_utils --clean")
+        step.add_argument("--out", type=Path, required=True, help="rows for split math_cot, or the chosen setting")
+        step.add_argument("--cut_cap_share", type=float, default=0.05, help="at least min((n + offset) * this, max) go")
+        step.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
+        step.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
+        step.add_argument("--seed", type=int, default=0, help="of the random controls")
+        if name == "rows":
+            add_paragraph_arguments(step)
+    step.add_argument("--margin", type=float, default=1.0, help="points of accuracy that cut responses may lose")
+    step.add_argument("--min_safe", type=float, default=0.97, help="share of right responses that must keep their result")
+    step.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
+    step.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files, or a detector that tells nothing."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        if args.step == "rows":
+            run_rows(args)
+        else:
+            sys.stdout.write(run_choose(args))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Responses that are stopped at a token budget and must answer then: rows for split `math_cot` of `generation.generate`.
+
+    python -m generation.forced_budgets FILE --out ROWS --budgets 64 128 256 512 1024 --model_dir MODEL
+
+FILE is a generation file of a reasoning model. A row's `prefix` is the first tokens of the thinking and the forced end;
+a response whose thinking ended within the budget is passed on as it is. Ids end in the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generation.prompts import forced_answer
+from generation.rendering import known_thinking
+from generation.segments import thinking_of
+from generation.splits import path_rows
+from generation.utils import Row, check_numbers, check_output, read_generations, write_json
+from rea_rl.utils import load_tokenizer, setup_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def budget_rows(rows: list[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int) -> Iterator[Row]:
+    """One row per response and budget.
+
+    Args:
+        rows: of a generation file.
+        budgets: tokens of the thinking.
+        tokenizer: of the model that wrote the responses.
+        num_samples: responses of each problem that are taken.
+    """
+    for row, response in path_rows(rows):
+        if row["path"] >= num_samples:
+            continue
+        ids = tokenizer.encode(thinking_of(response["text"], known_thinking(response)), add_special_tokens=False)
+        for budget in budgets:
+            columns = {**row, "id": f"{row['id']}/{budget}", "budget": budget}
+            if len(ids) <= budget and response["finish_reason"] == "stop":
+                yield {**columns, "prefix": None, "responses": [response]}
+            else:
+                kept = tokenizer.decode(ids[:budget])
+                yield {**columns, "prefix": kept + forced_answer(kept.endswith("\n"))}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Rows that force an answer after so many tokens of thinking.")
+    parser.add_argument("file", type=Path, help="generation file of a reasoning model")
+    parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
+    parser.add_argument("--model_dir", required=True, help="model that wrote the responses; its tokenizer counts tokens")
+    parser.add_argument("--budgets", type=int, nargs="+", required=True, help="tokens of the thinking")
+    parser.add_argument("--num_samples", type=int, default=1, help="responses of each problem that are taken")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        if min(args.budgets) < 1:
+            raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
+        check_numbers(vars(args), positive=("num_samples",))
+        check_output(args.out, "out", (args.file,))
+        tokenizer = load_tokenizer(args.model_dir, "model_dir")
+        rows = list(budget_rows(read_generations(args.file), sorted(args.budgets), tokenizer, args.num_samples))
+        write_json(args.out, rows)
+        logger.info("wrote %s: %d rows", args.out, len(rows))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Word problems that a model of half a billion parameters can learn: SVAMP, ASDiv and GSM8K as the files of `real.sh`.
+
+    python -m generation.word_problems --out dataset/words                       # from the Hub
+    python -m generation.word_problems --out dataset/words --source FOLDER       # from files that are there already
+
+FOLDER has `words_train.json`, `words_validation.json`, `svamp_test.json`, `asdiv_test.json`, `gsm8k_train.json` and
+`GSM8K_test.json`, lists of {problem, answer[, solution, grade, source]}. Written are, without an overlap:
+
+    bootstrap.json     SVAMP, ASDiv and GSM8K: what solver and reasoning model learn from
+    detector.json      some of these: what the reflection model learns from
+    train.json         SVAMP and ASDiv of the same: what reinforcement learning trains on
+    heldout.json       problems of all three sets: detector and settings are chosen on them
+    test.json          the three test sets: read once, for the report
+
+Rows have `id`, `problem`, `answer`, `benchmark` and `level`: ASDiv's grade, or the number of GSM8K's solution steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import re
+import sys
+from pathlib import Path
+
+from generation.utils import Row, check_numbers, check_output_folder, read_rows, write_json
+from rea_rl.utils import setup_logging
+
+logger = logging.getLogger(__name__)
+
+FILES = ("words_train", "words_validation", "svamp_test", "asdiv_test", "gsm8k_train", "GSM8K_test")
+NUM_VALIDATION, NUM_TEST = 100, 300  # of SVAMP and of ASDiv each
+NUM_DETECTOR = 1200  # problems of GSM8K that the reflection model learns from
+MOST_STEPS = 8  # longer solutions of GSM8K are one level
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+def fetch() -> dict[str, list[Row]]:
+    """The six files' rows from the Hub: numeric answers only, no problem twice, shuffled with a fixed seed."""
+    svamp = [
+        {"problem": f"{row['Body'].strip().rstrip('.')}. {row['Question']}", "answer": _plain(row["Answer"]), "source": "SVAMP"}
+        for split in ("train", "test")
+        for row in read_rows("ChilleD/SVAMP", split)
+    ]
+    asdiv = [
+        {"problem": f"{row['body']} {row['question']}", "answer": _plain(row["answer"]), "source": "ASDiv"}
+        for row in read_rows("EleutherAI/asdiv", "validation")
+    ]
+    parts = [_dealt(rows) for rows in (svamp, asdiv)]
+    files = {"svamp_test": parts[0][0], "asdiv_test": parts[1][0]}
+    files |= {"words_validation": parts[0][1] + parts[1][1], "words_train": parts[0][2] + parts[1][2]}
+    return files | {f"{name}_{split}": _gsm8k(split) for name, split in (("gsm8k", "train"), ("GSM8K", "test"))}
+
+
+def _plain(answer: str) -> str | None:
+    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None where there is none."""
+    found = _NUMBER.match(str(answer).strip())
+    return found and found[0].replace(",", "").removesuffix(".0")
+
+
+def _dealt(rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """(test, validation, training) rows."""
+    unique = list({row["problem"]: row for row in rows if row["answer"] is not None}.values())
+    random.Random(0).shuffle(unique)
+    ends = NUM_TEST, NUM_TEST + NUM_VALIDATION
+    return unique[: ends[0]], unique[ends[0] : ends[1]], unique[ends[1] :]
+
+
+def _gsm8k(split: str) -> list[Row]:
+    rows = []
+    for row in read_rows("openai/gsm8k", split, "main"):
+        solution, _, answer = row["answer"].rpartition("\n#### ")
+        solution = _CALCULATOR.sub("", solution)
+        rows.append({"problem": row["question"], "answer": answer.replace(",", ""), "solution": solution, "source": "GSM8K"})
+    return rows
+
+
+def read_folder(folder: Path) -> dict[str, list[Row]]:
+    """The six files of a folder. Raises ValueError where one is missing or malformed."""
+    return {name: read_rows(str(folder / f"{name}.json")) for name in FILES}
+
+
+def stage_files(files: dict[str, list[Row]], num_heldout: int) -> dict[str, list[Row]]:
+    """Rows of the five files that the stages read.
+
+    Args:
+        files: rows by the names of `FILES`.
+        num_heldout: problems that are taken from GSM8K's training split for the held-out ones.
+
+    Raises ValueError for a problem of the test files among the others, by its text.
+    """
+    gsm8k = files["gsm8k_train"]
+    stages = {
+        "bootstrap": files["words_train"] + gsm8k[:-num_heldout],
+        "detector": files["words_train"] + gsm8k[:NUM_DETECTOR],
+        "train": files["words_train"],
+        "heldout": files["words_validation"] + gsm8k[-num_heldout:],
+        "test": files["svamp_test"] + files["asdiv_test"] + files["GSM8K_test"],
+    }
+    for name in ("bootstrap", "heldout"):
+        check_disjoint(stages["test"], stages[name], name)
+    check_disjoint(stages["heldout"], stages["bootstrap"], "bootstrap")
+    return {name: [_row(name, i, row) for i, row in enumerate(rows)] for name, rows in stages.items()}
+
+
+def check_disjoint(first: list[Row], second: list[Row], name: str) -> None:
+    """Raise ValueError where two files have a problem in common."""
+    texts = {_text(row) for row in first}
+    if common := [row for row in second if _text(row) in texts]:
+        raise ValueError(
+            f"{name} has {len(common)} problems that another file holds back; remove them. The first is "
+            f"{common[0]['problem'][:60]!r}"
+        )
+
+
+def _text(row: Row) -> str:
+    return " ".join(row["problem"].lower().split())
+
+
+def _row(name: str, i: int, row: Row) -> Row:
+    source = row.get("source", "GSM8K")
+    level = None
+    if source == "GSM8K" and row.get("solution"):
+        steps = len(row["solution"].partition("####")[0].strip().splitlines())
+        level = f"{min(steps, MOST_STEPS)} steps"
+    elif row.get("grade") is not None:
+        level = f"grade {row['grade']}"
+    common = {"id": f"{name}/{i}", "problem": row["problem"], "answer": str(row["answer"]), "benchmark": source}
+    return common | ({"level": level} if level else {})
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Word problems for scripts/real.sh.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the five files")
+    parser.add_argument("--source", type=Path, help="folder with the six files; default: from the Hub")
+    parser.add_argument("--num_heldout", type=int, default=400, help="held-out problems from GSM8K's training split")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        check_numbers(vars(args), positive=("num_heldout",))
+        check_output_folder(args.out, "out")
+        files = read_folder(args.source) if args.source else fetch()
+        for name, rows in stage_files(files, args.num_heldout).items():
+            write_json(args.out / f"{name}.json", rows)
+            logger.info("wrote %s: %d problems", args.out / f"{name}.json", len(rows))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
