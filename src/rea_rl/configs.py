@@ -27,6 +27,7 @@ from rea_rl.trl_keys import (
     check_defaults,
     check_machine,
     check_sampling,
+    check_values,
 )
 
 REVISION_STRENGTHS = ("normal", "weak", "strong")
@@ -44,7 +45,7 @@ POSITIVE = (
     "lora_alpha",
 )
 NOT_NEGATIVE = ("request_retries", "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed")
-SHARES = ("top_p", "min_p", "lora_dropout")
+SHARES = ("top_p", "min_p", "lora_dropout", "top_entropy_quantile", "label_smoothing")
 
 
 def check_ranges(config: Any) -> None:
@@ -260,6 +261,7 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     def __post_init__(self):
         check_ranges(self)
         check_defaults(self, REINFORCEMENT)
+        check_values(self)
         check_monitors(self)
         check_sampling(self)
         check_best_metric(self, "rl")
@@ -450,6 +452,7 @@ class REARLSFTConfig(SharedKeys, SFTConfig):
 
     def __post_init__(self):
         check_defaults(self, SUPERVISED)
+        check_values(self)
         check_best_metric(self, "sft")
         super().__post_init__()
         check_machine(self)
@@ -461,6 +464,7 @@ class REARLDPOConfig(SharedKeys, DPOConfig):
 
     def __post_init__(self):
         check_defaults(self, PREFERENCE)
+        check_values(self)
         check_best_metric(self, "dpo")
         super().__post_init__()
         check_machine(self)

@@ -194,7 +194,7 @@ def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv:
     setup_logging()
     try:
         trainer = build(*parse_recipe(argv))
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:  # TRL raises both for keys that do not go together
         leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)

@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     with engine:
         try:
             trainer = build_trainer(args, model_args, inputs, engine)
-        except ValueError as error:  # what only the model's layers can tell, such as lora_target_modules
+        except (ValueError, NotImplementedError) as error:  # what the model tells, such as names in lora_target_modules
             entry.leave(error)
         try:
             train(trainer, data.dataset_name)

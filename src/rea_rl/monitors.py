@@ -124,10 +124,11 @@ class Monitors:
 
     Args:
         keys: thresholds.
+        speaks: whether this rank writes the warnings, which are the same on all.
     """
 
-    def __init__(self, keys: MonitorKeys):
-        self._keys = keys
+    def __init__(self, keys: MonitorKeys, speaks: bool = True):
+        self._keys, self._speaks = keys, speaks
         self._crossed: dict[str, str] = {}  # monitors that warn now, and what they said
 
     def check(self, history: Iterable[Mapping[str, Any]], now: Mapping[str, float], step: int) -> dict[str, float]:
@@ -148,7 +149,7 @@ class Monitors:
                 (entry["step"], entry[monitor.metric]) for entry in entries if _is_number(entry.get(monitor.metric))
             ]
             warning = self._warning(monitor, limit, values)
-            if warning and monitor.name not in self._crossed:
+            if warning and self._speaks and monitor.name not in self._crossed:
                 logger.warning("step %d: %s", step, warning)
             self._crossed = {name: text for name, text in self._crossed.items() if name != monitor.name}
             self._crossed |= {monitor.name: warning} if warning else {}
@@ -193,7 +194,7 @@ class Monitored:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.monitors = Monitors(self.args)
+        self.monitors = Monitors(self.args, self.is_world_process_zero())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         collected = self._metrics["train"] if "loss" in logs else {}  # TRL adds their means to the logs

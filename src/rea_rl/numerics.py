@@ -95,7 +95,8 @@ class FiniteSteps:
         self.skipped_steps += 1
         self._in_a_row += 1
         what = f"step {self.state.global_step} has a non-finite loss or gradient, {_describe(losses)}"
-        logger.warning("%s; it is skipped, number %d in a row", what, self._in_a_row)
+        if self.is_world_process_zero():
+            logger.warning("%s; it is skipped, number %d in a row", what, self._in_a_row)
         if self._in_a_row >= MOST_IN_A_ROW:
             raise NonFiniteError(
                 f"{MOST_IN_A_ROW} steps in a row had a loss or gradient that is non-finite, and the weights are those from "

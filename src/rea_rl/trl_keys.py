@@ -7,8 +7,11 @@ package, a schedule with its settings, the Hub.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
+
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 SERVED = "paths are sampled by policy_server, as rea_rl.vllm_server starts it"
 RECORDED = "every path is recorded under output_dir/rollouts"
@@ -99,6 +102,22 @@ DEPENDENT = {
     "precompute_ref_batch_size": ("precompute_ref_log_probs", (True,)),
     "f_alpha_divergence_coef": ("f_divergence_type", ("alpha_divergence",)),
 }
+# Keys of one of the programs whose value TRL looks at in the first step only.
+LEVELS = ("token", "sequence")
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+PREFERENCE_LOSSES = (
+    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+    *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
+)
+CHECKPOINT_KEYS = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "context_fn",
+    "determinism_check",
+    "debug",
+    "early_stop",
+    "selective",
+)
 NEUTRAL_SAMPLING = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
 # Metrics of an evaluation that may say which checkpoint is best; those of the second line are better if smaller.
 EVALUATED = {
@@ -133,6 +152,42 @@ def check_defaults(config: Any, reasons: Mapping[str, str]) -> None:
                 f"{key} is {_shown(getattr(config, key))}, which means something only with {other}: {_shown(values[0])}, and it is "
                 f"{_shown(getattr(config, other))}: leave {key} out, or change {other}"
             )
+
+
+def check_values(config: Any) -> None:
+    """Raise ValueError for values that only the first step would look at."""
+    allowed = {"importance_sampling_level": LEVELS, "f_divergence_type": DIVERGENCES}
+    if isinstance(losses := getattr(config, "loss_type", None), list):
+        allowed |= {"train_sampling_strategy": ("random", "sequential")}  # pairs have no one length
+        if unknown := [name for name in losses if name not in PREFERENCE_LOSSES]:
+            raise ValueError(f"loss_type has {unknown}; it takes of {', '.join(PREFERENCE_LOSSES)}")
+        if config.use_weighting and losses != ["sigmoid"]:
+            raise ValueError(
+                f"use_weighting is true, but loss_type is {losses}: TRL weighs the loss sigmoid alone; change one"
+            )
+    for key, values in allowed.items():
+        if (value := getattr(config, key, values[0])) not in values:
+            raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(values)}")
+    for key in config._VALID_DICT_FIELDS:
+        _as_dict(config, key)
+    for key, known in (
+        ("gradient_checkpointing_kwargs", CHECKPOINT_KEYS),
+        ("accelerator_config", [f.name for f in dataclasses.fields(AcceleratorConfig)]),
+    ):
+        given = _as_dict(config, key)
+        if unknown := [name for name in given if name not in known] if isinstance(given, dict) else []:
+            raise ValueError(f"{key} has {unknown}; it takes of {', '.join(known)}")
+
+
+def _as_dict(config: Any, key: str) -> Any:
+    """Value of a key, read from JSON where a flag gave it."""
+    value = getattr(config, key)
+    if not isinstance(value, str) or not value.startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{key} is {value!r}, which is no JSON ({error}); write {{"name": value}}') from error
 
 
 def check_sampling(config: Any) -> None:
@@ -202,12 +257,14 @@ def check_hub(config: Any) -> None:
 
 
 def _try_optimizer(config: Any) -> None:
+    import torch
     from transformers import Trainer
 
     name = str(getattr(config.optim, "value", config.optim))
     within = "layerwise" in name or "lomo" in name
     try:
-        Trainer.get_optimizer_cls_and_kwargs(config)
+        make, settings = Trainer.get_optimizer_cls_and_kwargs(config)
+        make([torch.zeros(1, requires_grad=True)], **settings)
     except ImportError as error:
         raise ValueError(
             f"optim is {name}, which is not installed ({' '.join(str(error).split())[:120]}); install it, or take adamw_torch"

@@ -84,6 +84,28 @@ REFUSED = [
         "--packing shared_prefix --cast_lm_head_to_fp32 true",
         ("cast_lm_head_to_fp32 is True", "packing: shared_prefix"),
     ),
+    ("rl", "--importance_sampling_level group", ("importance_sampling_level is 'group'", "token, sequence")),
+    ("rl", "--top_entropy_quantile 1.5 --packing none", ("top_entropy_quantile", "1.5")),
+    (
+        "rl",
+        '--gradient_checkpointing_kwargs {"reentrant":false}',
+        ("gradient_checkpointing_kwargs has ['reentrant']", "use_re"),
+    ),
+    ("sft", '--accelerator_config {"split":true}', ("accelerator_config has ['split']", "split_batches")),
+    ("sft", "--adam_beta1 1.5", ("optim is adamw_torch_fused", "beta", "correct it")),
+    ("dpo", "--loss_type sigmoit sft", ("loss_type has ['sigmoit']", "sigmoid")),
+    ("dpo", "--f_divergence_type kl", ("f_divergence_type is 'kl'", "reverse_kl")),
+    ("dpo", "--use_weighting true", ("use_weighting is true", "loss_type is ['sigmoid', 'sft']", "change one")),
+    ("dpo", "--train_sampling_strategy group_by_length", ("train_sampling_strategy is 'group_by_length'", "random")),
+    (
+        "dpo",
+        "--label_smoothing_factor 0.1",
+        ("label_smoothing_factor is 0.1", "label_smoothing is theirs", "leave it out"),
+    ),
+    *[
+        (program, "--lr_scheduler_kwargs {min_lr:1}", ("lr_scheduler_kwargs is '{min_lr:1}'", "no JSON", "write"))
+        for program in PROGRAMS
+    ],
     # Silently ignored.
     ("rl", "--loss_type vespo", ("loss_type is 'vespo'", "dapo")),
     ("rl", "--vespo_k_pos 3.0", ("vespo_k_pos is 3.0", "leave it out")),
@@ -151,6 +173,8 @@ def test_a_key_that_cannot_be_is_refused_with_the_way_out(program, flags, says):
         ("sft", "--loss_type dft --label_smoothing_factor 0.0 --neftune_noise_alpha 5"),
         ("dpo", f"{EVALUATES} --metric_for_best_model rewards/accuracies --save_strategy steps"),
         ("dpo", "--precompute_ref_log_probs true --precompute_ref_batch_size 2"),
+        ("dpo", "--loss_type sigmoid --loss_weights 1.0 --use_weighting true"),
+        ("dpo", "--f_divergence_type alpha_divergence --f_alpha_divergence_coef 0.5"),
     ],
 )
 def test_keys_that_work_stay(program, flags):
