@@ -7,7 +7,8 @@
 #   LRM=deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B REFLECTION_BASE=Qwen/Qwen2.5-0.5B-Instruct bash scripts/real.sh
 # Variables:
 #   BASE             instruct model: folder or Hub id (default model/Qwen2.5-Coder-0.5B-Instruct where it is, else the Hub id)
-#   LRM              a reasoning model to start from; the stages that make one are then left out
+#   LRM              a reasoning model to start from; the stages that make one are then left out. The adapter in
+#                    model/Qwen2.5-Coder-0.5B-LRM is taken where it is: remove that folder to make it again
 #   REFLECTION_BASE  model that becomes the reflection model (default BASE)
 #   WORDS            folder with local problem files, see generation.word_problems (default: they come from the Hub)
 #   ROWS, SEEDS      rows of rea_rl.study and their seeds (default: all of the report; three seeds of the main rows)
@@ -93,8 +94,12 @@ make_problems() {
 
 # make_lrm: instruct model -> solver of its own right samples -> traces of the solver's samples -> reasoning model
 make_lrm() {
-    local base_samples solver_samples
+    local base_samples solver_samples packed=model/Qwen2.5-Coder-0.5B-LRM
     [[ -z ${LRM:-} ]] || return 0
+    # The adapter that ships with the project is of one base model only.
+    if [[ -d $packed && $(basename "$BASE") == "$RECIPE_SET" ]]; then
+        stage "$S/LRM_lora/adapter_model.safetensors" python -m rea_rl.adapter_pack unpack "$packed" "$S/LRM_lora"
+    fi
     if [[ ! -e "$S/LRM_lora/adapter_model.safetensors" ]]; then
         if [[ ! -e "$S/solver_lora/adapter_model.safetensors" ]]; then
             base_samples=$S/generated/$(basename "$BASE")/bootstrap_math_cot.json
