@@ -13,7 +13,7 @@
 #                      then faster, see the README's section Speed
 #   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
 #   SERVER_CONTEXT     context of both servers in tokens (default: their models')
-#   SERVER_RESTARTS    times that a server that ended by itself is started again (default 3)
+#   SERVER_RESTARTS    times an hour that a server that ended by itself is started again (default 3)
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -40,7 +40,14 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("num_train_epochs", "max_length", "max_completion_length", "num_generations", "num_generations_eval"),
     *("temperature", "top_p", "repetition_penalty", "vllm_importance_sampling_clip_max", "finish_max_tokens"),
-    *("label_wave", "max_concurrent_requests", "request_timeout", "server_deadline", "verifier_workers", "verifier_timeout"),
+    *(
+        "label_wave",
+        "max_concurrent_requests",
+        "request_timeout",
+        "server_deadline",
+        "verifier_workers",
+        "verifier_timeout",
+    ),
     *("tokens_per_forward", "rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r"),
     "lora_alpha",
 )
@@ -171,9 +178,7 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     )
 
     # Servers
-    policy_server: str = field(
-        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."}
-    )
+    policy_server: str = field(default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."})
     reflection_server: str = field(
         default="http://127.0.0.1:12346/v1", metadata={"help": "vLLM server with the reflection model."}
     )
@@ -192,7 +197,8 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         default=600.0, metadata={"help": "Seconds to wait for a server that is away, before the run stops."}
     )
     ddp_timeout: int = field(
-        default=3600, metadata={"help": "Seconds that ranks wait for each other; a rank may wait for a server so long."}
+        default=12_000,
+        metadata={"help": "Seconds that ranks wait for each other; a rank may wait for a server so long."},
     )
 
     # Overlap
@@ -231,7 +237,9 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     )
     answer_markers: list[str] = field(
         default_factory=list,
-        metadata={"help": "Phrases after which an answer stands where there is no \\boxed{}; for models that write none."},
+        metadata={
+            "help": "Phrases after which an answer stands where there is no \\boxed{}; for models that write none."
+        },
     )
     verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
     verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
@@ -239,7 +247,9 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     # Compute
     packing: str = field(
         default="none",
-        metadata={"help": "shared_prefix: forward what paths have in common once, without padding; none: padded rows."},
+        metadata={
+            "help": "shared_prefix: forward what paths have in common once, without padding; none: padded rows."
+        },
     )
     tokens_per_forward: int = field(
         default=12288,
@@ -364,7 +374,9 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     def _check_rewards(self) -> None:
         check_reward_names(self.reward_funcs)
         if twice := [name for name, count in Counter(self.reward_funcs).items() if count > 1]:
-            raise ValueError(f"reward_funcs has {twice} twice; name each reward once, and weigh them by reward_weights")
+            raise ValueError(
+                f"reward_funcs has {twice} twice; name each reward once, and weigh them by reward_weights"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} values, but reward_funcs {len(self.reward_funcs)} "
@@ -423,11 +435,12 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         for key in ("policy_server", "reflection_server"):
             if split_url(url := getattr(self, key), key).path != "/v1":
                 raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
-        if (longest := self.request_timeout + self.server_deadline) >= self.ddp_timeout:
+        tries = self.request_retries + 1
+        if (longest := tries * self.request_timeout + self.server_deadline) >= self.ddp_timeout:
             raise ValueError(
-                f"request_timeout ({self.request_timeout:.0f}) + server_deadline ({self.server_deadline:.0f}) is "
-                f"{longest:.0f} seconds, but ranks wait only ddp_timeout ({self.ddp_timeout}) for one that waits for its "
-                "server; raise ddp_timeout above the sum, or lower the others"
+                f"request_timeout ({self.request_timeout:.0f}) x {tries} tries (request_retries + 1) + server_deadline "
+                f"({self.server_deadline:.0f}) is {longest:.0f} seconds, but ranks wait only ddp_timeout "
+                f"({self.ddp_timeout}) for one that waits for its server; raise ddp_timeout above that, or lower the others"
             )
 
     @property

@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +35,10 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
+VISIBLE_SECONDS = (
+    90.0  # in which an adapter shows on a server's host: network file systems look again after a minute or so
+)
+NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is not there
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
 
@@ -135,11 +140,7 @@ class ServerWatch:
         if self._adapters is None or model in await self._served(client):
             return
         folder = self._adapters / model
-        answer = await client.post(
-            f"{self._url}/load_lora_adapter",
-            json={"lora_name": model, "lora_path": str(folder)},
-            timeout=LOAD_TIMEOUT,
-        )
+        answer = await self._load(client, folder)
         if answer.is_success:
             self.counts["reloaded_adapters"] += 1
             logger.warning("%s: did not serve %s; loaded it again from %s", self.name, model, folder)
@@ -147,6 +148,16 @@ class ServerWatch:
             await self._probe(client)  # raises if it refuses because it is dying
             self._given_up = ConnectionError(refusal(folder, answer.text))
             raise self._given_up
+
+    async def _load(self, client: httpx.AsyncClient, folder: Path) -> httpx.Response:
+        """The server's answer for an adapter; it is asked again, for a bounded time, while it does not see the folder."""
+        body = {"lora_name": folder.name, "lora_path": str(folder)}
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            answer = await client.post(f"{self._url}/load_lora_adapter", json=body, timeout=LOAD_TIMEOUT)
+            if NOT_SEEN not in answer.text or time.monotonic() > deadline:
+                return answer
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _served(self, client: httpx.AsyncClient) -> set[str]:
         answer = (await client.get(f"{self._url}/models")).raise_for_status()
@@ -173,8 +184,10 @@ class Endpoint:
         """Tokens that a prompt and its completion may have together. Raises ConnectionError if nothing answers."""
         try:
             served = await self._client.models.list()
-        except openai.APIConnectionError as error:
-            raise ConnectionError(f"{self.watch.name} does not answer ({error}); start it, and see its log") from error
+        except openai.APIError as error:
+            raise ConnectionError(
+                f"{self.watch.name} does not answer ({_words(error)}); start it, and see its log"
+            ) from error
         return {card.id: card.max_model_len for card in served.data}[model]
 
     async def complete(self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any) -> Any:
@@ -207,7 +220,8 @@ class Endpoint:
     async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """What `attempt` returns, tried again after what may pass: a dead or hung server, an answer of 500.
 
-        Raises ConnectionError if the server stays away or the last try fails, and what the server refuses as it is.
+        Raises ConnectionError if the server stays away, the last try fails, or it refuses all requests; and as it is
+        what it refuses of this one.
         """
         for tried in range(self._retries + 1):
             began = time.monotonic()
@@ -215,14 +229,15 @@ class Endpoint:
                 return await attempt()
             except (openai.APIError, UnusableReply) as error:
                 if not self.watch.is_passing(error):
-                    raise
+                    raise refused(self.watch.name, error) from error
                 if tried == self._retries:
                     raise ConnectionError(
                         f"{self.watch.name} failed a request {tried + 1} times, at last with: {_words(error)}; see its "
                         "log, or raise request_timeout or request_retries"
                     ) from error
                 await self.watch.recover(error, began, model)
-                await asyncio.sleep(min(POLL_SECONDS * (2**tried - 1), MAX_PAUSE))
+                if not isinstance(error, openai.APITimeoutError):  # which has waited already
+                    await asyncio.sleep(min(POLL_SECONDS * (2**tried - 1), MAX_PAUSE))
         raise AssertionError("request_retries is negative")
 
     async def close(self) -> None:
@@ -234,18 +249,31 @@ class Endpoint:
         )
 
 
+class EndedElsewhere(ConnectionError):
+    """A failure of any kind, on any rank, that ended all of them at one point."""
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Raise the ConnectionError of any rank on all of them, so that they can still write a checkpoint together."""
+    """Raise the failure of any rank on all of them at one point, so that they can still write a checkpoint together.
+
+    A ConnectionError stays what it is where it happened. Everything else becomes EndedElsewhere, caused by what it was, and
+    a failure that nobody foresaw is logged with its traceback.
+    """
     from accelerate.utils import gather_object
 
-    failure: ConnectionError | None = None
+    failure: Exception | None = None
     try:
         yield
     except ConnectionError as error:
         failure = error
-    if failures := [message for message in gather_object([failure and str(failure)]) if message]:
-        raise failure or ConnectionError(failures[0])
+    except Exception as error:
+        failure = error
+        if not isinstance(error, (openai.APIError, OSError, CancelledError)):
+            logger.exception("this ends the run")
+    message = failure and (str(failure) if isinstance(failure, ConnectionError) else _words(failure))
+    if messages := [message for message in gather_object([message]) if message]:
+        raise failure if isinstance(failure, ConnectionError) else EndedElsewhere(messages[0]) from failure
 
 
 def token_logprobs(choice: Any) -> list[float]:
@@ -278,12 +306,35 @@ def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
         raise UnusableReply(f"a reply with log-probs that are no numbers: {alternatives}")
 
 
+def refused(name: str, error: openai.APIError) -> Exception:
+    """What to raise where a server refuses a request and would refuse it again.
+
+    A refusal that is not about this one request, but about the key or the model, is a ConnectionError with the way out.
+    """
+    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+        remedy = "set VLLM_API_KEY to the key that it was started with"
+    elif isinstance(error, openai.NotFoundError):
+        remedy = "start it again with the recipe's model"
+    else:
+        return error
+    return ConnectionError(f"{name} refuses requests ({_words(error)}); {remedy}, and give the same command to go on")
+
+
+# Words of a server that does not take an adapter, and what is to be done then.
+REFUSALS = {
+    "max_lora_rank": "start it with a max_lora_rank of at least lora_r",
+    NOT_SEEN: "it must see that folder under the same path, also from another host",
+    "Not Found": "start it as rea_rl.vllm_server does: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    "modules": "vLLM serves adapters of linear layers only: see lora_target_modules and lora_modules_to_save",
+}
+
+
 def refusal(folder: Path, answer: Any) -> str:
-    """Message where the policy server does not take an adapter."""
-    return (
-        f"the policy server refuses the adapter {folder} ({answer}); start it with a max_lora_rank of at least lora_r, "
-        "where it sees that folder"
-    )
+    """Message where the policy server does not take an adapter, its answer or an error; the remedy is for what it says."""
+    if isinstance(answer, openai.APIStatusError):  # whose message leaves out what FastAPI itself answers
+        answer = f"{answer.status_code}: {answer.response.text}"
+    remedy = next((remedy for words, remedy in REFUSALS.items() if words in str(answer)), "its log says more")
+    return f"the policy server refuses the adapter {folder} ({answer}); {remedy}"
 
 
 def _headers() -> dict[str, str]:

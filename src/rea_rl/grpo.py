@@ -10,6 +10,7 @@ Both servers of the recipe must be running. A run that was interrupted continues
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,11 @@ def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
     from rea_rl.vllm_server import LORA_RANKS
 
     check_lora_keys(model_args, served=True)
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise ValueError(
+            "FSDP has the weights in pieces, which cannot be brought to the policy server; leave fsdp out, and launch with "
+            "ddp.yaml, or with zero3.yaml where the model does not fit on one GPU"
+        )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("load_in_4bit and load_in_8bit must be false: servers and trainer must have the same weights")
     if not model_args.use_peft:
@@ -199,6 +205,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
     from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
+    from rea_rl.reflection_check import check_context, check_labels
     from rea_rl.rollout import RolloutEngine
     from rea_rl.utils import load_tokenizer
     from rea_rl.vllm_server import check_model, check_server, check_vocabulary
@@ -214,8 +221,11 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     if args.needs_labels:
         check_model(args.reflection_model)
         reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
-        check_server(args.reflection_server, args.reflection_model)
+        check_labels(reflection_tokenizer, args.reflection_model)
+        context = check_server(args.reflection_server, args.reflection_model)
         check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
+        longest = max((row["problem"] for row in inputs.train_rows), key=len)
+        check_context(args, reflection_tokenizer, longest, context)
     verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers)
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 
@@ -224,13 +234,14 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
     """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
 
-    from rea_rl.endpoint import adapter_folder
+    from rea_rl.endpoint import LOAD_TIMEOUT, adapter_folder
     from rea_rl.lora import lora_config
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.weight_sync import AdapterSync, FullSync
 
     if model_args.use_peft:
         settings = {"deadline": args.server_deadline, "retries": args.request_retries}
+        settings["timeout"] = min(args.request_timeout, LOAD_TIMEOUT)
         sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)

@@ -6,7 +6,7 @@
     python -m rea_rl.vllm_server --role policy --recipe RECIPE --dry_run    # check, and print the command of vLLM
 
 It stays in the foreground; SIGTERM or SIGINT stops vLLM too. A vLLM that ends by itself is started again, at most
-`--max_restarts` times, and the reason is logged; one that hangs is left alone. `--recipe` takes model, address and LoRA
+`--max_restarts` times an hour, and the reason is logged; one that hangs is left alone. `--recipe` takes model, address and LoRA
 rank from a training recipe, so that they are written down once. Options that this program does not know are passed on to
 vLLM.
 """
@@ -72,6 +72,7 @@ PORT_REMEDIES = {
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0  # vLLM itself needs less than a second, but a request under way may hold it
 LOG_TAIL_LINES = 15
+RESTART_WINDOW = 3600.0  # seconds in which restarts are counted: a run of weeks may meet more of them than one that cannot run
 
 
 @dataclass
@@ -112,7 +113,7 @@ class ServerConfig:
     log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
     startup_timeout: float = field(default=600.0, metadata={"help": "Seconds until the server must be ready."})
     max_restarts: int = field(
-        default=3, metadata={"help": "Times that this program starts vLLM again after it ended by itself."}
+        default=3, metadata={"help": "Times an hour that this program starts vLLM again after it ended by itself."}
     )
     api_key: str | None = field(
         default_factory=lambda: os.environ.get("VLLM_API_KEY"),
@@ -232,7 +233,8 @@ class VLLMServer:
         self._process = None
 
     def supervise(self) -> NoReturn:
-        """Wait, and start vLLM again when it ends by itself, `max_restarts` times. Raises ConnectionError after that."""
+        """Wait, and start vLLM again when it ends by itself, `max_restarts` times an hour. Raises ConnectionError after that."""
+        restarts: list[float] = []
         while True:
             try:
                 if self._process is None:
@@ -241,10 +243,12 @@ class VLLMServer:
                 self.wait()
             except ConnectionError as error:
                 self.stop()  # what is left of it; its port and memory are free afterwards
-                if self._num_starts > self.config.max_restarts:
+                now = time.monotonic()
+                restarts = [begun for begun in restarts if now - begun < RESTART_WINDOW] + [now]
+                if len(restarts) > self.config.max_restarts:
                     raise
-                limits = self._num_starts, self.config.max_restarts
-                logger.warning("%s\n%s server: restart %d of at most %d", error, self.config.role, *limits)
+                limits = len(restarts), self.config.max_restarts
+                logger.warning("%s\n%s server: restart %d of at most %d in an hour", error, self.config.role, *limits)
 
     def __enter__(self) -> VLLMServer:
         try:
@@ -419,8 +423,8 @@ def check_server(
     *,
     key: str | None = None,
     why: str = "",
-) -> None:
-    """Check that a server is there and serves what is needed.
+) -> int | None:
+    """Check that a server is there and serves what is needed; the context that it tells, in tokens.
 
     Args:
         base_url: as an OpenAI client takes it, with `/v1`.
@@ -453,6 +457,7 @@ def check_server(
             f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed"
             f"{why and f' ({why})'}; start it with a larger max_model_len, or ask for shorter completions"
         )
+    return served[model]
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -550,7 +555,7 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
 def serve(config: ServerConfig) -> NoReturn:
     """Run one server until a signal stops it.
 
-    Raises ConnectionError if vLLM does not start, or has ended by itself more than `max_restarts` times.
+    Raises ConnectionError if vLLM does not start, or has ended by itself more than `max_restarts` times in an hour.
     """
 
     def stop(number: int, _: object) -> NoReturn:

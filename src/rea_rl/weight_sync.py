@@ -25,7 +25,17 @@ from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rea_rl.clients import bypass_proxies, openai_client
-from rea_rl.endpoint import ServerWatch, failing_together, refusal
+from rea_rl.endpoint import (
+    LOAD_TIMEOUT,
+    NOT_SEEN,
+    POLL_SECONDS,
+    VISIBLE_SECONDS,
+    ServerWatch,
+    failing_together,
+    refusal,
+    refused,
+)
+from rea_rl.probe import NoLogprobs, Probe
 from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
@@ -51,14 +61,21 @@ class AdapterSync:
         timeout: seconds for one load.
         deadline: seconds that the server may be away.
         retries: times that a failed exchange with the server is repeated.
+        probe: shows once that the adapter has an effect on the server; None: that is not checked.
     """
 
     def __init__(
-        self, server: str, directory: str | Path, timeout: float = 120.0, deadline: float = 600.0, retries: int = 5
+        self,
+        server: str,
+        directory: str | Path,
+        timeout: float = LOAD_TIMEOUT,
+        deadline: float = 600.0,
+        retries: int = 5,
+        probe: Probe | None = None,
     ):
         self.directory = Path(directory).resolve()
         self._watch = ServerWatch("policy_server", server, deadline, self.directory)
-        self._retries = retries
+        self._retries, self._probe = retries, probe
         self._run = xxhash.xxh3_64_hexdigest(str(self.directory).encode())[:6]
         self._client = openai_client(server, timeout=timeout, max_retries=0)
 
@@ -74,12 +91,13 @@ class AdapterSync:
         Raises ConnectionError, on all ranks, with the server's answer if it refuses the adapter, or if it stays away.
         """
         name = [None]
-        with _gathered(model):
+        with failing_together(), _gathered(model):
             if PartialState().is_main_process:
                 name[0] = self._save(model, step)
         with failing_together():
             if PartialState().is_main_process:
                 self._swap_repeatedly(name[0], in_use)
+                self._check_effect(model, name[0])
         return broadcast_object_list(name)[0]
 
     @property
@@ -100,7 +118,9 @@ class AdapterSync:
         if version.exists():
             shutil.rmtree(unfinished)
         else:
+            _flush(*unfinished.iterdir(), unfinished)
             os.replace(unfinished, version)
+            _flush(self.directory)
         return version.name
 
     def _swap_repeatedly(self, name: str, in_use: Set[str]) -> None:
@@ -112,22 +132,48 @@ class AdapterSync:
             except (openai.APIConnectionError, openai.InternalServerError) as error:
                 if tried == self._retries:
                     raise ConnectionError(
-                        f"{self._watch.name} failed {tried + 1} times to load {self.directory / name} ({error}); see its log"
+                        f"{self._watch.name} failed {tried + 1} times: {refusal(self.directory / name, error)}"
                     ) from error
                 asyncio.run(self._watch.recover(error, began, name))
+            except openai.APIError as error:
+                raise refused(self._watch.name, error) from error
 
     def _swap(self, name: str, in_use: Set[str]) -> None:
         served = self._served_versions()
         if name not in served:
-            try:
-                self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
-            except (openai.BadRequestError, openai.NotFoundError) as error:
-                raise ConnectionError(refusal(self.directory / name, error)) from error
+            self._load(name)
         for old in served - {name} - in_use:
-            self._post("unload_lora_adapter", lora_name=old)
+            try:
+                self._post("unload_lora_adapter", lora_name=old)
+            except openai.NotFoundError:
+                logger.warning("%s: has no %s any more, which was to be unloaded", self._watch.name, old)
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
             if folder.name != name and folder.name not in in_use:
                 shutil.rmtree(folder)
+
+    def _load(self, name: str) -> None:
+        """Load a version; asked again, for a bounded time, while the server does not see its folder."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            try:
+                return self._post("load_lora_adapter", lora_name=name, lora_path=str(self.directory / name))
+            except (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError) as error:
+                if NOT_SEEN not in str(error) or time.monotonic() > deadline:
+                    raise ConnectionError(refusal(self.directory / name, error)) from error
+            time.sleep(POLL_SECONDS)
+
+    def _check_effect(self, model: PeftModel, name: str) -> None:
+        """Once the adapter can be told from numerics, raise ConnectionError if the server's answers do not show it."""
+        if self._probe is None or is_deepspeed_zero3_enabled():  # which has the weights in pieces, on all ranks
+            return
+        try:
+            if self._probe.check(model, self._client, name):
+                self._probe = None
+        except NoLogprobs as error:
+            logger.warning("%s: the effect of adapters is not checked: %s", self._watch.name, error)
+            self._probe = None
+        except openai.APIError as error:
+            logger.warning("%s: the effect of %s is checked at the next version (%s)", self._watch.name, name, error)
 
     def _served_versions(self) -> set[str]:
         """The run's versions on the server, those from before an interruption included."""
@@ -207,6 +253,16 @@ class FullSync:
         client = WeightTransferClient(VLLMClient(self._server.removesuffix("/v1")), manifest, int(self._timeout))
         client.init_weight_transfer()
         return client
+
+
+def _flush(*paths: Path) -> None:
+    """Bring files and folders to the disk, so that a server on another host finds all of what it finds."""
+    for path in paths:
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager

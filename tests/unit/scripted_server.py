@@ -41,6 +41,7 @@ class ScriptedServer:
         self.stream_limit: int | None = None  # tokens after which the connection breaks
         self.streamed: list[int] = []  # tokens that were sent of each stream
         self._lock = threading.Lock()
+        self.first: dict[str, list[tuple[int, Any]]] = {}  # by route: what it answers before anything else
         self.only_known_models = False  # refuse completions of models that are not in `models`
         self.broken = False  # break each connection instead of answering
         self._server = (_Listener6 if ":" in host else _Listener)((host, port), self._handler())
@@ -59,6 +60,8 @@ class ScriptedServer:
         self._server.server_close()
 
     def _answer(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if self.first.get(route):
+            return self.first[route].pop(0)
         if route == "/v1/completions":
             if self.only_known_models and body["model"] not in self.models:
                 return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
@@ -84,6 +87,8 @@ class ScriptedServer:
                     return self.hang_up()
                 if self.path == "/version":
                     return self.send(200, {"version": script.version})
+                if script.first.get(self.path):
+                    return self.send(*script.first[self.path].pop(0))
                 if self.path not in ("/health", "/v1/models"):
                     return self.send(404, {"detail": "Not Found"})
                 cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]

@@ -112,7 +112,9 @@ RECIPES = [
     # places
     ("server without scheme", "policy_server: 127.0.0.1:8000", "'127.0.0.1:8000'", "http://HOST:PORT/v1"),
     ("server without route", "reflection_server: http://a:1", "reflection_server is 'http://a:1'", "http://HOST:PORT/v1"),
-    ("a wait that other ranks end", "request_timeout: 3000", "is 3600 seconds", "ddp_timeout (3600)", "raise ddp_timeout"),
+    ("a wait that other ranks end", "request_timeout: 3000", "3000) x 6 tries", "18600 sec", "(12000)", "raise ddp_timeout"),
+    ("tries that other ranks end", "{request_timeout: 5, server_deadline: 2, ddp_timeout: 10}", "32 sec", "raise ddp_timeout"),
+    ("weights in pieces", "fsdp: full_shard", "FSDP has the weights in pieces", "launch with ddp.yaml"),
     ("output in a file", "output_dir: problems.json", "output_dir", "problems.json is a file", "another place"),
     ("checkpoint of nobody", "resume_from_checkpoint: nowhere", "is nowhere", "leave it out"),
     ("model of nobody", "model_name_or_path: ./nowhere", "model folder ./nowhere", "download it first"),

@@ -71,7 +71,7 @@ class Verifier:
         self.closed = True
 
 
-def make_engine(tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", **changes):
+def make_engine(tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", tokenizer=TOKENIZER, **changes):
     keys = {
         "use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2, "per_device_train_batch_size": 2,
         "max_completion_length": 200, "temperature": 0.7, "revision": reflection_url != "http://127.0.0.1:9/v1",
@@ -81,7 +81,7 @@ def make_engine(tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", **
     args = REARLConfig(
         output_dir=str(tmp_path), policy_server=policy_url, reflection_server=reflection_url, **{**keys, **changes}
     )
-    return RolloutEngine(args, TOKENIZER, TOKENIZER if args.revision else None, Verifier())
+    return RolloutEngine(args, tokenizer, TOKENIZER if args.revision else None, Verifier())
 
 
 def make_row(i=0):
@@ -378,6 +378,21 @@ def test_refused_request_stops_the_batch(tmp_path):
         with pytest.raises(openai.BadRequestError, match="too long"):
             engine.run([make_row()], Batch(0, VERSION, False))
         assert len(server.bodies("completions")) == 1  # it would be refused again
+
+
+def test_rollouts_use_a_tokenizer_of_their_own(tmp_path, monkeypatch):
+    """The trainer's is in use in another thread, and fast tokenizers are for one at a time."""
+    first, second = ScriptedServer(policy(), [VERSION]), ScriptedServer(labels(0.2, 0.9, 0.1, 0.9), ["refl"])
+    trainers = make_tokenizer()
+    with first, second, make_engine(tmp_path, first.url, second.url, trainers) as engine:
+
+        def in_use(*_, **__):
+            raise AssertionError("the trainer's tokenizer was used")
+
+        for method in ("encode", "decode", "convert_tokens_to_ids"):
+            monkeypatch.setattr(trainers, method, in_use)
+        _, revision = engine.run([make_row()], Batch(7, VERSION, True))
+        assert revision.kind == "revision"
 
 
 def make_rollout(kind, correct, num_tokens, **fields):

@@ -308,10 +308,11 @@ def command(model, tmp_path, free_port):
     def start(program=SERVE_WITH_CHILD, *flags):
         served = f"MODEL = {model!r}\n" + program
         main = f"""
-import sys
+import os, sys
 from rea_rl import vllm_server
 vllm_server.server_command = lambda config, device: [sys.executable, "-c", {served!r}, str(config.port)]
 vllm_server.STOP_SECONDS = 1.0
+vllm_server.RESTART_WINDOW = float(os.environ.get("WINDOW", vllm_server.RESTART_WINDOW))
 vllm_server.main(sys.argv[1:])
 """
         given = ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", *flags]
@@ -401,6 +402,15 @@ def test_restarts_are_bounded(command, model, tmp_path, monkeypatch):
     assert (tmp_path / "starts").read_text() == "xx"
     assert log.count("restart ") == 1
     assert f"error: the policy server for {model} ended with exit code 7" in log
+
+
+def test_restarts_are_counted_by_the_hour(command, tmp_path, monkeypatch):
+    """Three deaths, of which two are never in one window."""
+    for name, value in {"STARTS": str(tmp_path / "starts"), "DEATHS": "3", "WINDOW": "0.5"}.items():
+        monkeypatch.setenv(name, value)
+    process = command(DIES + SERVE_WITH_CHILD, "--max_restarts", "1")
+    log = "".join(read_until(process, "ready after") for _ in range(4))
+    assert log.count("restart 1 of at most 1 in an hour") == 3
 
 
 def test_recipe_gives_model_address_and_rank(tmp_path):
