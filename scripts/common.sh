@@ -217,7 +217,7 @@ stop() {
 
 # launch VARIANT "ROLE..." [OPTIONS of rea_rl.grpo]: servers, training, end of the servers
 launch() {
-    local roles model command=(python -m rea_rl.grpo)
+    local roles model checked command=(python -m rea_rl.grpo)
     set_recipe "$1"
     read -ra roles <<<"$2"
     place
@@ -227,15 +227,18 @@ launch() {
     model=$(option reflection_model "${@:3}")
     [[ -z $model ]] || REFLECTION_ARGS+=(--model "$model")
     batch_args
-    echo "$(basename "$0"): $RECIPE, $NUM_GPUS of $NUM_VISIBLE visible GPUs, $NUM_PROCESSES training processes, servers: $2"
-    stop_in_order
-    start_servers "${roles[@]}"
     if ((NUM_PROCESSES > 1)); then
         command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
             --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
     fi
-    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}" \
-        --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}" &
+    command+=(--config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}"
+        --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}")
+    echo "$(basename "$0"): $RECIPE, $NUM_GPUS of $NUM_VISIBLE visible GPUs, $NUM_PROCESSES training processes, servers: $2"
+    stop_in_order
+    checked=$(CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --dry_run) # what is wrong is known before servers are up
+    [[ $checked != *complete* && " ${*:3} " != *" --dry_run "* ]] || exit 0
+    start_servers "${roles[@]}"
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" &
     HELPERS=($!)
     wait "$!"
 }

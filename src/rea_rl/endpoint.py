@@ -79,6 +79,10 @@ class ServerWatch:
         passing = (openai.APIConnectionError, openai.InternalServerError, UnusableReply)
         return isinstance(error, passing) or type(error) is openai.APIError  # the last one: inside a stream
 
+    def give_up(self, error: ConnectionError) -> None:
+        """Let whoever waits for the server, or will, raise an error."""
+        self._given_up = error
+
     async def recover(self, error: Exception, began: float, model: str) -> None:
         """Return once a failed request can be repeated. One of those that failed together does the waiting.
 
@@ -107,6 +111,8 @@ class ServerWatch:
         """Wait until the server is healthy and serves the model; whether it had been away at all."""
         is_away = False
         while True:
+            if self._given_up is not None:
+                raise self._given_up
             try:
                 await self._probe(client)
                 await self._reload(client, model)

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,10 @@ class RunEnded(Exception):
 
 class NonFiniteError(RunEnded):
     """Several steps in a row had a loss or a gradient that is no number."""
+
+
+class Interrupted(RunEnded):
+    """SIGTERM ended a training."""
 
 
 class MonitorError(RunEnded):
@@ -115,13 +120,20 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
     )
 
 
-def train(trainer: Trainer) -> None:
+def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and state.
 
-    A trainer without a plan continues the last checkpoint of its output_dir. Raises RunEnded, behind a checkpoint of the
-    last finished step, after several steps that are no numbers, and where a monitor ends the run.
+    A trainer without a plan continues the last checkpoint of its output_dir.
+
+    Args:
+        trainer: of the run.
+        give_up: ends what the training waits for; called when SIGTERM asks for its end.
+
+    Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no numbers, where a monitor
+    ends the run, and after SIGTERM.
     """
     from rea_rl.start import start_block
+    from rea_rl.stopping import StopAtSigterm
     from rea_rl.utils import know_cpu_by_index, last_checkpoint
 
     know_cpu_by_index()
@@ -133,7 +145,8 @@ def train(trainer: Trainer) -> None:
         _prepare(Path(args.output_dir), plan)
         logger.info("%s", start_block(trainer, checkpoint))
     try:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        with StopAtSigterm(trainer, give_up):
+            result = trainer.train(resume_from_checkpoint=checkpoint)
     except RunEnded:
         save_last_step(trainer)
         raise
@@ -201,8 +214,30 @@ def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv:
         return
     try:
         train(trainer)
-    except RunEnded as error:
-        sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)
+    except Exception as error:
+        end(trainer, error)
+
+
+def end(trainer: Trainer, error: Exception) -> NoReturn:
+    """End a training with exit code 1 and one line for what may end one, 143 after SIGTERM. Raises everything else.
+
+    A line of its own comes first: a progress bar may be on the last one.
+    """
+    from safetensors import SafetensorError
+
+    is_first = trainer.is_world_process_zero()
+    if isinstance(error, Interrupted):
+        if is_first:
+            sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(128 + signal.SIGTERM)
+    if isinstance(error, (OSError, RuntimeError, SafetensorError)) and is_disk_full(error):
+        sys.exit(
+            f"\nerror: there is no room to write into {trainer.args.output_dir} ({' '.join(str(error).split())[:200]}); "
+            "free some, and give the same command to go on from the last checkpoint"
+        )
+    if isinstance(error, (ConnectionError, RunEnded)):  # a server stays away or refuses; no numbers; a monitor
+        sys.exit(f"\nerror: {error}" if is_first else 1)
+    raise error
 
 
 def leave(error: Exception) -> NoReturn:

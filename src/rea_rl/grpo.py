@@ -4,7 +4,8 @@
     accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.grpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_ReflectRL.yaml --learning_rate 1e-5
 
-Both servers of the recipe must be running. A run that was interrupted continues from its last checkpoint.
+Both servers of the recipe must be running; `--dry_run` only checks what can be checked without them. A run that was
+interrupted continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rea_rl.rollout import RolloutEngine
 
 logger = logging.getLogger(__name__)
+
+DRY_RUN = "--dry_run"  # check what can be checked without servers, and print `complete` where nothing is to be done
 
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
@@ -201,14 +204,27 @@ def longest_prompt(inputs: Inputs) -> tuple[int, str]:
     return max(zip(map(len, ids), (row["problem_id"] for row in rows), strict=True), key=lambda pair: pair[0])
 
 
+def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
+    """Tokenizer of the reflection model; None where none is asked. Raises ValueError for a model that cannot be served."""
+    from rea_rl.reflection_check import check_labels
+    from rea_rl.utils import load_tokenizer
+    from rea_rl.vllm_server import check_model
+
+    if not args.needs_labels:
+        return None
+    check_model(args.reflection_model)
+    tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
+    check_labels(tokenizer, args.reflection_model)
+    return tokenizer
+
+
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
     """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
     from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
-    from rea_rl.reflection_check import check_context, check_labels
+    from rea_rl.reflection_check import check_context
     from rea_rl.rollout import RolloutEngine
-    from rea_rl.utils import load_tokenizer
-    from rea_rl.vllm_server import check_model, check_server, check_vocabulary
+    from rea_rl.vllm_server import check_server, check_vocabulary
 
     num_tokens, problem_id = longest_prompt(inputs)
     forced = len(inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False))
@@ -217,11 +233,8 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
     check_server(args.policy_server, model_name, needed, why=why)
     check_vocabulary(args.policy_server, model_name, inputs.tokenizer)
-    reflection_tokenizer = None
-    if args.needs_labels:
-        check_model(args.reflection_model)
-        reflection_tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
-        check_labels(reflection_tokenizer, args.reflection_model)
+    reflection_tokenizer = check_reflection_model(args)
+    if reflection_tokenizer is not None:
         context = check_server(args.reflection_server, args.reflection_model)
         check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
@@ -264,32 +277,44 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
 def train(trainer: REARLTrainer, dataset_name: str) -> None:
     """Train as planned, evaluate, save adapter, state, metrics and model card.
 
-    Raises ConnectionError if a server stays away; then there is a checkpoint of the last finished step.
+    Raises ConnectionError if a server stays away or refuses what is needed, or another rank failed; then there is a
+    checkpoint of the last finished step.
     """
+
+    def give_up() -> None:
+        trainer.engine.cancel()
+        trainer.weight_sync.cancel()
+
     try:
-        entry.train(trainer)
-    except ConnectionError:
-        entry.save_last_step(trainer)
+        entry.train(trainer, give_up)
+    except ConnectionError as error:
+        if not entry.is_disk_full(error):
+            entry.save_last_step(trainer)
         raise
     trainer.create_model_card(dataset_name=dataset_name)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
-    from safetensors import SafetensorError
-
     from rea_rl.resume import RunComplete
     from rea_rl.utils import setup_logging
 
     setup_logging()
+    flags = sys.argv[1:] if argv is None else argv
+    is_check = DRY_RUN in flags
     try:
-        data, args, model_args = parse_recipe(argv)
+        data, args, model_args = parse_recipe([flag for flag in flags if flag != DRY_RUN])
         inputs = load_inputs(data, args, model_args)
+        if is_check:
+            check_reflection_model(args)
+            return
         engine = build_engine(args, model_args.model_name_or_path, inputs)
     except (ValueError, ConnectionError) as error:
         entry.leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)
+        if is_check:
+            print("complete")
         return
     with engine:
         try:
@@ -298,16 +323,8 @@ def main(argv: list[str] | None = None) -> None:
             entry.leave(error)
         try:
             train(trainer, data.dataset_name)
-        # A server that stays away, or that refuses the adapter; a loss that is no number; a monitor.
-        except (ConnectionError, entry.RunEnded) as error:
-            sys.exit(f"\nerror: {error}" if trainer.is_world_process_zero() else 1)  # a progress bar is on the line
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not entry.is_disk_full(error):
-                raise
-            sys.exit(
-                f"\nerror: there is no room to write into {args.output_dir} ({' '.join(str(error).split())[:200]}); free "
-                "some, and give the same command to go on from the last checkpoint"
-            )
+        except Exception as error:
+            entry.end(trainer, error)
 
 
 if __name__ == "__main__":

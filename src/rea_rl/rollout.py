@@ -168,6 +168,7 @@ class RolloutEngine:
         self._find_think_end = think_end_finder(self.tokenizer)
         self._decode_markers = marker_decoder(self.tokenizer)
         self._encode_forced = cache(lambda text: encode_continuation(text, self.tokenizer))
+        self._is_cancelled = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -186,9 +187,15 @@ class RolloutEngine:
                 `problem_id`, `answer`; one row per sampled path, also with serial cuts, where the first of a prompt's
                 rows is sampled and the others are its exits.
 
-        Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled.
+        Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled. Raises
+        CancelledError where `cancel` ended the batch, ConnectionError where it came before.
         """
         return self._wait(self._run(rows, batch))
+
+    def cancel(self) -> None:
+        """End the batches under way, and refuse others. Returns at once."""
+        self._is_cancelled = True
+        asyncio.run_coroutine_threadsafe(self._cancel_batches(), self._loop)
 
     @property
     def counts(self) -> dict[str, float]:
@@ -221,6 +228,8 @@ class RolloutEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        if self._is_cancelled:
+            raise ConnectionError("the run is being ended")
         if batch.revision:
             rows = rows[:: self.args.num_serial_cuts + 1]
         waves = Waves(self.args.label_wave, len(rows))

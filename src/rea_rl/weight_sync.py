@@ -100,6 +100,10 @@ class AdapterSync:
                 self._check_effect(model, name[0])
         return broadcast_object_list(name)[0]
 
+    def cancel(self) -> None:
+        """Wait for the server no longer: the run is being ended."""
+        self._watch.give_up(ConnectionError("the run is being ended"))
+
     @property
     def counts(self) -> dict[str, float]:
         """Failures of the policy server that were met here, as metrics; not 0 on the first rank only."""
@@ -225,6 +229,9 @@ class FullSync:
             if PartialState().is_main_process:
                 self._send(model)
         return self._model_name
+
+    def cancel(self) -> None:
+        """Nothing is waited for."""
 
     def _send(self, model: torch.nn.Module) -> None:
         try:

@@ -25,7 +25,7 @@ launch ReflectRL "policy reflection" --output_dir "$1"
 def launcher(free_port, tmp_path):
     """Function that starts the launcher in a session of its own, and finds its processes."""
     urls = [SimpleNamespace(url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
-    write_recipe(tmp_path / "config_ReflectRL.yaml", *urls, max_steps=1000)
+    write_recipe(tmp_path / "config_ReflectRL.yaml", *urls, max_steps=1000, save_steps=1000)
     variables = {
         "RECIPE_SET": os.path.relpath(tmp_path, ROOT / "recipes"), "NUM_GPUS": "0", "NUM_PROCESSES": "1",
         "VENV": sys.prefix,
@@ -64,6 +64,8 @@ def check_end(launcher, number, send, took):
     assert launcher.process.wait(90) == 128 + number
     wait_for(lambda: not alive(tree), 30)
     took("until all had ended", time.monotonic() - begin)
+    assert list(launcher.output.glob("checkpoint-*/trainer_state.json")), launcher.log.read_text()
+    assert "error: SIGTERM; give the same command" in launcher.log.read_text()
 
 
 def test_a_server_is_restarted_and_sigterm_leaves_no_process(launcher, took):

@@ -4,7 +4,10 @@ Each ends a run of its own, in a folder of its name. What a rank says of it goes
 """
 
 import os
+import signal
 import sys
+import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from same_step import PathsByProblem
@@ -13,12 +16,15 @@ from test_adapter_sync import LOAD, bad_request, error
 from test_trainer_units import make_trainer
 
 from rea_rl import entry
+from rea_rl.stopping import Interrupted
 from rea_rl.weight_sync import AdapterSync
 
 FAILURES = {
     "away": ConnectionError("policy_server does not answer"),
     "refused_request": bad_request(),
     "mistake": KeyError("no such thing"),
+    "signal": CancelledError(),
+    "late_signal": TimeoutError(),  # the paths come all the same, and the step before, which is under way, is finished
     "refused_adapter": None,  # on the first rank, which is the one that speaks to the server
 }
 RANK = os.environ["RANK"]
@@ -31,7 +37,11 @@ class FailingForOne(PathsByProblem):
 
     def run(self, rows, batch):
         if batch.step == 2 and self.failure and RANK == "1":
-            raise self.failure
+            if isinstance(self.failure, (CancelledError, TimeoutError)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+            if not isinstance(self.failure, TimeoutError):
+                raise self.failure
         return super().run(rows, batch)
 
 
@@ -57,7 +67,9 @@ if __name__ == "__main__":
             if failure is None:
                 trainer.weight_sync = RefusedOnce(server, folder / "adapters")
             try:
-                trainer.train()
+                entry.train(trainer)
+            except Interrupted as caught:
+                print(f"{name}, rank {RANK}: {caught}", file=sys.stderr)  # noqa: T201
             except ConnectionError as caught:
                 entry.save_last_step(trainer)
                 print(f"{name}, rank {RANK}: {caught}", file=sys.stderr)  # noqa: T201

@@ -199,6 +199,22 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     assert reflection.endswith("--role reflection --model other/judge")
 
 
+@pytest.mark.parametrize(
+    ("answer", "options", "status", "told"),
+    [
+        ("echo 'error: no such recipe key' >&2; exit 1", "", 1, "error: no such recipe key"),
+        ("echo complete", "", 0, ""),
+        (":", "--dry_run", 0, ""),
+        (":", "", 0, "servers policy\ntrained"),
+    ],
+)
+def test_what_is_wrong_or_complete_is_known_before_servers_are_started(shell, answer, options, status, told):
+    stubs = f"python() {{ if [[ $* == *--dry_run* ]]; then {answer}; else echo trained; fi; }}"
+    line = f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; launch GRPO policy {options}"
+    found, output = shell(line, 0, RECIPE_SET="miniature")
+    assert found == status and "\n".join(output.splitlines()[1:]) == told
+
+
 def test_shell_scripts_have_no_known_mistakes():
     scripts = [*ROOT.glob("*.sh"), *(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]
     assert len(scripts) > 10
@@ -220,7 +236,7 @@ time.sleep(60)
 """
 FAKES = f"""
 slow() {{ exec {sys.executable} -c '{SLOW_TO_END}' "$1"; }}
-python() {{ slow trainer; }}
+python() {{ [[ "$*" == *--dry_run* ]] || slow trainer; }}
 recipe_value() {{ echo True; }}
 start_servers() {{ slow server & SERVERS+=($!); sleep 1; }}
 """
