@@ -49,9 +49,9 @@ class Signalled(RecordedPaths):
         if batch.step == self.step and batch.revision:
             os.kill(os.getpid(), signal.SIGTERM)
             if self.waits:
-                assert self.given_up.wait(20)
+                assert self.given_up.wait(120)
                 raise CancelledError
-            self.given_up.wait(20)
+            self.given_up.wait(120)
         return super().run(rows, batch)
 
 
