@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from rea_rl.entry import Interrupted
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """SIGTERM ended a training behind its last finished step."""
 
 
 class StopAtSigterm(TrainerCallback):

@@ -16,7 +16,6 @@ from test_adapter_sync import LOAD, bad_request, error
 from test_trainer_units import make_trainer
 
 from rea_rl import entry
-from rea_rl.stopping import Interrupted
 from rea_rl.weight_sync import AdapterSync
 
 FAILURES = {
@@ -68,7 +67,7 @@ if __name__ == "__main__":
                 trainer.weight_sync = RefusedOnce(server, folder / "adapters")
             try:
                 entry.train(trainer)
-            except Interrupted as caught:
+            except entry.Interrupted as caught:
                 print(f"{name}, rank {RANK}: {caught}", file=sys.stderr)  # noqa: T201
             except ConnectionError as caught:
                 entry.save_last_step(trainer)

@@ -19,7 +19,6 @@ from transformers import Trainer
 
 from rea_rl import entry, sft
 from rea_rl.rollout import Batch
-from rea_rl.stopping import Interrupted
 from rea_rl.utils import last_checkpoint
 
 SETTINGS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 100, "lr_scheduler_type": "constant"}
@@ -65,7 +64,7 @@ def start(model_folder, folder, engine, **changes):
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_signal_is_followed_by_a_checkpoint_and_a_resume_by_the_same_end(model_folder, tmp_path, waits, done, lag):
     """Paths that are still being made are given up; a step that has its paths is finished."""
-    with pytest.raises(Interrupted, match="give the same command"):
+    with pytest.raises(entry.Interrupted, match="give the same command"):
         start(model_folder, tmp_path / "run", Signalled(2, waits), max_rollout_lag=lag)
     found = int(last_checkpoint(tmp_path / "run").rsplit("-")[-1])
     # With a lag the paths of step 2 are made while step 1 is taken, which is then finished.
@@ -87,13 +86,13 @@ def test_a_second_signal_does_not_hurt_the_checkpoint(model_folder, tmp_path, mo
         save(trainer)
 
     monkeypatch.setattr(entry, "save_last_step", save_under_fire)
-    with pytest.raises(Interrupted):
+    with pytest.raises(entry.Interrupted):
         start(model_folder, tmp_path, Signalled(1, waits=True))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 def test_without_a_finished_step_there_is_nothing_to_save(model_folder, tmp_path, caplog):
-    with pytest.raises(Interrupted):
+    with pytest.raises(entry.Interrupted):
         start(model_folder, tmp_path, Signalled(0, waits=True))
     assert last_checkpoint(tmp_path) is None and "no step was finished" in caplog.text
 
