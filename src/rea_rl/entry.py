@@ -132,6 +132,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no numbers, where a monitor
     ends the run, and after SIGTERM.
     """
+    from rea_rl.resume import checkpoint_step
     from rea_rl.start import start_block
     from rea_rl.stopping import StopAtSigterm
     from rea_rl.utils import know_cpu_by_index, last_checkpoint
@@ -139,6 +140,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     know_cpu_by_index()
     args, plan = trainer.args, trainer.plan
     checkpoint = plan.checkpoint if plan else args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    done = checkpoint_step(Path(checkpoint)) if checkpoint else 0  # read now: save_total_limit may remove it
     if checkpoint:
         logger.info("continuing from %s", checkpoint)
     if trainer.is_world_process_zero():
@@ -154,7 +156,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
-    trainer.save_metrics("train", _of_trained_steps(result, checkpoint))  # last: its file says that the run is complete
+    trainer.save_metrics("train", _of_trained_steps(result, done))  # last: its file says that the run is complete
     logger.info("weights and metrics are in %s", args.output_dir)
 
 
@@ -169,11 +171,9 @@ def _prepare(output_dir: Path, plan: Plan | None) -> None:
         left_over.unlink(missing_ok=True)
 
 
-def _of_trained_steps(result: TrainOutput, checkpoint: str | None) -> dict[str, float]:
-    """Metrics of a training, over the steps that were trained since the checkpoint: transformers divides by all steps."""
-    from rea_rl.resume import checkpoint_step
-
-    trained = result.global_step - (checkpoint_step(Path(checkpoint)) if checkpoint else 0)
+def _of_trained_steps(result: TrainOutput, done: int) -> dict[str, float]:
+    """Metrics of a training, over the steps since those that were `done`: transformers divides by all steps."""
+    trained = result.global_step - done
     if trained < 1:  # the run had ended before its weights were saved
         return {key: value for key, value in result.metrics.items() if key in ("epoch", "total_flos")}
     return result.metrics | {"train_loss": result.training_loss * result.global_step / trained}

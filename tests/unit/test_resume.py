@@ -213,8 +213,11 @@ def test_a_checkpoint_of_another_folder_is_continued_under_the_same_rules(workpl
 
 
 def test_the_loss_of_a_training_is_that_of_its_own_steps(workplace, server, tmp_path):
-    begin("sft", workplace, server, output_dir=tmp_path, max_steps=2, lr_scheduler_type="constant")
-    begin("sft", workplace, server, output_dir=tmp_path, max_steps=4, lr_scheduler_type="constant")
+    """Also where the checkpoint that it continued is gone by then."""
+    settings = {"output_dir": tmp_path, "lr_scheduler_type": "constant", "save_total_limit": 1}
+    begin("sft", workplace, server, max_steps=2, **settings)
+    begin("sft", workplace, server, max_steps=4, **settings)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     loss = json.loads((tmp_path / "train_results.json").read_text())["train_loss"]
     assert loss == pytest.approx(sum(logged(tmp_path)[2:]) / 2, rel=1e-3)
 
