@@ -148,6 +148,7 @@ ALLOWED = [
     ("grpo", {"policy_server": "http://127.0.0.1:9/v1", "request_timeout": "7", "request_retries": "1", "server_deadline": "3"}),
     ("grpo", {"verifier_workers": "2", "verifier_timeout": "9", "max_concurrent_requests": "3", "ddp_timeout": "1000"}),
     ("grpo", {"per_device_train_batch_size": "2", "gradient_accumulation_steps": "2", "rows_per_forward": "1"}),
+    ("grpo", {"monitor_stop": "all", "monitor_truncated": "0.9"}),
 ]  # fmt: skip
 
 
