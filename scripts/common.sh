@@ -91,7 +91,7 @@ batch_args() {
     local meant key=gradient_accumulation_steps product
     case $RECIPE_SET in
         DeepSeek-R1-Distill-Qwen-7B) meant=2 ;;
-        miniature | SmolLM2-135M-Instruct) meant=1 ;;
+        miniature | SmolLM2-135M-Instruct | Qwen2.5-Coder-0.5B-Instruct) meant=1 ;;
         *) meant=${GIVEN_PROCESSES:-$(die "it is not known for how many processes the batch of recipes/$RECIPE_SET is; set \
 NUM_PROCESSES: a step has per_device_train_batch_size x gradient_accumulation_steps x NUM_PROCESSES paths")} ;;
     esac

@@ -33,13 +33,8 @@ REFLECTION="$S/reflection_model"
 SAMPLING=recipes/generation/qwen_0.5b.yaml
 LABELLING=recipes/generation/qwen_0.5b_reflection.yaml
 PARAGRAPHS=(--paragraph_tokenizer "$POLICY" --paragraph_min_tokens 16)
-mapfile -t GPUS < <(python - <<'PY'
-import os, torch
-count = torch.cuda.device_count()
-named = os.environ.get("CUDA_VISIBLE_DEVICES")
-print(*(named.split(",")[:count] if named else range(count)), sep="\n", end="\n" if count else "")
-PY
-)
+names=$(visible_gpus)
+read -ra GPUS <<<"${names//$'\n'/ }"
 NUM_GPUS=${#GPUS[@]}
 WORKERS=$(($(nproc) > 4 ? $(nproc) / 2 : 2))
 DEVICE=cuda CPU_ARGS=()
@@ -56,7 +51,7 @@ stage() {
         echo "real: skipped, $file is there"
         return
     fi
-    "$@"
+    attend "$@"
     [[ -e $file ]] || die "$file was not written by: $*"
     echo "real: $file took $((SECONDS - begin)) s"
 }
@@ -176,7 +171,7 @@ choose_cut() {
 train_rows() {
     local rows seeds=(${SEEDS:+--seeds "$SEEDS"}) steps=(${STEPS:+--steps "$STEPS"})
     read -ra rows <<<"${ROWS:-base grpo grpo_len rea_rl reward_only model_only sigmoid l1_max}"
-    python -m rea_rl.study --recipe_set "$RECIPE_SET" --rows "${rows[@]}" "${seeds[@]}" "${steps[@]}" --model "$POLICY" \
+    attend python -m rea_rl.study --recipe_set "$RECIPE_SET" --rows "${rows[@]}" "${seeds[@]}" "${steps[@]}" --model "$POLICY" \
         --work "$S/study" --out "$S/study_report" --eval_dataset "$DATA/test.json" --eval_problems "${LIMIT:-1919}" \
         --eval_samples "${EVAL_SAMPLES:-4}" --gpus "${GPUS[@]}" --runs_per_gpu "${RUNS_PER_GPU:-2}" --server_context 3072
 }
@@ -230,10 +225,11 @@ make_report() {
     for file in "${rows[@]}"; do
         stage "${file%.json}.scores.json" score "$file" --model_dir "$POLICY"
     done
-    python -m rea_rl.real_report "$S" --model_dir "$POLICY" --train_problems "$DATA/train.json" --num_workers "$WORKERS" \
+    attend python -m rea_rl.real_report "$S" --model_dir "$POLICY" --train_problems "$DATA/train.json" --num_workers "$WORKERS" \
         --out "${REPORT:-docs/real}"
 }
 
+stop_in_order
 make_problems && until_ problems
 make_lrm && until_ lrm
 make_detector && until_ detector

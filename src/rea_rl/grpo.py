@@ -10,6 +10,7 @@ interrupted continues from its last checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -243,18 +244,29 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 
 
+def probe_ids(inputs: Inputs, limit: int) -> list[int]:
+    """Ids that show an adapter's effect: prompts one after the other, as many as make MAX_TOKENS ids, or the limit."""
+    from rea_rl.probe import MAX_TOKENS
+
+    rows = inputs.train_rows[:MAX_TOKENS]
+    ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    return list(itertools.chain.from_iterable(ids))[: min(MAX_TOKENS, limit)]
+
+
 def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
     """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
 
     from rea_rl.endpoint import LOAD_TIMEOUT, adapter_folder
     from rea_rl.lora import lora_config
+    from rea_rl.probe import Probe
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.weight_sync import AdapterSync, FullSync
 
     if model_args.use_peft:
         settings = {"deadline": args.server_deadline, "retries": args.request_retries}
         settings["timeout"] = min(args.request_timeout, LOAD_TIMEOUT)
+        settings["probe"] = Probe(model_args.model_name_or_path, probe_ids(inputs, args.max_completion_length))
         sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)

@@ -30,11 +30,11 @@ class Probe:
 
     Args:
         base: name under which the server serves the model without an adapter.
-        prompt_ids: at least two ids; the first MAX_TOKENS are used.
+        prompt_ids: at least two ids.
     """
 
     def __init__(self, base: str, prompt_ids: list[int]):
-        self._base, self._ids = base, prompt_ids[:MAX_TOKENS]
+        self._base, self._ids = base, prompt_ids
         self._without: torch.Tensor | None = None  # (T - 1,) of the server's base model
 
     def check(self, model: PeftModel, client: openai.OpenAI, version: str) -> bool:
@@ -52,6 +52,7 @@ class Probe:
         server = self._ask_base(client)
         noise = (2 * (trainer - server).square().mean()).sqrt().item()  # of a difference of changes
         if size * len(changes) ** 0.5 < STANDARD_ERRORS * noise:
+            logger.debug("%s changes log-probs by %.1e, which %.1e of rounding hides", version, size, noise)
             return False
         served = served_logps(client, version, self._ids) - server
         slope = (served @ changes / (changes @ changes)).item()

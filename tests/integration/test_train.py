@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +64,10 @@ def run(recipe, tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
     data, args, model_args = parse_recipe(["--config", str(recipe), "--output_dir", str(output)])
     inputs = load_inputs(data, args, model_args)
-    trained = []
+    trained, told = [], []
+    (log := logging.getLogger("rea_rl.probe")).addHandler(handler := logging.Handler())
+    log.setLevel(logging.DEBUG)
+    handler.emit = lambda record: told.append(record.getMessage())
     with build_engine(args, model_args.model_name_or_path, inputs) as engine:
         trainer = build_trainer(args, model_args, inputs, engine)
         compute_loss = trainer._compute_loss
@@ -75,7 +80,7 @@ def run(recipe, tmp_path_factory):
 
         trainer._compute_loss = recording
         train(trainer, data.dataset_name)
-    return SimpleNamespace(output=output, trained=trained, log=trainer.state.log_history, inputs=inputs)
+    return SimpleNamespace(output=output, trained=trained, log=trainer.state.log_history, inputs=inputs, told=told)
 
 
 def records(output, name):
@@ -159,6 +164,13 @@ def test_the_servers_outputs_change_with_the_adapter(run, policy_server):
     base, trained = served(policy_server.config.model), served(version)
     assert (base - trained).abs().max() > 0.05
     assert (trained - expected).abs().mean() < 0.02 < (base - expected).abs().max()
+
+
+def test_the_adapters_effect_is_seen_on_the_server(run):
+    """At the first version that is trained: the one before the first step has none."""
+    line = run.told[-1]
+    slope = float(re.search(r"effect on the policy server: (\S+) of the trainer's", line)[1])
+    assert slope == pytest.approx(1, abs=0.1)
 
 
 def test_metrics_are_finite_and_say_that_it_is_on_policy(run):

@@ -159,6 +159,13 @@ def test_the_batch_of_unknown_recipes_is_never_changed_in_silence(shell, own_rec
     assert (train, processes, batch) == ("0,1", "2", "")
 
 
+def test_the_batch_of_every_recipe_set_of_the_project_is_known(shell):
+    for folder in (ROOT / "recipes").iterdir():
+        if list(folder.glob("config_GRPO*.yaml")):
+            status, output = shell(PLACED, 0, RECIPE_SET=folder.name, CONFIG_SUFFIX="GRPO")
+            assert status == 0, output
+
+
 def test_adapters_are_trained_with_ddp_and_all_weights_with_zero2(shell, own_recipes):
     line = 'place; echo "$ACCELERATE_CONFIG"'
     assert shell(line, 3) == (0, "ddp")
