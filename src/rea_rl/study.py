@@ -248,6 +248,7 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
     import openai
 
     from rea_rl.clients import openai_client
+    from rea_rl.endpoint import refusal
     from rea_rl.merge_lora import adapter_digest
 
     client = openai_client(policy_server, max_retries=0)
@@ -258,12 +259,12 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
             body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
             client.post("/load_lora_adapter", body=body, cast_to=str)
     except openai.APIError as error:
-        raise ConnectionError(
-            f"policy_server: {policy_server} does not take the adapter {run.adapter} ({error}); start it for the "
-            "study's recipes, with a max_lora_rank of at least the adapter's"
-        ) from error
+        raise ConnectionError(f"policy_server ({policy_server}): {refusal(run.adapter, error)}") from error
     yield name
-    client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
+    try:
+        client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
+    except openai.APIError as error:  # of no matter to a row that is evaluated
+        logger.warning("policy_server (%s) did not unload %s: %s", policy_server, name, error)
 
 
 def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:

@@ -61,8 +61,27 @@ def evaluate_in_the_study(server: ScriptedServer, folder: Path) -> None:
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (adapter / "adapter_model.safetensors").touch()
     run = SimpleNamespace(row=SimpleNamespace(name="rea_rl"), seed=0, adapter=adapter)
-    with study.served(run, argparse.Namespace(policy_server=server.url, model="m")) as name:
+    with study.served(run, server.url, argparse.Namespace(model="m")) as name:
         assert name in server.models
+
+
+@pytest.mark.parametrize(
+    ("route", "answer", "words"),
+    [
+        ("/v1/load_lora_adapter", "modules_to_save is no None", "see lora_target_modules"),
+        ("/v1/load_lora_adapter", "LoRA rank 64 is greater than max_lora_rank 16", "max_lora_rank of at least lora_r"),
+        ("/v1/unload_lora_adapter", "The lora adapter cannot be found", "did not unload study-rea_rl-0-"),
+    ],
+)
+def test_what_a_server_refuses_of_a_studys_adapter_is_said_in_its_words(tmp_path, caplog, route, answer, words):
+    with ScriptedServer(None, ["m"]) as server:
+        server.first[route] = [(404, {"error": {"message": answer}})]
+        try:
+            evaluate_in_the_study(server, tmp_path)
+            said = caplog.text
+        except ConnectionError as error:
+            said = str(error)
+        assert words in said and answer in said
 
 
 def sample(server: ScriptedServer, folder: Path) -> None:
