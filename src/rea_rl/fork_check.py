@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 TEXT = "The sum of 17 and 25 is 42. Wait, let me check that again: 17 plus 20 is 37, and 5 more makes 42 in all."
 NUM_PROMPT, NUM_SHARED, LENGTHS = 8, 20, (44, 36, 28)  # tokens
 # Mean difference of log-probs that two kernels, and two runs of one kernel, may have beyond what is measured.
-KERNELS = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
+KERNELS = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 RUNS = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
 

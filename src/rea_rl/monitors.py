@@ -97,7 +97,7 @@ class MonitorKeys:
         default=0.02, metadata={"help": "Warn below this share of paths in which the detector finds a result."}
     )
     monitor_found_max: float | None = field(
-        default=0.98, metadata={"help": "Warn above this share of paths in which the detector finds a result."}
+        default=0.995, metadata={"help": "Warn above this share of paths in which the detector finds a result."}
     )
     monitor_accuracy: float | None = field(
         default=0.1, metadata={"help": "Warn where validation accuracy is so much below its best one."}

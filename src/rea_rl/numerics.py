@@ -10,15 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
 from rea_rl.entry import NonFiniteError
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +30,6 @@ def set_cudnn_attention(enabled: bool) -> None:
     On GPUs, masked bfloat16 rows got gradients from it that are no numbers; torch's other kernels did not.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled)
-
-
-def attention_line(args: TrainingArguments) -> str:
-    """What the start of a run says about the switch."""
-    return f"cuDNN's attention is {'on' if args.cudnn_attention else 'off'} (cudnn_attention)"
 
 
 class FiniteSteps:

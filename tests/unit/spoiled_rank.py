@@ -71,7 +71,7 @@ if __name__ == "__main__":
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model, output_dir = map(Path, sys.argv[1:])
     rank = os.environ["RANK"]
-    logging.getLogger("rea_rl").addHandler(Lines())
+    logging.getLogger("rea_rl.numerics").addHandler(Lines())
     trainer = make_trainer(
         model, output_dir, PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)),
         max_steps=8, lr_scheduler_type="linear", save_strategy="steps", save_steps=100, learning_rate=1e-2,

@@ -22,7 +22,6 @@ from tiny import save_model
 from transformers import TrainerCallback
 
 from rea_rl import dpo, entry, sft
-from rea_rl.numerics import attention_line
 from rea_rl.utils import last_checkpoint
 
 NUMBERS = {"nan": float("nan"), "inf": float("inf")}
@@ -183,9 +182,8 @@ def test_cudnn_attention_is_off_unless_the_recipe_asks_for_it(model_folder, tmp_
             torch.backends.cuda.enable_cudnn_sdp(not asked)
             folder = tmp_path / f"{name}{asked}"
             folder.mkdir()
-            trainer = build(model_folder, folder, **({"cudnn_attention": True} if asked else {}))
+            build(model_folder, folder, **({"cudnn_attention": True} if asked else {}))
             assert torch.backends.cuda.cudnn_sdp_enabled() == asked
-            assert ("on" if asked else "off") in attention_line(trainer.args)
 
 
 @pytest.mark.slow
