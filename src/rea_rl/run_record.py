@@ -46,19 +46,12 @@ SERVERS = (
 )
 # Up to the rounding of sums, as the number of ranks.
 MEMORY = (
-    *(
-        "torch_threads",
-        "tokens_per_forward",
-        "rows_per_forward",
-        "recompute",
-        "gradient_checkpointing",
-        "cudnn_attention",
-    ),
+    *("torch_threads", "tokens_per_forward", "rows_per_forward", "recompute", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "activation_offloading", "torch_empty_cache_steps", "use_cache", "local_rank"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataset_num_proc"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ds3_gather_for_generation"),
     *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend"),
-    *("precompute_ref_log_probs", "precompute_ref_batch_size"),
+    *("precompute_ref_log_probs", "precompute_ref_batch_size", "cudnn_attention"),
 )
 MONITORING = tuple(f.name for f in dataclasses.fields(MonitorKeys))
 FREE = LOGGING + SAVING + SERVERS + MEMORY + MONITORING
