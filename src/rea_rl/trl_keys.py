@@ -66,7 +66,6 @@ REINFORCEMENT = COMMON | {
     ),
     "neftune_noise_alpha": "the policy is trained as it is sampled, without noise",
     "remove_unused_columns": "rewards read the columns",
-    "fsdp": "the policy's weights go to its server whole; take DDP, or DeepSpeed's ZeRO",
 }
 SUPERVISED = COMMON | {
     **dict.fromkeys(

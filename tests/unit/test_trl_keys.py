@@ -73,7 +73,6 @@ REFUSED = [
         for program in PROGRAMS
     ],
     ("rl", "--remove_unused_columns true", ("remove_unused_columns is true", "rewards read", "leave it out")),
-    ("rl", "--fsdp full_shard", ("fsdp is ", "DDP", "leave it out")),
     ("dpo", "--sync_ref_model true", ("sync_ref_model is true", "base model", "leave it out")),
     ("sft", "--activation_offloading true", ("activation_offloading is true", "use_cpu", "leave it out")),
     ("sft", "--eval_packing true", ("eval_packing is true", "one by one", "leave it out")),
