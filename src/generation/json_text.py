@@ -1,0 +1,126 @@
+"""JSON text: read with errors that name the file, and the line and column or the row of a mistake."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: str | Path) -> str:
+    """Text of a file, without a byte order mark, and with newlines for all ends of lines.
+
+    Raises ValueError naming the file, and the line that is not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file that can") from None
+    if wide := wide_encoding(data):
+        raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def wide_encoding(data: bytes) -> str | None:
+    """Name of an encoding with two or four bytes a letter, with or without a byte order mark; None for others."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    begin = data[: 2 * (min(len(data), 64) // 2)]
+    every_other_is_zero = len(begin) >= 4 and not (any(begin[::2]) and any(begin[1::2]))
+    return "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other_is_zero else None
+
+
+def read_json(path: str | Path, finite: bool = False) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: file.
+        finite: refuse NaN and infinities, which Python's JSON knows; configurations of models have some.
+
+    Raises ValueError naming the file, and the line and column, or the row, of a mistake.
+    """
+    if not (text := read_text(path)).strip():
+        raise ValueError(f"{path} is empty; make the file again")
+    return parse_json(text, path, finite=finite)
+
+
+def parse_json(text: str, path: str | Path, line: int | None = None, finite: bool = False) -> Any:
+    """Value of a JSON text: of a whole file, or of one line of it, counted from 1."""
+    numbers = {"parse_constant": no_number, "parse_float": finite_number} if finite else {}
+    try:
+        return json.loads(text, **numbers)
+    except json.JSONDecodeError as error:
+        place = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
+        raise ValueError(f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again") from None
+    except RecursionError:
+        raise ValueError(f"{path}: lists or objects in each other, hundreds deep; make the file again") from None
+    except ValueError:  # a number that none is, or with more digits than Python reads
+        place = _place_of_number(text, line, finite)
+        raise ValueError(f"{path}: {place}; write a number, a text or null") from None
+
+
+class _Wrong(str):
+    """A number of a JSON text that cannot be read."""
+
+
+def no_number(text: str) -> Any:
+    raise ValueError(text)
+
+
+def finite_number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+class LenientDecoder(json.JSONDecoder):
+    """Reads every number, those that cannot be read as texts that `wrong_number` finds."""
+
+    def __init__(self, finite: bool):
+        def lenient(read: Callable[[str], Any], text: str) -> Any:
+            try:
+                return read(text)
+            except ValueError:
+                return _Wrong(text)
+
+        floats = partial(lenient, finite_number if finite else float)
+        constants = partial(lenient, no_number if finite else float)
+        super().__init__(parse_constant=constants, parse_float=floats, parse_int=partial(lenient, int))
+
+
+def wrong_number(value: Any) -> str:
+    """First number that cannot be read in a value of `LenientDecoder`, and its keys."""
+    keys, wrong = _find_wrong(value)
+    digits = len(wrong.lstrip("-"))
+    what = wrong if digits <= sys.get_int_max_str_digits() else f"a number of {digits:,} digits"
+    return f"{what}{' in ' + keys if keys else ''}"
+
+
+def _place_of_number(text: str, line: int | None, finite: bool) -> str:
+    """Row and key of the first number that cannot be read, and the number."""
+    value = LenientDecoder(finite).decode(text)
+    place = "" if line is None else f"line {line}, row {line - 1} "
+    if line is None and isinstance(value, list):
+        row, value = next((i, row) for i, row in enumerate(value) if _find_wrong(row))
+        place = f"row {row} "
+    return f"{place}has {wrong_number(value)}"
+
+
+def _find_wrong(value: Any, keys: str = "") -> tuple[str, str] | None:
+    """Keys down to the first number that cannot be read, and that number."""
+    if isinstance(value, _Wrong):
+        return keys, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_find_wrong(part, repr(key) if not keys else keys) for key, part in inside)
+    return next(filter(None, found), None)
