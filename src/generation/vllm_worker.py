@@ -103,7 +103,12 @@ def _visible_gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()  # does not touch the GPUs
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if named and not count and not named.startswith("-") and named != "NoDevFiles":  # these hide all
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {named!r}, but torch sees no such GPU; correct it, leave it out, or make it empty for "
+            "the CPU"
+        )
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 

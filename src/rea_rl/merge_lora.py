@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.utils import check_output_folder, read_json
+from generation.utils import check_output_folder, digest, read_json, write_json
 from rea_rl.model_files import cause, check_files, read_model
 from rea_rl.utils import load_tokenizer, read_chat_template, setup_logging
 from rea_rl.vllm_server import check_model
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MERGED_FROM = "merged_from.json"
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -81,13 +82,16 @@ def adapter_digest(adapter: str | Path) -> str:
 def merge_lora(base: str, adapter: str, out: str, device: str = "cpu", chat_template: str | None = None) -> Path:
     """Write `base` with `adapter` merged into it, and its tokenizer, to the new folder `out`.
 
-    `chat_template` is a Jinja file that takes the place of the tokenizer's own template.
+    A folder that was made of the same base, adapter and template is left as it is. `chat_template` is a Jinja file that takes
+    the place of the tokenizer's own template.
 
-    Raises ValueError if `out` exists, if `adapter` is not a LoRA adapter of `base`, or if its shapes do not fit;
+    Raises ValueError if `out` exists and is another, if `adapter` is not a LoRA adapter of `base`, or if its shapes do not fit;
     RuntimeError if merged and unmerged logits differ.
     """
     if Path(out).exists():
-        raise ValueError(f"{out} exists already; delete it or give another folder")
+        check_same(out, merged_from(base, adapter, chat_template))
+        logger.info("%s is complete", out)
+        return Path(out)
     check_output_folder(out, "OUT")
     check_model(base)
     check_adapter(base, adapter)
@@ -112,9 +116,25 @@ def merge_lora(base: str, adapter: str, out: str, device: str = "cpu", chat_temp
     for name in PROCESSOR_FILES:
         if (Path(base) / name).is_file():
             shutil.copy(Path(base) / name, unfinished)
+    write_json(unfinished / MERGED_FROM, merged_from(base, adapter, chat_template))
     os.replace(unfinished, out)
     logger.info("%s merged into %s: %s", adapter, base, out)
     return Path(out)
+
+
+def merged_from(base: str, adapter: str, chat_template: str | None) -> dict[str, str | None]:
+    """What a merged model is made of: it is written beside the weights."""
+    template = None if chat_template is None else digest([read_chat_template(chat_template)])
+    return {"base": Path(base).name, "adapter": adapter_digest(adapter), "chat_template": template}
+
+
+def check_same(out: str, made_of: dict[str, str | None]) -> None:
+    """Raise ValueError unless a folder holds a model that was merged from the same."""
+    record = Path(out) / MERGED_FROM
+    before = read_json(record) if record.is_file() else None
+    if before != made_of:
+        what = f", merged from {before}, not {made_of}" if before else ""
+        raise ValueError(f"{out} exists already{what}; delete it or give another folder")
 
 
 def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Module:

@@ -323,3 +323,26 @@ def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplo
 def test_engine_takes_the_adapters_rank(tmp_path, rank, engine_rank):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
     assert lora_rank(str(tmp_path)) == engine_rank
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("", 0, []), ("-1", 0, []), (None, 0, []), ("GPU-5f2e", 1, ["GPU-5f2e"])],
+)
+def test_engines_are_on_the_gpus_that_are_visible(monkeypatch, visible, count, expected):
+    from generation.vllm_worker import _visible_gpus
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _visible_gpus() == expected
+
+
+def test_gpus_that_do_not_exist_do_not_become_the_cpu(monkeypatch):
+    from generation.vllm_worker import _visible_gpus
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is '7', but torch sees no such GPU"):
+        _visible_gpus()

@@ -81,6 +81,22 @@ def test_one_model_under_two_names_is_accepted(adapter):
     assert check_adapter("some-organization/base", adapter)["r"] == 4
 
 
+def test_what_is_merged_already_is_left_as_it_is(base, adapter, tmp_path, capsys):
+    out = str(tmp_path / "merged")
+    merge_lora(str(base), str(adapter), out)
+    before = {path: path.stat().st_mtime_ns for path in Path(out).iterdir()}
+    main([str(base), str(adapter), out])
+    assert "merged is complete" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path(out).iterdir()} == before
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    others = [(base, save_adapter(base, tmp_path / "other", ["k_proj"])), (save_model(tmp_path / "base2"), adapter)]
+    commands = [[str(b), str(a), out] for b, a in others]
+    for arguments in (*commands, [str(base), str(adapter), out, "--chat_template", str(template)]):
+        with pytest.raises(SystemExit, match="exists already, merged from .*; delete it or give another folder"):
+            main(arguments)
+
+
 def test_existing_folder_is_refused(base, adapter):
     with pytest.raises(SystemExit) as stop:
         main([str(base), str(adapter), str(base)])
