@@ -37,6 +37,7 @@ from generation.rendering import PromptFormat, RenderedPrompt, encode_continuati
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
 from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
+from generation.vllm_worker import EngineError
 from rea_rl.clients import split_url
 from rea_rl.recipe import RecipeParser
 from rea_rl.utils import load_tokenizer, setup_logging
@@ -385,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
         generate(args)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, ConnectionError, EngineError) as error:
         sys.exit(f"error: {error}")
 
 

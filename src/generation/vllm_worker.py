@@ -31,6 +31,10 @@ FAST_START = {
 }
 
 
+class EngineError(RuntimeError):
+    """An engine ended before its work did; what it died of is on stderr, from itself."""
+
+
 @dataclass(frozen=True)
 class EngineTask:
     """One prompt of token ids and the seeds of its responses."""
@@ -58,7 +62,7 @@ def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
 def run_engines(tasks: list[EngineTask], args: GenerateArguments) -> Iterator[tuple[int, list[Response]]]:
     """Responses of all tasks as (index, responses), in the order in which they finish.
 
-    Raises RuntimeError if an engine ends before its work does; what it died of is on stderr, from itself.
+    Raises EngineError if an engine ends before its work does; what it died of is on stderr, from itself.
     """
     context = multiprocessing.get_context("spawn")
     groups = device_groups(_visible_gpus(), args.n_gpu)
@@ -90,7 +94,7 @@ def _collect(workers: dict[Connection, tuple[Any, list[str]]]) -> Iterator[tuple
                 process, devices = running[receiver]
                 process.join()
                 where = f"GPU {', '.join(devices)}" if devices else "the CPU"
-                raise RuntimeError(
+                raise EngineError(
                     f"engine on {where} ended with code {process.exitcode}; its error is above"
                 ) from None
             if message is None:

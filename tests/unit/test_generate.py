@@ -346,3 +346,16 @@ def test_gpus_that_do_not_exist_do_not_become_the_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is '7', but torch sees no such GPU"):
         _visible_gpus()
+
+
+def test_an_engine_that_cannot_load_its_model_ends_the_command_with_one_line(tmp_path, monkeypatch):
+    from generation import generate, vllm_worker
+
+    def die(*_: object) -> None:
+        raise vllm_worker.EngineError("engine on the CPU ended with code 1; its error is above")
+
+    monkeypatch.setattr(vllm_worker, "run_engines", die)
+    (tmp_path / "p.json").write_text('[{"problem": "3+4?", "answer": "7"}]')
+    flags = ["--qaf", str(tmp_path / "p.json"), "--model_dir", str(save_model(tmp_path / "model")), "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="^error: engine on the CPU ended with code 1"):
+        generate.main(flags)
