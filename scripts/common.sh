@@ -217,7 +217,7 @@ stop() {
 
 # launch VARIANT "ROLE..." [OPTIONS of rea_rl.grpo]: servers, training, end of the servers
 launch() {
-    local roles model checked command=(python -m rea_rl.grpo)
+    local roles model where checked command=(python -m rea_rl.grpo)
     set_recipe "$1"
     read -ra roles <<<"$2"
     place
@@ -233,7 +233,9 @@ launch() {
     fi
     command+=(--config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}"
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}")
-    echo "$(basename "$0"): $RECIPE, $NUM_GPUS of $NUM_VISIBLE visible GPUs, $NUM_PROCESSES training processes, servers: $2"
+    where="$NUM_GPUS of $NUM_VISIBLE visible GPUs"
+    ((NUM_GPUS > 0)) || where="the CPU"
+    echo "$(basename "$0"): $RECIPE on $where, processes that train: $NUM_PROCESSES, servers: $2"
     stop_in_order
     checked=$(CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --dry_run) # what is wrong is known before servers are up
     [[ $checked != *complete* && " ${*:3} " != *" --dry_run "* ]] || exit 0
