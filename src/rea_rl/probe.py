@@ -1,8 +1,9 @@
 """Whether an adapter has an effect on the policy server: a server may load one, say so, and sample from the base model.
 
 The log-probs of a prompt are asked from trainer and server, with the adapter and without. The change d of each token is
-known with an error: both compute in low precision, each in its own way. Where the trainer's changes stand out from that,
-the server's are compared with them, as slope = <d_server, d_trainer> / <d_trainer, d_trainer>: 1 if both have the
+known with an error only: both compute in low precision, each in its own way, and the smallest change of a weight makes
+all roundings others. How large that is shows where neither has the adapter. Once the trainer's changes are several times
+that, the server's are compared with them, as slope = <d_server, d_trainer> / <d_trainer, d_trainer>: 1 if both have the
 adapter, 0 if the server has none.
 """
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 256  # of the prompt
-STANDARD_ERRORS = 10.0  # of the slope, that 1 must be away from 0 before it is judged
+NOISES = 3.0  # times the rounding that the trainer's changes must be, before the server's are judged
 SMALLEST_CHANGE = 1e-4  # root mean square of log-probs, below which nothing is judged whatever the numerics
 SLOPES = (0.5, 1.5)  # of a server that has the adapter
 
@@ -51,7 +52,7 @@ class Probe:
             return False
         server = self._ask_base(client)
         noise = (2 * (trainer - server).square().mean()).sqrt().item()  # of a difference of changes
-        if size * len(changes) ** 0.5 < STANDARD_ERRORS * noise:
+        if size < NOISES * noise:
             logger.debug("%s changes log-probs by %.1e, which %.1e of rounding hides", version, size, noise)
             return False
         served = served_logps(client, version, self._ids) - server
