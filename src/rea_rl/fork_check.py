@@ -1,7 +1,7 @@
-"""Whether a model forwards packed paths as it does plain ones: a fork of a few dozen tokens, at the start of a run.
+"""A model's packed and plain forward passes compared at the start of a run, on a fork of a few dozen tokens.
 
-What can go wrong with a decoder that nobody tried is not written in its config: layers that do not hand on the tree,
-attention with a term of its own, dropout of whatever name, random routing. So it is tried.
+A config does not tell how a decoder takes packed rows: its layers may not hand on the tree, its attention may have a
+term of its own, it may draw random numbers under any name. So the pass is tried.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TEXT = "The sum of 17 and 25 is 42. Wait, let me check that again: 17 plus 20 is 37, and 5 more makes 42 in all."
 NUM_PROMPT, NUM_SHARED, LENGTHS = 8, 20, (44, 36, 28)  # tokens
-# Mean difference of log-probs that two kernels, and two runs of one kernel, may have beyond what is measured.
+# Mean difference of log-probs between two kernels, and between two runs of one kernel, on top of the measured noise.
 KERNELS = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 RUNS = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
@@ -75,7 +75,7 @@ def _compare(trainer: REARLTrainer, paths: list[TokenPath], packed: PackedPaths)
         shorter = _plain(trainer, halves)
         flat = _packed(trainer, packed)
     if random > 4 * _difference(plain, again) + RUNS[dtype]:
-        return "it draws random numbers in training (dropout, or noise in its routing), and what paths share must see one model"
+        return "it draws random numbers in training (dropout, or noise in its routing), but a shared prefix must see one model"
     lengths = [len(row) for row in plain]
     difference = _difference(plain, list(flat.split(lengths)))
     noise = _difference([row[: len(half)] for row, half in zip(plain, shorter, strict=True)], shorter)

@@ -1,4 +1,4 @@
-"""What is watched while a policy is trained: reflections, truncation, accuracy, the detector, signal, entropy.
+"""Monitors of a policy in training: reflections, truncation, accuracy, the detector, signal, entropy.
 
 A monitor compares the mean of a metric over the last steps with a threshold, or with its mean over the first steps of
 the run. It warns in the log when it is crossed, is logged as `monitor/<name>` (1 while it is), and ends the run where
@@ -25,11 +25,11 @@ class Monitor:
 
     Attributes:
         name: in `monitor/<name>` and `monitor_stop`.
-        metric: as logged; with the prefix `eval_` one of evaluations, each of which counts by itself.
+        metric: as logged; one with the prefix `eval_` has a value for each evaluation, without a mean over steps.
         key: of the recipe, its threshold; None there switches it off.
         above: whether it is crossed from below.
-        against: what the threshold is a share of, or a distance from: `first` steps, `best` evaluation; or None.
-        means: what may have happened.
+        against: `first`: the threshold is a share of the first steps' mean; `best`: a distance from the best evaluation.
+        means: a likely cause, and the way out.
     """
 
     name: str
@@ -55,15 +55,15 @@ MONITORS = (
     ),
     Monitor(
         "no_signal", "groups/no_signal", "monitor_no_signal", True, None,
-        "steps teach next to nothing: take problems that are right sometimes, or more paths a problem",
+        "steps teach next to nothing: take problems that are right sometimes, or more responses a problem",
     ),
     Monitor(
         "found_none", "reflection/found", "monitor_found_min", False, None,
-        "the detector finds no results: look at its labels, and whether it was trained on such paths",
+        "the detector finds no results: look at its labels, and whether it was trained on such responses",
     ),
     Monitor(
         "found_all", "reflection/found", "monitor_found_max", True, None,
-        "the detector finds a result in every path, also where there is none: look at its labels and cut_threshold",
+        "the detector finds a result in every response, perhaps also without one: look at its labels and cut_threshold",
     ),
     Monitor(
         "accuracy", "eval_rollout/accuracy", "monitor_accuracy", False, "best",
@@ -94,10 +94,10 @@ class MonitorKeys:
         default=0.9, metadata={"help": "Warn above this share of groups whose advantages are all 0."}
     )
     monitor_found_min: float | None = field(
-        default=0.02, metadata={"help": "Warn below this share of paths in which the detector finds a result."}
+        default=0.02, metadata={"help": "Warn below this share of responses with a result, by the detector."}
     )
     monitor_found_max: float | None = field(
-        default=0.995, metadata={"help": "Warn above this share of paths in which the detector finds a result."}
+        default=0.995, metadata={"help": "Warn above this share of responses with a result, by the detector."}
     )
     monitor_accuracy: float | None = field(
         default=0.1, metadata={"help": "Warn where validation accuracy is so much below its best one."}
@@ -129,10 +129,10 @@ class Monitors:
 
     def __init__(self, keys: MonitorKeys, speaks: bool = True):
         self._keys, self._speaks = keys, speaks
-        self._crossed: dict[str, str] = {}  # monitors that warn now, and what they said
+        self._crossed: dict[str, str] = {}  # warnings that hold now, by monitor
 
     def check(self, history: Iterable[Mapping[str, Any]], now: Mapping[str, float], step: int) -> dict[str, float]:
-        """Warn of what is newly crossed; `monitor/<name>` of each monitor whose metric is in `now`.
+        """Warn of newly crossed thresholds; `monitor/<name>` of each monitor whose metric is in `now`.
 
         Args:
             history: entries logged before, each with its `step`.
@@ -158,12 +158,12 @@ class Monitors:
         return results
 
     def reason_to_stop(self) -> str | None:
-        """What a monitor of `monitor_stop` says, where one is crossed."""
+        """Warning of a monitor in `monitor_stop`, or None."""
         stops = NAMES if "all" in self._keys.monitor_stop else self._keys.monitor_stop
         return next((text for name, text in self._crossed.items() if name in stops), None)
 
     def _warning(self, monitor: Monitor, limit: float, values: Sequence[tuple[int, float]]) -> str | None:
-        """What is to be said, or None. `values` are (step, value), in order, the last one now."""
+        """Warning, or None. `values` are (step, value), in order, the last one now."""
         if monitor.against == "best":
             now, best = values[-1][1], max(value for _, value in values)
             crossed, compared = best - now > limit, f"{now:.4g} against {best:.4g} at its best"
@@ -187,7 +187,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Monitored:
-    """Goes before a trainer's class: checks the monitors when it logs, and keeps the best checkpoint beside the last ones.
+    """Goes before a trainer's class: checks the monitors when it logs, and keeps the best checkpoint next to the last ones.
 
     Raises MonitorError, on all ranks, where `monitor_stop` says so.
     """

@@ -47,7 +47,7 @@ class FiniteSteps:
         self._losses: list[tuple[torch.Tensor, list[str]]] = []  # of each micro-batch, and its rows
 
     def row_names(self) -> list[str]:
-        """What the log calls the rows of the micro-batch in work."""
+        """Names of the micro-batch's rows, for the log."""
         raise NotImplementedError
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Keys of TRL and transformers that would fail after a run's start here, or that would change nothing: refused, with the way out.
 
-The tables hold a reason for each key that must keep its default. What depends on the machine is tried: an optimizer's
-package, a schedule with its settings, the Hub.
+The tables hold a reason for each key that must keep its default. The machine's part is tried: an optimizer's package,
+a schedule with its settings, the Hub.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-SERVED = "paths are sampled by policy_server, as rea_rl.vllm_server starts it"
-RECORDED = "every path is recorded under output_dir/rollouts"
+SERVED = "responses are sampled by policy_server, as rea_rl.vllm_server starts it"
+RECORDED = "every response is recorded under output_dir/rollouts"
 SHUFFLED = "the order of problems follows seed"
-SAMPLED = "evaluation samples paths and computes no loss"
+SAMPLED = "evaluation samples responses and computes no loss"
 LOADED = "the model is loaded by model_name_or_path, model_revision, dtype and attn_implementation"
 EXCHANGED = "the trainers exchange the model's forward pass themselves"
 ENCODED = "rows are encoded as they stand, with the tokenizer's own template and tokens"
@@ -190,7 +190,7 @@ def _as_dict(config: Any, key: str) -> Any:
 
 
 def check_sampling(config: Any) -> None:
-    """Raise ValueError for samplers that the importance correction cannot see: the server's log-probs are of what they left."""
+    """Raise ValueError for samplers that hide tokens from the importance correction: the server's log-probs leave them out."""
     if not config.vllm_importance_sampling_correction:
         return
     for key, neutral in NEUTRAL_SAMPLING.items():
@@ -207,7 +207,7 @@ def check_best_metric(config: Any, program: str) -> None:
     evaluates = config.eval_strategy != "no"
     if config.load_best_model_at_end and not evaluates:
         raise ValueError(
-            "load_best_model_at_end is true, but eval_strategy is 'no': nothing says what is best; set eval_strategy: steps"
+            "load_best_model_at_end is true, but eval_strategy is 'no': no checkpoint can be the best; set eval_strategy: steps"
         )
     if config.metric_for_best_model is None and evaluates and program == "rl":
         config.metric_for_best_model = EVALUATED["rl"][0]

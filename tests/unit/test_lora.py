@@ -1,4 +1,4 @@
-"""Which layers get an adapter: every name has to match, towers are left alone, and vLLM has to take the result."""
+"""Layers that get an adapter: every name has to match, towers are left alone, and vLLM has to take the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is watched while a policy is trained: when it warns, what is logged, when it ends the run; and the best checkpoint."""
+"""Monitors of a policy in training: their warnings and metrics, the end of a run; and the best checkpoint."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ REFUSED = [
     ("rl", "--data_seed 3", ("data_seed is 3", "seed", "leave it out")),
     ("rl", "--label_smoothing_factor 0.1", ("label_smoothing_factor is 0.1", "loss_type", "leave it out")),
     ("rl", "--neftune_noise_alpha 5", ("neftune_noise_alpha is 5.0", "without noise", "leave it out")),
-    ("rl", "--bf16_full_eval true", ("bf16_full_eval is true", "samples paths", "leave it out")),
+    ("rl", "--bf16_full_eval true", ("bf16_full_eval is true", "samples responses", "leave it out")),
     ("rl", "--num_completions_to_print 3", ("num_completions_to_print is 3", "rollouts", "leave it out")),
     ("rl", "--max_tool_calling_iterations 2", ("max_tool_calling_iterations is 2", "leave it out")),
     ("rl", "--sapo_temperature_pos 2.0", ("sapo_temperature_pos is 2.0", "loss_type: sapo", "leave")),
