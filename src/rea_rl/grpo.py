@@ -225,7 +225,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     from generation.prompts import forced_answer
     from rea_rl.reflection_check import check_context
     from rea_rl.rollout import RolloutEngine
-    from rea_rl.vllm_server import check_server, check_vocabulary
+    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
     num_tokens, problem_id = longest_prompt(inputs)
     forced = len(inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False))
@@ -236,9 +236,10 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     check_vocabulary(args.policy_server, model_name, inputs.tokenizer)
     reflection_tokenizer = check_reflection_model(args)
     if reflection_tokenizer is not None:
-        context = check_server(args.reflection_server, args.reflection_model)
+        check_server(args.reflection_server, args.reflection_model)
         check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
+        context = served_contexts(args.reflection_server)[args.reflection_model]
         check_context(args, reflection_tokenizer, longest, context)
     verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers)
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)

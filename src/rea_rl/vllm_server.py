@@ -423,8 +423,8 @@ def check_server(
     *,
     key: str | None = None,
     why: str = "",
-) -> int | None:
-    """Check that a server is there and serves what is needed; the context that it tells, in tokens.
+) -> None:
+    """Check that a server is there and serves what is needed.
 
     Args:
         base_url: as an OpenAI client takes it, with `/v1`.
@@ -446,7 +446,7 @@ def check_server(
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_SECONDS)
-    served = {entry["id"]: entry.get("max_model_len") for entry in request(base_url, "/v1/models", key).json()["data"]}
+    served = served_contexts(base_url, key)
     if model not in served:
         raise ValueError(
             f"the server at {base_url} serves {', '.join(map(repr, served))}, but {model!r} is needed; start it with "
@@ -457,7 +457,11 @@ def check_server(
             f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed"
             f"{why and f' ({why})'}; start it with a larger max_model_len, or ask for shorter completions"
         )
-    return served[model]
+
+
+def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | None]:
+    """Names that a server serves, each with the context that it tells, in tokens."""
+    return {entry["id"]: entry.get("max_model_len") for entry in request(base_url, "/v1/models", key).json()["data"]}
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
