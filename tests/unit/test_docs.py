@@ -1,0 +1,61 @@
+"""Pages say what is there: links lead somewhere, commands exist, and tables hold what the code has."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (".", "docs", "docs/*", "recipes", "model/*", "dataset/*")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PROGRAM = re.compile(r"python -m ([\w.]+)")
+FILE = re.compile(r"(?:bash |python |--config )((?:scripts|docs|recipes|examples)/[\w./-]+)|(reflect_rl\.sh)")
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text()):
+        if re.match(r"https?:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (page.parent / target) if target else page
+        assert file.exists(), f"{link}: there is no {file}"
+        assert not anchor or anchor in anchors(file), f"{link}: {file} has {sorted(anchors(file))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist(page):
+    text = page.read_text()
+    for program in {match.rstrip(".") for match in PROGRAM.findall(text)}:
+        assert importlib.util.find_spec(program), f"python -m {program}: there is no such program"
+    for file in {"".join(match).rstrip(".") for match in FILE.findall(text)}:
+        assert (ROOT / file).exists(), f"{file} does not exist"
+
+
+def test_the_page_of_recipe_keys_is_generated_from_the_code():
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs/make_configuration.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run: python docs/make_configuration.py"
+
+
+def test_all_keys_of_a_rollout_are_explained():
+    from rea_rl.rollout import Rollout
+
+    page = (ROOT / "docs/outputs.md").read_text()
+    assert [field.name for field in dataclasses.fields(Rollout) if f"`{field.name}`" not in page] == []
