@@ -1,4 +1,4 @@
-"""Draw main.png, the method in one picture: one path from sampling to revision, and one group from rewards to adapter.
+"""Draw main.png, the method in one picture: one response from sampling to revision, and one group from rewards to adapter.
 
     python docs/draw_main.py main.png
 
@@ -24,7 +24,7 @@ BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#A8457E"
 THINK, RESULT, REMOVED, DARK = "#CFE6F5", "#F5C04A", "#F3F3F3", "#3A3F46"
 TEXT, MUTED, EDGE = "#22262B", "#666B73", "#8A9099"
 
-P_RESULT = (0.02, 0.01, 0.07, 0.04, 0.93, 0.11, 0.88, 0.97)  # of the path in the upper half
+P_RESULT = (0.02, 0.01, 0.07, 0.04, 0.93, 0.11, 0.88, 0.97)  # of the response in the upper half
 TOKENS_PER_REFLECTION = 225.09
 
 
@@ -96,7 +96,7 @@ def step(ax: Axes, y: float, value: int, actor: str, colour: str, what: str) -> 
 
 
 def strip(ax: Axes, y: float, kinds: list[str], texts: list[str]) -> None:
-    """Paragraphs of the upper half's path; a kind is think, result, plain or removed."""
+    """Paragraphs of the upper half's response; a kind is think, result, plain or removed."""
     colours = {"think": THINK, "result": RESULT, "plain": "#E4E7EA", "removed": REMOVED}
     for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
         removed = {"linestyle": (0, (3, 2)), "edge": "#B9BEC4"} if kind == "removed" else {}
@@ -118,19 +118,19 @@ def verdict(ax: Axes, x: float, y: float, right: bool) -> None:
     label(ax, x, y, "✓" if right else "✗", 11, color=BLUE if right else VERMILION, fontweight="bold")
 
 
-def draw_path(ax: Axes) -> None:
+def draw_response(ax: Axes) -> None:
     """Upper half: sample, label, cut, finish."""
     count = len(P_RESULT)
     cut = choose_cuts(list(P_RESULT), count).normal
     labels = ["Result" if p >= 0.5 else "Think" for p in P_RESULT]
     kinds = [text.lower() for text in labels]
-    label(ax, 5.4, 77.6, "One path", 12.5, ha="left", fontweight="bold")
+    label(ax, 5.4, 77.6, "One response", 12.5, ha="left", fontweight="bold")
 
-    step(ax, 67.0, 1, "policy", BLUE, "Sample G = 4 paths for a problem. One of them, paragraph by paragraph:")
+    step(ax, 67.0, 1, "policy", BLUE, "Sample G = 4 responses to a problem. One of them, paragraph by paragraph:")
     strip(ax, 67.0, ["plain"] * count, [f"¶ {i}" for i in range(1, count + 1)])
     ending(ax, 80.0, 67.0, "42", True)
 
-    step(ax, 57.0, 2, "reflection model", PURPLE, "Label every paragraph in one pass; P(Result) stands below.")
+    step(ax, 57.0, 2, "reflection model", PURPLE, "Label every paragraph in one pass; P(Result) is below.")
     strip(ax, 57.0, kinds, labels)
     for i, p in enumerate(P_RESULT):
         label(ax, 30.05 + 6.6 * i, 55.6, f"{p:.2f}", 8, color=MUTED)
@@ -246,7 +246,7 @@ def main(path: str) -> None:
     ax.set(xlim=(0, 100), ylim=(0, 80))
     ax.axis("off")
     ax.plot([5.4, 99], [41.3, 41.3], color="#D5D8DC", linewidth=1.0)
-    draw_path(ax)
+    draw_response(ax)
     draw_group(ax)
     draw_loop(ax)
     figure.savefig(path, dpi=180, facecolor="white")

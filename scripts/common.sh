@@ -10,7 +10,7 @@
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default ddp, on the CPU cpu; zero2
 #                      where all weights are trained)
 #   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, where GPU 0 trains alone; a rollout is
-#                      then faster, see the README's section Speed
+#                      then faster, see docs/performance.md
 #   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
 #   SERVER_CONTEXT     context of both servers in tokens (default: their models')
 #   SERVER_RESTARTS    times an hour that a server that ended by itself is started again (default 3)

@@ -213,7 +213,7 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     # Rewards
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "refine_length", "reflect"],
-        metadata={"help": "Reward functions, order without meaning; README.md lists them."},
+        metadata={"help": "Reward functions, order without meaning; docs/method.md lists them."},
     )
     sigmoid_alpha: float = field(default=0.2, metadata={"help": "sigmoid_length: share of the reward for length."})
     target_lengths: list[int] | None = field(

@@ -1,4 +1,4 @@
-"""The README's own commands, in their order in one clone, at small size: what one writes the next one finds.
+"""The commands of README, pipeline and running, in their order in one clone, at small size: one finds the other's files.
 
 Every command of a block, and every row for a CPU, is run here or named with the test that runs it.
 """
@@ -20,9 +20,11 @@ from fast_python import FastPython
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("README.md", "setup.py", "src", "scripts", "recipes", "dataset/miniature", "model/Miniature-LRM")
-COPIED += ("model/Miniature-Instruct",)
+PAGES = ("README.md", "docs/pipeline.md", "docs/running.md")
+COPIED = ("setup.py", "src", "scripts", "recipes", "dataset/miniature", "model/Miniature-LRM", "model/Miniature-Instruct")
 ELSEWHERE = {
+    "git clone": "the clone is a fixture",
+    "scripts/quickstart.sh --fast": "the miniature's own weights",
     "scripts/run_tests.sh": "this suite",
     "scripts/reflection_model_train.sh": "test_offline_run.py",
     "scripts/overthinking_detection.sh": "test_offline_run.py",
@@ -47,8 +49,9 @@ CHANGES = {
 }
 
 
-def units(text: str) -> list[str]:
-    """Blocks of commands, and the CPU's rows of the table, in the README's order."""
+def units() -> list[str]:
+    """Blocks of commands, and the CPU's rows of the tables, in the pages' order."""
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
     blocks = [(m.start(), m[1]) for m in re.finditer(r"```bash\n(.*?)```", text, re.DOTALL)]
     rows = [(m.start(), m[1]) for m in re.finditer(r"^\| CPU[^|]*\| `([^`]+)`", text, re.MULTILINE)]
     return [commands for _, commands in sorted(blocks + rows)]
@@ -124,7 +127,9 @@ def check_evaluation(clone: Path, said: str) -> None:
 
 # Part of a unit that is run, and what it has to leave behind.
 CHECKS: dict[str, Callable[[Path, str], None]] = {
+    "scripts/setup.sh": lambda _, said: said.index("is up to date (cpu)"),
     "scripts/quickstart.sh": check_quickstart,
+    "--output_dir output/own_data": lambda clone, _: is_trained(clone / "output/own_data", 16),
     "scripts/grpo_len.sh": lambda clone, _: is_trained(clone / "output/miniature/GRPO_len", 8),
     "NUM_PROCESSES=2 bash scripts/reflect_rl.sh": lambda clone, _: is_trained(clone / "output/miniature/ReflectRL_x2", 16),
     "--split math_cot": lambda _, said: said.index("train_rl_math_cot.json is complete"),
@@ -137,7 +142,7 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
 
 def test_every_command_is_known():
     unknown = []
-    for commands in units((ROOT / "README.md").read_text()):
+    for commands in units():
         if script := to_run(commands).replace("export RECIPE_SET=miniature", "").strip():
             unknown += [script] * (sum(part in script for part in CHECKS) != 1)
     assert not unknown
@@ -145,7 +150,7 @@ def test_every_command_is_known():
 
 def test_the_commands_do_what_they_say_one_after_the_other(clone, shell):
     done = []
-    for commands in units((clone / "README.md").read_text()):
+    for commands in units():
         script = to_run(commands)
         for part in (part for part in CHECKS if part in script):
             CHECKS[part](clone, shell(script))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,9 @@ FOLDERS = (".", "docs", "docs/*", "recipes", "model/*", "dataset/*")
 PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PROGRAM = re.compile(r"python -m ([\w.]+)")
-FILE = re.compile(r"(?:bash |python |--config )((?:scripts|docs|recipes|examples)/[\w./-]+)|(reflect_rl\.sh)")
+FILE = re.compile(
+    r"(?:bash |python |--config )((?:scripts|docs|recipes|examples)/[\w./-]+)|(reflect_rl\.sh)"
+)
 
 
 def name(page: Path) -> str:
@@ -47,8 +50,44 @@ def test_commands_exist(page):
         assert (ROOT / file).exists(), f"{file} does not exist"
 
 
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert (
+        len(text.splitlines()) <= 200
+        and len(text.split()) <= 1500
+        and len(text.encode()) <= 12 * 1024
+    )
+
+
+def test_the_results_of_the_readme_are_those_of_the_study():
+    """A row has accuracy, accuracy on hard problems, corrected mistakes there, and TR."""
+    study = {
+        row["title"]: row["groups"]
+        for row in json.loads((ROOT / "docs/study/study.json").read_text())["rows"]
+    }
+    keys = (
+        ("all", "accuracy", 100),
+        ("hard", "accuracy", 100),
+        ("hard", "slips_corrected", 100),
+        ("all", "tr", 1),
+    )
+    rows = re.findall(
+        r"^\| \**([^|*]+)\** \| (.* ± .*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) >= 4
+    for title, cells in rows:
+        figures = [(study[title.strip()][group][key], scale) for group, key, scale in keys]
+        shown = [
+            f"{each['value'] * scale:.1f} ± {(each['high'] - each['low']) / 2 * scale:.1f}"
+            for each, scale in figures
+        ]
+        assert cells.split(" | ") == [cell.replace("100.0 ± 0.0", "100") for cell in shown], title
+
+
 def test_the_page_of_recipe_keys_is_generated_from_the_code():
-    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs/make_configuration.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_configuration", ROOT / "docs/make_configuration.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text() == module.page(), "run: python docs/make_configuration.py"
@@ -58,4 +97,6 @@ def test_all_keys_of_a_rollout_are_explained():
     from rea_rl.rollout import Rollout
 
     page = (ROOT / "docs/outputs.md").read_text()
-    assert [field.name for field in dataclasses.fields(Rollout) if f"`{field.name}`" not in page] == []
+    assert [
+        field.name for field in dataclasses.fields(Rollout) if f"`{field.name}`" not in page
+    ] == []
