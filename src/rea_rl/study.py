@@ -268,12 +268,16 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
 
 
 def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
-    """Generation file of the row; finished answers of an interrupted evaluation are kept."""
-    from generation.generate import GenerateArguments, generate
-    from rea_rl.recipe import RecipeParser
+    """Generation file of the row; finished answers of an interrupted evaluation are kept.
 
+    Responses have seeds of their own only where the generation recipe has a seed: on a GPU they halve a server's speed.
+    """
+    from generation.generate import GenerateArguments, generate
+    from rea_rl.recipe import RecipeParser, read_recipe
+
+    config = f"recipes/generation/{GENERATION[args.recipe_set]}.yaml"
     flags = {
-        "config": f"recipes/generation/{GENERATION[args.recipe_set]}.yaml",
+        "config": config,
         "qaf": args.eval_dataset,
         "qaf_limit": args.eval_problems,
         "n_generate_sample": args.eval_samples,
@@ -281,7 +285,7 @@ def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -
         "api": "true",
         "api_base": policy_server,
         "api_model": model,
-        "seed": run.seed,
+        **({"seed": run.seed} if read_recipe(config).get("seed") is not None else {}),
         "output_dir": run.directory / "eval",
         "max_concurrent_requests": 512,
     }

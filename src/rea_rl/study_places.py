@@ -100,7 +100,8 @@ def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
         for j, gpu in enumerate(args.gpus):
             port = FIRST_PORT + 2 * (i * len(args.gpus) + j)
             urls = (f"http://127.0.0.1:{number}/v1" for number in (port, port + 1))
-            places.put(Place(*urls, gpu=gpu, server_flags=flags))
+            # Responses without seeds of their own differ from server to server.
+            places.put(Place(*urls, gpu=gpu, server_flags=[*flags, "--seed", str(port)]))
     return places
 
 

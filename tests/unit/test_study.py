@@ -95,7 +95,8 @@ def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     assert [place.gpu for place in places] == ["0", "3", "0", "3"]
     assert len({url for place in places for url in (place.policy_server, place.reflection_server)}) == 8
     assert places[1].environment["CUDA_VISIBLE_DEVICES"] == "3"
-    assert places[0].server_flags == ["--kv_cache_gib", "4", "--compile", "false"]
+    assert places[0].server_flags[:4] == ["--kv_cache_gib", "4", "--compile", "false"]
+    assert len({tuple(place.server_flags) for place in places}) == 4, "servers share a sampling seed"
     on_cpu = make_places(arguments(tmp_path, "--rows", "base", "--gpus", "cpu")).get()
     assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
