@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # The whole method on the embedded miniature: install, sample, label, train a reflection model, serve both models, train
-# the policy online, and compare it with its base on held-out problems. Ends with a table and a picture.
+# the policy online, and compare it with its base on held-out problems. It ends with a table and a picture.
 #   bash scripts/quickstart.sh [OPTIONS of rea_rl.grpo]
+#   bash scripts/quickstart.sh --fast [OPTIONS]          # a few steps with the reflection model of model/, in
+#                                                        # output/quickstart_fast; nothing of it is used by the full one
 #   CONFIG_SUFFIX=GRPO_len bash scripts/quickstart.sh    # another recipe of recipes/miniature on the same data
-# Variables: those of scripts/common.sh; EVAL_PROBLEMS (default 500) and EVAL_SAMPLES (default 4) for the comparison.
-# Safe to run again: stages whose result is complete are skipped; remove output/ to start afresh.
+# Variables: those of scripts/common.sh; EVAL_PROBLEMS (default 500, fast 100) and EVAL_SAMPLES (default 4, fast 1) for
+# the comparison.
+# Running it again is safe: complete stages are skipped. Remove output/ to begin again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+FAST=''
+if [[ ${1:-} == --fast ]]; then
+    FAST=yes
+    shift
+fi
 SECONDS=0
 bash scripts/setup.sh
 TIMES=("install=$SECONDS")
@@ -17,10 +25,21 @@ source scripts/common.sh
 
 BASE=model/Miniature-LRM
 VARIANT=${CONFIG_SUFFIX:-ReflectRL}
+RESPONSES=output # folder of the generation files
 RUN=output/miniature/$VARIANT
-MERGED=${RUN}_merged
-OUT=output/quickstart
+OUT=output/quickstart${FAST:+_fast}
 [[ $VARIANT == ReflectRL ]] || OUT+=_$VARIANT
+PROBLEMS=500 SAMPLES=4 TRAINING=()
+if [[ $FAST ]]; then
+    RESPONSES=$OUT RUN=$OUT/$VARIANT PROBLEMS=100 SAMPLES=1
+    TRAINING=(--output_dir "$RUN" --max_steps 10 --warmup_steps 1 --per_device_train_batch_size 24
+        --reflection_model model/Miniature-Reflection
+        --tokens_per_reflection_file model/Miniature-LRM/tokens_per_reflection.json)
+fi
+MERGED=${RUN}_merged
+SCORES=test_math_cot.scores.json
+BASE_SCORES=$RESPONSES/$(basename "$BASE")/$SCORES
+TRAINED_SCORES=$RESPONSES/$(basename "$MERGED")/$SCORES
 set_recipe "$VARIANT"
 LAUNCHER=grpo
 [[ $(recipe_value revision) == False ]] || LAUNCHER=reflect_rl
@@ -41,38 +60,46 @@ stage() {
     echo "quickstart: $name took $((SECONDS - begin)) s"
 }
 
-generate() { python -m generation.generate --config recipes/generation/miniature.yaml "$@"; }
+generate() {
+    python -m generation.generate --config recipes/generation/miniature.yaml --output_dir "$RESPONSES" "$@"
+}
 
 score() { python -m generation.math_verify_all "$@" --model_dir "$BASE" --word_bounded >/dev/null; }
 
 # evaluate MODEL [OPTIONS of the scoring]: on the held-out problems
 evaluate() {
-    generate --qaf dataset/miniature/test.json --qaf_limit "${EVAL_PROBLEMS:-500}" \
-        --n_generate_sample "${EVAL_SAMPLES:-4}" --model_dir "$1"
-    score "output/$(basename "$1")/test_math_cot.json" --slips "${@:2}"
+    generate --qaf dataset/miniature/test.json --qaf_limit "${EVAL_PROBLEMS:-$PROBLEMS}" \
+        --n_generate_sample "${EVAL_SAMPLES:-$SAMPLES}" --model_dir "$1"
+    score "$RESPONSES/$(basename "$1")/test_math_cot.json" --slips "${@:2}"
 }
 
 # A merged model samples several times faster on the CPU than base and adapter.
 evaluate_trained() {
     python -m rea_rl.merge_lora "$BASE" "$RUN" "$MERGED"
-    evaluate "$MERGED" --base output/Miniature-LRM/test_math_cot.scores.json
+    evaluate "$MERGED" --base "$BASE_SCORES"
 }
 
-stage sample output/Miniature-LRM/train_rl_math_cot.json \
-    generate --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir "$BASE"
-stage threshold output/Miniature-LRM/train_rl_math_cot.scores.json \
-    score output/Miniature-LRM/train_rl_math_cot.json --reflection_quantile 0.2
-stage label output/miniature/reflection_training.json \
-    python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
-stage reflection_model output/miniature/reflection_model_lora/train_results.json \
-    python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
-stage merge output/miniature/reflection_model/config.json \
-    python -m rea_rl.merge_lora model/Miniature-Instruct output/miniature/reflection_model_lora \
-    output/miniature/reflection_model
-stage train "$RUN/train_results.json" bash "scripts/$LAUNCHER.sh" "$@"
-stage evaluate_base output/Miniature-LRM/test_math_cot.scores.json evaluate "$BASE"
-stage evaluate_trained "output/$(basename "$MERGED")/test_math_cot.scores.json" evaluate_trained
+# make_reflection_model: and the threshold of the reflection reward, from responses of the base model
+make_reflection_model() {
+    stage sample output/Miniature-LRM/train_rl_math_cot.json \
+        generate --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir "$BASE"
+    stage threshold output/Miniature-LRM/train_rl_math_cot.scores.json \
+        score output/Miniature-LRM/train_rl_math_cot.json --reflection_quantile 0.2
+    stage label output/miniature/reflection_training.json \
+        python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
+    stage reflection_model output/miniature/reflection_model_lora/train_results.json \
+        python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
+    stage merge output/miniature/reflection_model/config.json \
+        python -m rea_rl.merge_lora model/Miniature-Instruct output/miniature/reflection_model_lora \
+        output/miniature/reflection_model
+}
 
-python -m miniature.report --base output/Miniature-LRM/test_math_cot.scores.json \
-    --trained "output/$(basename "$MERGED")/test_math_cot.scores.json" --run "$RUN" --name "$VARIANT" \
+if [[ ! $FAST ]]; then
+    make_reflection_model
+fi
+stage train "$RUN/train_results.json" bash "scripts/$LAUNCHER.sh" "${TRAINING[@]}" "$@"
+stage evaluate_base "$BASE_SCORES" evaluate "$BASE"
+stage evaluate_trained "$TRAINED_SCORES" evaluate_trained
+
+python -m miniature.report --base "$BASE_SCORES" --trained "$TRAINED_SCORES" --run "$RUN" --name "$VARIANT" \
     --out "$OUT" --seconds "${TIMES[@]}" "total=$SECONDS"

@@ -24,7 +24,6 @@ PAGES = ("README.md", "docs/pipeline.md", "docs/running.md")
 COPIED = ("setup.py", "src", "scripts", "recipes", "dataset/miniature", "model/Miniature-LRM", "model/Miniature-Instruct")
 ELSEWHERE = {
     "git clone": "the clone is a fixture",
-    "scripts/quickstart.sh --fast": "the miniature's own weights",
     "scripts/run_tests.sh": "this suite",
     "scripts/reflection_model_train.sh": "test_offline_run.py",
     "scripts/overthinking_detection.sh": "test_offline_run.py",
@@ -47,6 +46,8 @@ CHANGES = {
     "max_completion_length": 256,
     "torch_threads": 1,
 }
+FAST_SIZES = "--max_steps 1 --per_device_train_batch_size 8"
+SHIPPED = "model/Miniature-Reflection"  # this session's reflection server has another model
 
 
 def units() -> list[str]:
@@ -58,8 +59,9 @@ def units() -> list[str]:
 
 
 def to_run(commands: str) -> str:
-    """Those of a unit that are not run elsewhere."""
-    return "".join(f"{line}\n" for line in commands.splitlines() if not any(script in line for script in ELSEWHERE))
+    """Those of a unit that are not run elsewhere; the fast quickstart's sizes are smaller."""
+    lines = [line for line in commands.splitlines() if not any(script in line for script in ELSEWHERE)]
+    return "".join(f"{line}\n" for line in lines).replace(" --fast ", f" --fast {FAST_SIZES} ")
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +80,13 @@ def clone(policy_server, reflection_server, tmp_path_factory) -> Path:
         recipe = yaml.safe_load(path.read_text())
         changes = {**CHANGES, **served} if "policy_server" in recipe else {"max_steps": 2, "torch_threads": 1}
         path.write_text(yaml.safe_dump(recipe | {key: value for key, value in changes.items() if key in recipe or key in CHANGES}))
+    quickstart = folder / "scripts" / "quickstart.sh"
+    quickstart.write_text(quickstart.read_text().replace(SHIPPED, reflection_server.config.model))
     return folder
 
 
 @pytest.fixture(scope="module")
-def shell(clone, policy_server, tmp_path_factory):
+def shell(clone, policy_server, reflection_server, tmp_path_factory):
     """Function that runs a script in the clone with its environment activated; its output, both streams."""
     venv = tmp_path_factory.mktemp("venv")
     with FastPython(venv, Path(__file__).with_name("readme_sizes.py")) as python:
@@ -93,6 +97,7 @@ def shell(clone, policy_server, tmp_path_factory):
         }  # fmt: skip
 
         def run(script: str) -> str:
+            script = script.replace(SHIPPED, reflection_server.config.model)
             command = ["bash", "-euo", "pipefail", "-c", script]
             done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -116,8 +121,14 @@ def is_trained(run: Path, num_rows: int) -> None:
 def check_quickstart(clone: Path, said: str) -> None:
     """It is there twice, and the second time there is nothing to do."""
     assert "is up to date (cpu)" in said and ("train took" in said or said.count("skipped") == 8)
-    assert (clone / "output/quickstart/summary.json").is_file() and (clone / "output/quickstart/quickstart.png").is_file()
+    summaries = []
+    for folder in ("quickstart_fast", "quickstart"):
+        assert (clone / "output" / folder / "quickstart.png").is_file()
+        summaries.append(json.loads((clone / "output" / folder / "summary.json").read_text()))
+    assert all(summary.keys() == {"base", "trained", "seconds"} for summary in summaries)
+    assert [len(summary["seconds"]) for summary in summaries] == ([5, 10] if "train took" in said else [5, 2])
     is_trained(clone / "output/miniature/ReflectRL", 16)
+    is_trained(clone / "output/quickstart_fast/ReflectRL", 16)
 
 
 def check_evaluation(clone: Path, said: str) -> None:

@@ -19,6 +19,14 @@ FILE = re.compile(
     r"(?:bash |python |--config )((?:scripts|docs|recipes|examples)/[\w./-]+)|(reflect_rl\.sh)"
 )
 
+# Blocks that hold no sentences, and marks that are no words.
+NO_PROSE = (
+    r"\A---\n.*?\n---\n", r"```.*?```", r"\$\$.*?\$\$", r"^(?: {4,}|\|[-|]+\|).*$",
+)  # fmt: skip
+SENTENCE_END = r"(?<=[.!?:;])\s+(?=[A-Z0-9`(*])"
+UNPLAIN = re.compile(r"(?i)\b(anew|afresh|beside|go(es|ing)? on|went on|of which)\b|\b(slips?)\b")
+MAX_WORDS = 25
+
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -48,6 +56,36 @@ def test_commands_exist(page):
         assert importlib.util.find_spec(program), f"python -m {program}: there is no such program"
     for file in {"".join(match).rstrip(".") for match in FILE.findall(text)}:
         assert (ROOT / file).exists(), f"{file} does not exist"
+
+
+def sentences(page: Path) -> list[str]:
+    """Of paragraphs, list items and cells of tables; inline code and formulas count as one word."""
+    text = page.read_text()
+    for block in NO_PROSE:
+        text = re.sub(block, "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`]*`|\$[^$\n]*\$", "`code`", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    pieces = re.split(r"\n\s*\n|\n(?=[-*#]|\d+\. )|\||(?<=\|)\n", text)
+    return [s for piece in pieces for s in re.split(SENTENCE_END, " ".join(piece.split()))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "study.md"], ids=name)
+def test_sentences_are_short_and_plain(page):
+    """CONTRIBUTING.md has the rules, and names the words that are left out here."""
+    found = sentences(page)
+    long = [s for s in found if len(re.findall(r"\S*\w\S*", s)) > MAX_WORDS]
+    assert not long, f"over {MAX_WORDS} words"
+    if page.name != "CONTRIBUTING.md":
+        assert not [s for s in found if UNPLAIN.search(s)]
+
+
+def test_a_long_or_unplain_sentence_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        f"A `long piece of code`. {'Word ' * 26}.\n\n| It goes on | fine |\n|---|---|\n"
+    )
+    assert [len(s.split()) for s in sentences(page) if s] == [2, 27, 3, 1]
+    assert [s for s in sentences(page) if UNPLAIN.search(s)] == ["It goes on"]
 
 
 def test_the_readme_is_short():
