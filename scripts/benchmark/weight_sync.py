@@ -3,9 +3,10 @@
     python scripts/benchmark/weight_sync.py
     python scripts/benchmark/weight_sync.py --preset 7b        # GPUs: 7B dimensions, random weights
 
-`publish` is what the trainer does in each step. `AdapterSync`: write the adapter, load it on the server, unload the old
-one. Against it stand all weights: with two GPUs, one for the server and one for the trainer, `FullSync` sends them over
-NCCL; with less, they are written to files, the least that a synchronization by files has to do.
+`publish` is what the trainer does in each step. `AdapterSync`: write the adapter, load it on the
+server, unload the old one. Against it stand all weights: with two GPUs, one for the server and one
+for the trainer, `FullSync` sends them over NCCL; with less, they are written to files, the least
+that a synchronization by files has to do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def make_policy(model_path: str, device: str):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto").to(device)
-    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
 def change(model) -> None:
@@ -39,7 +42,8 @@ def change(model) -> None:
 
 
 def median_seconds(work: Callable[[int], object], repeats: int) -> float:
-    """Of a work that gets its number; the first time, which is slow on a fresh server, does not count."""
+    """Of a work that gets its number; the first time, which is slow on a fresh server, does not
+    count."""
     seconds = []
     for number in range(repeats + 1):
         start = time.perf_counter()
@@ -49,7 +53,8 @@ def median_seconds(work: Callable[[int], object], repeats: int) -> float:
 
 
 def size_mb(model, trained: bool) -> float:
-    """Megabytes of the trained parameters, or of all others, in the base model's precision, in which they travel."""
+    """Megabytes of the trained parameters, or of all others, in the base model's precision, in
+    which they travel."""
     sizes = (p.numel() for p in model.parameters() if p.requires_grad == trained)
     return sum(sizes) * model.dtype.itemsize / 1e6
 
@@ -79,12 +84,17 @@ def main() -> None:
     """Print the table and write the results."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=5, help="times that each way is measured; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="times that each way is measured; the median counts"
+    )
     arguments = parser.parse_args()
     num_gpus = torch.cuda.device_count()
-    device = "cuda:0" if num_gpus else "cpu"  # TRL's client sends from the first GPU, whichever is current
+    # TRL's client sends from the first GPU, whichever is current
+    device = "cuda:0" if num_gpus else "cpu"
     server_gpu = str(max(num_gpus - 1, 0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -92,20 +102,36 @@ def main() -> None:
         policy = make_policy(model_path, device)
         with running_servers({"policy": model_path}, arguments, gpu=server_gpu) as urls:
             adapter = sync_adapter(policy, urls[0], folder / "adapters", arguments.repeats)
-        results = {"adapter_seconds": adapter, "adapter_mb": size_mb(policy, True), "full_mb": size_mb(policy, False)}
+        results = {
+            "adapter_seconds": adapter,
+            "adapter_mb": size_mb(policy, True),
+            "full_mb": size_mb(policy, False),
+        }
         plain = policy.unload()
         if num_gpus > 1:
             arguments.servers = arguments.servers and arguments.servers[1:]
-            with running_servers({"policy": model_path}, arguments, gpu=server_gpu, full_weights=True) as urls:
+            with running_servers(
+                {"policy": model_path}, arguments, gpu=server_gpu, full_weights=True
+            ) as urls:
                 full, by = sync_full(plain, urls[0], model_path, arguments.repeats), "NCCL"
         else:
-            full, by = median_seconds(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats), "files"
+            full, by = (
+                median_seconds(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats),
+                "files",
+            )
     results |= {"full_seconds": full, "full_by": by}
     table = [["synchronization", "seconds", "MB", "times the adapter's"]]
     for way, title in (("adapter", "adapter"), ("full", f"all weights, {by}")):
         seconds = results[f"{way}_seconds"]
-        table.append([title, f"{seconds:.3f}", f"{results[f'{way}_mb']:.1f}", f"{seconds / adapter:.1f}"])
-    report("weight_sync", table, {"preset": arguments.preset, "gpus": num_gpus, **results}, arguments.json)
+        table.append(
+            [title, f"{seconds:.3f}", f"{results[f'{way}_mb']:.1f}", f"{seconds / adapter:.1f}"]
+        )
+    report(
+        "weight_sync",
+        table,
+        {"preset": arguments.preset, "gpus": num_gpus, **results},
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,2 @@
-"""Offline generation, labelling of thinking paragraphs, answer verification; prompts and splitters of training."""
+"""Offline generation, labelling of thinking paragraphs, answer verification; prompts and
+splitters of training."""

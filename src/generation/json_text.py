@@ -1,4 +1,5 @@
-"""JSON text: read with errors that name the file, and the line and column or the row of a mistake."""
+"""JSON text: read with errors that name the file, and the line and column or the row of a
+mistake."""
 
 from __future__ import annotations
 
@@ -22,23 +23,32 @@ def read_text(path: str | Path) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file that can") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); give a file that can"
+        ) from None
     if wide := wide_encoding(data):
         raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None
 
 
 def wide_encoding(data: bytes) -> str | None:
-    """Name of an encoding with two or four bytes a letter, with or without a byte order mark; None for others."""
+    """Name of an encoding with two or four bytes a letter, with or without a byte order mark;
+    None for others."""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "UTF-32"
     begin = data[: 2 * (min(len(data), 64) // 2)]
     every_other_is_zero = len(begin) >= 4 and not (any(begin[::2]) and any(begin[1::2]))
-    return "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other_is_zero else None
+    return (
+        "UTF-16"
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other_is_zero
+        else None
+    )
 
 
 def read_json(path: str | Path, finite: bool = False) -> Any:
@@ -46,7 +56,8 @@ def read_json(path: str | Path, finite: bool = False) -> Any:
 
     Args:
         path: file.
-        finite: refuse NaN and infinities, which Python's JSON knows; configurations of models have some.
+        finite: refuse NaN and infinities, which Python's JSON knows; configurations of models have
+            some.
 
     Raises ValueError naming the file, and the line and column, or the row, of a mistake.
     """
@@ -62,9 +73,13 @@ def parse_json(text: str, path: str | Path, line: int | None = None, finite: boo
         return json.loads(text, **numbers)
     except json.JSONDecodeError as error:
         place = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
-        raise ValueError(f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again") from None
+        raise ValueError(
+            f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again"
+        ) from None
     except RecursionError:
-        raise ValueError(f"{path}: lists or objects in each other, hundreds deep; make the file again") from None
+        raise ValueError(
+            f"{path}: lists or objects in each other, hundreds deep; make the file again"
+        ) from None
     except ValueError:  # a number that none is, or with more digits than Python reads
         place = _place_of_number(text, line, finite)
         raise ValueError(f"{path}: {place}; write a number, a text or null") from None
@@ -96,7 +111,9 @@ class LenientDecoder(json.JSONDecoder):
 
         floats = partial(lenient, finite_number if finite else float)
         constants = partial(lenient, no_number if finite else float)
-        super().__init__(parse_constant=constants, parse_float=floats, parse_int=partial(lenient, int))
+        super().__init__(
+            parse_constant=constants, parse_float=floats, parse_int=partial(lenient, int)
+        )
 
 
 def wrong_number(value: Any) -> str:
@@ -121,6 +138,12 @@ def _find_wrong(value: Any, keys: str = "") -> tuple[str, str] | None:
     """Keys down to the first number that cannot be read, and that number."""
     if isinstance(value, _Wrong):
         return keys, value
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     found = (_find_wrong(part, repr(key) if not keys else keys) for key, part in inside)
     return next(filter(None, found), None)

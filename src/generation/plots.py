@@ -1,7 +1,9 @@
-"""The picture of a run: accuracy and tokens over training, and accuracy against tokens of scored models.
+"""The picture of a run: accuracy and tokens over training, and accuracy against tokens of scored
+models.
 
     python -m generation.plots --trainer_state output/miniature/ReflectRL/trainer_state.json \\
-        --scores base.scores.json trained.scores.json --names base REA-RL --save_to output/quickstart/quickstart.png
+        --scores base.scores.json trained.scores.json --names base REA-RL \\
+        --save_to output/quickstart/quickstart.png
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well, for prints in grey.
+# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well, for
+# prints in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
@@ -44,7 +47,10 @@ def read_log(trainer_state: str | Path) -> list[dict[str, Any]]:
     state = read_json(path)
     history = state.get("log_history", []) if isinstance(state, dict) else []
     if not any(ACCURACY_KEY in entry for entry in history):
-        raise ValueError(f"{path}: no entry of its log has {ACCURACY_KEY!r}; is it the state of a run of rea_rl.grpo?")
+        raise ValueError(
+            f"{path}: no entry of its log has {ACCURACY_KEY!r}; is it the state of a run of "
+            "rea_rl.grpo?"
+        )
     return history
 
 
@@ -64,11 +70,20 @@ def running_mean(values: Sequence[float], width: int = SMOOTHING) -> list[float]
     return [sum(window) / len(window) for window in windows]
 
 
-def plot_training(axes: Axes, history: list[dict[str, Any]], key: str, label: str, scale: float = 1.0) -> None:
-    """One figure over training steps: every step faintly, their running mean, evaluations as points."""
+def plot_training(
+    axes: Axes, history: list[dict[str, Any]], key: str, label: str, scale: float = 1.0
+) -> None:
+    """One figure over training steps: every step faintly, their running mean, evaluations as
+    points."""
     steps, values = series(history, key)
     axes.plot(steps, [scale * v for v in values], color=COLOURS[0], alpha=0.25, linewidth=1)
-    axes.plot(steps, [scale * v for v in running_mean(values)], color=COLOURS[0], linewidth=2, label="training paths")
+    axes.plot(
+        steps,
+        [scale * v for v in running_mean(values)],
+        color=COLOURS[0],
+        linewidth=2,
+        label="training paths",
+    )
     eval_steps, eval_values = series(history, EVAL + key)
     if eval_steps:
         axes.plot(
@@ -83,7 +98,8 @@ def plot_training(axes: Axes, history: list[dict[str, Any]], key: str, label: st
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points (tokens, accuracy) that no other beats: none has as few tokens and as much accuracy. Fewest tokens first.
+    """Points (tokens, accuracy) that no other beats: none has as few tokens and as much accuracy.
+    Fewest tokens first.
 
     >>> pareto_front([(2.0, 0.9), (1.0, 0.8), (3.0, 0.85)])
     [(1.0, 0.8), (2.0, 0.9)]
@@ -97,16 +113,28 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def point_style(i: int) -> dict[str, str]:
     """Colour and shape of the `i`-th point; no pair comes twice among 49."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+    }
 
 
 def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
-    """Accuracy against mean tokens, one point with its 95 % intervals per scored model, and the Pareto front."""
+    """Accuracy against mean tokens, one point with its 95 % intervals per scored model, and the
+    Pareto front."""
     figures = [
-        (s["groups"][ALL]["tokens"]["value"], 100 * s["groups"][ALL]["accuracy"]["value"]) for s in scored.values()
+        (s["groups"][ALL]["tokens"]["value"], 100 * s["groups"][ALL]["accuracy"]["value"])
+        for s in scored.values()
     ]
     if len(front := pareto_front(figures)) > 1:
-        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front")
+        axes.plot(
+            *zip(*front, strict=True),
+            color=GREY,
+            linewidth=1,
+            linestyle="--",
+            zorder=0,
+            label="Pareto front",
+        )
     for i, (name, scores) in enumerate(scored.items()):
         accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
         axes.errorbar(
@@ -146,16 +174,21 @@ def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
 
 
 def _error(figure: dict[str, float], scale: float) -> list[list[float]]:
-    return [[scale * (figure["value"] - figure["low"])], [scale * (figure["high"] - figure["value"])]]
+    return [
+        [scale * (figure["value"] - figure["low"])],
+        [scale * (figure["high"] - figure["value"])],
+    ]
 
 
-def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]], save_to: str | Path) -> Path:
+def draw(
+    history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]], save_to: str | Path
+) -> Path:
     """Draw what is given, one panel each, and save it as an image.
 
     Args:
         history: log of a training run; None leaves out the two panels over training.
-        scored: scores by the name in the legend; empty leaves out accuracy against tokens. Those of rows with levels
-            also get a panel of tokens by level.
+        scored: scores by the name in the legend; empty leaves out accuracy against tokens. Those of
+            rows with levels also get a panel of tokens by level.
         save_to: image file; the extension says which kind.
     """
     import matplotlib
@@ -171,7 +204,12 @@ def draw(history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]]
         panels.append(lambda axes: plot_tradeoff(axes, scored))
         if all(len(scores["groups"]) > 1 for scores in scored.values()):
             panels.append(lambda axes: plot_levels(axes, scored))
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    style = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+    }
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
@@ -197,10 +235,17 @@ def save_panels(
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot
 
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    style = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+    }
     size = (max(5 * columns, 8), height)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
-        figure, axes = pyplot.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
+        figure, axes = pyplot.subplots(
+            1, columns, figsize=size, squeeze=False, layout="constrained"
+        )
         for panel, cell in zip(panels, axes.flat, strict=True):
             panel(cell)
         save_to.parent.mkdir(parents=True, exist_ok=True)
@@ -209,10 +254,15 @@ def save_panels(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with the image written, 1 with one line on stderr for a mistake in the arguments or files."""
-    parser = argparse.ArgumentParser(description="Draw training curves and accuracy against tokens.")
+    """Exit code 0 with the image written, 1 with one line on stderr for a mistake in the
+    arguments or files."""
+    parser = argparse.ArgumentParser(
+        description="Draw training curves and accuracy against tokens."
+    )
     parser.add_argument("--trainer_state", help="trainer_state.json of a run of rea_rl.grpo")
-    parser.add_argument("--scores", nargs="*", default=[], help=".scores.json files of generation.math_verify_all")
+    parser.add_argument(
+        "--scores", nargs="*", default=[], help=".scores.json files of generation.math_verify_all"
+    )
     parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
     parser.add_argument("--save_to", required=True, help="image file, such as run.png")
     args = parser.parse_args(argv)
@@ -221,12 +271,16 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if len(names) != len(args.scores) or not (args.scores or args.trainer_state):
             raise ValueError(
-                f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a trainer_state"
+                f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a "
+                "trainer_state"
             )
         check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
         history = read_log(args.trainer_state) if args.trainer_state else None
         scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
-        made = ((path, known_parts(scores)) for path, scores in zip(args.scores, scored.values(), strict=True))
+        made = (
+            (path, known_parts(scores))
+            for path, scores in zip(args.scores, scored.values(), strict=True)
+        )
         check_all_comparable(made, "evaluate or score them again with the same settings")
         draw(history, scored, args.save_to)
     except ValueError as error:

@@ -7,63 +7,74 @@ import string
 THINK_START = "<think>"
 THINK_END = "</think>"
 
-# Ends a thinking that was cut. Where the kept ids already end in a newline (`.\n\n` is one token in Qwen's
-# tokenizers), the variant without the leading newline follows instead, see `forced_answer`.
+# Ends a thinking that was cut. Where the kept ids already end in a newline (`.\n\n` is one token in
+# Qwen's tokenizers), the variant without the leading newline follows instead, see `forced_answer`.
 FORCED_ANSWER = f"\n{THINK_END}\n\n**Final Answer:**\n\n"
 
 MATH_COT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
 REFLECTION_PREFILL = "[1]."
 _REFLECTION_INSTRUCTION = (
-    "The reasoning below is split into numbered parts. "
-    "Write one line for each part: Result if it states a result for the problem, Think otherwise."
+    "The reasoning below is split into numbered parts. Write one line for each part: Result if it "
+    "states a result for the problem, Think otherwise."
 )
 _PROBLEM_HEADING = "# Problem"
 _ANSWER_HEADING = "# Gold answer"
 _REASONING_HEADING = "# Reasoning"
 _PART_HEADING = "# Part"
 
-# The judge's labels. Without the gold answer it cannot tell right from wrong, so it is not asked to.
-RIGHT_RESULT, WRONG_RESULT, RESULT, REASONING = "Right Result", "Wrong Result", "Result", "Reasoning"
+# The judge's labels. Without the gold answer it cannot tell right from wrong, so it is not asked
+# to.
+RIGHT_RESULT, WRONG_RESULT, RESULT, REASONING = (
+    "Right Result",
+    "Wrong Result",
+    "Result",
+    "Reasoning",
+)
 _JUDGE_INSTRUCTION = (
-    "The reasoning below is split into numbered parts. For each part, in order, write two lines:\n\n"
+    "The reasoning below is split into numbered parts. For each part, in order, write two "
+    "lines:\n\n"
     "[i]. Think: in one sentence, what the part does\nLabel: {labels}\n\n{meanings}\n"
     f"{REASONING}: everything else: planning, steps, intermediate values, doubts."
 )
 _JUDGE_WITH_ANSWER = _JUDGE_INSTRUCTION.format(
     labels=f"{REASONING}, {RIGHT_RESULT} or {WRONG_RESULT}",
-    meanings=f"{RIGHT_RESULT}: the part states a result for the whole problem, and it equals the gold answer.\n"
-    f"{WRONG_RESULT}: the part states a result for the whole problem, and it differs from the gold answer.",
+    meanings=f"{RIGHT_RESULT}: the part states a result for the whole problem, and it equals the "
+    "gold answer.\n"
+    f"{WRONG_RESULT}: the part states a result for the whole problem, and it differs from the gold "
+    "answer.",
 )
 _JUDGE_WITHOUT_ANSWER = _JUDGE_INSTRUCTION.format(
-    labels=f"{REASONING} or {RESULT}", meanings=f"{RESULT}: the part states a result for the whole problem."
+    labels=f"{REASONING} or {RESULT}",
+    meanings=f"{RESULT}: the part states a result for the whole problem.",
 )
 _CONFIRM_WITH_ANSWER = (
-    "Does the part of a reasoning below state a result for the whole problem that equals the gold answer? "
-    "Answer Yes or No, and nothing else."
+    "Does the part of a reasoning below state a result for the whole problem that equals the gold "
+    "answer? Answer Yes or No, and nothing else."
 )
 _CONFIRM_WITHOUT_ANSWER = (
-    "Does the part of a reasoning below state a result for the whole problem, and not only an intermediate value? "
-    "Answer Yes or No, and nothing else."
+    "Does the part of a reasoning below state a result for the whole problem, and not only an "
+    "intermediate value? Answer Yes or No, and nothing else."
 )
 
 
 def forced_answer(after_newline: bool) -> str:
-    """Text appended to a cut thinking; `after_newline` says that the kept ids already end in a newline."""
+    """Text appended to a cut thinking; `after_newline` says that the kept ids already end in a
+    newline."""
     return FORCED_ANSWER.lstrip("\n") if after_newline else FORCED_ANSWER
 
 
 def format_problem(problem: str, template: str) -> str:
     """User message for a problem.
 
-    `template` is a format string with the one field `{problem}` (recipe key `prompt_template`); literal braces are
-    doubled. Raises ValueError if the field is missing, or if there are others.
+    `template` is a format string with the one field `{problem}` (recipe key `prompt_template`);
+    literal braces are doubled. Raises ValueError if the field is missing, or if there are others.
     """
     fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
     if fields != {"problem"}:
         raise ValueError(
-            f"prompt_template must contain {{problem}} and no other field, but has {sorted(fields)} in {template!r}; "
-            "write literal braces twice, as in \\boxed{{}}"
+            "prompt_template must contain {problem} and no other field, but has "
+            f"{sorted(fields)} in {template!r}; write literal braces twice, as in \\boxed{{{{}}}}"
         )
     return template.format(problem=problem)
 
@@ -71,35 +82,52 @@ def format_problem(problem: str, template: str) -> str:
 def reflection_messages(problem: str, paragraphs: list[str]) -> list[dict[str, str]]:
     """Chat messages that ask the reflection model for one label per paragraph.
 
-    Training and online labelling both use them. Online, `REFLECTION_PREFILL` follows the generation prompt.
+    Training and online labelling both use them. Online, `REFLECTION_PREFILL` follows the generation
+    prompt.
     """
     return _user_message(
-        _REFLECTION_INSTRUCTION, _PROBLEM_HEADING, problem, _REASONING_HEADING, _numbered_parts(paragraphs)
+        _REFLECTION_INSTRUCTION,
+        _PROBLEM_HEADING,
+        problem,
+        _REASONING_HEADING,
+        _numbered_parts(paragraphs),
     )
 
 
 def reflection_labels(is_result: list[bool]) -> str:
-    r"""Reflection model's whole reply, prefill included: `[1]. Think\n[2]. Result`, one line per paragraph."""
-    return "\n".join(f"[{i}]. {'Result' if hit else 'Think'}" for i, hit in enumerate(is_result, start=1))
+    r"""Reflection model's whole reply, prefill included: `[1]. Think\n[2]. Result`, one line per
+    paragraph."""
+    return "\n".join(
+        f"[{i}]. {'Result' if hit else 'Think'}" for i, hit in enumerate(is_result, start=1)
+    )
 
 
 def judge_messages(problem: str, paragraphs: list[str], answer: str | None) -> list[dict[str, str]]:
     """Chat messages that ask the judge for one label per paragraph, numbered from 1.
 
-    With the gold `answer` the labels are Reasoning, Right Result and Wrong Result; with None Reasoning and Result.
+    With the gold `answer` the labels are Reasoning, Right Result and Wrong Result; with None
+    Reasoning and Result.
     """
     instruction = _JUDGE_WITHOUT_ANSWER if answer is None else _JUDGE_WITH_ANSWER
     given = [] if answer is None else [_ANSWER_HEADING, answer]
     return _user_message(
-        instruction, _PROBLEM_HEADING, problem, *given, _REASONING_HEADING, _numbered_parts(paragraphs)
+        instruction,
+        _PROBLEM_HEADING,
+        problem,
+        *given,
+        _REASONING_HEADING,
+        _numbered_parts(paragraphs),
     )
 
 
 def confirmation_messages(problem: str, paragraph: str, answer: str | None) -> list[dict[str, str]]:
-    """Chat messages of the second judgement: does this one paragraph really state the result? Yes or No."""
+    """Chat messages of the second judgement: does this one paragraph really state the result?
+    Yes or No."""
     instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
     given = [] if answer is None else [_ANSWER_HEADING, answer]
-    return _user_message(instruction, _PROBLEM_HEADING, problem, *given, _PART_HEADING, paragraph.strip())
+    return _user_message(
+        instruction, _PROBLEM_HEADING, problem, *given, _PART_HEADING, paragraph.strip()
+    )
 
 
 def _numbered_parts(paragraphs: list[str]) -> str:

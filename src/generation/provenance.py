@@ -1,4 +1,5 @@
-"""What made the responses of a file and its scores, so that no figure is compared with one that means something else.
+"""What made the responses of a file and its scores, so that no figure is compared with one that
+means something else.
 
     model           folder, weights and adapter, or the name on a server
     input           problems, and responses a problem
@@ -6,7 +7,8 @@
     prompt_format   see `generation.rendering`
     scoring         how answers were compared and words counted, and the largest budget
 
-Models and inputs may differ where two scores are compared. The other parts may not, where both are known.
+Models and inputs may differ where two scores are compared. The other parts may not, where both are
+known.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ MadeBy = dict[str, dict[str, Any]]
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Settings that a generation file was made with; empty for one that is not beside its `.settings.json`."""
+    """Settings that a generation file was made with; empty for one that is not beside its
+    `.settings.json`."""
     settings = Path(path).with_suffix(".settings.json")
     return read_json(settings) if settings.is_file() else {}
 
 
 def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
-    """How the prompts of a file were made; empty where that is not known. Raises ValueError where rows differ."""
+    """How the prompts of a file were made; empty where that is not known. Raises ValueError
+    where rows differ."""
     settings = read_settings(path)
     known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
     first: int | None = None
@@ -46,23 +50,31 @@ def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
             continue
         if first is not None and given != known:
             differs = differences({"prompt_format": known}, {"prompt_format": given})
-            raise ValueError(f"{path}: rows {first} and {i} were asked in different ways: {differs}; split the file")
+            raise ValueError(
+                f"{path}: rows {first} and {i} were asked in different ways: {differs}; split the "
+                "file"
+            )
         first, known = i if first is None else first, given
     return known
 
 
 def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
-    """What is known of how a generation file was made. Raises ValueError where its rows were made in several ways."""
+    """What is known of how a generation file was made. Raises ValueError where its rows were
+    made in several ways."""
     settings = read_settings(path)
     parts = {"model": MODEL, "input": INPUT, "sampling": SAMPLING}
     known = {
-        part: {key: settings[key] for key in keys if settings.get(key) is not None} for part, keys in parts.items()
+        part: {key: settings[key] for key in keys if settings.get(key) is not None}
+        for part, keys in parts.items()
     }
     return known | {"prompt_format": prompt_format_of(rows, path)}
 
 
-def differences(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]) -> str:
-    """Keys that both know and that differ in the parts that are compared, with both values; empty if none does."""
+def differences(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Keys that both know and that differ in the parts that are compared, with both values;
+    empty if none does."""
     pairs = [
         (key, value, second[part][key])
         for part in COMPARED
@@ -73,14 +85,19 @@ def differences(first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Map
 
 
 def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], remedy: str) -> None:
-    """Raise ValueError naming what differs between two files that are to be compared, with both values."""
+    """Raise ValueError naming what differs between two files that are to be compared, with both
+    values."""
     if differs := differences(first, second):
-        raise ValueError(f"{names[0]} and {names[1]} were not made in the same way: {differs}; {remedy}")
+        raise ValueError(
+            f"{names[0]} and {names[1]} were not made in the same way: {differs}; {remedy}"
+        )
 
 
 def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> None:
-    """Raise ValueError naming two of several files that differ, where they are to stand in one table or picture."""
-    seen: dict[tuple[str, str], tuple[str, Any]] = {}  # by part and key: the first file that knows it, and its value
+    """Raise ValueError naming two of several files that differ, where they are to stand in one
+    table or picture."""
+    # by part and key: the first file that knows it, and its value
+    seen: dict[tuple[str, str], tuple[str, Any]] = {}
     for name, made in files:
         for part in COMPARED:
             for key, value in made.get(part, {}).items():
@@ -91,21 +108,27 @@ def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> No
 def check_same_prompts(
     rows: Sequence[Row], file: str | Path, other_rows: Sequence[Row], other_file: str | Path
 ) -> None:
-    """Raise ValueError where two files belong together, but are of paths whose prompts were made in different ways."""
-    parts = [{"prompt_format": prompt_format_of(*pair)} for pair in ((rows, file), (other_rows, other_file))]
+    """Raise ValueError where two files belong together, but are of paths whose prompts were made
+    in different ways."""
+    parts = [
+        {"prompt_format": prompt_format_of(*pair)}
+        for pair in ((rows, file), (other_rows, other_file))
+    ]
     names = (f"the prompts of {file}", f"those of {other_file}")
     check_comparable(*parts, names, "give two files of the same paths")
 
 
 def known_parts(scores: Mapping[str, Any]) -> MadeBy:
-    """`made_by` of scores; those of earlier versions only say how answers were compared and words counted."""
+    """`made_by` of scores; those of earlier versions only say how answers were compared and
+    words counted."""
     scoring = {key: scores[key] for key in ("mode", "word_bounded") if key in scores}
     return scores.get("made_by") or {"scoring": scoring}
 
 
 @cache
 def verifier_version() -> str:
-    """Fingerprint of the answer check: its own code, and the version of the library that reads LaTeX."""
+    """Fingerprint of the answer check: its own code, and the version of the library that reads
+    LaTeX."""
     import generation.math_verify
 
     hasher = hashlib.blake2b(version("math-verify").encode(), digest_size=6)
@@ -115,9 +138,11 @@ def verifier_version() -> str:
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """Fingerprint of a model's weights from samples of each file; None for a model that is no local folder.
+    """Fingerprint of a model's weights from samples of each file; None for a model that is no local
+    folder.
 
-    Reading all of a 7B's takes minutes. Training or merging changes most of the weights, so samples tell.
+    Reading all of a 7B's takes minutes. Training or merging changes most of the weights, so samples
+    tell.
     """
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:

@@ -1,10 +1,14 @@
 """One rendering of a prompt, for training, sampling, thresholds, labels and evaluation alike.
 
-Whoever renders a prompt also knows what it did to the model's thinking. That fact, `prompt_thinking`, travels with each
-response: in rollouts, in generation files and into scores, so that nobody guesses it from the text of a response.
+Whoever renders a prompt also knows what it did to the model's thinking. That fact,
+`prompt_thinking`, travels with each
+response: in rollouts, in generation files and into scores, so that nobody guesses it from the text
+of a response.
 
-    open      the prompt ends inside a thinking, as R1's does: an answer can only stand after `</think>`
-    closed    the prompt has closed its thinking, as Qwen3's does without thinking: all of the response is answer
+    open      the prompt ends inside a thinking, as R1's does: an answer can only stand after
+              `</think>`
+    closed    the prompt has closed its thinking, as Qwen3's does without thinking: all of the
+              response is answer
     unknown   the prompt ends without a marker: the response itself says
 """
 
@@ -27,7 +31,14 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 
 # What the rendering itself says to `apply_chat_template`.
-RESERVED = ("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+RESERVED = (
+    "conversation",
+    "messages",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 ANCHORS = ("\n", "x", "1")  # texts that hardly any token reaches over the end of
 _MARK = "\ue000"  # a private character, which no template looks for
 
@@ -65,11 +76,14 @@ class PromptFormat:
                 raise ValueError(f"{key} is {value!r}; write a text")
         if not isinstance(self.chat_template_kwargs, Mapping):
             raise ValueError(
-                f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and values, such as "
-                "{enable_thinking: false}"
+                f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and "
+                "values, such as {enable_thinking: false}"
             )
         if reserved := [key for key in self.chat_template_kwargs if key in RESERVED]:
-            raise ValueError(f"chat_template_kwargs has {reserved[0]!r}, which prompts set themselves; leave it out")
+            raise ValueError(
+                f"chat_template_kwargs has {reserved[0]!r}, which prompts set themselves; leave it "
+                "out"
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PromptFormat:
@@ -93,7 +107,8 @@ class PromptFormat:
         return [*system, {"role": "user", "content": format_problem(problem, self.prompt_template)}]
 
     def ask(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-        """Prompt for a problem. Raises ValueError where the model's template refuses the messages."""
+        """Prompt for a problem. Raises ValueError where the model's template refuses the
+        messages."""
         return self.render(self.messages(problem), tokenizer)
 
     def text(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -113,14 +128,18 @@ class PromptFormat:
         except TemplateError as error:
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ValueError(
-                f"the model's chat template refuses messages of the roles {roles} ({error}); change these messages "
-                "(system_prompt makes one), or give the model another template"
+                f"the model's chat template refuses messages of the roles {roles} ({error}); "
+                "change these messages (system_prompt makes one), or give the model another "
+                "template"
             ) from error
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-        """What the template puts after the last message. The message itself may speak of `<think>`."""
+        """What the template puts after the last message. The message itself may speak of
+        `<think>`."""
         content = messages[-1]["content"]
-        marked = self._apply([*messages[:-1], {**messages[-1], "content": content + _MARK}], tokenizer)
+        marked = self._apply(
+            [*messages[:-1], {**messages[-1], "content": content + _MARK}], tokenizer
+        )
         turn = marked.rpartition(_MARK)[2]
         return turn if text.endswith(turn) else text.rpartition(content.strip() or _MARK)[2]
 
@@ -137,10 +156,12 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a text that continues another one: a completion, the begin of a reply, the forced end of a thinking.
+    """Ids of a text that continues another one: a completion, the begin of a reply, the forced end
+    of a thinking.
 
-    Training, sampling and rollouts all encode it by itself, so that none of its tokens reaches into the text before. Some
-    SentencePiece tokenizers put a space before all that they encode; in the middle of a text it would be a stray one.
+    Training, sampling and rollouts all encode it by itself, so that none of its tokens reaches into
+    the text before. Some SentencePiece tokenizers put a space before all that they encode; in the
+    middle of a text it would be a stray one.
     """
     ids = encode_text(text, tokenizer)
     for before in ANCHORS if tokenizer.decode(2 * encode_text("x", tokenizer)) != "xx" else ():
@@ -165,7 +186,9 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
 def after_thinking(response: Mapping[str, Any]) -> str:
     """What a response says after its thinking; nothing where that never ended."""
     text, thinking = response["text"], known_thinking(response)
-    if thinking == "closed" or (thinking == "unknown" and THINK_START not in text and THINK_END not in text):
+    if thinking == "closed" or (
+        thinking == "unknown" and THINK_START not in text and THINK_END not in text
+    ):
         return text
     return text.partition(THINK_END)[2]
 
@@ -189,18 +212,26 @@ def prompt_thinking(prompt: str, problem: str = "") -> Thinking:
 
 
 def marker_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str] | None:
-    """Function from sampled ids to their text without special tokens such as EOS, but with the thinking's markers.
+    """Function from sampled ids to their text without special tokens such as EOS, but with the
+    thinking's markers.
 
-    Where the markers are special tokens, a decoder drops them. None where they are not: any decoder keeps them then.
+    Where the markers are special tokens, a decoder drops them. None where they are not: any decoder
+    keeps them then.
     """
     ids = {tokenizer.convert_tokens_to_ids(text): text for text in (THINK_START, THINK_END)}
-    markers = {i: text for i, text in ids.items() if i in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}}
+    markers = {
+        i: text
+        for i, text in ids.items()
+        if i in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    }
 
     def decode(ids: Sequence[int]) -> str:
         text, begin = "", 0
         for i, token in enumerate([*ids, None]):
             if token in markers or token is None:
-                text += tokenizer.decode(ids[begin:i], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                text += tokenizer.decode(
+                    ids[begin:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
                 text += markers.get(token, "")
                 begin = i + 1
         return text

@@ -69,7 +69,7 @@ class ScoredProblem:
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
     """Sum of numerators over sum of denominators, one of each per problem, with a percentile bootstrap over problems.
 
-    >>> ratio_interval([0, 4], [4, 4])  # two problems, four responses each: the interval is as wide as it can be
+    >>> ratio_interval([0, 4], [4, 4])  # two problems, four responses each: the widest interval
     Interval(value=0.5, low=0.0, high=1.0)
     """
     return mean_interval([(numerators, denominators)], seed)

@@ -53,7 +53,8 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
     """Precision and recall of Result paragraphs, mean position error, and shares of missed and spurious first results.
 
     >>> paths = [DetectedPath("a", {2, 3}, {2}), DetectedPath("b", {1}, {3, 1})]
-    >>> [round(detector_figures(paths)[key].value, 2) for key in ("precision", "recall", "position_error")]
+    >>> keys = ("precision", "recall", "position_error")
+    >>> [round(detector_figures(paths)[key].value, 2) for key in keys]
     [0.67, 0.67, 0.0]
     """
     problems: dict[str, list[DetectedPath]] = {}

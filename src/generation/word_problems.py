@@ -1,10 +1,13 @@
-"""Word problems that a model of half a billion parameters can learn: SVAMP, ASDiv and GSM8K as the files of `real.sh`.
+"""Word problems that a model of half a billion parameters can learn: SVAMP, ASDiv and GSM8K as the
+files of `real.sh`.
 
     python -m generation.word_problems --out dataset/words                       # from the Hub
-    python -m generation.word_problems --out dataset/words --source FOLDER       # from files that are there already
+    # from files that are there already
+    python -m generation.word_problems --out dataset/words --source FOLDER
 
-FOLDER has `words_train.json`, `words_validation.json`, `svamp_test.json`, `asdiv_test.json`, `gsm8k_train.json` and
-`GSM8K_test.json`, lists of {problem, answer[, solution, grade, source]}. Written are, without an overlap:
+FOLDER has `words_train.json`, `words_validation.json`, `svamp_test.json`, `asdiv_test.json`,
+`gsm8k_train.json` and `GSM8K_test.json`, lists of {problem, answer[, solution, grade, source]}.
+Written are, without an overlap:
 
     bootstrap.json     SVAMP, ASDiv and GSM8K: what solver and reasoning model learn from
     detector.json      some of these: what the reflection model learns from
@@ -12,7 +15,8 @@ FOLDER has `words_train.json`, `words_validation.json`, `svamp_test.json`, `asdi
     heldout.json       problems of all three sets: detector and settings are chosen on them
     test.json          the three test sets: read once, for the report
 
-Rows have `id`, `problem`, `answer`, `benchmark` and `level`: ASDiv's grade, or the number of GSM8K's solution steps.
+Rows have `id`, `problem`, `answer`, `benchmark` and `level`: ASDiv's grade, or the number of
+GSM8K's solution steps.
 """
 
 from __future__ import annotations
@@ -38,24 +42,39 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def fetch() -> dict[str, list[Row]]:
-    """The six files' rows from the Hub: numeric answers only, no problem twice, shuffled with a fixed seed."""
+    """The six files' rows from the Hub: numeric answers only, no problem twice, shuffled with a
+    fixed seed."""
     svamp = [
-        {"problem": f"{row['Body'].strip().rstrip('.')}. {row['Question']}", "answer": _plain(row["Answer"]), "source": "SVAMP"}
+        {
+            "problem": f"{row['Body'].strip().rstrip('.')}. {row['Question']}",
+            "answer": _plain(row["Answer"]),
+            "source": "SVAMP",
+        }
         for split in ("train", "test")
         for row in read_rows("ChilleD/SVAMP", split)
     ]
     asdiv = [
-        {"problem": f"{row['body']} {row['question']}", "answer": _plain(row["answer"]), "source": "ASDiv"}
+        {
+            "problem": f"{row['body']} {row['question']}",
+            "answer": _plain(row["answer"]),
+            "source": "ASDiv",
+        }
         for row in read_rows("EleutherAI/asdiv", "validation")
     ]
     parts = [_dealt(rows) for rows in (svamp, asdiv)]
     files = {"svamp_test": parts[0][0], "asdiv_test": parts[1][0]}
-    files |= {"words_validation": parts[0][1] + parts[1][1], "words_train": parts[0][2] + parts[1][2]}
-    return files | {f"{name}_{split}": _gsm8k(split) for name, split in (("gsm8k", "train"), ("GSM8K", "test"))}
+    files |= {
+        "words_validation": parts[0][1] + parts[1][1],
+        "words_train": parts[0][2] + parts[1][2],
+    }
+    return files | {
+        f"{name}_{split}": _gsm8k(split) for name, split in (("gsm8k", "train"), ("GSM8K", "test"))
+    }
 
 
 def _plain(answer: str) -> str | None:
-    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None where there is none."""
+    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None where there is
+    none."""
     found = _NUMBER.match(str(answer).strip())
     return found and found[0].replace(",", "").removesuffix(".0")
 
@@ -73,7 +92,14 @@ def _gsm8k(split: str) -> list[Row]:
     for row in read_rows("openai/gsm8k", split, "main"):
         solution, _, answer = row["answer"].rpartition("\n#### ")
         solution = _CALCULATOR.sub("", solution)
-        rows.append({"problem": row["question"], "answer": answer.replace(",", ""), "solution": solution, "source": "GSM8K"})
+        rows.append(
+            {
+                "problem": row["question"],
+                "answer": answer.replace(",", ""),
+                "solution": solution,
+                "source": "GSM8K",
+            }
+        )
     return rows
 
 
@@ -102,7 +128,9 @@ def stage_files(files: dict[str, list[Row]], num_heldout: int) -> dict[str, list
     for name in ("bootstrap", "heldout"):
         check_disjoint(stages["test"], stages[name], name)
     check_disjoint(stages["heldout"], stages["bootstrap"], "bootstrap")
-    return {name: [_row(name, i, row) for i, row in enumerate(rows)] for name, rows in stages.items()}
+    return {
+        name: [_row(name, i, row) for i, row in enumerate(rows)] for name, rows in stages.items()
+    }
 
 
 def check_disjoint(first: list[Row], second: list[Row], name: str) -> None:
@@ -110,8 +138,8 @@ def check_disjoint(first: list[Row], second: list[Row], name: str) -> None:
     texts = {_text(row) for row in first}
     if common := [row for row in second if _text(row) in texts]:
         raise ValueError(
-            f"{name} has {len(common)} problems that another file holds back; remove them. The first is "
-            f"{common[0]['problem'][:60]!r}"
+            f"{name} has {len(common)} problems that another file holds back; remove them. The "
+            f"first is {common[0]['problem'][:60]!r}"
         )
 
 
@@ -127,7 +155,12 @@ def _row(name: str, i: int, row: Row) -> Row:
         level = f"{min(steps, MOST_STEPS)} steps"
     elif row.get("grade") is not None:
         level = f"grade {row['grade']}"
-    common = {"id": f"{name}/{i}", "problem": row["problem"], "answer": str(row["answer"]), "benchmark": source}
+    common = {
+        "id": f"{name}/{i}",
+        "problem": row["problem"],
+        "answer": str(row["answer"]),
+        "benchmark": source,
+    }
     return common | ({"level": level} if level else {})
 
 
@@ -135,8 +168,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Word problems for scripts/real.sh.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the five files")
-    parser.add_argument("--source", type=Path, help="folder with the six files; default: from the Hub")
-    parser.add_argument("--num_heldout", type=int, default=400, help="held-out problems from GSM8K's training split")
+    parser.add_argument(
+        "--source", type=Path, help="folder with the six files; default: from the Hub"
+    )
+    parser.add_argument(
+        "--num_heldout", type=int, default=400, help="held-out problems from GSM8K's training split"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,1 +1,2 @@
-"""The embedded miniature: a world of chain-arithmetic problems, a small reasoning model that overthinks them, an oracle judge."""
+"""The embedded miniature: a world of chain-arithmetic problems, a small reasoning model that
+overthinks them, an oracle judge."""

@@ -1,7 +1,9 @@
-"""Build the miniature from a seed: problems, tokenizer, the reasoning model and the base of the reflection model.
+"""Build the miniature from a seed: problems, tokenizer, the reasoning model and the base of the
+reflection model.
 
 python -m miniature.build --out model --problems dataset/miniature --minutes 5            # on a GPU
-python -m miniature.build --out /tmp/weak --problems /tmp/weak --minutes 30               # on two CPU cores: a weaker model
+# on two CPU cores: a weaker model
+python -m miniature.build --out /tmp/weak --problems /tmp/weak --minutes 30
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("miniature.build")
 
-# Problems, and their levels in turn. Reinforcement learning has its own: easy ones, whose paths can be shortened for
-# nothing, and hard ones, where that has to stop.
+# Problems, and their levels in turn. Reinforcement learning has its own: easy ones, whose paths can
+# be shortened for nothing, and hard ones, where that has to stop.
 SPLITS = {
     "train": (2000, LEVELS),
     "validation": (300, LEVELS),
@@ -37,37 +39,59 @@ INSTRUCT_SHARE = 0.2  # of the training time
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line of the build."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("model"), help="folder for Miniature-LRM and Miniature-Instruct"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--problems", type=Path, default=Path("dataset/miniature"), help="folder for the problem files"
+        "--out",
+        type=Path,
+        default=Path("model"),
+        help="folder for Miniature-LRM and Miniature-Instruct",
     )
-    parser.add_argument("--minutes", type=float, default=120, help="training time of both models together")
+    parser.add_argument(
+        "--problems",
+        type=Path,
+        default=Path("dataset/miniature"),
+        help="folder for the problem files",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=120, help="training time of both models together"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="processes that draw training data"
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) - 2),
+        help="processes that draw training data",
     )
     parser.add_argument(
-        "--tokens-per-batch", type=int, default=24_576, help="tokens a training step, padding included"
+        "--tokens-per-batch",
+        type=int,
+        default=24_576,
+        help="tokens a training step, padding included",
     )
-    parser.add_argument("--only-problems", action="store_true", help="write the problem files and stop")
     parser.add_argument(
-        "--only-instruct", action="store_true", help="keep the LRM in --out; train Miniature-Instruct from it"
+        "--only-problems", action="store_true", help="write the problem files and stop"
+    )
+    parser.add_argument(
+        "--only-instruct",
+        action="store_true",
+        help="keep the LRM in --out; train Miniature-Instruct from it",
     )
     return parser.parse_args(argv)
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for numbers out of range, outputs that cannot be written, and a missing model to start from."""
+    """Raise ValueError for numbers out of range, outputs that cannot be written, and a missing
+    model to start from."""
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
     check_output_folder(arguments.out, "out")
     check_output_folder(arguments.problems, "problems")
     if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
         raise ValueError(
-            f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build that first"
+            f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build "
+            "that first"
         )
 
 
@@ -111,7 +135,12 @@ def schedule_of(arguments: argparse.Namespace, share: float, learning_rate: floa
     from miniature.train import Schedule
 
     seconds = 60 * arguments.minutes * share
-    return Schedule(seconds, learning_rate, tokens_per_batch=arguments.tokens_per_batch, num_workers=arguments.workers)
+    return Schedule(
+        seconds,
+        learning_rate,
+        tokens_per_batch=arguments.tokens_per_batch,
+        num_workers=arguments.workers,
+    )
 
 
 def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
@@ -125,7 +154,9 @@ def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
     model = train.new_model(tokenizer, arguments.seed)
     report: dict = {"parameters": model.num_parameters(), "seed": arguments.seed, "device": device}
     schedule = schedule_of(arguments, 1 - INSTRUCT_SHARE, 2e-3)
-    report["training"] = train.train(model, tokenizer, train.draw_trace, schedule, arguments.seed, device)
+    report["training"] = train.train(
+        model, tokenizer, train.draw_trace, schedule, arguments.seed, device
+    )
     save(model, tokenizer, arguments.out / "Miniature-LRM")
     model.to(torch.bfloat16 if device == "cuda" else torch.float32).eval()
     paths = figures.sample_paths(model, tokenizer, problems)
@@ -135,7 +166,8 @@ def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
 
 
 def build_instruct(arguments: argparse.Namespace) -> dict:
-    """Train `Miniature-Instruct` from the LRM in `--out` and save it; returns what the training took."""
+    """Train `Miniature-Instruct` from the LRM in `--out` and save it; returns what the training
+    took."""
     import torch
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
@@ -146,7 +178,12 @@ def build_instruct(arguments: argparse.Namespace) -> dict:
     model = Qwen2ForCausalLM.from_pretrained(arguments.out / "Miniature-LRM", dtype=torch.float32)
     schedule = schedule_of(arguments, INSTRUCT_SHARE, 1e-3)
     report = train.train(
-        model, tokenizer, train.draw_dialogue, schedule, arguments.seed + 1, pick_device(arguments.device)
+        model,
+        tokenizer,
+        train.draw_dialogue,
+        schedule,
+        arguments.seed + 1,
+        pick_device(arguments.device),
     )
     tokenizer.chat_template = INSTRUCT_TEMPLATE
     save(model, tokenizer, arguments.out / "Miniature-Instruct")
@@ -177,7 +214,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.only_problems:
         return
     figures_file = arguments.out / "Miniature-LRM" / "figures.json"
-    report = read_json(figures_file) if arguments.only_instruct else build_lrm(arguments, splits["test"])
+    report = (
+        read_json(figures_file) if arguments.only_instruct else build_lrm(arguments, splits["test"])
+    )
     report["instruct_training"] = build_instruct(arguments)
     figures_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     logger.info("%s", json.dumps(report, indent=1))

@@ -1,4 +1,5 @@
-"""The figures of the model card: how often the miniature is right, slips, corrects itself and overthinks; and what cuts do to it.
+"""The figures of the model card: how often the miniature is right, slips, corrects itself and
+overthinks; and what cuts do to it.
 
 Plain transformers sampling, so that the model can be measured where it is built, without a server.
 """
@@ -31,12 +32,15 @@ def sample(
     max_new_tokens: int,
     batch_size: int = 1024,
 ) -> list[list[int]]:
-    """One completion per prompt as token ids, without padding, EOS included where it was reached."""
+    """One completion per prompt as token ids, without padding, EOS included where it was
+    reached."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        batch = tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True).to(model.device)
+        batch = tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True).to(
+            model.device
+        )
         out = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -48,7 +52,9 @@ def sample(
             pad_token_id=tokenizer.pad_token_id,
         )
         for i, ids in zip(rows, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+            end = (
+                ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+            )
             completions[i] = ids[:end]
     return completions
 
@@ -79,7 +85,14 @@ class Path:
     @property
     def oracle_cut(self) -> int | None:
         """Index of the first paragraph that states the right result."""
-        return next((index for index, result in stated_results(self.thinking) if result == self.problem.answer), None)
+        return next(
+            (
+                index
+                for index, result in stated_results(self.thinking)
+                if result == self.problem.answer
+            ),
+            None,
+        )
 
     @property
     def num_redundant(self) -> int:
@@ -94,14 +107,23 @@ def prompt_of(problem: Problem) -> str:
 
 
 def sample_paths(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], temperature: float = 0.6
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    temperature: float = 0.6,
 ) -> list[Path]:
     """One path per problem."""
     paths = []
-    completions = sample(model, tokenizer, [prompt_of(problem) for problem in problems], temperature, MAX_NEW_TOKENS)
+    completions = sample(
+        model, tokenizer, [prompt_of(problem) for problem in problems], temperature, MAX_NEW_TOKENS
+    )
     for problem, ids in zip(problems, completions, strict=True):
         thinking, _, answer = tokenizer.decode(ids, skip_special_tokens=True).partition(THINK_END)
-        paths.append(Path(problem, thinking, boxed_answer(answer), len(ids), ids[-1] != tokenizer.eos_token_id))
+        paths.append(
+            Path(
+                problem, thinking, boxed_answer(answer), len(ids), ids[-1] != tokenizer.eos_token_id
+            )
+        )
     return paths
 
 
@@ -109,7 +131,9 @@ def behaviour(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> dict
     """Mean figures of `paths`."""
     count = len(paths)
     words = [count_reflections(path.thinking, word_bounded=True) for path in paths]
-    before = [path.paragraphs[: path.oracle_cut + 1] for path in paths if path.oracle_cut is not None]
+    before = [
+        path.paragraphs[: path.oracle_cut + 1] for path in paths if path.oracle_cut is not None
+    ]
     return {
         "accuracy": sum(path.correct for path in paths) / count,
         "first_right": sum(path.first_right for path in paths) / count,
@@ -118,7 +142,9 @@ def behaviour(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> dict
         "tokens": sum(path.num_tokens for path in paths) / count,
         "truncated": sum(path.truncated for path in paths) / count,
         "tokens_per_reflection_word": sum(path.num_tokens for path in paths) / max(sum(words), 1),
-        "words_until_result": sum(count_reflections("\n\n".join(kept), word_bounded=True) for kept in before)
+        "words_until_result": sum(
+            count_reflections("\n\n".join(kept), word_bounded=True) for kept in before
+        )
         / max(len(before), 1),
     }
 
@@ -130,11 +156,19 @@ def cut_table(
     seed: int,
     temperature: float = 0.6,
 ) -> dict[str, dict[str, float]]:
-    """Accuracy and tokens when paths are cut after a paragraph and finished: by the oracle, at the first result, at random."""
+    """Accuracy and tokens when paths are cut after a paragraph and finished: by the oracle, at
+    the first result, at random."""
     rng = random.Random(seed)
-    lengths = [[len(ids) for ids in tokenizer(path.paragraphs).input_ids] if path.paragraphs else [] for path in paths]
+    lengths = [
+        [len(ids) for ids in tokenizer(path.paragraphs).input_ids] if path.paragraphs else []
+        for path in paths
+    ]
     oracle = [path.oracle_cut for path in paths]
-    shares = [sum(n[: cut + 1]) / sum(n) for n, cut in zip(lengths, oracle, strict=True) if cut is not None]
+    shares = [
+        sum(n[: cut + 1]) / sum(n)
+        for n, cut in zip(lengths, oracle, strict=True)
+        if cut is not None
+    ]
     rows = {
         "oracle": oracle,
         "first_result": [(stated_results(path.thinking) or [(None, 0)])[0][0] for path in paths],
@@ -167,18 +201,34 @@ def _finish(
 ) -> dict[str, float]:
     rows = [i for i, cut in enumerate(cuts) if cut is not None]
     kept = {
-        i: "\n\n".join(paths[i].paragraphs[: cuts[i] + 1]) + "\n\n" + forced_answer(after_newline=True) for i in rows
+        i: "\n\n".join(paths[i].paragraphs[: cuts[i] + 1])
+        + "\n\n"
+        + forced_answer(after_newline=True)
+        for i in rows
     }
-    finished = sample(model, tokenizer, [prompt_of(paths[i].problem) + kept[i] for i in rows], temperature, 64)
+    finished = sample(
+        model, tokenizer, [prompt_of(paths[i].problem) + kept[i] for i in rows], temperature, 64
+    )
     correct = {i: path.correct for i, path in enumerate(paths)}
     tokens = {i: path.num_tokens for i, path in enumerate(paths)}
     for i, ids in zip(rows, finished, strict=True):
-        correct[i] = boxed_answer(tokenizer.decode(ids, skip_special_tokens=True)) == paths[i].problem.answer
+        correct[i] = (
+            boxed_answer(tokenizer.decode(ids, skip_special_tokens=True)) == paths[i].problem.answer
+        )
         tokens[i] = len(tokenizer(kept[i]).input_ids) + len(ids)
-    return {"accuracy": sum(correct.values()) / len(paths), "tokens": sum(tokens.values()) / len(paths)}
+    return {
+        "accuracy": sum(correct.values()) / len(paths),
+        "tokens": sum(tokens.values()) / len(paths),
+    }
 
 
-def by_level(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, float]]:
+def by_level(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast
+) -> dict[str, dict[str, float]]:
     """`behaviour` for every level and for all paths."""
-    levels = {str(level): [path for path in paths if path.problem.level == level] for level in LEVELS}
-    return {name: behaviour(group, tokenizer) for name, group in [*levels.items(), ("all", list(paths))]}
+    levels = {
+        str(level): [path for path in paths if path.problem.level == level] for level in LEVELS
+    }
+    return {
+        name: behaviour(group, tokenizer) for name, group in [*levels.items(), ("all", list(paths))]
+    }

@@ -1,7 +1,9 @@
-"""Instruction dialogues about numbered parts of a trace: what `Miniature-Instruct`, the base of the reflection model, is taught.
+"""Instruction dialogues about numbered parts of a trace: what `Miniature-Instruct`, the base of the
+reflection model, is taught.
 
-The tasks ask for one short answer a part (the last number, yes or no in whatever words the user wants, a count). None of them is
-the reflection model's own task: that one is learned from the labels of the judge, as with Qwen2.5-7B-Instruct.
+The tasks ask for one short answer a part (the last number, yes or no in whatever words the user
+wants, a count). None of them is the reflection model's own task: that one is learned from the
+labels of the judge, as with Qwen2.5-7B-Instruct.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from collections.abc import Callable
 
 from miniature.world import LEVELS, Problem, make_problem, make_trace
 
-# Words that the user may want instead of yes and no. A word that never occurs has an embedding that no adapter can tell from
-# the other unused ones, so the reflection model's labels are among them, though never together.
+# Words that the user may want instead of yes and no. A word that never occurs has an embedding that
+# no adapter can tell from the other unused ones, so the reflection model's labels are among them,
+# though never together.
 LABEL_WORDS = (
     "Result",
     "Think",
@@ -85,19 +88,29 @@ TASKS: tuple[Task, ...] = (
     ),
     (
         (
-            "Which parts state the same result as the end of the solution? Answer yes or no for each part.",
-            "Label every part: yes if its result is the one that the solution ends with, otherwise no.",
+            "Which parts state the same result as the end of the solution? Answer yes or no for "
+            "each part.",
+            "Label every part: yes if its result is the one that the solution ends with, otherwise "
+            "no.",
         ),
         _agrees_with_last,
     ),
     (
         (
-            "Which parts of the solution state the right result of the problem? Answer yes or no for each part.",
-            "Label each numbered part: yes if it reaches the correct final result of the problem, no if it does not.",
+            "Which parts of the solution state the right result of the problem? Answer yes or no "
+            "for each part.",
+            "Label each numbered part: yes if it reaches the correct final result of the problem, "
+            "no if it does not.",
         ),
         _is_true,
     ),
-    (("Count the lines of every part.", "For each part of the reasoning, give its number of lines."), _num_lines),
+    (
+        (
+            "Count the lines of every part.",
+            "For each part of the reasoning, give its number of lines.",
+        ),
+        _num_lines,
+    ),
 )
 TASK_WEIGHTS = (1, 2, 4, 4, 1)
 
@@ -107,7 +120,9 @@ def numbered(items: list[str], separator: str) -> str:
     return separator.join(f"[{number}]. {item}" for number, item in enumerate(items, 1))
 
 
-def _in_other_words(instruction: str, answers: list[str], rng: random.Random) -> tuple[str, list[str]]:
+def _in_other_words(
+    instruction: str, answers: list[str], rng: random.Random
+) -> tuple[str, list[str]]:
     """The same task with two random words instead of yes and no."""
     words = {"Result", "Think"}
     while words == {"Result", "Think"}:
@@ -126,7 +141,11 @@ def make_dialogue(rng: random.Random) -> tuple[str, str]:
     instruction, answers = rng.choice(wordings), solve(problem, parts)
     if set(answers) <= {"yes", "no"} and rng.random() < 0.6:
         instruction, answers = _in_other_words(instruction, answers, rng)
-    blocks = [instruction, f"Problem: {problem.question}", f"Solution:\n\n{numbered(parts, chr(10) * 2)}"]
+    blocks = [
+        instruction,
+        f"Problem: {problem.question}",
+        f"Solution:\n\n{numbered(parts, chr(10) * 2)}",
+    ]
     if rng.random() < 0.5:  # the instruction before or after the material
         blocks.append(blocks.pop(0))
     return "\n\n".join(blocks), numbered(answers, "\n")

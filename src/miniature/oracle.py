@@ -1,4 +1,5 @@
-"""The miniature's oracle: what a flawless judge says about a path. It stands where the paper uses Qwen2.5-32B-Instruct."""
+"""The miniature's oracle: what a flawless judge says about a path. It stands where the paper
+uses Qwen2.5-32B-Instruct."""
 
 from __future__ import annotations
 
@@ -19,9 +20,14 @@ def stated_result(paragraph: str) -> int | None:
 
 
 def stated_results(thinking: str) -> list[tuple[int, int]]:
-    """(paragraph index, stated result) of every paragraph of `thinking` that states one; paragraphs as the trace wrote them."""
+    """(paragraph index, stated result) of every paragraph of `thinking` that states one;
+    paragraphs as the trace wrote them."""
     paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
-    return [(index, result) for index, part in enumerate(paragraphs) if (result := stated_result(part)) is not None]
+    return [
+        (index, result)
+        for index, part in enumerate(paragraphs)
+        if (result := stated_result(part)) is not None
+    ]
 
 
 def boxed_answer(answer: str) -> int | None:
@@ -31,12 +37,14 @@ def boxed_answer(answer: str) -> int | None:
 
 
 def right_results(paragraphs: list[str], answer: int) -> list[bool]:
-    """Whether each paragraph states the right result: the labels that the reflection model learns."""
+    """Whether each paragraph states the right result: the labels that the reflection model
+    learns."""
     return [stated_result(paragraph) == answer for paragraph in paragraphs]
 
 
 def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
-    """The reply of the judge for one chunk of numbered parts, the first of which has the number `first`."""
+    """The reply of the judge for one chunk of numbered parts, the first of which has the number
+    `first`."""
     blocks = []
     for number, paragraph in enumerate(paragraphs, first):
         result = stated_result(paragraph)
@@ -44,7 +52,9 @@ def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
             blocks.append(f"[{number}]. Think: This part states no result.\nLabel: Reasoning")
         else:
             label = "Right Result" if result == answer else "Wrong Result"
-            blocks.append(f"[{number}]. Think: This part states the result {result}.\nLabel: {label}")
+            blocks.append(
+                f"[{number}]. Think: This part states the result {result}.\nLabel: {label}"
+            )
     return "\n\n".join(blocks)
 
 
@@ -54,7 +64,8 @@ def confirm_reply(paragraph: str, answer: int) -> str:
 
 
 def recomputes(paragraph: str) -> bool:
-    """Whether a paragraph computes something: equations, each of which goes on with the value of the one before."""
+    """Whether a paragraph computes something: equations, each of which goes on with the value of
+    the one before."""
     equations = _EQUATION.findall(paragraph)
     return bool(equations) and all(value == start for (_, value), (start, _) in pairwise(equations))
 
@@ -62,14 +73,17 @@ def recomputes(paragraph: str) -> bool:
 def after_first_result(thinking: str) -> list[str]:
     """Paragraphs after the first one that states a result: where re-checks are."""
     paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
-    first = next((i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs))
+    first = next(
+        (i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs)
+    )
     return paragraphs[first + 1 :]
 
 
 def count_rechecks(thinking: str) -> int:
     """Paragraphs after the first result that really compute again, whatever words they use.
 
-    >>> count_rechecks("2+3=5\\nThe result is 5.\\n\\nWait, let me check. Yes.\\n\\n5-3=2\\nThis is the start.")
+    >>> check = "Wait, let me check. Yes."
+    >>> count_rechecks(f"2+3=5\\nThe result is 5.\\n\\n{check}\\n\\n5-3=2\\nThis is the start.")
     1
     """
     return sum(recomputes(part) for part in after_first_result(thinking))
@@ -78,8 +92,11 @@ def count_rechecks(thinking: str) -> int:
 def count_empty_checks(thinking: str) -> int:
     """Paragraphs after the first result that have a reflection word and compute nothing.
 
-    >>> count_empty_checks("2+3=5\\nThe result is 5.\\n\\nWait, let me check. Yes.\\n\\n5-3=2\\nThis is the start.")
+    >>> check = "Wait, let me check. Yes."
+    >>> count_empty_checks(f"2+3=5\\nThe result is 5.\\n\\n{check}\\n\\n5-3=2\\nThis is the start.")
     1
     """
     later = after_first_result(thinking)
-    return sum(count_reflections(part, word_bounded=True) > 0 and not recomputes(part) for part in later)
+    return sum(
+        count_reflections(part, word_bounded=True) > 0 and not recomputes(part) for part in later
+    )

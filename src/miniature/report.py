@@ -1,6 +1,8 @@
-"""The quickstart's last stage: the table, the picture and `summary.json` from the scores of the base and the trained model.
+"""The quickstart's last stage: the table, the picture and `summary.json` from the scores of the
+base and the trained model.
 
-    python -m miniature.report --base BASE.scores.json --trained TRAINED.scores.json --run output/miniature/ReflectRL \
+    python -m miniature.report --base BASE.scores.json --trained TRAINED.scores.json \
+        --run output/miniature/ReflectRL \
         --out output/quickstart --seconds install=61 sample=70
 """
 
@@ -26,7 +28,8 @@ HARDEST = f"level {max(LEVELS)}"
 
 
 def summary(scores: dict[str, Any]) -> dict[str, float | None]:
-    """The figures of one model: accuracy and corrected slips as shares of its paths, tokens a path."""
+    """The figures of one model: accuracy and corrected slips as shares of its paths, tokens a
+    path."""
     overall = scores["groups"][ALL]
     return {
         "accuracy": overall["accuracy"]["value"],
@@ -40,7 +43,10 @@ def summary(scores: dict[str, Any]) -> dict[str, float | None]:
 def check_scores(scores: dict[str, Any], file: str) -> None:
     """Raise ValueError for scores without what the summary reads."""
     if "corrected" not in scores["groups"].get(HARDEST, {}):
-        raise ValueError(f"{file} has no corrected slips of {HARDEST}; score the miniature's test file with --slips")
+        raise ValueError(
+            f"{file} has no corrected slips of {HARDEST}; score the miniature's test file with "
+            "--slips"
+        )
 
 
 def stage_seconds(text: str) -> tuple[str, float]:
@@ -55,9 +61,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", required=True, help=".scores.json of the base model")
     parser.add_argument("--trained", required=True, help=".scores.json of the trained model")
     parser.add_argument("--run", type=Path, required=True, help="output_dir of the training run")
-    parser.add_argument("--name", default="REA-RL", help="what the trained model is called in table and picture")
-    parser.add_argument("--out", type=Path, required=True, help="folder for summary.json and the picture")
-    parser.add_argument("--seconds", nargs="*", type=stage_seconds, default=[], help="stage=seconds")
+    parser.add_argument(
+        "--name", default="REA-RL", help="what the trained model is called in table and picture"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for summary.json and the picture"
+    )
+    parser.add_argument(
+        "--seconds", nargs="*", type=stage_seconds, default=[], help="stage=seconds"
+    )
     return parser.parse_args(argv)
 
 
@@ -76,9 +88,15 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     picture = draw(history, scored, args.out / "quickstart.png")
-    report = {"base": summary(scored["base"]), "trained": summary(scored[args.name]), "seconds": dict(args.seconds)}
+    report = {
+        "base": summary(scored["base"]),
+        "trained": summary(scored[args.name]),
+        "seconds": dict(args.seconds),
+    }
     write_json(args.out / "summary.json", report)
-    sys.stdout.write(f"\n{table(scored)}\nsummary: {args.out / 'summary.json'}\npicture: {picture}\n")
+    sys.stdout.write(
+        f"\n{table(scored)}\nsummary: {args.out / 'summary.json'}\npicture: {picture}\n"
+    )
 
 
 if __name__ == "__main__":

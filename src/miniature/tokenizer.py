@@ -1,5 +1,5 @@
-"""The miniature's tokenizer: a byte-level BPE of a few hundred tokens with Qwen's pre-tokenization, so that `.\\n\\n` is one token
-and every digit is a token of its own, and R1-style chat markers.
+"""The miniature's tokenizer: a byte-level BPE of a few hundred tokens with Qwen's pre-tokenization,
+so that `.\\n\\n` is one token and every digit is a token of its own, and R1-style chat markers.
 
 Rebuilding it after a change of the world shifts the ids: it is frozen together with the weights.
 """
@@ -18,16 +18,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 768
-EOS, BOS, USER, ASSISTANT, PAD = "<|end_of_sentence|>", "<|begin_of_sentence|>", "<|User|>", "<|Assistant|>", "<|pad|>"
+EOS, BOS, USER, ASSISTANT, PAD = (
+    "<|end_of_sentence|>",
+    "<|begin_of_sentence|>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<|pad|>",
+)
 PRE_TOKENIZATION = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _TURNS = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}"
-    "{% else %}{{ '<|User|>' + message['content'] }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ "
+    "'<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}{% else %}{{ "
+    "'<|User|>' + message['content'] }}{% endif %}{% endfor %}"
 )
-THINKING_TEMPLATE = _TURNS + "{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}"
+THINKING_TEMPLATE = (
+    _TURNS + "{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}"
+)
 INSTRUCT_TEMPLATE = _TURNS + "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 
 
@@ -72,7 +81,8 @@ def build_tokenizer(seed: int = 1, num_problems: int = 6000) -> PreTrainedTokeni
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-    # Not special: like R1's, these survive `skip_special_tokens`, so the thinking can be told from the answer in text.
+    # Not special: like R1's, these survive `skip_special_tokens`, so the thinking can be told from
+    # the answer in text.
     tokenizer.add_tokens([USER, ASSISTANT, "<think>", "</think>"], special_tokens=False)
     tokenizer.chat_template = THINKING_TEMPLATE
     return tokenizer

@@ -1,4 +1,5 @@
-"""Train the miniature's two models from random weights: a plain language-model loop over freshly drawn dialogues."""
+"""Train the miniature's two models from random weights: a plain language-model loop over freshly
+drawn dialogues."""
 
 from __future__ import annotations
 
@@ -25,9 +26,12 @@ CHUNK = 512  # examples drawn at once and sorted by length, so that a batch has 
 
 
 def draw_trace(rng: random.Random) -> Example:
-    """A problem with its reasoning trace, in the chat format of `Miniature-LRM`; the hard level is drawn as often as the others."""
+    """A problem with its reasoning trace, in the chat format of `Miniature-LRM`; the hard level
+    is drawn as often as the others."""
     problem = make_problem(rng.choices(LEVELS, (1, 1, 1, 1, 4))[0], rng)
-    return f"{BOS}{USER}{problem.question}{ASSISTANT}<think>\n", completion_text(make_trace(problem, rng), rng)
+    return f"{BOS}{USER}{problem.question}{ASSISTANT}<think>\n", completion_text(
+        make_trace(problem, rng), rng
+    )
 
 
 def draw_dialogue(rng: random.Random) -> Example:
@@ -38,7 +42,8 @@ def draw_dialogue(rng: random.Random) -> Example:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast one model is trained: `seconds` of wall-clock time, warm-up, constant rate, cosine decay."""
+    """How long and how fast one model is trained: `seconds` of wall-clock time, warm-up,
+    constant rate, cosine decay."""
 
     seconds: float
     learning_rate: float = 2e-3
@@ -48,15 +53,24 @@ class Schedule:
     def rate(self, step: int, elapsed: float) -> float:
         """Learning rate at this step; the last 40 % of the time decay to 3 %."""
         progress = min(elapsed / self.seconds, 1.0)
-        decay = 1.0 if progress < 0.6 else 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4))
+        decay = (
+            1.0
+            if progress < 0.6
+            else 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4))
+        )
         return self.learning_rate * min(1.0, (step + 1) / 100) * decay
 
 
 class DrawnBatches(IterableDataset):
-    """Endless padded batches of freshly drawn examples; loss on the completion only. Worker w draws from seed + w."""
+    """Endless padded batches of freshly drawn examples; loss on the completion only. Worker w
+    draws from seed + w."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, draw: Callable[[random.Random], Example], tokens: int, seed: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        draw: Callable[[random.Random], Example],
+        tokens: int,
+        seed: int,
     ):
         self.tokenizer, self.draw, self.tokens, self.seed = tokenizer, draw, tokens, seed
 
@@ -70,15 +84,22 @@ class DrawnBatches(IterableDataset):
                 yield self._pad(batch)
 
     def _encode(self, examples: list[Example]) -> list[tuple[list[int], int]]:
-        prompts, completions = (self.tokenizer(list(texts)).input_ids for texts in zip(*examples, strict=True))
+        prompts, completions = (
+            self.tokenizer(list(texts)).input_ids for texts in zip(*examples, strict=True)
+        )
         end = [self.tokenizer.eos_token_id]
         return [
-            (prompt + completion + end, len(prompt)) for prompt, completion in zip(prompts, completions, strict=True)
+            (prompt + completion + end, len(prompt))
+            for prompt, completion in zip(prompts, completions, strict=True)
         ]
 
-    def _batches(self, examples: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
+    def _batches(
+        self, examples: list[tuple[list[int], int]]
+    ) -> Iterator[list[tuple[list[int], int]]]:
         batch: list[tuple[list[int], int]] = []
-        for example in sorted((e for e in examples if len(e[0]) <= MAX_TOKENS), key=lambda e: len(e[0])):
+        for example in sorted(
+            (e for e in examples if len(e[0]) <= MAX_TOKENS), key=lambda e: len(e[0])
+        ):
             if batch and (len(batch) + 1) * len(example[0]) > self.tokens:
                 yield batch
                 batch = []
@@ -142,11 +163,14 @@ def train(
     seed: int,
     device: str,
 ) -> dict[str, float]:
-    """Train `model` in place for `schedule.seconds`; returns steps, tokens, seconds and the last mean loss."""
+    """Train `model` in place for `schedule.seconds`; returns steps, tokens, seconds and the last
+    mean loss."""
     model.to(device).train()
     optimizer = _optimizer(model, schedule.learning_rate)
     data = DrawnBatches(tokenizer, draw, schedule.tokens_per_batch, seed)
-    batches = iter(DataLoader(data, batch_size=None, num_workers=schedule.num_workers, prefetch_factor=4))
+    batches = iter(
+        DataLoader(data, batch_size=None, num_workers=schedule.num_workers, prefetch_factor=4)
+    )
     start, step, tokens, mean_loss = time.time(), 0, 0, 0.0
     while (elapsed := time.time() - start) < schedule.seconds:
         inputs, labels = next(batches)
@@ -160,5 +184,12 @@ def train(
         step, tokens = step + 1, tokens + int((inputs != tokenizer.pad_token_id).sum())
         if step % 100 == 0:
             mean_loss = loss.item()
-            logger.info("step %d  %.1fM tokens  %.0f s  loss %.4f", step, tokens / 1e6, elapsed, mean_loss)
-    return {"steps": step, "tokens": tokens, "seconds": round(time.time() - start, 1), "loss": round(mean_loss, 4)}
+            logger.info(
+                "step %d  %.1fM tokens  %.0f s  loss %.4f", step, tokens / 1e6, elapsed, mean_loss
+            )
+    return {
+        "steps": step,
+        "tokens": tokens,
+        "seconds": round(time.time() - start, 1),
+        "loss": round(mean_loss, 4),
+    }

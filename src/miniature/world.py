@@ -1,16 +1,20 @@
-"""The miniature's world: chain-arithmetic problems of five levels, and R1-like reasoning traces that overthink them.
+"""The miniature's world: chain-arithmetic problems of five levels, and R1-like reasoning traces
+that overthink them.
 
-A trace restates the problem, computes a first result, and then re-checks it again and again. Two kinds of slips make some
-of the re-checks necessary:
+A trace restates the problem, computes a first result, and then re-checks it again and again. Two
+kinds of slips make some of the re-checks necessary:
 
-- Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability `CARRY_SLIP`, which is
-  small: where a first result is right three times in four, the method's own rewards favour stopping there unchecked.
-- Level 5: the first pass takes the first two or three steps in one line. A small model cannot do three in its head: its first
-  result is wrong most of the time, whatever it is trained on; only going through the steps one by one finds the right one. The
-  level can be seen in the problem (six steps), so a policy can learn to check where it pays; traces hardly ever end there
-  without any check.
+- Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability
+  `CARRY_SLIP`, which is small: where a first result is right three times in four, the method's own
+  rewards favour stopping there unchecked.
+- Level 5: the first pass takes the first two or three steps in one line. A small model cannot do
+  three in its head: its first result is wrong most of the time, whatever it is trained on; only
+  going through the steps one by one finds the right one. The level can be seen in the problem (six
+  steps), so a policy can learn to check where it pays; traces hardly ever end there without any
+  check.
 
-Reflection words (wait, alternatively, check, but) occur before the first result too, as they do in real traces.
+Reflection words (wait, alternatively, check, but) occur before the first result too, as they do in
+real traces.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ NUM_CHECKS = {
     2: ((0, 1, 2, 3, 4), (0.07, 0.15, 0.28, 0.30, 0.20)),
     3: ((0, 1, 2, 3, 4), (0.06, 0.18, 0.30, 0.28, 0.18)),
     4: ((0, 1, 2, 3, 4), (0.05, 0.20, 0.30, 0.28, 0.17)),
-    5: ((0, 1, 2, 3, 4), (0.005, 0.295, 0.35, 0.25, 0.10)),  # a hasty first pass is hardly ever trusted
+    # a hasty first pass is hardly ever trusted
+    5: ((0, 1, 2, 3, 4), (0.005, 0.295, 0.35, 0.25, 0.10)),
 }
 CHECKS_AFTER_CORRECTION = ((1, 2, 3), (0.4, 0.4, 0.2))
 
@@ -46,7 +51,8 @@ Step = tuple[str, int]  # (operator, operand)
 
 @dataclass(frozen=True)
 class Problem:
-    """One chain-arithmetic problem: `start`, then `steps` one after the other; every intermediate value lies in 1..99."""
+    """One chain-arithmetic problem: `start`, then `steps` one after the other; every
+    intermediate value lies in 1..99."""
 
     question: str
     start: int
@@ -58,7 +64,8 @@ class Problem:
 
 @dataclass
 class Trace:
-    """One reasoning trace: `thinking` (between the think tags) and `final` (after them), with the results it states."""
+    """One reasoning trace: `thinking` (between the think tags) and `final` (after them), with
+    the results it states."""
 
     thinking: str
     final: str
@@ -86,13 +93,14 @@ def carries(value: int, step: Step) -> bool:
 
 
 def forget_carry(value: int, step: Step) -> int:
-    """The one wrong value of a step that carries; the right one where the wrong one would leave 0..99."""
+    """The one wrong value of a step that carries; the right one where the wrong one would leave
+    0..99."""
     right = apply_step(value, step)
     wrong = right + 10 if step[0] == "-" else right - 10
     return wrong if 0 <= wrong <= 99 else right
 
 
-# --- problems ---
+# --- problems -------------------------------------------------------------------------------------
 
 
 def _draw_step(rng: random.Random, level: int, two_digits: bool) -> Step:
@@ -103,10 +111,15 @@ def _draw_step(rng: random.Random, level: int, two_digits: bool) -> Step:
 
 
 def _draw_steps(rng: random.Random, level: int, start: int) -> list[Step] | None:
-    """Steps whose values stay in 1..99 and whose carries are those of the level, or None where the draw got stuck."""
+    """Steps whose values stay in 1..99 and whose carries are those of the level, or None where
+    the draw got stuck."""
     num_steps = NUM_STEPS[level]
     wide = set(rng.sample(range(num_steps), rng.choice(TWO_DIGIT_OPERANDS.get(level, (0,)))))
-    carrying = set(rng.sample(range(num_steps), rng.choice(NUM_CARRIES[level]))) if level in NUM_CARRIES else None
+    carrying = (
+        set(rng.sample(range(num_steps), rng.choice(NUM_CARRIES[level])))
+        if level in NUM_CARRIES
+        else None
+    )
     value, steps = start, []
     for position in range(num_steps):
         for _ in range(60):
@@ -148,8 +161,13 @@ def _story(start: int, steps: list[Step], rng: random.Random) -> tuple[str, str]
         "-": ("gives away {}.", "loses {}."),
         "*": ("makes it {} times as many.",),
     }
-    body = " ".join(f"{name} {rng.choice(verbs[operator]).format(operand)}" for operator, operand in steps)
-    return f"{name} has {start} {item}. {body} How many {item} does {name} have?", f"{name} has {{}} {item}."
+    body = " ".join(
+        f"{name} {rng.choice(verbs[operator]).format(operand)}" for operator, operand in steps
+    )
+    return (
+        f"{name} has {start} {item}. {body} How many {item} does {name} have?",
+        f"{name} has {{}} {item}.",
+    )
 
 
 def _expression(start: int, steps: list[Step], rng: random.Random) -> tuple[str, str]:
@@ -159,13 +177,14 @@ def _expression(start: int, steps: list[Step], rng: random.Random) -> tuple[str,
     return f"Compute {text}.", "The result is {}."
 
 
-# --- traces ---
+# --- traces ---------------------------------------------------------------------------------------
 
 
 def _run(
     problem: Problem, rng: random.Random, slip: float, first: int = 0, value: int | None = None
 ) -> tuple[list[str], int] | None:
-    """Lines and result of one pass from step `first` on, a step a line; None where slips led out of 0..150."""
+    """Lines and result of one pass from step `first` on, a step a line; None where slips led out
+    of 0..150."""
     value, lines = problem.start if value is None else value, []
     for step in problem.steps[first:]:
         slipped = slip and carries(value, step) and rng.random() < slip
@@ -178,12 +197,14 @@ def _run(
 
 
 def num_merged_steps(problem: Problem) -> int:
-    """Steps in the first line of a first pass of level 5: two where one of them has two digits, else three."""
+    """Steps in the first line of a first pass of level 5: two where one of them has two digits,
+    else three."""
     return 2 if any(operand > 9 for _, operand in problem.steps[:2]) else 3
 
 
 def _run_merged(problem: Problem, rng: random.Random) -> tuple[list[str], int] | None:
-    """Lines and result of a first pass of level 5, whose first line merges steps and often has a wrong value."""
+    """Lines and result of a first pass of level 5, whose first line merges steps and often has a
+    wrong value."""
     merged, value = problem.steps[: num_merged_steps(problem)], problem.start
     for step in merged:
         value = apply_step(value, step)
@@ -192,7 +213,8 @@ def _run_merged(problem: Problem, rng: random.Random) -> tuple[list[str], int] |
     rest = _run(problem, rng, 0, first=len(merged), value=max(value, 0))
     if rest is None:
         return None
-    line = f"{problem.start}{''.join(f'{operator}{operand}' for operator, operand in merged)}={max(value, 0)}"
+    steps = "".join(f"{operator}{operand}" for operator, operand in merged)
+    line = f"{problem.start}{steps}={max(value, 0)}"
     return [line, *rest[0]], rest[1]
 
 
@@ -232,7 +254,12 @@ def _first_pass(problem: Problem, rng: random.Random) -> tuple[str, int]:
         )
     else:
         head = rng.choice(
-            ("First, go step by step.", "Let me compute it.", "Step by step:", "It is easy, but go step by step.")
+            (
+                "First, go step by step.",
+                "Let me compute it.",
+                "Step by step:",
+                "It is easy, but go step by step.",
+            )
         )
     run = None
     while run is None:
@@ -243,24 +270,37 @@ def _first_pass(problem: Problem, rng: random.Random) -> tuple[str, int]:
     return "\n".join((head, *lines, closing.format(result))), result
 
 
-def _check_last_step(problem: Problem, rng: random.Random, lines: list[str], current: int) -> tuple[str, bool]:
-    head = rng.choice(("But let me check the last step.", "Wait, let me look at the last step again."))
+def _check_last_step(
+    problem: Problem, rng: random.Random, lines: list[str], current: int
+) -> tuple[str, bool]:
+    head = rng.choice(
+        ("But let me check the last step.", "Wait, let me look at the last step again.")
+    )
     return f"{head}\n{lines[-1]}\nYes, the result is {current}.", True
 
 
-def _check_backwards(problem: Problem, rng: random.Random, lines: list[str], current: int) -> tuple[str, bool]:
+def _check_backwards(
+    problem: Problem, rng: random.Random, lines: list[str], current: int
+) -> tuple[str, bool]:
     head = rng.choice(
-        (f"Alternatively, I can work backwards from {current}.", f"Let me check by going back from {current}.")
+        (
+            f"Alternatively, I can work backwards from {current}.",
+            f"Let me check by going back from {current}.",
+        )
     )
     value, out = current, [head]
     for operator, operand in reversed(problem.steps):
         step = (INVERSE[operator], operand)
         if operator == "*" and value % operand:
-            return "\n".join((*out, f"{value}/{operand} is not whole, so there is a mistake.")), False
+            return "\n".join(
+                (*out, f"{value}/{operand} is not whole, so there is a mistake.")
+            ), False
         slipped = rng.random() < CHECK_SLIP and operator != "*" and carries(value, step)
         result = forget_carry(value, step) if slipped else apply_step(value, step)
         if result < 0:
-            return "\n".join((*out, f"{value}{step[0]}{operand} is below 0, so there is a mistake.")), False
+            return "\n".join(
+                (*out, f"{value}{step[0]}{operand} is below 0, so there is a mistake.")
+            ), False
         out.append(f"{value}{step[0]}{operand}={result}")
         value = result
     if value == problem.start:
@@ -268,7 +308,9 @@ def _check_backwards(problem: Problem, rng: random.Random, lines: list[str], cur
     return "\n".join((*out, f"But the start was {problem.start}, so there is a mistake.")), False
 
 
-def _check_all_steps(problem: Problem, rng: random.Random, lines: list[str], current: int) -> tuple[str, bool]:
+def _check_all_steps(
+    problem: Problem, rng: random.Random, lines: list[str], current: int
+) -> tuple[str, bool]:
     head = rng.choice(
         (
             "Wait, let me check that again.",
@@ -280,14 +322,20 @@ def _check_all_steps(problem: Problem, rng: random.Random, lines: list[str], cur
     again, result = _run(problem, rng, CHECK_SLIP) or _run(problem, rng, 0)
     if result == current:
         return "\n".join(
-            (head, *again, rng.choice(("Yes, the result is {}.", "Again the result is {}.")).format(current))
+            (
+                head,
+                *again,
+                rng.choice(("Yes, the result is {}.", "Again the result is {}.")).format(current),
+            )
         ), True
     return "\n".join((head, *again, f"Hmm, this gives {result} but before I had {current}.")), False
 
 
 def _careful_pass(problem: Problem, rng: random.Random) -> tuple[str, list[str]]:
     lines, result = _run(problem, rng, 0)
-    return "\n".join(("Let me go slowly and be careful.", *lines, f"So the result is {result}.")), lines
+    return "\n".join(
+        ("Let me go slowly and be careful.", *lines, f"So the result is {result}.")
+    ), lines
 
 
 def make_trace(problem: Problem, rng: random.Random) -> Trace:
@@ -299,7 +347,8 @@ def make_trace(problem: Problem, rng: random.Random) -> Trace:
     while pending > 0:
         pending -= 1
         check = rng.choices(
-            (_check_last_step, _check_backwards, _check_all_steps), (0 if problem.level == 5 else 0.3, 0.25, 0.45)
+            (_check_last_step, _check_backwards, _check_all_steps),
+            (0 if problem.level == 5 else 0.3, 0.25, 0.45),
         )[0]
         text, agrees = check(problem, rng, lines, current)
         paragraphs.append(text)
@@ -310,7 +359,9 @@ def make_trace(problem: Problem, rng: random.Random) -> Trace:
             pending = rng.choices(*CHECKS_AFTER_CORRECTION)[0]
         results.append(current)
     if rng.random() < 0.6:
-        paragraphs.append(f"{rng.choice(('I am confident.', 'Good, that settles it.'))} The result is {current}.")
+        paragraphs.append(
+            f"{rng.choice(('I am confident.', 'Good, that settles it.'))} The result is {current}."
+        )
         results.append(current)
     return Trace("\n\n".join(paragraphs), _final(problem, current, rng), results)
 

@@ -1,1 +1,2 @@
-"""REA-RL: reinforcement learning that shortens thinking by online revision and keeps its reflection."""
+"""REA-RL: reinforcement learning that shortens thinking by online revision and keeps its
+reflection."""

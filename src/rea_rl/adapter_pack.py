@@ -1,10 +1,14 @@
-"""A LoRA adapter in eight bits and in small files, to travel between machines and to lie in a repository.
+"""A LoRA adapter in eight bits and in small files, to travel between machines and to lie in a
+repository.
 
-    python -m rea_rl.adapter_pack pack output/Qwen2.5-Coder-0.5B-Instruct/LRM_lora model/Qwen2.5-Coder-0.5B-LRM
-    python -m rea_rl.adapter_pack unpack model/Qwen2.5-Coder-0.5B-LRM output/Qwen2.5-Coder-0.5B-Instruct/LRM_lora
+    python -m rea_rl.adapter_pack pack output/Qwen2.5-Coder-0.5B-Instruct/LRM_lora \
+        model/Qwen2.5-Coder-0.5B-LRM
+    python -m rea_rl.adapter_pack unpack model/Qwen2.5-Coder-0.5B-LRM \
+        output/Qwen2.5-Coder-0.5B-Instruct/LRM_lora
 
-Each row of a matrix is stored as int8 with one float32 scale: half the size of bfloat16, and an error of at most 1/254 of
-the row's largest weight. What is unpacked is an ordinary adapter in bfloat16.
+Each row of a matrix is stored as int8 with one float32 scale: half the size of bfloat16, and an
+error of at most 1/254 of the row's largest weight. What is unpacked is an ordinary adapter in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -59,19 +63,24 @@ def pack(adapter: Path, out: Path) -> list[Path]:
 
 
 def unpack(folder: Path, out: Path) -> Path:
-    """Write the adapter of a packed one to the new folder `out`. Raises ValueError where there is none to unpack."""
+    """Write the adapter of a packed one to the new folder `out`. Raises ValueError where there
+    is none to unpack."""
     import torch
     from safetensors.torch import load_file, save_file
 
     files = sorted(folder.glob(PART.replace("{:02d}", "*")))
     if not files or not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no packed adapter ({PART.format(0)} and {CONFIG}); pack one first")
+        raise ValueError(
+            f"{folder} has no packed adapter ({PART.format(0)} and {CONFIG}); pack one first"
+        )
     if (out / ADAPTER_WEIGHTS).exists():
         raise ValueError(f"{out} has an adapter already; delete it, or name another folder")
     check_output_folder(out, "out")
     tensors = {name: value for file in files for name, value in load_file(file).items()}
     names = [name for name in tensors if not name.endswith(SCALE)]
-    weights = {name: (tensors[name].float() * tensors[name + SCALE]).to(torch.bfloat16) for name in names}
+    weights = {
+        name: (tensors[name].float() * tensors[name + SCALE]).to(torch.bfloat16) for name in names
+    }
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / CONFIG, out / CONFIG)
     save_file(weights, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})

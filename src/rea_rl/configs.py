@@ -1,7 +1,8 @@
-"""Recipe keys: dataclasses that `recipe.RecipeParser` fills from a YAML recipe and the command line.
+"""Recipe keys: dataclasses that `recipe.RecipeParser` fills from a YAML recipe and the command
+line.
 
-Every mistake that can be seen without loading a model is a ValueError here; it names the keys, their values and the
-way out.
+Every mistake that can be seen without loading a model is a ValueError here; it names the keys,
+their values and the way out.
 """
 
 from __future__ import annotations
@@ -37,9 +38,26 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")  # of
 
 # Keys of all training programs whose numbers have a range.
 POSITIVE = (
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("num_train_epochs", "max_length", "max_completion_length", "num_generations", "num_generations_eval"),
-    *("temperature", "top_p", "repetition_penalty", "vllm_importance_sampling_clip_max", "finish_max_tokens"),
+    *(
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+    ),
+    *(
+        "num_train_epochs",
+        "max_length",
+        "max_completion_length",
+        "num_generations",
+        "num_generations_eval",
+    ),
+    *(
+        "temperature",
+        "top_p",
+        "repetition_penalty",
+        "vllm_importance_sampling_clip_max",
+        "finish_max_tokens",
+    ),
     *(
         "label_wave",
         "max_concurrent_requests",
@@ -48,10 +66,25 @@ POSITIVE = (
         "verifier_workers",
         "verifier_timeout",
     ),
-    *("tokens_per_forward", "rows_per_forward", "torch_threads", "max_eval_problems", "max_eval_rows", "lora_r"),
+    *(
+        "tokens_per_forward",
+        "rows_per_forward",
+        "torch_threads",
+        "max_eval_problems",
+        "max_eval_rows",
+        "lora_r",
+    ),
     "lora_alpha",
 )
-NOT_NEGATIVE = ("request_retries", "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed")
+NOT_NEGATIVE = (
+    "request_retries",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+)
 SHARES = ("top_p", "min_p", "lora_dropout", "top_entropy_quantile", "label_smoothing")
 
 
@@ -59,31 +92,53 @@ def check_ranges(config: Any) -> None:
     """Raise ValueError for a number of a recipe's dataclass that is out of its range."""
     check_numbers(vars(config), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
     if (steps := getattr(config, "max_steps", -1)) < 1 and steps != -1:
-        raise ValueError(f"max_steps is {steps}; give at least 1, or leave it out to train num_train_epochs")
+        raise ValueError(
+            f"max_steps is {steps}; give at least 1, or leave it out to train num_train_epochs"
+        )
 
 
 @dataclass
 class DataArguments:
     """Problems to train and evaluate on: a Hub dataset, or a local `.json` or `.jsonl` file."""
 
-    dataset_name: str = field(metadata={"help": "Training problems: Hub id, or a .json or .jsonl file."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."}
+    dataset_name: str = field(
+        metadata={"help": "Training problems: Hub id, or a .json or .jsonl file."}
     )
-    dataset_eval_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to evaluate on."})
-    max_eval_problems: int | None = field(default=None, metadata={"help": "Evaluate on the first N problems only."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split of a Hub dataset to train on."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."
+        },
+    )
+    dataset_eval_split: str = field(
+        default="test", metadata={"help": "Split of a Hub dataset to evaluate on."}
+    )
+    max_eval_problems: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first N problems only."}
+    )
     problem_column: str | None = field(
-        default=None, metadata={"help": "Column with the problem; default: 'problem', else 'question'."}
+        default=None,
+        metadata={"help": "Column with the problem; default: 'problem', else 'question'."},
     )
     answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
     prompt_template: str = field(
-        default=MATH_COT, metadata={"help": "User message; {problem} is replaced, other braces are written twice."}
+        default=MATH_COT,
+        metadata={"help": "User message; {problem} is replaced, other braces are written twice."},
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message before the problem."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before the problem."}
+    )
     prefill: str = field(
-        default="", metadata={"help": "Begin of every reply, from which the policy continues; part of the prompt."}
+        default="",
+        metadata={
+            "help": "Begin of every reply, from which the policy continues; part of the prompt."
+        },
     )
 
 
@@ -94,7 +149,8 @@ class SharedKeys:
     cudnn_attention: bool = field(
         default=False,
         metadata={
-            "help": "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave gradients that are no numbers."
+            "help": "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave "
+            "gradients that are no numbers."
         },
     )
 
@@ -103,109 +159,163 @@ class SharedKeys:
 class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
-    `num_generations` and the batch keys count sampled paths. With `revision` every sampled path brings a second row,
-    so that G = 4 and `per_device_train_batch_size` x `gradient_accumulation_steps` x ranks = 64 is 16 prompts, 64
-    sampled paths and 128 trained rows per optimizer step.
+    `num_generations` and the batch keys count sampled paths. With `revision` every sampled path
+    brings a second row, so that G = 4 and `per_device_train_batch_size` x
+    `gradient_accumulation_steps` x ranks = 64 is 16 prompts, 64 sampled paths and 128 trained rows
+    per optimizer step.
     """
 
     # Where TRL's default is not what the method does.
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
-        metadata={"help": "Correction for the server's log-probs; only 'token_truncate' is implemented."},
+        metadata={
+            "help": "Correction for the server's log-probs; only 'token_truncate' is implemented."
+        },
     )
     use_bias_correction_kl: bool = field(
-        default=False, metadata={"help": "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."}
+        default=False,
+        metadata={
+            "help": "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."
+        },
     )
 
     # Revision
-    revision: bool = field(default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."})
+    revision: bool = field(
+        default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."}
+    )
     construction: str = field(
         default="pairs",
         metadata={
-            "help": "Rows of a group, with revision: 'pairs' of originals and revisions (the paper), 'revisions_only', "
+            "help": "Rows of a group, with revision: 'pairs' of originals and revisions (the "
+            "paper), 'revisions_only', "
             "or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts of it."
         },
     )
     overthinking_loss: str = field(
         default="none",
         metadata={
-            "help": "Extra advantage from a cut onward, against the original's rest and for the revision's end: "
+            "help": "Extra advantage from a cut onward, against the original's rest and for the "
+            "revision's end: "
             "'none', or the 'mean' or 'max' of |advantage| in the group."
         },
     )
     dynamic_sampling: bool = field(
-        default=False, metadata={"help": "Leave groups with equal rewards out of the loss (DAPO, without refilling)."}
+        default=False,
+        metadata={
+            "help": "Leave groups with equal rewards out of the loss (DAPO, without refilling)."
+        },
     )
     revision_strength: str = field(
-        default="normal", metadata={"help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."}
+        default="normal",
+        metadata={
+            "help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."
+        },
     )
     label_until_decided: bool = field(
         default=True,
-        metadata={"help": "Stop the reflection model's reply once no further label can change the cut."},
+        metadata={
+            "help": "Stop the reflection model's reply once no further label can change the cut."
+        },
     )
     label_wave: int = field(
         default=1,
         metadata={
-            "help": "Paths of a rank's batch that wait for each other before they are labelled, and again before they are "
+            "help": "Paths of a rank's batch that wait for each other before they are labelled, "
+            "and again before they are "
             "finished; 1: none waits. For servers that share a GPU."
         },
     )
     finish_max_tokens: int = field(
-        default=256, metadata={"help": "Most tokens the policy may write after the forced end of a cut thinking."}
+        default=256,
+        metadata={
+            "help": "Most tokens the policy may write after the forced end of a cut thinking."
+        },
     )
-    paragraph_min_tokens: int = field(default=32, metadata={"help": "Tokens that a paragraph has at least."})
-    paragraph_max_tokens: int = field(default=128, metadata={"help": "Tokens before which a paragraph is closed."})
+    paragraph_min_tokens: int = field(
+        default=32, metadata={"help": "Tokens that a paragraph has at least."}
+    )
+    paragraph_max_tokens: int = field(
+        default=128, metadata={"help": "Tokens before which a paragraph is closed."}
+    )
     cut_second_half: float = field(
-        default=0.5, metadata={"help": "Share of the paragraphs before the first one that a normal cut may follow."}
+        default=0.5,
+        metadata={
+            "help": "Share of the paragraphs before the first one that a normal cut may follow."
+        },
     )
-    cut_threshold: float = field(default=0.5, metadata={"help": "P(Result) from which a paragraph is a result."})
+    cut_threshold: float = field(
+        default=0.5, metadata={"help": "P(Result) from which a paragraph is a result."}
+    )
     cut_file: str | None = field(
         default=None,
-        metadata={"help": "JSON file of generation.calibrate, with cut_threshold and cut_second_half in place of these keys."},
+        metadata={
+            "help": "JSON file of generation.calibrate, with cut_threshold and cut_second_half in "
+            "place of these keys."
+        },
     )
-    cut_strong_threshold: float = field(default=0.25, metadata={"help": "The same for the strong cut."})
+    cut_strong_threshold: float = field(
+        default=0.25, metadata={"help": "The same for the strong cut."}
+    )
     cut_cap_share: float = field(
         default=0.05,
-        metadata={"help": "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs go."},
+        metadata={
+            "help": "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs "
+            "go."
+        },
     )
     cut_cap_offset: int = field(default=10, metadata={"help": "See cut_cap_share."})
     cut_cap_max: int = field(default=5, metadata={"help": "See cut_cap_share."})
     always_cut: bool = field(
         default=True,
         metadata={
-            "help": "Cut before the last part where the labels would keep everything; false: such a path has no revision."
+            "help": "Cut before the last part where the labels would keep everything; false: such "
+            "a path has no revision."
         },
     )
 
     # Servers
-    policy_server: str = field(default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."})
+    policy_server: str = field(
+        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."}
+    )
     reflection_server: str = field(
-        default="http://127.0.0.1:12346/v1", metadata={"help": "vLLM server with the reflection model."}
+        default="http://127.0.0.1:12346/v1",
+        metadata={"help": "vLLM server with the reflection model."},
     )
     reflection_model: str | None = field(
         default=None,
-        metadata={"help": "Reflection model as the server was started with: folder or Hub id; needed with revision."},
+        metadata={
+            "help": "Reflection model as the server was started with: folder or Hub id; needed "
+            "with revision."
+        },
     )
-    max_concurrent_requests: int = field(default=256, metadata={"help": "Open requests per server and rank."})
+    max_concurrent_requests: int = field(
+        default=256, metadata={"help": "Open requests per server and rank."}
+    )
     request_timeout: float = field(
-        default=1800.0, metadata={"help": "Seconds without an answer after which a request counts as failed."}
+        default=1800.0,
+        metadata={"help": "Seconds without an answer after which a request counts as failed."},
     )
     request_retries: int = field(
-        default=5, metadata={"help": "Times that a failed request is repeated before the run stops."}
+        default=5,
+        metadata={"help": "Times that a failed request is repeated before the run stops."},
     )
     server_deadline: float = field(
-        default=600.0, metadata={"help": "Seconds to wait for a server that is away, before the run stops."}
+        default=600.0,
+        metadata={"help": "Seconds to wait for a server that is away, before the run stops."},
     )
     ddp_timeout: int = field(
         default=12_000,
-        metadata={"help": "Seconds that ranks wait for each other; a rank may wait for a server so long."},
+        metadata={
+            "help": "Seconds that ranks wait for each other; a rank may wait for a server so long."
+        },
     )
 
     # Overlap
     max_rollout_lag: int = field(
         default=1,
         metadata={
-            "help": "Optimizer steps that the policy of a batch may be behind: so many batches are made while the "
+            "help": "Optimizer steps that the policy of a batch may be behind: so many batches are "
+            "made while the "
             "trainer works. 0: strictly on-policy, trainer and servers take turns."
         },
     )
@@ -215,58 +325,86 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         default_factory=lambda: ["accuracy", "refine_length", "reflect"],
         metadata={"help": "Reward functions, order without meaning; docs/method.md lists them."},
     )
-    sigmoid_alpha: float = field(default=0.2, metadata={"help": "sigmoid_length: share of the reward for length."})
+    sigmoid_alpha: float = field(
+        default=0.2, metadata={"help": "sigmoid_length: share of the reward for length."}
+    )
     target_lengths: list[int] | None = field(
         default=None,
-        metadata={"help": "Tokens: one for laser, l1_max, truncated_accuracy; laser may have easy, medium, hard."},
+        metadata={
+            "help": "Tokens: one for laser, l1_max, truncated_accuracy; laser may have easy, "
+            "medium, hard."
+        },
     )
     laser_alpha: float = field(default=0.5, metadata={"help": "laser: reward within the target."})
-    l1_alpha: float = field(default=3e-4, metadata={"help": "l1_max: reward per token below the target."})
+    l1_alpha: float = field(
+        default=3e-4, metadata={"help": "l1_max: reward per token below the target."}
+    )
     l1_delta: float = field(default=0.5, metadata={"help": "l1_max: reward at the target."})
     overlong_buffer: int | None = field(
-        default=None, metadata={"help": "overlong: tokens before max_completion_length in which punishment grows."}
+        default=None,
+        metadata={
+            "help": "overlong: tokens before max_completion_length in which punishment grows."
+        },
     )
     tokens_per_reflection: float | None = field(
-        default=None, metadata={"help": "Threshold of the reflect reward, measured on the base model (paper: 225.09)."}
+        default=None,
+        metadata={
+            "help": "Threshold of the reflect reward, measured on the base model (paper: 225.09)."
+        },
     )
     tokens_per_reflection_file: str | None = field(
-        default=None, metadata={"help": "JSON file of a measurement with the key 'tokens_per_reflection'."}
+        default=None,
+        metadata={"help": "JSON file of a measurement with the key 'tokens_per_reflection'."},
     )
     word_bounded_reflections: bool = field(
-        default=False, metadata={"help": "Count whole words only; the threshold must be measured the same way."}
+        default=False,
+        metadata={"help": "Count whole words only; the threshold must be measured the same way."},
     )
     answer_markers: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Phrases after which an answer stands where there is no \\boxed{}; for models that write none."
+            "help": "Phrases after which an answer stands where there is no \\boxed{}; for models "
+            "that write none."
         },
     )
     verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
-    verifier_timeout: float = field(default=5.0, metadata={"help": "Seconds before an answer counts as wrong."})
+    verifier_timeout: float = field(
+        default=5.0, metadata={"help": "Seconds before an answer counts as wrong."}
+    )
 
     # Compute
     packing: str = field(
         default="none",
         metadata={
-            "help": "shared_prefix: forward what paths have in common once, without padding; none: padded rows."
+            "help": "shared_prefix: forward what paths have in common once, without padding; none: "
+            "padded rows."
         },
     )
     tokens_per_forward: int = field(
         default=12288,
-        metadata={"help": "With packing: unique tokens per forward pass at most; a longer path goes alone."},
+        metadata={
+            "help": "With packing: unique tokens per forward pass at most; a longer path goes "
+            "alone."
+        },
     )
     recompute: str = field(
         default="auto",
         metadata={
-            "help": "With packing and gradient_checkpointing: layers whose activations are computed again in the "
+            "help": "With packing and gradient_checkpointing: layers whose activations are "
+            "computed again in the "
             "backward pass: all, none, or auto: as few as the GPU's memory allows, measured once."
         },
     )
     rows_per_forward: int | None = field(
         default=None,
-        metadata={"help": "Rows of similar length per forward pass; default: all of a micro-batch at once."},
+        metadata={
+            "help": "Rows of similar length per forward pass; default: all of a micro-batch at "
+            "once."
+        },
     )
-    torch_threads: int | None = field(default=None, metadata={"help": "CPU threads of the trainer."})
+    torch_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of the trainer."}
+    )
 
     def __post_init__(self):
         check_ranges(self)
@@ -286,8 +424,9 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         check_machine(self)
         if "length_batch" in self.reward_funcs and self.world_size > 1:
             raise ValueError(
-                f"the length_batch reward compares all paths of a step, but each of {self.world_size} processes sees its "
-                "own; train with one process, or take the length reward"
+                "the length_batch reward compares all paths of a step, but each of "
+                f"{self.world_size} processes sees its own; train with one process, or take the "
+                "length reward"
             )
 
     def _check_batch(self) -> None:
@@ -297,16 +436,22 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
                 raise ValueError(f"{key} is empty; give it a value, or leave it out")
         for key in ("steps_per_generation", "generation_batch_size"):
             if (value := getattr(self, key)) is not None:
-                raise ValueError(f"{key} is {value}; leave it out: every optimizer step makes its own rollouts")
+                raise ValueError(
+                    f"{key} is {value}; leave it out: every optimizer step makes its own rollouts"
+                )
         if self.num_generations < 2:
-            raise ValueError(f"num_generations is {self.num_generations}; a group needs at least 2 paths to compare")
+            raise ValueError(
+                f"num_generations is {self.num_generations}; a group needs at least 2 paths to "
+                "compare"
+            )
         paths = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if paths % self.num_generations:
             raise ValueError(
-                f"per_device_train_batch_size ({self.per_device_train_batch_size}) x gradient_accumulation_steps "
-                f"({self.gradient_accumulation_steps}) = {paths} sampled paths per rank is not a multiple of "
-                f"num_generations ({self.num_generations}), but the paths of a prompt must stay on one rank; change "
-                "one of the three"
+                f"per_device_train_batch_size ({self.per_device_train_batch_size}) x "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) = {paths} "
+                "sampled paths per rank is not a multiple of num_generations "
+                f"({self.num_generations}), but the paths of a prompt must stay on one rank; "
+                "change one of the three"
             )
 
     def _check_algorithm(self) -> None:
@@ -321,12 +466,15 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
             "generation_kwargs": (None,),
         }
         if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}")
+            raise ValueError(
+                f"loss_type is {self.loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}"
+            )
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 raise ValueError(
-                    f"{key} is {value!r}, but REA-RL supports only {' or '.join(map(repr, values))}: it samples from "
-                    "policy_server, once per optimizer step, and records every path under output_dir/rollouts"
+                    f"{key} is {value!r}, but REA-RL supports only "
+                    f"{' or '.join(map(repr, values))}: it samples from policy_server, once per "
+                    "optimizer step, and records every path under output_dir/rollouts"
                 )
 
     def _check_packing(self) -> None:
@@ -334,53 +482,69 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         allowed = {"packing": ("none", "shared_prefix"), "recompute": ("auto", "all", "none")}
         if self.packing == "shared_prefix":
             allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,)}
-            allowed |= {"entropy_coef": (0.0,), "use_adaptive_entropy": (False,), "router_aux_loss_coef": (None, 0.0)}
+            allowed |= {
+                "entropy_coef": (0.0,),
+                "use_adaptive_entropy": (False,),
+                "router_aux_loss_coef": (None, 0.0),
+            }
             allowed |= {"cast_lm_head_to_fp32": (False,)}
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
                 where = "" if key in ("packing", "recompute") else f"with packing: {self.packing} "
-                raise ValueError(f"{key} is {value!r}; {where}it must be {' or '.join(map(repr, values))}")
+                raise ValueError(
+                    f"{key} is {value!r}; {where}it must be {' or '.join(map(repr, values))}"
+                )
 
     def _check_revision(self) -> None:
         check_cuts(vars(self))
         check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
         if self.revision_strength not in REVISION_STRENGTHS:
             raise ValueError(
-                f"revision_strength is {self.revision_strength!r}; it must be one of {', '.join(REVISION_STRENGTHS)}"
+                f"revision_strength is {self.revision_strength!r}; it must be one of "
+                f"{', '.join(REVISION_STRENGTHS)}"
             )
         if self.needs_labels and not self.reflection_model:
             raise ValueError(
-                "revision is true but reflection_model is missing; name the model that reflection_server serves, or "
-                "set revision: false for plain GRPO"
+                "revision is true but reflection_model is missing; name the model that "
+                "reflection_server serves, or set revision: false for plain GRPO"
             )
 
         if self.construction not in CONSTRUCTIONS:
-            raise ValueError(f"construction is {self.construction!r}; it must be one of {', '.join(CONSTRUCTIONS)}")
+            raise ValueError(
+                f"construction is {self.construction!r}; it must be one of "
+                f"{', '.join(CONSTRUCTIONS)}"
+            )
         if self.construction != "pairs" and not self.revision:
             raise ValueError(
-                f"construction is {self.construction!r}, but revision is false, and only revisions are constructed; set "
-                "revision: true, or leave construction out"
+                f"construction is {self.construction!r}, but revision is false, and only revisions "
+                "are constructed; set revision: true, or leave construction out"
             )
         if self.overthinking_loss not in OVERTHINKING_LOSSES:
             raise ValueError(
-                f"overthinking_loss is {self.overthinking_loss!r}; it must be one of {', '.join(OVERTHINKING_LOSSES)}"
+                f"overthinking_loss is {self.overthinking_loss!r}; it must be one of "
+                f"{', '.join(OVERTHINKING_LOSSES)}"
             )
-        if self.overthinking_loss != "none" and not (self.revision and self.construction == "pairs"):
+        if self.overthinking_loss != "none" and not (
+            self.revision and self.construction == "pairs"
+        ):
             raise ValueError(
-                f"overthinking_loss is {self.overthinking_loss!r}, but it compares an original with its revision; set "
-                "revision: true and construction: pairs, or overthinking_loss: none"
+                f"overthinking_loss is {self.overthinking_loss!r}, but it compares an original "
+                "with its revision; set revision: true and construction: pairs, or "
+                "overthinking_loss: none"
             )
 
     def _check_rewards(self) -> None:
         check_reward_names(self.reward_funcs)
         if twice := [name for name, count in Counter(self.reward_funcs).items() if count > 1]:
             raise ValueError(
-                f"reward_funcs has {twice} twice; name each reward once, and weigh them by reward_weights"
+                f"reward_funcs has {twice} twice; name each reward once, and weigh them by "
+                "reward_weights"
             )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(
-                f"reward_weights has {len(self.reward_weights)} values, but reward_funcs {len(self.reward_funcs)} "
-                "names; give one weight a reward, or leave reward_weights out"
+                f"reward_weights has {len(self.reward_weights)} values, but reward_funcs "
+                f"{len(self.reward_funcs)} names; give one weight a reward, or leave "
+                "reward_weights out"
             )
         if self.overlong_buffer is not None and self.overlong_buffer > self.max_completion_length:
             raise ValueError(
@@ -391,26 +555,41 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         given = [key for key in keys if getattr(self, key) is not None]
         if {"reflect", "density"} & {*self.reward_funcs} and len(given) != 1:
             raise ValueError(
-                "the reflect reward needs either tokens_per_reflection or tokens_per_reflection_file, but the recipe "
-                f"has {' and '.join(given) or 'neither'}"
+                "the reflect reward needs either tokens_per_reflection or "
+                f"tokens_per_reflection_file, but the recipe has {' and '.join(given) or 'neither'}"
             )
         if self.target_lengths and len(self.target_lengths) not in (1, 3):
             raise ValueError(
-                f"target_lengths has {len(self.target_lengths)} values; give one, or three: easy, medium, hard"
+                f"target_lengths has {len(self.target_lengths)} values; give one, or three: easy, "
+                "medium, hard"
             )
-        if "serial_decay" in self.reward_funcs and not (self.revision and self.construction == "serial"):
-            raise ValueError("the serial_decay reward orders the exits of one path; set construction: serial")
+        if "serial_decay" in self.reward_funcs and not (
+            self.revision and self.construction == "serial"
+        ):
+            raise ValueError(
+                "the serial_decay reward orders the exits of one path; set construction: serial"
+            )
 
     @property
     def reward_settings(self) -> dict[str, Any]:
         """Settings of `rewards.get_reward_funcs`, beside the threshold of reflection."""
-        keys = ("sigmoid_alpha", "target_lengths", "laser_alpha", "l1_alpha", "l1_delta", "overlong_buffer")
+        keys = (
+            "sigmoid_alpha",
+            "target_lengths",
+            "laser_alpha",
+            "l1_alpha",
+            "l1_delta",
+            "overlong_buffer",
+        )
         return {key: getattr(self, key) for key in (*keys, "max_completion_length")}
 
     def _check_lag(self) -> None:
         """Rollouts of an older policy are always corrected, and their batches are known ahead."""
         if self.max_rollout_lag < 0:
-            raise ValueError(f"max_rollout_lag is {self.max_rollout_lag}; it must be 0 (strictly on-policy) or more")
+            raise ValueError(
+                f"max_rollout_lag is {self.max_rollout_lag}; it must be 0 (strictly on-policy) or "
+                "more"
+            )
         if not self.max_rollout_lag:
             return
         needed = {
@@ -420,27 +599,31 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
         for key, value in needed.items():
             if not value:
                 raise ValueError(
-                    f"max_rollout_lag is {self.max_rollout_lag}, but {key} is {value}: samples of an older policy need "
-                    "the truncated correction with an explicit bound; set vllm_importance_sampling_correction: true "
-                    "and vllm_importance_sampling_clip_max: 2.0, or max_rollout_lag: 0"
+                    f"max_rollout_lag is {self.max_rollout_lag}, but {key} is {value}: samples of "
+                    "an older policy need the truncated correction with an explicit bound; set "
+                    "vllm_importance_sampling_correction: true and "
+                    "vllm_importance_sampling_clip_max: 2.0, or max_rollout_lag: 0"
                 )
         if self.ignore_data_skip:
             raise ValueError(
-                f"max_rollout_lag is {self.max_rollout_lag}, but ignore_data_skip is true: a resumed run must continue "
-                "the order of its batches; leave ignore_data_skip out, or set max_rollout_lag: 0"
+                f"max_rollout_lag is {self.max_rollout_lag}, but ignore_data_skip is true: a "
+                "resumed run must continue the order of its batches; leave ignore_data_skip out, "
+                "or set max_rollout_lag: 0"
             )
 
     def _check_servers(self) -> None:
-        """Addresses as an OpenAI client takes them, and waits that end before those of the other ranks."""
+        """Addresses as an OpenAI client takes them, and waits that end before those of the other
+        ranks."""
         for key in ("policy_server", "reflection_server"):
             if split_url(url := getattr(self, key), key).path != "/v1":
                 raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
         tries = self.request_retries + 1
         if (longest := tries * self.request_timeout + self.server_deadline) >= self.ddp_timeout:
             raise ValueError(
-                f"request_timeout ({self.request_timeout:.0f}) x {tries} tries (request_retries + 1) + server_deadline "
-                f"({self.server_deadline:.0f}) is {longest:.0f} seconds, but ranks wait only ddp_timeout "
-                f"({self.ddp_timeout}) for one that waits for its server; raise ddp_timeout above that, or lower the others"
+                f"request_timeout ({self.request_timeout:.0f}) x {tries} tries (request_retries + "
+                f"1) + server_deadline ({self.server_deadline:.0f}) is {longest:.0f} seconds, but "
+                f"ranks wait only ddp_timeout ({self.ddp_timeout}) for one that waits for its "
+                "server; raise ddp_timeout above that, or lower the others"
             )
 
     @property
@@ -455,7 +638,8 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
 
     @property
     def num_serial_cuts(self) -> int:
-        """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is sampled."""
+        """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is
+        sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
 
 
@@ -485,11 +669,24 @@ class REARLDPOConfig(SharedKeys, DPOConfig):
 
 @dataclass
 class SFTScriptArguments:
-    """Prompt-completion rows to train and evaluate on: Hub datasets, or local `.json` or `.jsonl` files."""
+    """Prompt-completion rows to train and evaluate on: Hub datasets, or local `.json` or
+    `.jsonl` files."""
 
-    dataset_name: str = field(metadata={"help": "Training rows: Hub id, or a .json or .jsonl file."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Evaluation rows, Hub id or file."})
-    dataset_eval_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to evaluate on."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
-    torch_threads: int | None = field(default=None, metadata={"help": "CPU threads of the trainer."})
+    dataset_name: str = field(
+        metadata={"help": "Training rows: Hub id, or a .json or .jsonl file."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Split of a Hub dataset to train on."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation rows, Hub id or file."}
+    )
+    dataset_eval_split: str = field(
+        default="test", metadata={"help": "Split of a Hub dataset to evaluate on."}
+    )
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first N rows only."}
+    )
+    torch_threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of the trainer."}
+    )

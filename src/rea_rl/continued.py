@@ -1,4 +1,5 @@
-"""What all three trainers do beyond transformers' own, so that a run which is started again goes on as it began."""
+"""What all three trainers do beyond transformers' own, so that a run which is started again goes
+on as it began."""
 
 from __future__ import annotations
 
@@ -18,37 +19,46 @@ if TYPE_CHECKING:
 
 
 class Continued:
-    """Goes before a trainer's class. `plan` says what the run is made with, and is written into its checkpoints."""
+    """Goes before a trainer's class. `plan` says what the run is made with, and is written into
+    its checkpoints."""
 
     plan: Plan | None = None
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        """State of a run; when it logs, evaluates and saves is what this command says, not the checkpoint."""
+        """State of a run; when it logs, evaluates and saves is what this command says, not the
+        checkpoint."""
         done = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         return done
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """One epoch; nothing where a run goes on from its last step. transformers looks only after another one."""
+        """One epoch; nothing where a run goes on from its last step. transformers looks only
+        after another one."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
         else:
             self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """The record is written first: the file that says that a checkpoint is whole must be its last."""
+        """The record is written first: the file that says that a checkpoint is whole must be its
+        last."""
         if self.plan is not None and self.args.should_save:
-            write_record(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self.plan.record)
+            write_record(
+                Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self.plan.record
+            )
         super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Rows by length in an order of each epoch's own, on any number of ranks; transformers' follows the random state."""
+        """Rows by length in an order of each epoch's own, on any number of ranks; transformers'
+        follows the random state."""
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         rows = sampler.batch_size * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochsByLength(lambda: seed + int(self.state.epoch or 0), rows, lengths=sampler.lengths)
+        return EpochsByLength(
+            lambda: seed + int(self.state.epoch or 0), rows, lengths=sampler.lengths
+        )
 
 
 class EpochsByLength(LengthGroupedSampler):

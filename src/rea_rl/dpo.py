@@ -1,11 +1,13 @@
-"""Preference optimization on pairs; with the recipe's losses it is RPO, the offline baseline: DPO plus SFT on the chosen.
+"""Preference optimization on pairs; with the recipe's losses it is RPO, the offline baseline: DPO
+plus SFT on the chosen.
 
     python -m rea_rl.dpo --config recipes/miniature/config_RPO.yaml
-    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.dpo \\
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml \\
+        --num_processes 2 -m rea_rl.dpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_RPO.yaml
 
-A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages; further formats are in
-`rea_rl.dialogues`. The reference model is the base
+A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages; further formats
+are in `rea_rl.dialogues`. The reference model is the base
 model: the adapter, off. Ids, checkpoints and outputs are as in `rea_rl.sft`.
 """
 
@@ -15,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from rea_rl.dialogues import split_row
 from rea_rl.entry import check_buildable, load_model, parse, run
-from rea_rl.sft import Example, encode_completion, encode_prompt, load_encoded, prompt_format, read_examples
+from rea_rl.sft import (
+    Example,
+    encode_completion,
+    encode_prompt,
+    load_encoded,
+    prompt_format,
+    read_examples,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,8 +34,11 @@ if TYPE_CHECKING:
     from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REARLDPOConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+def parse_recipe(
+    argv: list[str] | None = None,
+) -> tuple[SFTScriptArguments, REARLDPOConfig, ModelConfig]:
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
+    that none has."""
     from trl import ModelConfig
 
     from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
@@ -35,7 +47,8 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REA
 
 
 def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`prompt_ids` (P,), `chosen_ids` (C,) and `rejected_ids` (R,) of one row; completions end with EOS.
+    """`prompt_ids` (P,), `chosen_ids` (C,) and `rejected_ids` (R,) of one row; completions end with
+    EOS.
 
     Raises ValueError as `split_row` does.
     """
@@ -48,7 +61,11 @@ def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
 
 
 def load_pairs(
-    name: str, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, limit: int | None = None
+    name: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    limit: int | None = None,
 ) -> Dataset:
     """Encoded pairs of a file or Hub dataset, see `rea_rl.sft.load_encoded`."""
     rows = read_examples(name, split, ("prompt", "chosen", "rejected"))[:limit]
@@ -56,7 +73,8 @@ def load_pairs(
 
 
 def trainer_class() -> type[DPOTrainer]:
-    """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of sequence.
+    """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of
+    sequence.
 
     Steps whose loss or gradient is no number are left out.
     """
@@ -72,8 +90,11 @@ def trainer_class() -> type[DPOTrainer]:
     return PairTrainer
 
 
-def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig) -> DPOTrainer:
-    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads.
+def build_trainer(
+    script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig
+) -> DPOTrainer:
+    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model
+    loads.
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """
@@ -83,14 +104,24 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
 
     check_lora_keys(model_args, served=False)
     if not model_args.use_peft:
-        raise ValueError("use_peft must be true: the reference model is the base model without the adapter")
-    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+        raise ValueError(
+            "use_peft must be true: the reference model is the base model without the adapter"
+        )
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+    )
     check_buildable(model_args, args.trust_remote_code)
-    train_dataset = load_pairs(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
+    train_dataset = load_pairs(
+        script.dataset_name, script.dataset_train_split, tokenizer, args.max_length
+    )
     eval_dataset = None
     if script.eval_dataset_name is not None:
         eval_dataset = load_pairs(
-            script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
+            script.eval_dataset_name,
+            script.dataset_eval_split,
+            tokenizer,
+            args.max_length,
+            script.max_eval_rows,
         )
     plan = plan_run("dpo", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)
@@ -107,7 +138,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLDPOConfig, model_args: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or the data."""
+    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
+    the data."""
     run(build_trainer, parse_recipe, argv)
 
 

@@ -1,4 +1,5 @@
-"""What the training entry points `grpo.py`, `sft.py` and `dpo.py` share: recipe, model, and the course of a run."""
+"""What the training entry points `grpo.py`, `sft.py` and `dpo.py` share: recipe, model, and the
+course of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NO_ROOM = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d")
+NO_ROOM = re.compile(
+    r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d"
+)
 
 
 class RunEnded(Exception):
@@ -45,8 +48,8 @@ class MonitorError(RunEnded):
 def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
     """Recipe (`--config FILE`) and overriding flags as dataclasses.
 
-    Raises ValueError for a key that none has, a value of another type or out of its range, a reporter that is not
-    installed, and for places of the run that are no folders.
+    Raises ValueError for a key that none has, a value of another type or out of its range, a
+    reporter that is not installed, and for places of the run that are no folders.
     """
     from rea_rl.configs import check_ranges
     from rea_rl.recipe import RecipeParser
@@ -66,7 +69,8 @@ def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
 
 
 def check_reporters(names: list[str]) -> None:
-    """Raise ValueError for a program of `report_to` that is unknown, or that cannot be used here."""
+    """Raise ValueError for a program of `report_to` that is unknown, or that cannot be used
+    here."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     from rea_rl.model_files import cause
@@ -74,13 +78,15 @@ def check_reporters(names: list[str]) -> None:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise ValueError(
-                f"report_to is {name!r}; it must be none, or of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+                f"report_to is {name!r}; it must be none, or of "
+                f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
             )
         try:
             INTEGRATION_TO_CALLBACK[name]()  # imports its package, and starts nothing
         except (ImportError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"report_to is {name}, which cannot be used ({cause(error)}); do that, or set report_to: none"
+                f"report_to is {name}, which cannot be used ({cause(error)}); do that, or set "
+                "report_to: none"
             ) from error
 
 
@@ -88,22 +94,28 @@ def check_checkpoint(folder: str) -> None:
     """Raise ValueError if a run cannot go on from a folder."""
     if not (Path(folder) / "trainer_state.json").is_file():
         raise ValueError(
-            f"resume_from_checkpoint is {folder}, which is no checkpoint-<step> folder of a run; leave it out to go "
-            "on from the last one in output_dir"
+            f"resume_from_checkpoint is {folder}, which is no checkpoint-<step> folder of a run; "
+            "leave it out to go on from the last one in output_dir"
         )
 
 
 def check_buildable(model_args: ModelConfig, trust_remote_code: bool) -> None:
-    """Raise ValueError for a model that could not be loaded, before servers are asked and data is read."""
+    """Raise ValueError for a model that could not be loaded, before servers are asked and data
+    is read."""
     from rea_rl import model_files
 
     settings = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
     attention = model_args.attn_implementation
-    model_files.check_buildable(model_args.model_name_or_path, "model_name_or_path", attention, **settings)
+    model_files.check_buildable(
+        model_args.model_name_or_path, "model_name_or_path", attention, **settings
+    )
 
 
-def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None) -> PreTrainedModel:
-    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError with the cause if it cannot."""
+def load_model(
+    model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None
+) -> PreTrainedModel:
+    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError with the
+    cause if it cannot."""
     import torch
 
     from rea_rl.model_files import read_model
@@ -121,7 +133,8 @@ def load_model(model_args: ModelConfig, trust_remote_code: bool, torch_threads: 
 
 
 def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
-    """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and state.
+    """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and
+    state.
 
     A trainer without a plan continues the last checkpoint of its output_dir.
 
@@ -129,8 +142,8 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
         trainer: of the run.
         give_up: ends what the training waits for; called when SIGTERM asks for its end.
 
-    Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no numbers, where a monitor
-    ends the run, and after SIGTERM.
+    Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no
+    numbers, where a monitor ends the run, and after SIGTERM.
     """
     from rea_rl.resume import checkpoint_step
     from rea_rl.start import start_block
@@ -139,8 +152,11 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
 
     know_cpu_by_index()
     args, plan = trainer.args, trainer.plan
-    checkpoint = plan.checkpoint if plan else args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    done = checkpoint_step(Path(checkpoint)) if checkpoint else 0  # read now: save_total_limit may remove it
+    checkpoint = (
+        plan.checkpoint if plan else args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    )
+    # read now: save_total_limit may remove it
+    done = checkpoint_step(Path(checkpoint)) if checkpoint else 0
     if checkpoint:
         logger.info("continuing from %s", checkpoint)
     if trainer.is_world_process_zero():
@@ -156,12 +172,14 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_state()
-    trainer.save_metrics("train", _of_trained_steps(result, done))  # last: its file says that the run is complete
+    # last: its file says that the run is complete
+    trainer.save_metrics("train", _of_trained_steps(result, done))
     logger.info("weights and metrics are in %s", args.output_dir)
 
 
 def _prepare(output_dir: Path, plan: Plan | None) -> None:
-    """Record what the run is made with, and remove what would say that it is complete, or that a write was cut off."""
+    """Record what the run is made with, and remove what would say that it is complete, or that a
+    write was cut off."""
     from rea_rl.resume import RESULTS
     from rea_rl.run_record import write_record
 
@@ -172,15 +190,19 @@ def _prepare(output_dir: Path, plan: Plan | None) -> None:
 
 
 def _of_trained_steps(result: TrainOutput, done: int) -> dict[str, float]:
-    """Metrics of a training, over the steps since those that were `done`: transformers divides by all steps."""
+    """Metrics of a training, over the steps since those that were `done`: transformers divides
+    by all steps."""
     trained = result.global_step - done
     if trained < 1:  # the run had ended before its weights were saved
-        return {key: value for key, value in result.metrics.items() if key in ("epoch", "total_flos")}
+        return {
+            key: value for key, value in result.metrics.items() if key in ("epoch", "total_flos")
+        }
     return result.metrics | {"train_loss": result.training_loss * result.global_step / trained}
 
 
 def save_last_step(trainer: Trainer) -> None:
-    """Write a checkpoint of the last finished optimizer step, unless there is one, or no step was finished."""
+    """Write a checkpoint of the last finished optimizer step, unless there is one, or no step
+    was finished."""
     from rea_rl.utils import is_whole
 
     step = trainer.state.global_step
@@ -194,20 +216,28 @@ def save_last_step(trainer: Trainer) -> None:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a file could not be written for want of room: torch and safetensors raise errors without a number."""
+    """Whether a file could not be written for want of room: torch and safetensors raise errors
+    without a number."""
     number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or NO_ROOM.search(str(error)) is not None
+    return (
+        number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or NO_ROOM.search(str(error)) is not None
+    )
 
 
-def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None) -> None:
-    """Command of an entry point without servers: exit code 1 with one line for a mistake in the recipe or the data."""
+def run(
+    build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None
+) -> None:
+    """Command of an entry point without servers: exit code 1 with one line for a mistake in the
+    recipe or the data."""
     from rea_rl.resume import RunComplete
     from rea_rl.utils import setup_logging
 
     setup_logging()
     try:
         trainer = build(*parse_recipe(argv))
-    except (ValueError, NotImplementedError) as error:  # TRL raises both for keys that do not go together
+    # TRL raises both for keys that do not go together
+    except (ValueError, NotImplementedError) as error:
         leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)
@@ -219,7 +249,8 @@ def run(build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv:
 
 
 def end(trainer: Trainer, error: Exception) -> NoReturn:
-    """End a training with exit code 1 and one line for what may end one, 143 after SIGTERM. Raises everything else.
+    """End a training with exit code 1 and one line for what may end one, 143 after SIGTERM. Raises
+    everything else.
 
     A line of its own comes first: a progress bar may be on the last one.
     """
@@ -232,10 +263,12 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
         sys.exit(128 + signal.SIGTERM)
     if isinstance(error, (OSError, RuntimeError, SafetensorError)) and is_disk_full(error):
         sys.exit(
-            f"\nerror: there is no room to write into {trainer.args.output_dir} ({' '.join(str(error).split())[:200]}); "
+            f"\nerror: there is no room to write into {trainer.args.output_dir} "
+            f"({' '.join(str(error).split())[:200]}); "
             "free some, and give the same command to go on from the last checkpoint"
         )
-    if isinstance(error, (ConnectionError, RunEnded)):  # a server stays away or refuses; no numbers; a monitor
+    # a server stays away or refuses; no numbers; a monitor
+    if isinstance(error, (ConnectionError, RunEnded)):
         sys.exit(f"\nerror: {error}" if is_first else 1)
     raise error
 

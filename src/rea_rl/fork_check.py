@@ -1,7 +1,9 @@
-"""A model's packed and plain forward passes compared at the start of a run, on a fork of a few dozen tokens.
+"""A model's packed and plain forward passes compared at the start of a run, on a fork of a few
+dozen tokens.
 
-A config does not tell how a decoder takes packed rows: its layers may not hand on the tree, its attention may have a
-term of its own, it may draw random numbers under any name. So the pass is tried.
+A config does not tell how a decoder takes packed rows: its layers may not hand on the tree, its
+attention may have a term of its own, it may draw random numbers under any name. So the pass is
+tried.
 """
 
 from __future__ import annotations
@@ -24,15 +26,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEXT = "The sum of 17 and 25 is 42. Wait, let me check that again: 17 plus 20 is 37, and 5 more makes 42 in all."
+TEXT = (
+    "The sum of 17 and 25 is 42. Wait, let me check that again: 17 plus 20 is 37, and 5 more makes "
+    "42 in all."
+)
 NUM_PROMPT, NUM_SHARED, LENGTHS = 8, 20, (44, 36, 28)  # tokens
-# Mean difference of log-probs between two kernels, and between two runs of one kernel, on top of the measured noise.
+# Mean difference of log-probs between two kernels, and between two runs of one kernel, on top of
+# the measured noise.
 KERNELS = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 RUNS = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
 
 def packing_differs(trainer: REARLTrainer) -> str | None:
-    """Why the model of a trainer, which has a packed forward pass, must not be packed; None where the passes agree.
+    """Why the model of a trainer, which has a packed forward pass, must not be packed; None where
+    the passes agree.
 
     The same on all ranks.
     """
@@ -59,14 +66,20 @@ def _try(trainer: REARLTrainer) -> str | None:
             return _compare(trainer, paths, fold(paths).to(device))
     except Exception as error:  # whatever a model's own code raises where it is not made for this
         logger.debug("packed forward pass", exc_info=error)
-        return f"its packed forward pass fails ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        return (
+            f"its packed forward pass fails ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]})"
+        )
     finally:
         model.train(was_training)
 
 
 def _compare(trainer: REARLTrainer, paths: list[TokenPath], packed: PackedPaths) -> str | None:
     model, dtype = trainer.model, _computing_dtype(trainer)
-    halves = [TokenPath(path.ids[: (path.num_prompt + len(path.ids)) // 2], path.num_prompt) for path in paths]
+    halves = [
+        TokenPath(path.ids[: (path.num_prompt + len(path.ids)) // 2], path.num_prompt)
+        for path in paths
+    ]
     with torch.no_grad():
         model.train()
         random = _difference(_plain(trainer, paths), _plain(trainer, paths))
@@ -75,13 +88,19 @@ def _compare(trainer: REARLTrainer, paths: list[TokenPath], packed: PackedPaths)
         shorter = _plain(trainer, halves)
         flat = _packed(trainer, packed)
     if random > 4 * _difference(plain, again) + RUNS[dtype]:
-        return "it draws random numbers in training (dropout, or noise in its routing), but a shared prefix must see one model"
+        return (
+            "it draws random numbers in training (dropout, or noise in its routing), but a shared "
+            "prefix must see one model"
+        )
     lengths = [len(row) for row in plain]
     difference = _difference(plain, list(flat.split(lengths)))
-    noise = _difference([row[: len(half)] for row, half in zip(plain, shorter, strict=True)], shorter)
+    noise = _difference(
+        [row[: len(half)] for row, half in zip(plain, shorter, strict=True)], shorter
+    )
     if not difference <= 5 * noise + KERNELS[dtype]:
         return (
-            f"its log-probs are others when packed: on average by {difference:.2g} for a fork of {sum(lengths)} tokens"
+            f"its log-probs are others when packed: on average by {difference:.2g} for a fork of "
+            f"{sum(lengths)} tokens"
         )
     _try_backward(trainer, packed)
     return None
@@ -92,7 +111,13 @@ def _plain(trainer: REARLTrainer, paths: list[TokenPath]) -> list[torch.Tensor]:
     rows = []
     for path in paths:
         ids = torch.from_numpy(path.ids).unsqueeze(0).to(trainer.accelerator.device)  # (1, L)
-        arguments = (trainer, trainer.model, ids, torch.ones_like(ids), len(path.ids) - path.num_prompt)
+        arguments = (
+            trainer,
+            trainer.model,
+            ids,
+            torch.ones_like(ids),
+            len(path.ids) - path.num_prompt,
+        )
         rows.append(GRPOTrainer._get_per_token_logps_and_entropies(*arguments)[0][0])
     return rows
 

@@ -1,8 +1,9 @@
 """Layers of a frozen decoder with LoRA that compute the same in less time and memory.
 
-PEFT's layer and transformers' norm and MLP keep their inputs several times over, in float32 too, for gradients of
-weights that are frozen. Here a linear layer keeps its input once, a norm its input, and the MLP the outputs of its two
-first projections; LoRA is computed in the activations' dtype and added in place.
+PEFT's layer and transformers' norm and MLP keep their inputs several times over, in float32 too,
+for gradients of weights that are frozen. Here a linear layer keeps its input once, a norm its
+input, and the MLP the outputs of its two first projections; LoRA is computed in the activations'
+dtype and added in place.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def _backward(
     """Gradients of the input (N, in), of A and of B."""
     grad_low = grad @ w.b.to(grad.dtype)  # (N, r)
     grad_x = (grad @ w.weight).addmm_(grad_low, w.a.to(grad.dtype), alpha=w.scaling)
-    grad_a, grad_b = ((out.T @ into).to(w.a.dtype) * w.scaling for out, into in ((grad_low, x), (grad, low)))
+    grad_a, grad_b = (
+        (out.T @ into).to(w.a.dtype) * w.scaling for out, into in ((grad_low, x), (grad, low))
+    )
     return grad_x, grad_a, grad_b
 
 
@@ -65,10 +68,13 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _SwiGLULoraLinear(torch.autograd.Function):
-    """Last projection of silu(gate) * up, which is computed again in the backward pass instead of kept."""
+    """Last projection of silu(gate) * up, which is computed again in the backward pass instead
+    of kept."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, weight, bias, a, b, scaling: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, gate: torch.Tensor, up: torch.Tensor, weight, bias, a, b, scaling: float
+    ) -> torch.Tensor:
         x = F.silu(gate).mul_(up)
         y, low = _forward(x.flatten(0, -2), _Weights(weight, bias, a, b, scaling))
         ctx.save_for_backward(gate, up, low, weight, a, b)
@@ -88,23 +94,43 @@ class _SwiGLULoraLinear(torch.autograd.Function):
 
 
 def _weights(layer: nn.Module) -> _Weights | None:
-    """Weights of `layer` if it is a plain linear layer with exactly one active, plain, unmerged LoRA; else None."""
-    if not isinstance(layer, LoraLinear) or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+    """Weights of `layer` if it is a plain linear layer with exactly one active, plain, unmerged
+    LoRA; else None."""
+    if (
+        not isinstance(layer, LoraLinear)
+        or layer.disable_adapters
+        or layer.merged
+        or len(layer.active_adapters) != 1
+    ):
         return None
     name = layer.active_adapters[0]
     base = layer.base_layer
     dropout = layer.lora_dropout[name] if name in layer.lora_A else None
-    if type(base) is not nn.Linear or not isinstance(dropout, nn.Identity) or name in layer.lora_variant:
+    if (
+        type(base) is not nn.Linear
+        or not isinstance(dropout, nn.Identity)
+        or name in layer.lora_variant
+    ):
         return None
     if base.weight.requires_grad or layer.lora_bias[name]:
         return None
-    return _Weights(base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+    return _Weights(
+        base.weight,
+        base.bias,
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+    )
 
 
 def _same_dtype(x: torch.Tensor, weights: _Weights) -> bool:
     """Whether nothing has to be cast, by autocast neither."""
     device = x.device.type
-    computes = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.weight.dtype
+    computes = (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else weights.weight.dtype
+    )
     return x.dtype == weights.weight.dtype == computes
 
 
@@ -131,10 +157,11 @@ def _norm_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def fuse_layers(model: nn.Module) -> int:
-    """Exchange the forward functions of the layers of `model` that are known; returns how many were.
+    """Exchange the forward functions of the layers of `model` that are known; returns how many
+    were.
 
-    Parameters, their names and the checkpoints stay. Layers with an adapter that is disabled, merged or not plain are
-    computed by PEFT's own code.
+    Parameters, their names and the checkpoints stay. Layers with an adapter that is disabled,
+    merged or not plain are computed by PEFT's own code.
     """
     fused = 0
     for module in model.modules():

@@ -1,11 +1,12 @@
 """Train a policy with REA-RL, or with plain GRPO where the recipe says `revision: false`.
 
     python -m rea_rl.grpo --config recipes/miniature/config_ReflectRL.yaml
-    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.grpo \\
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml \\
+        --num_processes 2 -m rea_rl.grpo \\
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_ReflectRL.yaml --learning_rate 1e-5
 
-Both servers of the recipe must be running; `--dry_run` only checks what can be checked without them. A run that was
-interrupted continues from its last checkpoint.
+Both servers of the recipe must be running; `--dry_run` only checks what can be checked without
+them. A run that was interrupted continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DRY_RUN = "--dry_run"  # check what can be checked without servers, and print `complete` where nothing is to be done
+# check what can be checked without servers, and print `complete` where nothing is to be done
+DRY_RUN = "--dry_run"
 
 
 def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
+    that none has."""
     from trl import ModelConfig
 
     from rea_rl.configs import DataArguments, REARLConfig
@@ -58,8 +61,8 @@ class Inputs:
 def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig) -> Inputs:
     """Tokenizer, rewards and problems of a recipe.
 
-    Raises ValueError for what is missing or does not fit together, or to the run in output_dir; RunComplete if that run
-    needs nothing more.
+    Raises ValueError for what is missing or does not fit together, or to the run in output_dir;
+    RunComplete if that run needs nothing more.
     """
     from generation.rendering import PromptFormat
     from rea_rl.resume import plan_run
@@ -70,18 +73,22 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     check_policy_keys(args, model_args)
     if args.eval_strategy != "no" and data.eval_dataset_name is None:
         raise ValueError(
-            f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; name held-out problems, "
-            "or set eval_strategy: 'no'"
+            f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; "
+            "name held-out problems, or set eval_strategy: 'no'"
         )
     prompts = PromptFormat.of(vars(data) | {"chat_template_kwargs": args.chat_template_kwargs})
     if args.cut_file is not None and args.needs_labels:
         take_cut_file(args)
     threshold = args.tokens_per_reflection
     if (measured := args.tokens_per_reflection_file) is not None:
-        threshold = read_tokens_per_reflection(measured, args.word_bounded_reflections, prompts.record)
+        threshold = read_tokens_per_reflection(
+            measured, args.word_bounded_reflections, prompts.record
+        )
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+    )
     entry.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
@@ -90,19 +97,23 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
         check_thinking(train_rows, model_args.model_name_or_path)
     eval_rows = []
     if data.eval_dataset_name is not None:
-        eval_rows = load_rows(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts)
+        eval_rows = load_rows(
+            data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts
+        )
     prompts_per_step = args.generation_batch_size // args.num_generations
     if len(train_rows) < prompts_per_step:
         raise ValueError(
-            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes {prompts_per_step}; "
-            "give more problems, or lower per_device_train_batch_size or gradient_accumulation_steps"
+            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes "
+            f"{prompts_per_step}; give more problems, or lower per_device_train_batch_size or "
+            "gradient_accumulation_steps"
         )
     plan = plan_run("grpo", (data, args, model_args), train_rows, tokens_per_reflection=threshold)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
 
 
 def take_cut_file(args: REARLConfig) -> None:
-    """Set the keys of the cut to those of `cut_file`; a strong cut stays at least as early as a normal one.
+    """Set the keys of the cut to those of `cut_file`; a strong cut stays at least as early as a
+    normal one.
 
     Raises ValueError for a file that is missing or holds something else.
     """
@@ -114,70 +125,92 @@ def take_cut_file(args: REARLConfig) -> None:
 
 
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
-    """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe says."""
+    """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe
+    says."""
     from rea_rl.lora import check_lora_keys
     from rea_rl.vllm_server import LORA_RANKS
 
     check_lora_keys(model_args, served=True)
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         raise ValueError(
-            "FSDP has the weights in pieces, which cannot be brought to the policy server; leave fsdp out, and launch with "
-            "ddp.yaml, or with zero3.yaml where the model does not fit on one GPU"
+            "FSDP has the weights in pieces, which cannot be brought to the policy server; leave "
+            "fsdp out, and launch with ddp.yaml, or with zero3.yaml where the model does not fit "
+            "on one GPU"
         )
     if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("load_in_4bit and load_in_8bit must be false: servers and trainer must have the same weights")
+        raise ValueError(
+            "load_in_4bit and load_in_8bit must be false: servers and trainer must have the same "
+            "weights"
+        )
     if not model_args.use_peft:
         check_full_weights(args)
         return
     if args.sync_ref_model:
-        raise ValueError("sync_ref_model is true, but with use_peft the reference is the base model, which stays: leave it out")
+        raise ValueError(
+            "sync_ref_model is true, but with use_peft the reference is the base model, which "
+            "stays: leave it out"
+        )
     if model_args.lora_r > LORA_RANKS[-1]:
-        raise ValueError(f"lora_r is {model_args.lora_r}, but vLLM serves ranks up to {LORA_RANKS[-1]}; lower it")
+        raise ValueError(
+            f"lora_r is {model_args.lora_r}, but vLLM serves ranks up to {LORA_RANKS[-1]}; lower it"
+        )
     if args.packing == "shared_prefix" and model_args.lora_dropout:
         raise ValueError(
-            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see one model: set "
-            "lora_dropout: 0, or packing: none"
+            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see "
+            "one model: set lora_dropout: 0, or packing: none"
         )
 
 
 def check_full_weights(args: REARLConfig) -> None:
     """Raise ValueError for what full fine-tuning cannot do."""
     needed = {"packing": "none", "max_rollout_lag": 0, "use_cpu": False}
-    wrong = {key: getattr(args, key) for key, value in needed.items() if getattr(args, key) != value}
+    wrong = {
+        key: getattr(args, key) for key, value in needed.items() if getattr(args, key) != value
+    }
     if wrong:
         raise ValueError(
-            f"use_peft is false, so that all weights are trained, but {' and '.join(f'{k} is {v}' for k, v in wrong.items())}: "
-            "packing and overlap need adapters, and all weights move over NCCL, between GPUs; set use_peft: true, or "
-            + ", ".join(f"{key}: {str(needed[key]).lower()}" for key in wrong)
+            "use_peft is false, so that all weights are trained, but "
+            f"{' and '.join(f'{k} is {v}' for k, v in wrong.items())}: packing and overlap need "
+            "adapters, and all weights move over NCCL, between GPUs; set use_peft: true, "
+            "or " + ", ".join(f"{key}: {str(needed[key]).lower()}" for key in wrong)
         )
 
 
 def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
-    """Raise ValueError if `</think>`, where paths are cut, does not survive the way to ids and back to text."""
+    """Raise ValueError if `</think>`, where paths are cut, does not survive the way to ids and
+    back to text."""
     from generation.prompts import THINK_END
     from rea_rl.revision import decode_completion, think_end_ids
 
     if (read := decode_completion(tokenizer, think_end_ids(tokenizer))) != THINK_END:
         raise ValueError(
-            f"model_name_or_path: the tokenizer of {model_name!r} reads {THINK_END} back as {read!r}, so that no end of "
-            "a thinking can be found; add it as a token that is not special, or set revision: false"
+            f"model_name_or_path: the tokenizer of {model_name!r} reads {THINK_END} back as "
+            f"{read!r}, so that no end of a thinking can be found; add it as a token that is not "
+            "special, or set revision: false"
         )
 
 
 def check_thinking(rows: list[dict[str, Any]], model_name: str) -> None:
-    """Raise ValueError if a prompt has closed its thinking, so that there is nothing that a revision could cut."""
+    """Raise ValueError if a prompt has closed its thinking, so that there is nothing that a
+    revision could cut."""
     if closed := [row["problem_id"] for row in rows if row["prompt_thinking"] == "closed"]:
         raise ValueError(
-            f"revision is true, but the prompts of {model_name} close the thinking before the response begins "
-            f"({len(closed)} of {len(rows)}, the first is problem {closed[0]!r}), so that there is nothing to cut; change "
-            "chat_template_kwargs or prefill so that the model thinks, or set revision: false"
+            f"revision is true, but the prompts of {model_name} close the thinking before the "
+            f"response begins ({len(closed)} of {len(rows)}, the first is problem {closed[0]!r}), "
+            "so that there is nothing to cut; change chat_template_kwargs or prefill so that the "
+            "model thinks, or set revision: false"
         )
 
 
 def load_rows(
-    data: DataArguments, name: str, split: str, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat
+    data: DataArguments,
+    name: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
 ) -> list[dict[str, Any]]:
-    """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and `answer`."""
+    """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and
+    `answer`."""
     from rea_rl.utils import load_problems
 
     problems = load_problems(
@@ -202,11 +235,15 @@ def longest_prompt(inputs: Inputs) -> tuple[int, str]:
     """Tokens of the longest prompt, and the id of its problem."""
     rows = inputs.train_rows + inputs.eval_rows
     ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
-    return max(zip(map(len, ids), (row["problem_id"] for row in rows), strict=True), key=lambda pair: pair[0])
+    return max(
+        zip(map(len, ids), (row["problem_id"] for row in rows), strict=True),
+        key=lambda pair: pair[0],
+    )
 
 
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
-    """Tokenizer of the reflection model; None where none is asked. Raises ValueError for a model that cannot be served."""
+    """Tokenizer of the reflection model; None where none is asked. Raises ValueError for a model
+    that cannot be served."""
     from rea_rl.reflection_check import check_labels
     from rea_rl.utils import load_tokenizer
     from rea_rl.vllm_server import check_model
@@ -220,7 +257,8 @@ def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
 
 
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
-    """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the recipe needs."""
+    """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the
+    recipe needs."""
     from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
     from rea_rl.reflection_check import check_context
@@ -228,7 +266,9 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
     num_tokens, problem_id = longest_prompt(inputs)
-    forced = len(inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False))
+    forced = len(
+        inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False)
+    )
     finish = forced + args.finish_max_tokens if args.revision else 0
     needed = num_tokens + args.max_completion_length + finish
     why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
@@ -241,12 +281,15 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
         context = served_contexts(args.reflection_server)[args.reflection_model]
         check_context(args, reflection_tokenizer, longest, context)
-    verifier = VerifierPool(args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers)
+    verifier = VerifierPool(
+        args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers
+    )
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 
 
 def probe_ids(inputs: Inputs, limit: int) -> list[int]:
-    """Ids that show an adapter's effect: prompts one after the other, as many as make MAX_TOKENS ids, or the limit."""
+    """Ids that show an adapter's effect: prompts one after the other, as many as make MAX_TOKENS
+    ids, or the limit."""
     from rea_rl.probe import MAX_TOKENS
 
     rows = inputs.train_rows[:MAX_TOKENS]
@@ -254,7 +297,9 @@ def probe_ids(inputs: Inputs, limit: int) -> list[int]:
     return list(itertools.chain.from_iterable(ids))[: min(MAX_TOKENS, limit)]
 
 
-def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine) -> REARLTrainer:
+def build_trainer(
+    args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine
+) -> REARLTrainer:
     """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
 
@@ -267,7 +312,9 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
     if model_args.use_peft:
         settings = {"deadline": args.server_deadline, "retries": args.request_retries}
         settings["timeout"] = min(args.request_timeout, LOAD_TIMEOUT)
-        settings["probe"] = Probe(model_args.model_name_or_path, probe_ids(inputs, args.max_completion_length))
+        settings["probe"] = Probe(
+            model_args.model_name_or_path, probe_ids(inputs, args.max_completion_length)
+        )
         sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)
@@ -290,8 +337,8 @@ def build_trainer(args: REARLConfig, model_args: ModelConfig, inputs: Inputs, en
 def train(trainer: REARLTrainer, dataset_name: str) -> None:
     """Train as planned, evaluate, save adapter, state, metrics and model card.
 
-    Raises ConnectionError if a server stays away or refuses what is needed, or another rank failed; then there is a
-    checkpoint of the last finished step.
+    Raises ConnectionError if a server stays away or refuses what is needed, or another rank failed;
+    then there is a checkpoint of the last finished step.
     """
 
     def give_up() -> None:
@@ -308,7 +355,8 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or its surroundings."""
+    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
+    its surroundings."""
     from rea_rl.resume import RunComplete
     from rea_rl.utils import setup_logging
 
@@ -332,7 +380,8 @@ def main(argv: list[str] | None = None) -> None:
     with engine:
         try:
             trainer = build_trainer(args, model_args, inputs, engine)
-        except (ValueError, NotImplementedError) as error:  # what the model tells, such as names in lora_target_modules
+        # what the model tells, such as names in lora_target_modules
+        except (ValueError, NotImplementedError) as error:
             entry.leave(error)
         try:
             train(trainer, data.dataset_name)

@@ -1,12 +1,16 @@
-"""Rollouts that overlap training: while the trainer works on batch t, the chain already makes batch t + 1.
+"""Rollouts that overlap training: while the trainer works on batch t, the chain already makes batch
+t + 1.
 
-    step t:   publish policy t | start batch t + lag | wait for batch t | rewards, loss, update -> policy t + 1
+    step t:   publish policy t | start batch t + lag | wait for batch t
+              | rewards, loss, update -> policy t + 1
 
-Batches are numbered by the optimizer step that trains them. Which rows a batch has follows from its number alone, so
-none is lost or taken twice: not at the end of an epoch, not by an evaluation, and not by a resumed run, which draws
-again what was under way. The rows that were looked up ahead must be those that the dataloader deals in the end.
+Batches are numbered by the optimizer step that trains them. Which rows a batch has follows from its
+number alone, so none is lost or taken twice: not at the end of an epoch, not by an evaluation, and
+not by a resumed run, which draws again what was under way. The rows that were looked up ahead must
+be those that the dataloader deals in the end.
 
-Threads only wait for the chain. What all ranks do together (the weight sync) stays on the main thread, in one order.
+Threads only wait for the chain. What all ranks do together (the weight sync) stays on the main
+thread, in one order.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ Row = dict[str, Any]
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the order."""
+    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the
+    order."""
 
     def __init__(self, epoch: Callable[[], int], **kwargs: Any):
         super().__init__(**kwargs)
@@ -48,8 +53,8 @@ class UpcomingRows:
 
     Args:
         dataset: what the sampler's indices are of.
-        sampler: indices of an epoch; those of a step are one after the other, once per micro-step, and the first time
-            rank after rank.
+        sampler: indices of an epoch; those of a step are one after the other, once per micro-step,
+            and the first time rank after rank.
         micro_steps: how often a step's indices are repeated.
         rows_per_rank: rows of one rank in a step.
         rank, ranks: this rank and their number.
@@ -76,8 +81,11 @@ class UpcomingRows:
         return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
 
 
-def epoch_sampler(trainer: REARLTrainer, epoch: Callable[[], int], dataset: Dataset | None = None) -> EpochSampler:
-    """Order in which a trainer takes the rows of its (or another) dataset: G rows of a prompt follow each other."""
+def epoch_sampler(
+    trainer: REARLTrainer, epoch: Callable[[], int], dataset: Dataset | None = None
+) -> EpochSampler:
+    """Order in which a trainer takes the rows of its (or another) dataset: G rows of a prompt
+    follow each other."""
     args = trainer.args
     return EpochSampler(
         epoch,
@@ -126,7 +134,8 @@ class Lookahead:
 
     @property
     def versions(self) -> set[str]:
-        """Policies that batches under way are sampled from. The same on all ranks, finished or not."""
+        """Policies that batches under way are sampled from. The same on all ranks, finished or
+        not."""
         return {flight.policy_version for flight in self._flights.values()}
 
     def start(self, rows: list[Row], batch: Batch, max_steps: int) -> None:
@@ -137,7 +146,8 @@ class Lookahead:
             batch: of this step; those ahead are sampled from its policy, too.
             max_steps: of the run; no batch is made for a later one.
         """
-        if batch.step not in self._flights:  # the first one, or a run that went back to a checkpoint
+        # the first one, or a run that went back to a checkpoint
+        if batch.step not in self._flights:
             self._flights = {batch.step: self._launch(rows, batch, batch.step)}
         for step in range(batch.step + 1, min(batch.step + self._lag + 1, max_steps)):
             if step not in self._flights:
@@ -145,9 +155,12 @@ class Lookahead:
                 self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
 
     def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
-        """Paths of a step, and metrics: its seconds, those waited for it, its lag. Raises what its chain raised."""
+        """Paths of a step, and metrics: its seconds, those waited for it, its lag. Raises what
+        its chain raised."""
         flight = self._flights.pop(step)
-        assert flight.rows == rows, f"step {step} was looked up with other rows than the dataloader deals"
+        assert flight.rows == rows, (
+            f"step {step} was looked up with other rows than the dataloader deals"
+        )
         start = time.perf_counter()
         rollouts, seconds = flight.result.result()
         return rollouts, {
@@ -161,7 +174,9 @@ class Lookahead:
         wait([flight.result for flight in self._flights.values()])
 
     def _launch(self, rows: list[Row], batch: Batch, policy_step: int) -> _Flight:
-        return _Flight(rows, batch.policy_version, policy_step, self._executor.submit(self._run, rows, batch))
+        return _Flight(
+            rows, batch.policy_version, policy_step, self._executor.submit(self._run, rows, batch)
+        )
 
     def _run(self, rows: list[Row], batch: Batch) -> tuple[list[Rollout], float]:
         start = time.perf_counter()

@@ -1,7 +1,8 @@
-"""LoRA of a recipe: which layers get an adapter, checked against the model before anything is trained.
+"""LoRA of a recipe: which layers get an adapter, checked against the model before anything is
+trained.
 
-PEFT is content if one of the names matches. Here each name has to match a linear layer of the language model; towers
-for images or sound, which have layers of the same names, get no adapter.
+PEFT is content if one of the names matches. Here each name has to match a linear layer of the
+language model; towers for images or sound, which have layers of the same names, get no adapter.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ ALL_LINEAR = "all-linear"
 
 
 def check_lora_keys(model_args: ModelConfig, served: bool) -> None:
-    """Raise ValueError for LoRA keys of a recipe that cannot be trained, or, where `served`, that vLLM does not take."""
+    """Raise ValueError for LoRA keys of a recipe that cannot be trained, or, where `served`,
+    that vLLM does not take."""
     if not model_args.use_peft:
         return
     if model_args.lora_task_type != "CAUSAL_LM":
-        raise ValueError(f"lora_task_type is {model_args.lora_task_type!r}; leave it out: language models are trained")
+        raise ValueError(
+            f"lora_task_type is {model_args.lora_task_type!r}; leave it out: language models are "
+            "trained"
+        )
     if not served:
         return
     refused = {
@@ -39,8 +44,9 @@ def check_lora_keys(model_args: ModelConfig, served: bool) -> None:
     }
     if given := [key for key, value in refused.items() if value]:
         raise ValueError(
-            f"{' and '.join(f'{key} is {refused[key]}' for key in given)}, but policy_server takes plain adapters of linear "
-            "layers only, as vLLM does: leave it out, and name layers in lora_target_modules"
+            f"{' and '.join(f'{key} is {refused[key]}' for key in given)}, but policy_server takes "
+            "plain adapters of linear layers only, as vLLM does: leave it out, and name layers in "
+            "lora_target_modules"
         )
 
 
@@ -51,8 +57,8 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
         model: without adapters.
         served: whether vLLM has to take the adapter while it is trained.
 
-    Raises ValueError, with the names that the model has, for a name in `lora_target_modules` that matches no linear
-    layer of the language model, or one that cannot be trained or served.
+    Raises ValueError, with the names that the model has, for a name in `lora_target_modules` that
+    matches no linear layer of the language model, or one that cannot be trained or served.
     """
     from trl import get_peft_config
 
@@ -68,13 +74,19 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
         config.target_modules -= experts
     elif served and experts:
         raise ValueError(
-            f"lora_target_modules: {_listed(experts)} would train the experts of {type(model).__name__}, whose adapters "
-            f"policy_server does not take; name only {_listed(set(layers.names) - experts)}, or {ALL_LINEAR}"
+            f"lora_target_modules: {_listed(experts)} would train the experts of "
+            f"{type(model).__name__}, whose adapters policy_server does not take; name only "
+            f"{_listed(set(layers.names) - experts)}, or {ALL_LINEAR}"
         )
-    if missing := {name for name in _names(config) - experts if not layers.matching(config, name, layers.inside)}:
+    if missing := {
+        name
+        for name in _names(config) - experts
+        if not layers.matching(config, name, layers.inside)
+    }:
         raise ValueError(
-            f"lora_target_modules: {type(model).__name__} has no linear layer {_listed(missing)} in its language model; it has "
-            f"{_listed(set(layers.names) | experts)}: name of these, or {ALL_LINEAR}"
+            f"lora_target_modules: {type(model).__name__} has no linear layer {_listed(missing)} "
+            f"in its language model; it has {_listed(set(layers.names) | experts)}: name of these, "
+            f"or {ALL_LINEAR}"
         )
     if any(layers.matching(config, name, layers.outside) for name in _names(config)):
         config.exclude_modules = rf"(?!{re.escape(layers.prefix)}).*"
@@ -89,21 +101,31 @@ class _Layers:
         decoder, head = model.get_decoder(), model.get_output_embeddings()
         prefix = next(name for name, module in model.named_modules() if module is decoder)
         self.prefix = f"{prefix}." if prefix else ""
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-        places = {name: name.startswith(self.prefix) for name, module in linear.items() if module is not head}
+        linear = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        }
+        places = {
+            name: name.startswith(self.prefix)
+            for name, module in linear.items()
+            if module is not head
+        }
         self.inside = [name for name, inside in places.items() if inside]
         self.outside = [name for name, inside in places.items() if not inside]
         self.names = sorted({name.rpartition(".")[2] for name in self.inside})
 
     @staticmethod
     def matching(config: LoraConfig, target: str, paths: list[str]) -> list[str]:
-        """Layers that a target stands for, as in PEFT: an expression for whole paths, a name for their ends."""
+        """Layers that a target stands for, as in PEFT: an expression for whole paths, a name for
+        their ends."""
         if isinstance(config.target_modules, str):
             return [path for path in paths if re.fullmatch(target, path)]
         return [path for path in paths if f".{path}".endswith(f".{target}")]
 
     def targets(self, targets: set[str] | str) -> set[str] | str:
-        """Names, also a single one, which TRL hands on as a text, and `all-linear`; a regular expression as it is."""
+        """Names, also a single one, which TRL hands on as a text, and `all-linear`; a regular
+        expression as it is."""
         if not isinstance(targets, str):
             return set(targets)
         if targets.lower() == ALL_LINEAR:
@@ -118,11 +140,16 @@ class _Layers:
 
 
 def _names(config: LoraConfig) -> set[str]:
-    return {config.target_modules} if isinstance(config.target_modules, str) else set(config.target_modules or ())
+    return (
+        {config.target_modules}
+        if isinstance(config.target_modules, str)
+        else set(config.target_modules or ())
+    )
 
 
 def _experts(model: PreTrainedModel, config: LoraConfig) -> set[str]:
-    """Names that PEFT takes for experts, which are one parameter a layer in transformers and no linear layers."""
+    """Names that PEFT takes for experts, which are one parameter a layer in transformers and no
+    linear layers."""
     from peft.utils.transformers_weight_conversion import (
         convert_peft_config_for_transformers,
         get_model_conversion_mapping,

@@ -1,9 +1,11 @@
-"""Merge a LoRA adapter into its base model: a plain model folder, which vLLM serves without knowing of LoRA.
+"""Merge a LoRA adapter into its base model: a plain model folder, which vLLM serves without knowing
+of LoRA.
 
-    python -m rea_rl.merge_lora model/Qwen2.5-7B-Instruct model/Reflection_Model_Lora model/Reflection_Model
+    python -m rea_rl.merge_lora model/Qwen2.5-7B-Instruct model/Reflection_Model_Lora \
+        model/Reflection_Model
 
-Merging is done in float32 and checked there: merged and unmerged model must give the same logits. The result is stored
-in the base model's type. OUT appears only when it is complete.
+Merging is done in float32 and checked there: merged and unmerged model must give the same logits.
+The result is stored in the base model's type. OUT appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
 )  # of models that see
 PROBE_TOKENS = 64  # of the sequence whose logits are compared
-TOLERANCE = 1e-3  # largest difference of logits, as a share of the unmerged ones' standard deviation
+# largest difference of logits, as a share of the unmerged ones' standard deviation
+TOLERANCE = 1e-3
 
 
 def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
@@ -44,11 +47,15 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
     folder = Path(adapter)
     for name in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{adapter} is not the folder of an adapter: it has no {name}; name a run's output_dir")
+            raise ValueError(
+                f"{adapter} is not the folder of an adapter: it has no {name}; name a run's "
+                "output_dir"
+            )
     config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ValueError(
-            f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a LoRA adapter"
+            f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a "
+            "LoRA adapter"
         )
     return config
 
@@ -56,19 +63,24 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
 def check_adapter(base: str, adapter: str | Path) -> dict[str, Any]:
     """Configuration of an adapter of `base`.
 
-    Two names mean one model if they are one folder, or if their last parts are equal (`Qwen/Qwen2.5-7B-Instruct` and
-    `model/Qwen2.5-7B-Instruct`). Raises ValueError if the adapter was trained on another model.
+    Two names mean one model if they are one folder, or if their last parts are equal
+    (`Qwen/Qwen2.5-7B-Instruct` and `model/Qwen2.5-7B-Instruct`). Raises ValueError if the adapter
+    was trained on another model.
     """
     config = read_adapter_config(adapter)
     trained_on = config.get("base_model_name_or_path")
     if trained_on is None:
         raise ValueError(
-            f"{adapter}/adapter_config.json has no base_model_name_or_path; write {base!r} there if it was"
+            f"{adapter}/adapter_config.json has no base_model_name_or_path; write {base!r} there "
+            "if it was"
         )
-    if Path(trained_on).resolve() != Path(base).resolve() and Path(trained_on).name != Path(base).name:
+    if (
+        Path(trained_on).resolve() != Path(base).resolve()
+        and Path(trained_on).name != Path(base).name
+    ):
         raise ValueError(
-            f"{adapter} is an adapter of {trained_on!r}, not of {base!r}; if that is the same model under another "
-            "name, change base_model_name_or_path in its adapter_config.json"
+            f"{adapter} is an adapter of {trained_on!r}, not of {base!r}; if that is the same "
+            "model under another name, change base_model_name_or_path in its adapter_config.json"
         )
     return config
 
@@ -76,17 +88,21 @@ def check_adapter(base: str, adapter: str | Path) -> dict[str, Any]:
 def adapter_digest(adapter: str | Path) -> str:
     """Short fingerprint of an adapter's weights."""
     read_adapter_config(adapter)
-    return hashlib.blake2b((Path(adapter) / ADAPTER_WEIGHTS).read_bytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        (Path(adapter) / ADAPTER_WEIGHTS).read_bytes(), digest_size=8
+    ).hexdigest()
 
 
-def merge_lora(base: str, adapter: str, out: str, device: str = "cpu", chat_template: str | None = None) -> Path:
+def merge_lora(
+    base: str, adapter: str, out: str, device: str = "cpu", chat_template: str | None = None
+) -> Path:
     """Write `base` with `adapter` merged into it, and its tokenizer, to the new folder `out`.
 
-    A folder that was made of the same base, adapter and template is left as it is. `chat_template` is a Jinja file that takes
-    the place of the tokenizer's own template.
+    A folder that was made of the same base, adapter and template is left as it is. `chat_template`
+    is a Jinja file that takes the place of the tokenizer's own template.
 
-    Raises ValueError if `out` exists and is another, if `adapter` is not a LoRA adapter of `base`, or if its shapes do not fit;
-    RuntimeError if merged and unmerged logits differ.
+    Raises ValueError if `out` exists and is another, if `adapter` is not a LoRA adapter of `base`,
+    or if its shapes do not fit; RuntimeError if merged and unmerged logits differ.
     """
     if Path(out).exists():
         check_same(out, merged_from(base, adapter, chat_template))
@@ -142,31 +158,38 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
     import torch
     from peft import PeftModel
 
-    probe = torch.randint(vocab_size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))  # (1, T)
+    # (1, T)
+    probe = torch.randint(vocab_size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     probe = probe.to(model.device)
     with torch.no_grad():
         try:
             unmerged: PeftModel = PeftModel.from_pretrained(model, adapter)
         except RuntimeError as error:  # what load_state_dict raises for shapes that do not fit
-            raise ValueError(f"{adapter} does not fit the base model {model.name_or_path}: {cause(error)}") from error
+            raise ValueError(
+                f"{adapter} does not fit the base model {model.name_or_path}: {cause(error)}"
+            ) from error
         before = unmerged(probe).logits  # (1, T, V)
         merged = unmerged.merge_and_unload(safe_merge=True)
         difference = ((merged(probe).logits - before).abs().max() / before.std()).item()
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            f"merged and unmerged logits differ by {difference:.1e} of their deviation, over {TOLERANCE}"
+            f"merged and unmerged logits differ by {difference:.1e} of their deviation, over "
+            f"{TOLERANCE}"
         )
     logger.info("merged and unmerged logits differ by %.1e of their deviation", difference)
     return merged
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the arguments."""
+    """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the
+    arguments."""
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter into its base model.")
     parser.add_argument("base", help="folder or Hub id of the base model")
     parser.add_argument("adapter", help="folder of the adapter")
     parser.add_argument("out", help="new folder for the merged model")
-    parser.add_argument("--device", default="cpu", help="where to merge: cpu or cuda; 4 bytes per parameter")
+    parser.add_argument(
+        "--device", default="cpu", help="where to merge: cpu or cuda; 4 bytes per parameter"
+    )
     parser.add_argument("--chat_template", help="Jinja file in place of the base's chat template")
     args = parser.parse_args(argv)
     setup_logging()

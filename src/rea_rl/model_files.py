@@ -1,7 +1,9 @@
-"""Models on their way in: their files are looked at before anything loads them, and what a loader says is passed on.
+"""Models on their way in: their files are looked at before anything loads them, and what a loader
+says is passed on.
 
-Loaders raise whatever the library below them raises, `Exception` itself among it. Here every failure becomes one ValueError
-with the cause in its own words; `from` keeps the traceback for who looks for it.
+Loaders raise whatever the library below them raises, `Exception` itself among it. Here every
+failure becomes one ValueError with the cause in its own words; `from` keeps the traceback for who
+looks for it.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ CAUSE_LENGTH = 220  # characters of a library's message
 def check_files(folder: str | Path, weights: bool = True) -> None:
     """Raise ValueError for a file of a local model or adapter that no loader could read.
 
-    These are pointers of Git LFS in place of files, JSON with a mistake, and `weights` that are missing or were cut off, of
-    which the headers are read. What is not there, and not named by an index, is left to its loader.
+    These are pointers of Git LFS in place of files, JSON with a mistake, and `weights` that are
+    missing or were cut off, of which the headers are read. What is not there, and not named by an
+    index, is left to its loader.
     """
     folder = Path(folder)
     for file in (folder / name for name in (*JSON_FILES, *OTHER_FILES)):
@@ -52,7 +55,8 @@ def check_files(folder: str | Path, weights: bool = True) -> None:
 
 
 def check_weights(file: Path) -> None:
-    """Raise ValueError for a safetensors file that is missing, a pointer of Git LFS, or not whole."""
+    """Raise ValueError for a safetensors file that is missing, a pointer of Git LFS, or not
+    whole."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; fetch all weights of the model")
     _check_no_pointer(file)
@@ -60,11 +64,14 @@ def check_weights(file: Path) -> None:
         with safe_open(file, "np"):
             pass
     except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({cause(error)}); fetch or write it again") from error
+        raise ValueError(
+            f"{file} is no whole safetensors file ({cause(error)}); fetch or write it again"
+        ) from error
 
 
 def _weights(folder: Path) -> list[str]:
-    """Names of a model's or an adapter's weights: those of its index, or the usual ones that are there."""
+    """Names of a model's or an adapter's weights: those of its index, or the usual ones that are
+    there."""
     index = folder / INDEX
     if not index.is_file():
         return [name for name in WEIGHTS if (folder / name).is_file()]
@@ -77,33 +84,49 @@ def _check_no_pointer(file: Path) -> None:
         with file.open("rb") as opened:
             is_pointer = opened.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}); give a file that can") from None
+        raise ValueError(
+            f"{file} cannot be read ({error.strerror}); give a file that can"
+        ) from None
     if is_pointer:
-        raise ValueError(f"{file} is a pointer of Git LFS in place of the file; run `git lfs pull` in its folder")
+        raise ValueError(
+            f"{file} is a pointer of Git LFS in place of the file; run `git lfs pull` in its folder"
+        )
 
 
 def text_config(model: str | Path) -> PreTrainedConfig | None:
-    """Configuration of the part of a local model that reads and writes text; None where transformers knows no such model.
+    """Configuration of the part of a local model that reads and writes text; None where
+    transformers knows no such model.
 
-    Models that also see keep its sizes below a key of their `config.json`, or leave them to the class's defaults.
+    Models that also see keep its sizes below a key of their `config.json`, or leave them to the
+    class's defaults.
     """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(model), trust_remote_code=False).get_text_config(decoder=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:  # a newer model, or code of its own
-        logger.warning("%s: its sizes are not checked, since transformers does not know it (%s)", model, cause(error))
+        return AutoConfig.from_pretrained(str(model), trust_remote_code=False).get_text_config(
+            decoder=True
+        )
+    # a newer model, or code of its own
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        logger.warning(
+            "%s: its sizes are not checked, since transformers does not know it (%s)",
+            model,
+            cause(error),
+        )
         return None
 
 
 def read_tokenizer(path: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder or Hub id, padded on the left. Raises ValueError naming the `key`, with the cause."""
+    """Tokenizer of a folder or Hub id, padded on the left. Raises ValueError naming the `key`,
+    with the cause."""
     from transformers import AutoTokenizer
 
     if Path(path).is_dir():
         check_files(path, weights=False)
     try:
-        return AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            path, padding_side="left", trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # the tokenizers library raises no other type
         remedy = _remedy(error, "it must be the folder of a model, or a Hub id that can be reached")
         raise ValueError(f"{key}: no tokenizer at {path!r} ({cause(error)}); {remedy}") from error
@@ -117,7 +140,8 @@ def read_model(path: str, key: str, **settings: Any) -> PreTrainedModel:
         key: recipe key that named it, for the error.
         settings: further arguments of `from_pretrained`.
 
-    Raises ValueError with the cause if it cannot be loaded, or if weights are missing, which would be drawn at random.
+    Raises ValueError with the cause if it cannot be loaded, or if weights are missing, which would
+    be drawn at random.
     """
     from transformers import AutoModelForCausalLM
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -125,23 +149,27 @@ def read_model(path: str, key: str, **settings: Any) -> PreTrainedModel:
     if Path(path).is_dir():
         check_files(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **settings)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, **settings
+        )
     except Exception as error:
         remedy = _remedy(error, "give the folder of a whole model")
         raise ValueError(f"{key}: {path!r} cannot be loaded ({cause(error)}); {remedy}") from error
     missing = sorted(report["missing_keys"])
     if missing and not is_deepspeed_zero3_enabled():  # which reports them otherwise
         raise ValueError(
-            f"{key}: {path!r} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
-            "give the folder of a whole model"
+            f"{key}: {path!r} lacks {len(missing)} of the weights that its config.json asks for, "
+            f"such as {missing[0]}; give the folder of a whole model"
         )
     return model
 
 
 def check_buildable(path: str, key: str, attn_implementation: str | None, **settings: Any) -> None:
-    """Raise ValueError with the cause if a model could not be made here. Of its weights only the headers are read.
+    """Raise ValueError with the cause if a model could not be made here. Of its weights only the
+    headers are read.
 
-    Its files may be broken, its architecture unknown, or a package missing, such as that of `attn_implementation`.
+    Its files may be broken, its architecture unknown, or a package missing, such as that of
+    `attn_implementation`.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -155,19 +183,24 @@ def check_buildable(path: str, key: str, attn_implementation: str | None, **sett
         config = AutoConfig.from_pretrained(path, **settings)
         trusted = {"trust_remote_code": settings.get("trust_remote_code", False)}
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, **trusted)
+            AutoModelForCausalLM.from_config(
+                config, attn_implementation=attn_implementation, **trusted
+            )
     except Exception as error:
         remedy = _remedy(error, "give a model and an attn_implementation that transformers knows")
         raise ValueError(
-            f"{key}: a model such as {path!r} cannot be made here, with attn_implementation {attn_implementation} "
-            f"({cause(error)}); {remedy}"
+            f"{key}: a model such as {path!r} cannot be made here, with attn_implementation "
+            f"{attn_implementation} ({cause(error)}); {remedy}"
         ) from error
 
 
 def cause(error: BaseException) -> str:
-    """Message of an error in one line of a readable length; its type too where the message alone says little."""
+    """Message of an error in one line of a readable length; its type too where the message alone
+    says little."""
     words = textwrap.shorten(" ".join(str(error).split()), CAUSE_LENGTH).rstrip(".")
-    if words and isinstance(error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)):
+    if words and isinstance(
+        error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
+    ):
         return words
     return f"{type(error).__name__}: {words}".removesuffix(": ")
 
@@ -178,7 +211,10 @@ def _remedy(error: Exception, otherwise: str) -> str:
     if "gated" in words:
         return "ask for access on its page, and log in: hf auth login"
     if "trust_remote_code" in words:
-        return "read that code, and set trust_remote_code where there is such a key, or take another model"
+        return (
+            "read that code, and set trust_remote_code where there is such a key, or take another "
+            "model"
+        )
     if isinstance(error, ImportError):
         return "install that package, or choose what does not need it"
     if isinstance(error, RuntimeError):

@@ -1,8 +1,9 @@
-"""Steps whose loss or gradient is no number: skipped, counted, and the end of a run that has several in a row.
+"""Steps whose loss or gradient is no number: skipped, counted, and the end of a run that has
+several in a row.
 
-One mixin for the trainers of `rea_rl.grpo`, `rea_rl.sft` and `rea_rl.dpo`, also with accumulation, DDP and DeepSpeed's
-ZeRO. A skipped step counts as a step: the next one has the next rows and the next learning rate. Weights and the
-optimizer's state stay as they were before it.
+One mixin for the trainers of `rea_rl.grpo`, `rea_rl.sft` and `rea_rl.dpo`, also with accumulation,
+DDP and DeepSpeed's ZeRO. A skipped step counts as a step: the next one has the next rows and the
+next learning rate. Weights and the optimizer's state stay as they were before it.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ ROW = "row"  # column of encoded rows: their number in the data file, from 0
 def set_cudnn_attention(enabled: bool) -> None:
     """Allow or forbid cuDNN's attention to this process, forward and backward.
 
-    On GPUs, masked bfloat16 rows got gradients from it that are no numbers; torch's other kernels did not.
+    On GPUs, masked bfloat16 rows got gradients from it that are no numbers; torch's other kernels
+    did not.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 class FiniteSteps:
-    """Mixin, before a trainer of TRL: no step whose loss or gradient is no number reaches the weights.
+    """Mixin, before a trainer of TRL: no step whose loss or gradient is no number reaches the
+    weights.
 
-    Raises NonFiniteError in the third such step in a row, on all ranks. With float16, gradients that are too large for
-    the loss scale do not count: the scaler lowers the scale and skips the step itself.
+    Raises NonFiniteError in the third such step in a row, on all ranks. With float16, gradients
+    that are too large for the loss scale do not count: the scaler lowers the scale and skips the
+    step itself.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -63,11 +67,15 @@ class FiniteSteps:
         prepared = super()._prepare_for_training(*args, **kwargs)
         self._losses.clear()
         if self.is_deepspeed_enabled:
-            watch_zero(self.model_wrapped.optimizer, lambda: self._on_any_rank(not self._losses_are_finite()))
+            watch_zero(
+                self.model_wrapped.optimizer,
+                lambda: self._on_any_rank(not self._losses_are_finite()),
+            )
         return prepared
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor | float | None:
-        """Norm of the step's gradient; None where the step is skipped. Called once a step, before the optimizer."""
+        """Norm of the step's gradient; None where the step is skipped. Called once a step,
+        before the optimizer."""
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.is_deepspeed_enabled:  # whose optimizer has stepped, or not, with the backward pass
             skipped = self.model_wrapped.optimizer.overflow
@@ -86,23 +94,28 @@ class FiniteSteps:
     def _skip(self, losses: list[tuple[float, list[str]]]) -> None:
         self.skipped_steps += 1
         self._in_a_row += 1
-        what = f"step {self.state.global_step} has a non-finite loss or gradient, {_describe(losses)}"
+        what = (
+            f"step {self.state.global_step} has a non-finite loss or gradient, {_describe(losses)}"
+        )
         if self.is_world_process_zero():
             logger.warning("%s; it is skipped, number %d in a row", what, self._in_a_row)
         if self._in_a_row >= MOST_IN_A_ROW:
             raise NonFiniteError(
-                f"{MOST_IN_A_ROW} steps in a row had a loss or gradient that is non-finite, and the weights are those from "
-                "before; lower learning_rate, look at the rows in the log, and leave cudnn_attention off; the last: "
-                f"{what}"
+                f"{MOST_IN_A_ROW} steps in a row had a loss or gradient that is non-finite, and "
+                "the weights are those from before; lower learning_rate, look at the rows in the "
+                f"log, and leave cudnn_attention off; the last: {what}"
             )
         if self.is_deepspeed_enabled:
-            self.model_wrapped.optimizer.overflow = False  # so that the schedule counts the step, as without DeepSpeed
+            # so that the schedule counts the step, as without DeepSpeed
+            self.model_wrapped.optimizer.overflow = False
         elif self.accelerator.scaler is None:
             for parameter in self.model.parameters():
                 parameter.grad = None  # optimizers pass over such parameters: no decay, no moments
 
     def _losses_are_finite(self) -> bool:
-        return not self._losses or bool(torch.stack([loss.isfinite().all() for loss, _ in self._losses]).all())
+        return not self._losses or bool(
+            torch.stack([loss.isfinite().all() for loss, _ in self._losses]).all()
+        )
 
     def _on_any_rank(self, found: bool) -> bool:
         flag = torch.tensor([float(found)], device=self.accelerator.device)
@@ -128,7 +141,8 @@ def _describe(losses: list[tuple[float, list[str]]]) -> str:
 
 
 def watch_zero(optimizer: Any, loss_is_bad: Callable[[], bool]) -> None:
-    """Let a ZeRO optimizer of DeepSpeed skip a step whose gradient, or whose loss on any rank, is no number.
+    """Let a ZeRO optimizer of DeepSpeed skip a step whose gradient, or whose loss on any rank, is
+    no number.
 
     Its own check looks at the gradient of float16 always, and of others by stage and setting.
     """
@@ -139,7 +153,11 @@ def watch_zero(optimizer: Any, loss_is_bad: Callable[[], bool]) -> None:
 
     def check_and_clean_up(update_scale: bool = True) -> bool:
         check_overflow()
-        return optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow
+        return (
+            optimizer._loss_scale_update_and_overflow_cleanup()
+            if update_scale
+            else optimizer.overflow
+        )
 
     if hasattr(optimizer, "_overflow_check_and_loss_scale_update"):  # stage 3
         optimizer._overflow_check_and_loss_scale_update = check_and_clean_up

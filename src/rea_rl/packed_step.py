@@ -1,7 +1,8 @@
-"""Training step of GRPO with packed paths: forward passes of a bounded number of tokens, instead of padded rows.
+"""Training step of GRPO with packed paths: forward passes of a bounded number of tokens, instead of
+padded rows.
 
-Everything above log-probs is TRL's: they are put back into padded (B, C) tensors, so loss, KL, clipping and metrics
-are computed by the same code with and without packing.
+Everything above log-probs is TRL's: they are put back into padded (B, C) tensors, so loss, KL,
+clipping and metrics are computed by the same code with and without packing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from accelerate.utils import DistributedType
 from rea_rl.fork_check import packing_differs
 from rea_rl.fused_lora import fuse_layers
 from rea_rl.recompute import Recompute
-from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, num_unique, order_by_ids, plan, unsupported
+from rea_rl.shared_prefix import (
+    TokenPath,
+    add_packed_forward,
+    fold,
+    num_unique,
+    order_by_ids,
+    plan,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from rea_rl.rea_rl_trainer import REARLTrainer
@@ -27,7 +36,8 @@ Inputs = dict[str, Any]
 
 
 def make_packed_step(trainer: REARLTrainer) -> PackedStep | None:
-    """The step that the recipe asks for; None where it asks for none, or, with a warning, where it is impossible."""
+    """The step that the recipe asks for; None where it asks for none, or, with a warning, where
+    it is impossible."""
     if trainer.args.packing == "none":
         return None
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
@@ -39,7 +49,10 @@ def make_packed_step(trainer: REARLTrainer) -> PackedStep | None:
         if reason is not None:
             take_away()
     if reason is not None:
-        logger.warning("packing: shared_prefix is not possible with this model, because %s; rows are padded", reason)
+        logger.warning(
+            "packing: shared_prefix is not possible with this model, because %s; rows are padded",
+            reason,
+        )
         trainer.padded_because = reason
         return None
     return PackedStep(trainer)
@@ -87,9 +100,11 @@ class PackedStep:
         return logps, entropies
 
     def loss(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """Loss of a micro-batch. The backward pass of all its forward passes but the last has been done.
+        """Loss of a micro-batch. The backward pass of all its forward passes but the last has been
+        done.
 
-        All ranks do the same number of passes; where a rank has fewer, the first ones train nothing.
+        All ranks do the same number of passes; where a rank has fewer, the first ones train
+        nothing.
         """
         packs = self._packs(inputs)
         metrics = self.trainer._metrics["train"]
@@ -113,10 +128,14 @@ class PackedStep:
         paths = token_paths(ids, mask, inputs["completion_ids"].size(1))
         rows = plan(paths, self.budget)
         if self.recompute is None:
-            mode = self.trainer.args.recompute if self.trainer.args.gradient_checkpointing else "none"
+            mode = (
+                self.trainer.args.recompute if self.trainer.args.gradient_checkpointing else "none"
+            )
             longest = self.trainer.args.max_completion_length  # such a path has a pass of its own
             self.recompute = Recompute(self.model, mode, max(self.budget, longest))
-        self.recompute.begin_step(lambda: max(num_unique([paths[i] for i in some]) for some in rows))
+        self.recompute.begin_step(
+            lambda: max(num_unique([paths[i] for i in some]) for some in rows)
+        )
         return [pad_rows(inputs, some, total) for some, total in self._same_on_all_ranks(rows)]
 
     def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:
@@ -124,7 +143,10 @@ class PackedStep:
         device = self.accelerator.device
         most = int(self.accelerator.gather(torch.tensor([len(packs)], device=device)).max())
         packs = [[]] * (most - len(packs)) + packs
-        num_rows = self.accelerator.gather(torch.tensor([[len(rows) for rows in packs]], device=device))  # (ranks, n)
+        # (ranks, n)
+        num_rows = self.accelerator.gather(
+            torch.tensor([[len(rows) for rows in packs]], device=device)
+        )
         return list(zip(packs, num_rows.amax(dim=0).tolist(), strict=True))
 
     def _backward_settings(self) -> dict[str, bool]:
@@ -143,11 +165,16 @@ class PackedStep:
         state._set_sync_gradients(synchronizes)
 
 
-def token_paths(input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int) -> list[TokenPath]:
+def token_paths(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
+) -> list[TokenPath]:
     """Rows (B, P + C) without their padding."""
     ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
     num_prompt = mask[:, :-logits_to_keep].sum(axis=1)
-    return [TokenPath(row[kept], int(prompt)) for row, kept, prompt in zip(ids, mask, num_prompt, strict=True)]
+    return [
+        TokenPath(row[kept], int(prompt))
+        for row, kept, prompt in zip(ids, mask, num_prompt, strict=True)
+    ]
 
 
 def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
@@ -159,7 +186,8 @@ def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
 
 
 def pad_rows(inputs: Inputs, rows: list[int], total: int) -> Inputs:
-    """Some rows of a micro-batch, and as many that train nothing (a prompt without completion) as make `total`.
+    """Some rows of a micro-batch, and as many that train nothing (a prompt without completion) as
+    make `total`.
 
     TRL gathers a value for each row, so ranks must have the same number of them.
     """
@@ -168,8 +196,11 @@ def pad_rows(inputs: Inputs, rows: list[int], total: int) -> Inputs:
     return filled
 
 
-def merge_metrics(metrics: dict[str, list[float]], before: dict[str, int], num_tokens: list[int]) -> None:
-    """Make one entry of those that each forward pass has logged, as one pass over the micro-batch would have.
+def merge_metrics(
+    metrics: dict[str, list[float]], before: dict[str, int], num_tokens: list[int]
+) -> None:
+    """Make one entry of those that each forward pass has logged, as one pass over the micro-batch
+    would have.
 
     Args:
         metrics: lists that grew by one entry a pass.
@@ -188,12 +219,16 @@ def merge_metrics(metrics: dict[str, list[float]], before: dict[str, int], num_t
 
 
 def relatives_together(batches: list[Inputs]) -> list[Inputs]:
-    """The micro-batches of a step with their rows dealt in the order of their ids, so that relatives share a pass."""
+    """The micro-batches of a step with their rows dealt in the order of their ids, so that
+    relatives share a pass."""
     if len(batches) == 1:
         return batches
-    is_rows = {key: isinstance(value, torch.Tensor) and value.ndim > 0 for key, value in batches[0].items()}
+    is_rows = {
+        key: isinstance(value, torch.Tensor) and value.ndim > 0 for key, value in batches[0].items()
+    }
     batch = {
-        key: torch.cat([each[key] for each in batches]) if is_rows[key] else value for key, value in batches[0].items()
+        key: torch.cat([each[key] for each in batches]) if is_rows[key] else value
+        for key, value in batches[0].items()
     }
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)

@@ -1,19 +1,26 @@
 """REA-RL on TRL's GRPO trainer. What differs from plain GRPO:
 
-1. Paths come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after a resume. The adapter
-   is hot-swapped there in each step (without one, all weights are sent). With `max_rollout_lag` the paths of the next
-   step are made meanwhile (lookahead.py).
-2. Every sampled path is cut where it had its result and finished by the policy. Original and revision are two rows of
-   one group, which has 2G rows; they alternate and stay on one rank. The sampler still deals G rows per prompt.
-3. A revision with a wrong answer gives its row to its original. A group without a right answer has advantage 0.
-4. The correction for the server's log-probs (truncated importance sampling per token) uses the log-probs of the loss's
-   own forward pass. With one inner iteration these are the old policy's, so TRL's extra pass for them is not needed.
-5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does not notice.
-6. Evaluation samples without revision and reports accuracy and length; it computes no loss. The best checkpoint stays.
+1. Paths come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after a
+   resume. The adapter is hot-swapped there in each step (without one, all weights are sent). With
+   `max_rollout_lag` the paths of the next step are made meanwhile (lookahead.py).
+2. Every sampled path is cut where it had its result and finished by the policy. Original and
+   revision are two rows of one group, which has 2G rows; they alternate and stay on one rank. The
+   sampler still deals G rows per prompt.
+3. A revision with a wrong answer gives its row to its original. A group without a right answer has
+   advantage 0.
+4. The correction for the server's log-probs (truncated importance sampling per token) uses the
+   log-probs of the loss's own forward pass. With one inner iteration these are the old policy's, so
+   TRL's extra pass for them is not needed.
+5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does
+   not notice.
+6. Evaluation samples without revision and reports accuracy and length; it computes no loss. The
+   best checkpoint stays.
 7. Every path of the run is recorded under `<output_dir>/rollouts/`.
-8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding (`packed_step`).
+8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding
+   (`packed_step`).
 
-Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and transformers'.
+Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and
+transformers'.
 """
 
 from __future__ import annotations
@@ -44,7 +51,13 @@ from rea_rl.lookahead import Lookahead, epoch_sampler, upcoming_rows
 from rea_rl.monitors import Monitored
 from rea_rl.numerics import FiniteSteps
 from rea_rl.packed_step import make_packed_step, relatives_together
-from rea_rl.revision import differing_groups, group_advantages, pair_signals, think_end_finder, token_advantages
+from rea_rl.revision import (
+    differing_groups,
+    group_advantages,
+    pair_signals,
+    think_end_finder,
+    token_advantages,
+)
 from rea_rl.rollout import (
     Batch,
     Rollout,
@@ -68,9 +81,9 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         engine: makes the paths of a batch.
         weight_sync: brings the policy to its server and says under which name it is served.
         args: recipe; never changed.
-        **kwargs: those of `trl.GRPOTrainer`: `model`, `reward_funcs`, `train_dataset`, `eval_dataset`,
-            `processing_class`, `peft_config`, `callbacks`. Datasets have the columns `prompt` (rendered text),
-            `problem`, `problem_id` and `answer`.
+        **kwargs: those of `trl.GRPOTrainer`: `model`, `reward_funcs`, `train_dataset`,
+            `eval_dataset`, `processing_class`, `peft_config`, `callbacks`. Datasets have the
+            columns `prompt` (rendered text), `problem`, `problem_id` and `answer`.
     """
 
     _tag_names = ["trl", "grpo", "rea-rl"]
@@ -82,7 +95,14 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     args: REARLConfig
     padded_because: str | None = None  # why rows are padded though the recipe packs them
 
-    def __init__(self, *, engine: RolloutEngine, weight_sync: AdapterSync | FullSync, args: REARLConfig, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        engine: RolloutEngine,
+        weight_sync: AdapterSync | FullSync,
+        args: REARLConfig,
+        **kwargs: Any,
+    ):
         super().__init__(args=args, **kwargs)
         self.engine = engine
         self.weight_sync = weight_sync
@@ -95,7 +115,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self._rollouts: list[Rollout] = []  # its paths, originals and revisions
         self._trained: list[Rollout] = []  # the path that is trained in each of their places
         self._rewards = torch.empty(0)  # (B, F) of all ranks
-        self._loss_inputs: dict[str, torch.Tensor] | None = None  # micro-batch whose loss is being computed
+        # micro-batch whose loss is being computed
+        self._loss_inputs: dict[str, torch.Tensor] | None = None
         leave_load_balancing(self)
         self.packed_step = make_packed_step(self)
         self._one_pass = self.packed_step is None and takes_one_pass(args)
@@ -103,13 +124,15 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
 
-    # --- Batch: rows -> paths -> rewards -> advantages ---------------------------------------------------------------
+    # --- Batch: rows -> paths -> rewards -> advantages --------------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """One row per sampled path: G rows of a prompt follow each other, on one rank."""
         return epoch_sampler(self, lambda: int(self.state.epoch or 0), dataset)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def _generate_and_score_completions(
+        self, inputs: list[dict[str, Any]]
+    ) -> dict[str, torch.Tensor]:
         """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
         self._rows = inputs
         output = super()._generate_and_score_completions(
@@ -117,7 +140,10 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         )
         advantages = group_advantages(
             self._rewards * self.reward_weights.to(self._rewards.device),
-            torch.tensor(gather_object([rollout.correct for rollout in self._trained]), device=self._rewards.device),
+            torch.tensor(
+                gather_object([rollout.correct for rollout in self._trained]),
+                device=self._rewards.device,
+            ),
             self.num_generations,
             scale={"none": False, "batch": "batch"}.get(self.scale_rewards, True),
         )  # of all ranks
@@ -131,7 +157,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         return output
 
     def _apply_switches(self, output: dict[str, torch.Tensor]) -> None:
-        """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups with equal rewards."""
+        """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups
+        with equal rewards."""
         if self.args.overthinking_loss != "none":
             paths = [(rollout.completion_ids, rollout.correct) for rollout in self._trained]
             signals = pair_signals(paths, think_end_finder(self.processing_class))
@@ -140,15 +167,22 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
                 output["advantages"], signals, *shape, self.args.overthinking_loss
             )
         if self.args.dynamic_sampling:
-            rewards = self._rewards * self.reward_weights.to(self._rewards.device)  # (B, F) of all ranks
-            differs = differing_groups(rewards, self.num_generations).view(self.accelerator.num_processes, -1)
+            # (B, F) of all ranks
+            rewards = self._rewards * self.reward_weights.to(self._rewards.device)
+            differs = differing_groups(rewards, self.num_generations).view(
+                self.accelerator.num_processes, -1
+            )
             output["completion_mask"] *= differs[self.accelerator.process_index].unsqueeze(1)
-            output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+            output["num_items_in_batch"] = self.accelerator.gather(
+                output["completion_mask"].sum()
+            ).sum()
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
         step = self.state.global_step
-        self.lookahead.start(self._rows, Batch(step, self._publish(), self.args.revision), self.state.max_steps)
+        self.lookahead.start(
+            self._rows, Batch(step, self._publish(), self.args.revision), self.state.max_steps
+        )
         with failing_together():
             self._rollouts, metrics = self.lookahead.take(step, self._rows)
         for key, value in metrics.items():
@@ -157,14 +191,17 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         if self.args.revision:
             self._trained = trained_rows(self._rollouts, self.args.construction)
         columns = ("prompt_ids", "completion_ids", "logprobs", *REWARD_COLUMNS)
-        return {column: [getattr(rollout, column) for rollout in self._trained] for column in columns}
+        return {
+            column: [getattr(rollout, column) for rollout in self._trained] for column in columns
+        }
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         self._rewards = super()._calculate_rewards(*args)
         return self._rewards
 
     def _publish(self) -> str:
-        """Bring the policy as it is now to the server, once per optimizer step; name of its version."""
+        """Bring the policy as it is now to the server, once per optimizer step; name of its
+        version."""
         if self._synced_step != self.state.global_step:
             start = time.perf_counter()
             self._policy_version = self.weight_sync.publish(
@@ -175,7 +212,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             metrics["timing/weight_sync"].append(time.perf_counter() - start)
         return self._policy_version
 
-    # --- Loss --------------------------------------------------------------------------------------------------------
+    # --- Loss -------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         before = self._buffered_inputs
@@ -185,7 +222,9 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any
+    ) -> torch.Tensor:
         if self.packed_step is None:
             return super().compute_loss(model, inputs, **kwargs)
         return self.note_loss(self.packed_step.loss(model, inputs))
@@ -194,7 +233,9 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """Problems of the step, since its micro-batches mix them."""
         return list(dict.fromkeys(row["problem_id"] for row in self._rows))
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         self._loss_inputs = dict(inputs)
         loss = super()._compute_loss(model, self._loss_inputs)
         self._loss_inputs = None
@@ -209,25 +250,37 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> Output:
-        """Log-probs (B, C), entropies (B, C) and load-balancing loss (), packed or on `rows_per_forward` rows at a time."""
+        """Log-probs (B, C), entropies (B, C) and load-balancing loss (), packed or on
+        `rows_per_forward` rows at a time."""
         if self.packed_step is None:
-            forward = KeepsBalance(partial(super()._get_per_token_logps_and_entropies, model, **kwargs))
+            forward = KeepsBalance(
+                partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
+            )
             whole = self._one_pass and torch.is_grad_enabled()
-            rows = len(input_ids) if whole else self.args.rows_per_forward or batch_size or len(input_ids)
-            logps, entropies = padded_logps(forward, input_ids, attention_mask, logits_to_keep, rows)
+            rows = (
+                len(input_ids)
+                if whole
+                else self.args.rows_per_forward or batch_size or len(input_ids)
+            )
+            logps, entropies = padded_logps(
+                forward, input_ids, attention_mask, logits_to_keep, rows
+            )
             balance = forward.mean
         else:
-            logps, entropies = self.packed_step.logps(model, input_ids, attention_mask, logits_to_keep)
+            logps, entropies = self.packed_step.logps(
+                model, input_ids, attention_mask, logits_to_keep
+            )
             balance = None
         if self._loss_inputs is not None:
             self._correct_for_sampler(self._loss_inputs, logps.detach())
         return logps, entropies, balance
 
     def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
-        """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens and padding.
+        """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens
+        and padding.
 
-        Scaling the advantage by a positive weight scales the clipped policy loss and leaves the KL term alone, just as
-        TRL's `token_truncate` does.
+        Scaling the advantage by a positive weight scales the clipped policy loss and leaves the KL
+        term alone, just as TRL's `token_truncate` does.
 
         Args:
             inputs: micro-batch; `advantages` (B,) or (B, C) becomes (B, C).
@@ -236,14 +289,22 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         difference = logps - inputs["sampling_per_token_logps"]  # (B, C), NaN for forced tokens
         ratio = difference.nan_to_num(nan=0.0).exp()
         if self.vllm_importance_sampling_correction:
-            weights = ratio.clamp(self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max)
+            weights = ratio.clamp(
+                self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+            )
             inputs["advantages"] = inputs["advantages"].view(len(weights), -1) * weights
-        clip_max = self.vllm_importance_sampling_clip_max if self.vllm_importance_sampling_correction else None
-        metrics = sampling_metrics(self.accelerator, difference, inputs["completion_mask"].bool(), clip_max)
+        clip_max = (
+            self.vllm_importance_sampling_clip_max
+            if self.vllm_importance_sampling_correction
+            else None
+        )
+        metrics = sampling_metrics(
+            self.accelerator, difference, inputs["completion_mask"].bool(), clip_max
+        )
         for key, value in metrics.items():
             self._metrics["train"][key].append(value)
 
-    # --- Evaluation and records --------------------------------------------------------------------------------------
+    # --- Evaluation and records -------------------------------------------------------------------
 
     def evaluate(
         self,
@@ -251,7 +312,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Sample `num_generations_eval` paths per problem, without revision; log and return their metrics."""
+        """Sample `num_generations_eval` paths per problem, without revision; log and return
+        their metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
         self.model.eval()
@@ -264,7 +326,9 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         metrics = self._record(rollouts, f"eval-{self.state.global_step}", revision=False)
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _note_training(self, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
@@ -280,12 +344,19 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             self._metrics["train"][key].append(value)
 
     def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
-        """Write the paths of all ranks, in the order of a single process, and return their metrics."""
+        """Write the paths of all ranks, in the order of a single process, and return their
+        metrics."""
         everyone = gather_object(rollouts)
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
             write_atomically(path, map(record_line, everyone))
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
-        counts = {key: float(sum(each.get(key, 0) for each in of_ranks)) for key in self.engine.counts}
+        counts = {
+            key: float(sum(each.get(key, 0) for each in of_ranks)) for key in self.engine.counts
+        }
         metrics = rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1))
-        return metrics | (detector_metrics(everyone) if self.args.needs_labels and revision else {}) | counts
+        return (
+            metrics
+            | (detector_metrics(everyone) if self.args.needs_labels and revision else {})
+            | counts
+        )

@@ -1,7 +1,8 @@
 """Counts and figures of the rows of `scripts/real.sh`, with intervals; no files are written here.
 
-Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds of its training. All rows
-share the draws of problems, so that a difference of two rows is one of the same problems.
+Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds of
+its training. All rows share the draws of problems, so that a difference of two rows is one of the
+same problems.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ TITLES = {
     "l1_max": "L1-Max",
 }
 DIFFERENCES = (
-    *(("rea_rl", "lrm"), ("rea_rl", "grpo"), ("rea_rl", "grpo_len"), ("grpo_len", "lrm"), ("grpo", "lrm")),
+    *(
+        ("rea_rl", "lrm"),
+        ("rea_rl", "grpo"),
+        ("rea_rl", "grpo_len"),
+        ("grpo_len", "lrm"),
+        ("grpo", "lrm"),
+    ),
     ("lrm", "solver"),
 )
 STUDY_NAMES = {"base": "lrm"}  # of rows that the study calls otherwise
@@ -79,7 +86,7 @@ RATIOS: dict[str, tuple[str, str, float]] = {
 }
 
 
-# --- Counting ---
+# --- Counting -------------------------------------------------------------------------------------
 
 
 def count_response(
@@ -118,11 +125,17 @@ def count_response(
     }
 
 
-def read_row(name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter) -> RowData:
-    """Counts of a row's generation files, one a seed. Raises ValueError where one has other problems."""
+def read_row(
+    name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter
+) -> RowData:
+    """Counts of a row's generation files, one a seed. Raises ValueError where one has other
+    problems."""
     seeds = [counter.count(path, problems, thinks=name not in WITHOUT_THINKING) for path in files]
     keys = seeds[0][0][0]
-    counts = {key: np.array([[[r[key] for r in one] for one in seed] for seed in seeds], dtype=float) for key in keys}
+    counts = {
+        key: np.array([[[r[key] for r in one] for one in seed] for seed in seeds], dtype=float)
+        for key in keys
+    }
     return RowData(name, counts, [str(path) for path in files])
 
 
@@ -137,7 +150,9 @@ class Counter:
     def __init__(self, judge: AnswerJudge, tokenizer: Any):
         self._judge, self._tokenizer = judge, tokenizer
 
-    def count(self, path: Path, problems: Sequence[Row], thinks: bool) -> list[list[dict[str, float]]]:
+    def count(
+        self, path: Path, problems: Sequence[Row], thinks: bool
+    ) -> list[list[dict[str, float]]]:
         """Counts by problem and answer, problems in the order of `problems`."""
         verdicts = read_verdicts(path)
         by_problem: dict[str, list[dict[str, float]]] = {}
@@ -155,24 +170,34 @@ class Counter:
         thinking = thinking_of(response["text"], known_thinking(response)) if thinks else ""
         parts = [part for part in thinking.split("\n\n") if part.strip()]
         labels = self._judge.labels(parts, gold)
-        counts = count_response(response, labels, parts, lambda text: len(self._tokenizer.encode(text, add_special_tokens=False)))
-        return counts if thinks else counts | {"think_tokens": 0, "reflections": counts["reflections"]}
+        counts = count_response(
+            response,
+            labels,
+            parts,
+            lambda text: len(self._tokenizer.encode(text, add_special_tokens=False)),
+        )
+        return (
+            counts if thinks else counts | {"think_tokens": 0, "reflections": counts["reflections"]}
+        )
 
 
 def read_verdicts(path: Path) -> dict[tuple[str, int], bool]:
     """Whether each response is right, by row and sample."""
     file = path.with_suffix(".verdicts.jsonl")
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; score {path} first, with generation.math_verify_all")
+        raise ValueError(
+            f"{file} does not exist; score {path} first, with generation.math_verify_all"
+        )
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return {(line["id"], line["sample"]): line["correct"] for line in lines}
 
 
-# --- Figures ---
+# --- Figures --------------------------------------------------------------------------------------
 
 
 class Bootstrap:
-    """Draws of problems that all rows share, and of seeds; the first draw is the data as they are."""
+    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
+    are."""
 
     def __init__(self, num_problems: int, seed: int = 0):
         self._rng = np.random.default_rng(seed)
@@ -180,7 +205,9 @@ class Bootstrap:
         self._seeds: dict[int, np.ndarray] = {}
 
     def _draws(self, n: int) -> np.ndarray:
-        return np.vstack([np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)])
+        return np.vstack(
+            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)]
+        )
 
     def sums(self, counts: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """(1 + R,) sums of counts (S, P, A) over the problems that are inside."""
@@ -192,7 +219,10 @@ class Bootstrap:
         """(1 + R,) values of all figures."""
         sums = {key: self.sums(values, inside) for key, values in row.counts.items()}
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {name: factor * sums[top] / sums[bottom] for name, (top, bottom, factor) in RATIOS.items()}
+            return {
+                name: factor * sums[top] / sums[bottom]
+                for name, (top, bottom, factor) in RATIOS.items()
+            }
 
     def budget_curve(self, row: RowData, inside: np.ndarray) -> dict[int, np.ndarray]:
         """(1 + R,) accuracy at each budget: a response that needs more tokens has no answer."""
@@ -216,7 +246,9 @@ def area(curve: dict[int, np.ndarray]) -> np.ndarray:
     return np.trapezoid(np.stack(list(curve.values())), x, axis=0) / (x[-1] - x[0])
 
 
-def aes(accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray) -> np.ndarray:
+def aes(
+    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
+) -> np.ndarray:
     """Accuracy-efficiency score (arXiv 2501.12570) of draws."""
     gain = accuracy / base_accuracy - 1
     return 1 - tokens / base_tokens + np.where(gain >= 0, 3.0, 5.0) * gain
@@ -251,7 +283,9 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
         for row in rows:
             ratios = bootstrap.ratios(row, inside)
             ratios["tr"] = 100 * ratios["tokens"] / base["tokens"]
-            ratios["aes"] = aes(ratios["accuracy"], ratios["tokens"], base["accuracy"], base["tokens"])
+            ratios["aes"] = aes(
+                ratios["accuracy"], ratios["tokens"], base["accuracy"], base["tokens"]
+            )
             if group == "all":
                 overall[row.name] = ratios
                 curve = bootstrap.budget_curve(row, inside)
@@ -265,7 +299,12 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
             found = {key: interval(overall[name][key] - overall[other][key]) for key in keys}
             inside = groups.get("GSM8K")
             if inside is not None:
-                gsm = bootstrap.ratios(by_name[name], inside)["accuracy"] - bootstrap.ratios(by_name[other], inside)["accuracy"]
+                gsm = (
+                    bootstrap.ratios(by_name[name], inside)["accuracy"]
+                    - bootstrap.ratios(by_name[other], inside)["accuracy"]
+                )
                 found["accuracy, GSM8K"] = interval(gsm)
-            differences[f"{name} - {other}"] = found | {"area": interval(areas[name] - areas[other])}
+            differences[f"{name} - {other}"] = found | {
+                "area": interval(areas[name] - areas[other])
+            }
     return Report(figures, differences, curves)

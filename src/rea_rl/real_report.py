@@ -1,6 +1,7 @@
 """The report of `scripts/real.sh`: table, pictures and JSON of all rows on the test problems.
 
-    python -m rea_rl.real_report output/Qwen2.5-Coder-0.5B-Instruct --model_dir output/Qwen2.5-Coder-0.5B-Instruct/LRM
+    python -m rea_rl.real_report output/Qwen2.5-Coder-0.5B-Instruct \
+        --model_dir output/Qwen2.5-Coder-0.5B-Instruct/LRM
 
 Figures and their intervals are those of `rea_rl.real_figures`.
 """
@@ -39,7 +40,7 @@ from rea_rl.utils import load_tokenizer, setup_logging, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# --- Tables, pictures, JSON ---
+# --- Tables, pictures, JSON -----------------------------------------------------------------------
 
 COLUMNS = {
     "accuracy %": ("accuracy", 100, 1),
@@ -61,13 +62,22 @@ REFLECTION = {
 }
 
 
-def table(report: Report, columns: dict[str, tuple[str, float, int]], seeds: dict[str, int] | None = None) -> str:
+def table(
+    report: Report, columns: dict[str, tuple[str, float, int]], seeds: dict[str, int] | None = None
+) -> str:
     """One line a row in Markdown, over all problems."""
     lines = []
     for name, groups in report.figures.items():
-        cells = [_cell(groups["all"][key], scale, digits) for key, scale, digits in columns.values()]
+        cells = [
+            _cell(groups["all"][key], scale, digits) for key, scale, digits in columns.values()
+        ]
         lines.append([TITLES.get(name, name), *cells, *([seeds[name]] if seeds else [])])
-    return tabulate(lines, ["", *columns, *(["seeds"] if seeds else [])], tablefmt="github", disable_numparse=True)
+    return tabulate(
+        lines,
+        ["", *columns, *(["seeds"] if seeds else [])],
+        tablefmt="github",
+        disable_numparse=True,
+    )
 
 
 def group_table(report: Report, groups: Sequence[str]) -> str:
@@ -82,15 +92,33 @@ def group_table(report: Report, groups: Sequence[str]) -> str:
 def curve_table(curves: dict[str, dict[int, Interval]]) -> str:
     """Accuracy at each budget, one line a row."""
     budgets = list(next(iter(curves.values())))
-    lines = [[TITLES.get(name, name), *(_cell(curve[b], 100, 1) for b in budgets)] for name, curve in curves.items()]
-    return tabulate(lines, ["accuracy %", *(f"{b} tokens" for b in budgets)], tablefmt="github", disable_numparse=True)
+    lines = [
+        [TITLES.get(name, name), *(_cell(curve[b], 100, 1) for b in budgets)]
+        for name, curve in curves.items()
+    ]
+    return tabulate(
+        lines,
+        ["accuracy %", *(f"{b} tokens" for b in budgets)],
+        tablefmt="github",
+        disable_numparse=True,
+    )
 
 
 def difference_table(report: Report) -> str:
     """Paired differences between rows."""
-    scales = {"accuracy": 100, "accuracy, GSM8K": 100, "tokens": 1, "words": 1, "corrected": 100, "area": 100}
+    scales = {
+        "accuracy": 100,
+        "accuracy, GSM8K": 100,
+        "tokens": 1,
+        "words": 1,
+        "corrected": 100,
+        "area": 100,
+    }
     keys = list(next(iter(report.differences.values())))
-    lines = [[name, *(_cell(values.get(key), scales[key], 1) for key in keys)] for name, values in report.differences.items()]
+    lines = [
+        [name, *(_cell(values.get(key), scales[key], 1) for key in keys)]
+        for name, values in report.differences.items()
+    ]
     return tabulate(lines, ["difference", *keys], tablefmt="github", disable_numparse=True)
 
 
@@ -108,39 +136,72 @@ def json_rows(report: Report, rows: Sequence[RowData]) -> list[dict[str, Any]]:
     for row in rows:
         overall = report.figures[row.name]["all"]
         figures = {
-            group: {key: {"value": f.value, "low": f.low, "high": f.high} for key, f in values.items()}
+            group: {
+                key: {"value": f.value, "low": f.low, "high": f.high} for key, f in values.items()
+            }
             for group, values in report.figures[row.name].items()
         }
         main = {key: overall[key].value for key in ("accuracy", "tokens", "tr")}
         title = TITLES.get(row.name, row.name)
-        found.append({"name": row.name, "title": title, "seeds": row.num_seeds, **main, "groups": figures})
+        found.append(
+            {"name": row.name, "title": title, "seeds": row.num_seeds, **main, "groups": figures}
+        )
     return found
 
 
-def draw(report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str, list[dict]], out: Path) -> list[str]:
+def draw(
+    report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str, list[dict]], out: Path
+) -> list[str]:
     """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
-    from generation.plots import COLOURS, GREY, MARKERS, pareto_front, running_mean, save_panels, series
+    from generation.plots import (
+        COLOURS,
+        GREY,
+        MARKERS,
+        pareto_front,
+        running_mean,
+        save_panels,
+        series,
+    )
 
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
-    style = {name: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]} for i, name in enumerate(names)}
+    style = {
+        name: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
+        for i, name in enumerate(names)
+    }
 
     def tradeoff(axes: Any) -> None:
-        points = {name: (report.figures[name]["all"]["tokens"], report.figures[name]["all"]["accuracy"]) for name in names}
+        points = {
+            name: (report.figures[name]["all"]["tokens"], report.figures[name]["all"]["accuracy"])
+            for name in names
+        }
         front = pareto_front([(t.value, 100 * a.value) for t, a in points.values()])
         axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=0)
         for name, (tokens, accuracy) in points.items():
             errors = {"xerr": [[tokens.value - tokens.low], [tokens.high - tokens.value]]}
-            errors["yerr"] = [[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]]
-            axes.errorbar(tokens.value, 100 * accuracy.value, **errors, **style[name], capsize=2, linestyle="")
-            axes.annotate(f" {TITLES.get(name, name)}", (tokens.value, 100 * accuracy.value), fontsize=8)
+            errors["yerr"] = [
+                [100 * (accuracy.value - accuracy.low)],
+                [100 * (accuracy.high - accuracy.value)],
+            ]
+            axes.errorbar(
+                tokens.value, 100 * accuracy.value, **errors, **style[name], capsize=2, linestyle=""
+            )
+            axes.annotate(
+                f" {TITLES.get(name, name)}", (tokens.value, 100 * accuracy.value), fontsize=8
+            )
         axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
 
     def curves(axes: Any, by_row: dict[str, dict[int, Interval]], title: str) -> None:
         for name, curve in by_row.items():
             if name in style:
-                axes.plot(list(curve), [100 * v.value for v in curve.values()], label=TITLES.get(name, name), **style[name])
+                axes.plot(
+                    list(curve),
+                    [100 * v.value for v in curve.values()],
+                    label=TITLES.get(name, name),
+                    **style[name],
+                )
                 axes.fill_between(
-                    list(curve), [100 * v.low for v in curve.values()], [100 * v.high for v in curve.values()],
+                    list(curve), [100 * v.low for v in curve.values()],
+                    [100 * v.high for v in curve.values()],
                     color=style[name]["color"], alpha=0.12,
                 )  # fmt: skip
         axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=title)
@@ -158,27 +219,46 @@ def draw(report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str,
     def training(axes: Any, key: str, label: str) -> None:
         for name, history in logs.items():
             steps, values = series(history, key)
-            axes.plot(steps, running_mean(values), label=TITLES.get(name, name), color=style[name]["color"])
+            axes.plot(
+                steps,
+                running_mean(values),
+                label=TITLES.get(name, name),
+                color=style[name]["color"],
+            )
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.legend(frameon=False, fontsize=8)
 
-    keys = {"rollout/accuracy": "accuracy of training responses", "rollout/num_tokens": "tokens per response"}
+    keys = {
+        "rollout/accuracy": "accuracy of training responses",
+        "rollout/num_tokens": "tokens per response",
+    }
     keys |= {"reflection/density": "reflection words per token"}
-    save_panels([lambda axes, k=k, v=v: training(axes, k, v) for k, v in keys.items()], out / "training.png", columns=3)
+    save_panels(
+        [lambda axes, k=k, v=v: training(axes, k, v) for k, v in keys.items()],
+        out / "training.png",
+        columns=3,
+    )
     return ["tradeoff", "budgets", "training"]
 
 
-# --- Examples and provenance ---
+# --- Examples and provenance ----------------------------------------------------------------------
 
 
 def example_pairs(run: Path, problems: dict[str, str], limit: int = 3) -> list[str]:
-    """Original and revision of some problems of SVAMP and GSM8K as text; the last one is a revision that broke an answer."""
-    files = sorted((run / "rollouts").glob("step-*.jsonl"), key=lambda path: int(path.stem.split("-")[1]))
+    """Original and revision of some problems of SVAMP and GSM8K as text; the last one is a
+    revision that broke an answer."""
+    files = sorted(
+        (run / "rollouts").glob("step-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])
+    )
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for path in files:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for original, revision in zip(lines[::2], lines[1::2], strict=True):
-            if revision["kind"] == "revision" and original["correct"] and original["problem_id"] in problems:
+            if (
+                revision["kind"] == "revision"
+                and original["correct"]
+                and original["problem_id"] in problems
+            ):
                 text = _example(problems[original["problem_id"]], original, revision, path.stem)
                 kinds[revision["correct"]].append(text)
     return kinds[True][: limit - 1] + kinds[False][:1]
@@ -187,14 +267,16 @@ def example_pairs(run: Path, problems: dict[str, str], limit: int = 3) -> list[s
 def _example(problem: str, original: Row, revision: Row, step: str) -> str:
     verdict = "right" if revision["correct"] else "wrong"
     return (
-        f"**{problem}** ({step}; original right with {original['num_tokens']} tokens, revision {verdict} with "
+        f"**{problem}** ({step}; original right with {original['num_tokens']} tokens, revision "
+        f"{verdict} with "
         f"{revision['num_tokens']})\n\nOriginal:\n\n```text\n{original['text']}\n```\n\n"
         f"Revision:\n\n```text\n{revision['text']}\n```"
     )
 
 
 def find_rows(work: Path) -> dict[str, list[Path]]:
-    """Generation files of all rows below a work folder of `scripts/real.sh`, by name, one file a seed."""
+    """Generation files of all rows below a work folder of `scripts/real.sh`, by name, one file a
+    seed."""
     found: dict[str, list[Path]] = {}
     for name in ("instruct", "solver"):
         if files := sorted((work / "generated" / name).glob("*/test_math_cot.json")):
@@ -205,7 +287,10 @@ def find_rows(work: Path) -> dict[str, list[Path]]:
     if files := sorted((work / "generated").glob("*/cut_test_math_cot.json")):
         found["lrm_cut"] = files[:1]
     if "lrm" not in found:
-        raise ValueError(f"{work} has no evaluation of the reasoning model itself (study/base); run scripts/real.sh first")
+        raise ValueError(
+            f"{work} has no evaluation of the reasoning model itself (study/base); run "
+            "scripts/real.sh first"
+        )
     return {name: found[name] for name in [*TITLES, *found] if name in found}
 
 
@@ -221,7 +306,10 @@ def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, In
             counts = by_budget.setdefault(row["budget"], np.zeros((2, 1, len(problems), 1)))
             counts[:, 0, order[row["problem_id"]], 0] += (verdicts[row["id"], 0], 1)
         inside = np.ones(len(problems), bool)
-        shares = {b: bootstrap.sums(right, inside) / bootstrap.sums(asked, inside) for b, (right, asked) in by_budget.items()}
+        shares = {
+            b: bootstrap.sums(right, inside) / bootstrap.sums(asked, inside)
+            for b, (right, asked) in by_budget.items()
+        }
         found[STUDY_NAMES.get(name, name)] = {b: interval(shares[b]) for b in sorted(shares)}
     return found
 
@@ -259,17 +347,20 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
 
 
 TEXT = """# The method on a real model
 
-Made by `bash scripts/real.sh`: {num_problems} test problems, {answers} answers each at temperature 0.6, at most 2,048 tokens.
-Square brackets are 95 % intervals over problems and, where a row has several, seeds. The seed changes the order of the
-training problems and the sampled responses of the training; the reasoning model is the same for all rows.
-TR: tokens in percent of the reasoning model's. AES: accuracy-efficiency score (arXiv 2501.12570). A mistake is a first stated
-result that is wrong; it is corrected where the answer is right. A re-check is a result that is stated again.
+Made by `bash scripts/real.sh`: {num_problems} test problems, {answers} answers each at temperature
+0.6, at most 2,048 tokens. Square brackets are 95 % intervals over problems and, where a row has
+several, seeds. The seed changes the order of the training problems and the sampled responses of the
+training; the reasoning model is the same for all rows. TR: tokens in percent of the reasoning
+model's. AES: accuracy-efficiency score (arXiv 2501.12570). A mistake is a first stated result that
+is wrong; it is corrected where the answer is right. A re-check is a result that is stated again.
 {notes}
 
 {main}
@@ -304,13 +395,18 @@ Problems of SVAMP and GSM8K (MIT).
 """
 
 
-def render(report: Report, rows: Sequence[RowData], problems: Sequence[Row], parts: dict[str, Any]) -> str:
+def render(
+    report: Report, rows: Sequence[RowData], problems: Sequence[Row], parts: dict[str, Any]
+) -> str:
     """The page."""
     sets = sorted({row["benchmark"] for row in problems if row.get("benchmark")})
     levels = sorted({row["level"] for row in problems if row.get("level")})
     forced = ""
     if parts["forced"]:
-        forced = f"\nWith an answer that is forced at the budget (one response a problem):\n\n{curve_table(parts['forced'])}\n"
+        forced = (
+            "\nWith an answer that is forced at the budget (one response a "
+            f"problem):\n\n{curve_table(parts['forced'])}\n"
+        )
     return TEXT.format(
         num_problems=len(problems),
         answers=int(rows[-1].counts["responses"].shape[2]),
@@ -345,7 +441,9 @@ def run(args: argparse.Namespace) -> None:
     parts = {
         "forced": forced,
         "pictures": draw(report, forced, logs, args.out),
-        "examples": example_pairs(args.work / "study" / "rea_rl" / "seed-0", shown) if shown else [],
+        "examples": example_pairs(args.work / "study" / "rea_rl" / "seed-0", shown)
+        if shown
+        else [],
         "notes": args.notes,
     }
     write_atomically(args.out / "README.md", render(report, rows, problems, parts).splitlines())
@@ -353,8 +451,12 @@ def run(args: argparse.Namespace) -> None:
         args.out / "real.json",
         {
             "rows": json_rows(report, rows),
-            "differences": {n: {k: vars(v) for k, v in d.items()} for n, d in report.differences.items()},
-            "budgets": {n: {str(b): vars(v) for b, v in c.items()} for n, c in report.curves.items()},
+            "differences": {
+                n: {k: vars(v) for k, v in d.items()} for n, d in report.differences.items()
+            },
+            "budgets": {
+                n: {str(b): vars(v) for b, v in c.items()} for n, c in report.curves.items()
+            },
             "forced": {n: {str(b): vars(v) for b, v in c.items()} for n, c in forced.items()},
             "versions": versions(),
             **provenance(args.work),
@@ -374,8 +476,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
     parser.add_argument("work", type=Path, help="folder of the stages, output/<recipe set>")
-    parser.add_argument("--model_dir", required=True, help="reasoning model; its tokenizer counts tokens")
-    parser.add_argument("--train_problems", type=Path, help="training problems, for examples of revisions")
+    parser.add_argument(
+        "--model_dir", required=True, help="reasoning model; its tokenizer counts tokens"
+    )
+    parser.add_argument(
+        "--train_problems", type=Path, help="training problems, for examples of revisions"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/real"), help="folder of the report")
     parser.add_argument("--notes", default="", help="sentences that the page says of this run")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")

@@ -1,4 +1,5 @@
-"""Recipe files: read strictly, so that every mistake is one ValueError that names file, key, value and remedy."""
+"""Recipe files: read strictly, so that every mistake is one ValueError that names file, key,
+value and remedy."""
 
 from __future__ import annotations
 
@@ -23,35 +24,51 @@ class _Loader(yaml.SafeLoader):
         keys = []
         for key_node, _ in node.value:
             if (key := self.construct_object(key_node)) in keys:
-                raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key} stands twice", problem_mark=key_node.start_mark
+                )
             keys.append(key)
         return super().construct_mapping(node, deep)
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """Keys and values of a recipe. Raises ValueError naming the file, and the line that is not YAML."""
+    """Keys and values of a recipe. Raises ValueError naming the file, and the line that is not
+    YAML."""
     text = read_text(path)
     try:
         recipe = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
-        raise ValueError(f"{path}, line {line}: not YAML ({error.problem}); write one `key: value` a line") from None
+        raise ValueError(
+            f"{path}, line {line}: not YAML ({error.problem}); write one `key: value` a line"
+        ) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); write it as plain text") from None
+        raise ValueError(
+            f"{path}: not YAML ({' '.join(str(error).split())}); write it as plain text"
+        ) from None
     if not isinstance(recipe, dict):
         found = type(recipe).__name__ if recipe else "empty"
-        raise ValueError(f"{path}: a recipe has one `key: value` a line, but this one is {found}; correct it")
+        raise ValueError(
+            f"{path}: a recipe has one `key: value` a line, but this one is {found}; correct it"
+        )
     return recipe
 
 
 class RecipeParser(TrlParser):
-    """`trl.TrlParser` that holds a recipe's values to the types of the flags, and whose errors are ValueErrors."""
+    """`trl.TrlParser` that holds a recipe's values to the types of the flags, and whose errors
+    are ValueErrors."""
 
     def __init__(self, dataclass_types: Any):
         super().__init__(dataclass_types, allow_abbrev=False)
-        self._hints = {key: hint for type_ in self.dataclass_types for key, hint in get_type_hints(type_).items()}
+        self._hints = {
+            key: hint
+            for type_ in self.dataclass_types
+            for key, hint in get_type_hints(type_).items()
+        }
         # Reversed, since `--no_X` comes after `--X` and has the same key.
-        self._flags = {action.dest: action for action in reversed(self._actions) if action.dest in self._hints}
+        self._flags = {
+            action.dest: action for action in reversed(self._actions) if action.dest in self._hints
+        }
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; correct the flag, --help lists all")
@@ -76,8 +93,13 @@ class RecipeParser(TrlParser):
         recipe = read_recipe(path)
         for key, value in recipe.items():
             if key not in self._flags:
-                raise ValueError(f"{path}: there is no key {key}{self._meant(str(key))}; correct it, or leave it out")
-            recipe[key] = self._typed(key, value, f"{path}: {key} is {'empty' if value is None else repr(value)}")
+                raise ValueError(
+                    f"{path}: there is no key {key}{self._meant(str(key))}; correct it, or leave "
+                    "it out"
+                )
+            recipe[key] = self._typed(
+                key, value, f"{path}: {key} is {'empty' if value is None else repr(value)}"
+            )
         self.set_defaults_with_config(**recipe)
 
     def _typed(self, key: str, value: Any, what: str) -> Any:
@@ -88,8 +110,13 @@ class RecipeParser(TrlParser):
                 raise ValueError(f"{what}; give it a value, or leave it out")
             return None
         if action.nargs == "+" and not isinstance(value, dict):
-            return [_converted(action, kinds, one, what) for one in (value if isinstance(value, list) else [value])]
-        return value if type(value) in kinds & {list, dict} else _converted(action, kinds, value, what)
+            return [
+                _converted(action, kinds, one, what)
+                for one in (value if isinstance(value, list) else [value])
+            ]
+        return (
+            value if type(value) in kinds & {list, dict} else _converted(action, kinds, value, what)
+        )
 
     def _meant(self, key: str) -> str:
         close = difflib.get_close_matches(key.lstrip("-"), self._flags, n=1)
@@ -99,7 +126,9 @@ class RecipeParser(TrlParser):
 def _kinds(hint: Any) -> set[Any]:
     """Types that a field takes: of a union its members, of a list `list` and its elements' type."""
     kinds = {hint, get_origin(hint)}
-    return kinds.union(*(_kinds(part) for part in get_args(hint) if isinstance(part, type) or get_args(part)))
+    return kinds.union(
+        *(_kinds(part) for part in get_args(hint) if isinstance(part, type) or get_args(part))
+    )
 
 
 def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) -> Any:
@@ -113,6 +142,10 @@ def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) 
     except (TypeError, ValueError, argparse.ArgumentTypeError):
         raise ValueError(f"{what}; it must be {words}") from None
     if action.choices and converted not in action.choices:
-        quote = ", in quotes where YAML reads yes, no, on or off as a truth value" if isinstance(value, bool) else ""
+        quote = (
+            ", in quotes where YAML reads yes, no, on or off as a truth value"
+            if isinstance(value, bool)
+            else ""
+        )
         raise ValueError(f"{what}; it must be one of {', '.join(map(str, action.choices))}{quote}")
     return converted

@@ -1,7 +1,9 @@
-"""Whether a command may continue the run in its output_dir, and from where: decided before the model loads.
+"""Whether a command may continue the run in its output_dir, and from where: decided before the
+model loads.
 
-The first rank decides for all. A command that does not agree with the run's record is refused, and so is a checkpoint
-with which optimizer or schedule would begin anew. A complete run is left as it is.
+The first rank decides for all. A command that does not agree with the run's record is refused, and
+so is a checkpoint with which optimizer or schedule would begin anew. A complete run is left as it
+is.
 """
 
 from __future__ import annotations
@@ -16,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from generation.utils import read_json
-from rea_rl.run_record import RECORD, REPLICAS, Record, check_same, length, make_record, read_record, record_of
+from rea_rl.run_record import (
+    RECORD,
+    REPLICAS,
+    Record,
+    check_same,
+    length,
+    make_record,
+    read_record,
+    record_of,
+)
 from rea_rl.utils import is_whole, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -42,8 +53,11 @@ class Plan:
     checkpoint: str | None
 
 
-def plan_run(program: str, parts: Sequence[Any], rows: Iterable[Mapping[str, Any]], **measured: Any) -> Plan:
-    """Compare a command with the run in its output_dir. Called on all ranks; the first one looks and decides.
+def plan_run(
+    program: str, parts: Sequence[Any], rows: Iterable[Mapping[str, Any]], **measured: Any
+) -> Plan:
+    """Compare a command with the run in its output_dir. Called on all ranks; the first one looks
+    and decides.
 
     Args:
         program: `grpo`, `sft` or `dpo`.
@@ -51,8 +65,8 @@ def plan_run(program: str, parts: Sequence[Any], rows: Iterable[Mapping[str, Any
         rows: what is trained on, rendered or encoded.
         **measured: values that a recipe names a file for.
 
-    Raises ValueError if the run may not be continued so, or if the ranks do not share output_dir; RunComplete if
-    nothing is left to do.
+    Raises ValueError if the run may not be continued so, or if the ranks do not share output_dir;
+    RunComplete if nothing is left to do.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -76,19 +90,26 @@ def _decide(record: Record, args: Any) -> Plan:
     """Plan of a command. Raises ValueError or RunComplete; writes nothing."""
     output_dir = Path(args.output_dir)
     if args.resume_from_checkpoint:
-        return Plan(record, _checkpoint_by_hand(Path(args.resume_from_checkpoint), record, output_dir))
+        return Plan(
+            record, _checkpoint_by_hand(Path(args.resume_from_checkpoint), record, output_dir)
+        )
     checkpoints, step = whole_checkpoints(output_dir), finished_step(output_dir)
     if not checkpoints and step is None:
         return Plan(record, None)
     before = record_of(checkpoints[0]) if checkpoints else read_record(output_dir)
     if before is None:
-        by_hand = f", or --resume_from_checkpoint {checkpoints[0]} if nothing has changed" if checkpoints else ""
+        by_hand = (
+            f", or --resume_from_checkpoint {checkpoints[0]} if nothing has changed"
+            if checkpoints
+            else ""
+        )
         raise ValueError(f"{_without_record(output_dir)}; give another output_dir{by_hand}")
     check_same(before, record, output_dir)
     _check_left(step, before, record, output_dir)
     if not checkpoints:
         raise ValueError(
-            f"{output_dir} holds a complete run without a checkpoint to continue; give another output_dir"
+            f"{output_dir} holds a complete run without a checkpoint to continue; give another "
+            "output_dir"
         )
     return Plan(record, _newest_usable(checkpoints, record))
 
@@ -96,11 +117,15 @@ def _decide(record: Record, args: Any) -> Plan:
 def _checkpoint_by_hand(checkpoint: Path, record: Record, output_dir: Path) -> str:
     """The checkpoint, compared like one that is found; with a warning where it has no record."""
     if (before := record_of(checkpoint)) is None:
-        logger.warning("%s; it is continued with the settings of this command", _without_record(checkpoint))
+        logger.warning(
+            "%s; it is continued with the settings of this command", _without_record(checkpoint)
+        )
     else:
         check_same(before, record, checkpoint)
     step = finished_step(output_dir)
-    if (step is not None or whole_checkpoints(output_dir)) and (own := read_record(output_dir)) is not None:
+    if (step is not None or whole_checkpoints(output_dir)) and (
+        own := read_record(output_dir)
+    ) is not None:
         check_same(own, record, output_dir)
         if checkpoint_step(checkpoint) == step:
             _check_left(step, own, record, output_dir)
@@ -111,16 +136,21 @@ def _check_left(step: int | None, before: Record, record: Record, output_dir: Pa
     """Raise RunComplete if a run has ended, and the command asks for no longer one."""
     if step is not None and length(before) == length(record):
         raise RunComplete(
-            f"the run in {output_dir} is complete: its {step} steps are trained, and nothing is left to do"
+            f"the run in {output_dir} is complete: its {step} steps are trained, and nothing is "
+            "left to do"
         )
 
 
 def _without_record(place: Path) -> str:
-    return f"{place} has no {RECORD}: an older version wrote it, and what it was made with cannot be compared"
+    return (
+        f"{place} has no {RECORD}: an older version wrote it, and what it was made with cannot be "
+        "compared"
+    )
 
 
 def finished_step(output_dir: Path) -> int | None:
-    """Optimizer steps of a complete run: its metrics are written last, after weights and state. None for any other."""
+    """Optimizer steps of a complete run: its metrics are written last, after weights and state.
+    None for any other."""
     if not (output_dir / RESULTS).is_file() or not _has_weights(output_dir):
         return None
     return checkpoint_step(output_dir) if is_whole(output_dir) else None
@@ -132,7 +162,8 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def _newest_usable(checkpoints: Sequence[Path], record: Record) -> str:
-    """The first checkpoint with all that continuing takes; others are passed over. Raises ValueError if none has it."""
+    """The first checkpoint with all that continuing takes; others are passed over. Raises
+    ValueError if none has it."""
     reasons = []
     for checkpoint in checkpoints:
         if not (missing := missing_parts(checkpoint, record_of(checkpoint) or record)):
@@ -141,8 +172,9 @@ def _newest_usable(checkpoints: Sequence[Path], record: Record) -> str:
             return str(checkpoint)
         reasons.append(f"{checkpoint} has no whole {', no whole '.join(missing)}")
     raise ValueError(
-        f"{reasons[0]}, so that it cannot be continued: optimizer or schedule would begin anew (save_only_model leaves their "
-        "states out); give another output_dir, or delete the checkpoints to train from the start"
+        f"{reasons[0]}, so that it cannot be continued: optimizer or schedule would begin anew "
+        "(save_only_model leaves their states out); give another output_dir, or delete the "
+        "checkpoints to train from the start"
     )
 
 
@@ -163,9 +195,15 @@ def missing_parts(checkpoint: Path, record: Record) -> list[str]:
         files.insert(0, "optimizer.pt")
         missing += [] if _has_weights(checkpoint) else ["weights"]
     elif record["launch"].startswith("zero"):
-        shards = [path for path in checkpoint.glob("global_step*/*optim_states.pt") if zipfile.is_zipfile(path)]
+        shards = [
+            path
+            for path in checkpoint.glob("global_step*/*optim_states.pt")
+            if zipfile.is_zipfile(path)
+        ]
         missing += (
-            [] if len(shards) == record["ranks"] else [f"global_step*/*optim_states.pt of {record['ranks']} ranks"]
+            []
+            if len(shards) == record["ranks"]
+            else [f"global_step*/*optim_states.pt of {record['ranks']} ranks"]
         )
     missing += [f"state of {key}" for key in UNSAVED if record["settings"].get(key)]
     return missing + [name for name in files if not zipfile.is_zipfile(checkpoint / name)]
@@ -176,7 +214,10 @@ def _has_weights(folder: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     names = {path.name for path in folder.glob("*.safetensors")}
-    if any(name.startswith("adapter_") for name in names) and not (folder / "adapter_config.json").is_file():
+    if (
+        any(name.startswith("adapter_") for name in names)
+        and not (folder / "adapter_config.json").is_file()
+    ):
         return False
     for index in folder.glob("*.safetensors.index.json"):
         names |= {*read_json(index)["weight_map"].values()}
@@ -190,7 +231,8 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _check_shared(output_dir: str | Path) -> None:
-    """Raise ValueError, on all ranks, unless all see the file that the first one writes into output_dir."""
+    """Raise ValueError, on all ranks, unless all see the file that the first one writes into
+    output_dir."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, gather_object
 
@@ -201,11 +243,13 @@ def _check_shared(output_dir: str | Path) -> None:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
     state.wait_for_everyone()
-    seen_by = gather_object([(probe.is_file(), f"rank {state.process_index} on {socket.gethostname()}")])
+    seen_by = gather_object(
+        [(probe.is_file(), f"rank {state.process_index} on {socket.gethostname()}")]
+    )
     if state.is_main_process:
         probe.unlink()
     if blind := [rank for sees, rank in seen_by if not sees]:
         raise ValueError(
-            f"output_dir is {output_dir}, but {' and '.join(blind)} cannot see what rank 0 writes there; give a folder that "
-            "all ranks share"
+            f"output_dir is {output_dir}, but {' and '.join(blind)} cannot see what rank 0 writes "
+            "there; give a folder that all ranks share"
         )

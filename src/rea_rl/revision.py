@@ -110,7 +110,8 @@ def cut_completion_ids(
             always shorter; False: leave such a path as it is.
 
     Returns:
-        The cut, or None where nothing is cut off: a thinking of at most one part, or of which everything is kept.
+        The cut, or None where nothing is cut off: a thinking of at most one part, or one that is
+        kept whole.
     """
     kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
     if last_kept + 1 >= len(paragraphs):

@@ -1,8 +1,8 @@
 """Reward functions and their registry.
 
-The rollout computes what they need once per path and passes it as columns: `problem_id`, `correct`, `num_tokens`,
-`num_think_tokens`, `num_reflections`. No reward looks at another one, so their order in a recipe does not matter. All
-of a problem's paths must be in the same call.
+The rollout computes what they need once per path and passes it as columns: `problem_id`, `correct`,
+`num_tokens`, `num_think_tokens`, `num_reflections`. No reward looks at another one, so their order
+in a recipe does not matter. All of a problem's paths must be in the same call.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial, update_wrapper
 from typing import Any
 
-RewardFunc = Callable[..., list[float]]  # TRL's signature: f(prompts, completions, **columns) -> one value per row
+# TRL's signature: f(prompts, completions, **columns) -> one value per row
+RewardFunc = Callable[..., list[float]]
 
 
-def accuracy(prompts: list, completions: list, *, correct: list[bool], **columns: Any) -> list[float]:
+def accuracy(
+    prompts: list, completions: list, *, correct: list[bool], **columns: Any
+) -> list[float]:
     """1 for a right answer, 0 for a wrong or a missing one."""
     return [float(is_right) for is_right in correct]
 
@@ -64,7 +67,8 @@ def reflect(
 def length_batch(
     prompts: list, completions: list, *, correct: list[bool], num_tokens: list[int], **columns: Any
 ) -> list[float]:
-    """`length` with the shortest and longest path of the whole batch of different problems, as the original had it."""
+    """`length` with the shortest and longest path of the whole batch of different problems, as
+    the original had it."""
     return length_reward_values(["batch"] * len(correct), correct, num_tokens)
 
 
@@ -121,11 +125,15 @@ def truncated_accuracy(
     target_lengths: list[int],
     **columns: Any,
 ) -> list[float]:
-    """Accuracy under a hard truncation, DLER (arXiv 2510.15110): 1 for a right answer within the target, else 0.
+    """Accuracy under a hard truncation, DLER (arXiv 2510.15110): 1 for a right answer within the
+    target, else 0.
 
     DLER's recipe has `scale_rewards: batch` and `dynamic_sampling: true` beside it.
     """
-    return [float(right and n <= target_lengths[0]) for right, n in zip(correct, num_tokens, strict=True)]
+    return [
+        float(right and n <= target_lengths[0])
+        for right, n in zip(correct, num_tokens, strict=True)
+    ]
 
 
 def overlong(
@@ -157,7 +165,8 @@ def density(
     tokens_per_reflection: float,
     **columns: Any,
 ) -> list[float]:
-    """Reflection words without the cap of `reflect`: the adversary of the study, an invitation to write words."""
+    """Reflection words without the cap of `reflect`: the adversary of the study, an invitation
+    to write words."""
     words = zip(num_reflections, num_think_tokens, strict=True)
     return [n / tokens * tokens_per_reflection if tokens else 0.0 for n, tokens in words]
 
@@ -165,17 +174,22 @@ def density(
 def length_reward_values(
     problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float]:
-    """Length reward of Kimi k1.5 (arXiv 2501.12599): shortest and longest over all paths of one problem.
+    """Length reward of Kimi k1.5 (arXiv 2501.12599): shortest and longest over all paths of one
+    problem.
 
-    lambda = 0.5 - (tokens - min) / (max - min); a right path gets lambda, a wrong one min(0, lambda). A problem whose
-    paths are equally long gives 0. The original took minimum and maximum over the whole batch, in characters.
+    lambda = 0.5 - (tokens - min) / (max - min); a right path gets lambda, a wrong one min(0,
+    lambda). A problem whose paths are equally long gives 0. The original took minimum and maximum
+    over the whole batch, in characters.
 
     >>> length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 100])
     [0.5, -0.5, 0.0]
     """
     shares = _length_shares(problem, [True] * len(correct), num_tokens)
     values = (0.0 if share is None else 0.5 - share for share in shares)
-    return [value if is_right else min(0.0, value) for value, is_right in zip(values, correct, strict=True)]
+    return [
+        value if is_right else min(0.0, value)
+        for value, is_right in zip(values, correct, strict=True)
+    ]
 
 
 def refined_length_reward_values(
@@ -183,8 +197,8 @@ def refined_length_reward_values(
 ) -> list[float]:
     """Refined length reward of REA-RL: shortest and longest over the right paths of one problem.
 
-    0.5 for the shortest right path, -0.5 for the longest, linear between; 0 if they are equally long. A wrong path
-    gets -0.5, however short it is.
+    0.5 for the shortest right path, -0.5 for the longest, linear between; 0 if they are equally
+    long. A wrong path gets -0.5, however short it is.
 
     >>> refined_length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 10])
     [0.5, -0.5, -0.5]
@@ -197,11 +211,12 @@ def refined_length_reward_values(
 def reflection_reward_values(
     num_reflections: Sequence[int], num_think_tokens: Sequence[int], tokens_per_reflection: float
 ) -> list[float]:
-    """Reflection reward of REA-RL: min(reflections per thinking token x `tokens_per_reflection`, 1).
+    """Reflection reward of REA-RL: min(reflections per thinking token x `tokens_per_reflection`,
+    1).
 
-    `tokens_per_reflection` is measured on the base model (`tokens_per_reflection_quantile`; 225.09 in the paper), so
-    that four in five of its paths get the full 1: the reward punishes giving up reflection and does not ask for more.
-    A path without thinking tokens gets 0.
+    `tokens_per_reflection` is measured on the base model (`tokens_per_reflection_quantile`; 225.09
+    in the paper), so that four in five of its paths get the full 1: the reward punishes giving up
+    reflection and does not ask for more. A path without thinking tokens gets 0.
     """
     return [
         min(reflections / tokens * tokens_per_reflection, 1.0) if tokens else 0.0
@@ -210,11 +225,16 @@ def reflection_reward_values(
 
 
 def sigmoid_length_values(
-    problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int], alpha: float = 0.2
+    problem: Sequence[Hashable],
+    correct: Sequence[bool],
+    num_tokens: Sequence[int],
+    alpha: float = 0.2,
 ) -> list[float]:
-    """Reward of Arora and Zanette (arXiv 2502.04463): 1 - alpha * sigmoid(z) for a right path, 0 for a wrong one.
+    """Reward of Arora and Zanette (arXiv 2502.04463): 1 - alpha * sigmoid(z) for a right path, 0
+    for a wrong one.
 
-    z = (tokens - mean) / standard deviation over the right paths of the problem; 0 where these are equally long.
+    z = (tokens - mean) / standard deviation over the right paths of the problem; 0 where these are
+    equally long.
 
     >>> sigmoid_length_values(["a", "a", "b"], [True, True, False], [70, 70, 10])
     [0.9, 0.9, 0.0]
@@ -244,10 +264,11 @@ def laser_values(
     target_lengths: Sequence[int],
     alpha: float = 0.5,
 ) -> list[float]:
-    """Step reward of LASER (arXiv 2505.15612): `alpha` for a right path of at most the target length, else 0.
+    """Step reward of LASER (arXiv 2505.15612): `alpha` for a right path of at most the target
+    length, else 0.
 
-    Three targets are LASER-D's for easy, medium and hard problems, told apart by their share of right paths. LASER-D
-    adapts them during training; here they stay as given.
+    Three targets are LASER-D's for easy, medium and hard problems, told apart by their share of
+    right paths. LASER-D adapts them during training; here they stay as given.
 
     >>> laser_values(["a", "a"], [True, True], [100, 101], [100])
     [0.5, 0.0]
@@ -266,9 +287,14 @@ def laser_values(
 
 
 def l1_max_values(
-    correct: Sequence[bool], num_tokens: Sequence[int], target_length: int, alpha: float = 3e-4, delta: float = 0.5
+    correct: Sequence[bool],
+    num_tokens: Sequence[int],
+    target_length: int,
+    alpha: float = 3e-4,
+    delta: float = 0.5,
 ) -> list[float]:
-    """Reward of L1-Max (arXiv 2503.04697): clip(alpha * (target - tokens) + delta, 0, 1) for a right path, else 0.
+    """Reward of L1-Max (arXiv 2503.04697): clip(alpha * (target - tokens) + delta, 0, 1) for a
+    right path, else 0.
 
     L1 also names the target in the prompt; here `prompt_template` may do so.
 
@@ -276,11 +302,15 @@ def l1_max_values(
     [0.5, 0.2, 0.0]
     """
     rows = zip(correct, num_tokens, strict=True)
-    return [min(max(alpha * (target_length - n) + delta, 0.0), 1.0) if is_right else 0.0 for is_right, n in rows]
+    return [
+        min(max(alpha * (target_length - n) + delta, 0.0), 1.0) if is_right else 0.0
+        for is_right, n in rows
+    ]
 
 
 def overlong_values(num_tokens: Sequence[int], max_tokens: int, buffer: int) -> list[float]:
-    """Soft overlong punishment of DAPO (arXiv 2503.14476): 0 until `buffer` tokens before the limit, then down to -1.
+    """Soft overlong punishment of DAPO (arXiv 2503.14476): 0 until `buffer` tokens before the
+    limit, then down to -1.
 
     >>> overlong_values([80, 90, 100], 100, 20)
     [0.0, -0.5, -1.0]
@@ -289,9 +319,11 @@ def overlong_values(num_tokens: Sequence[int], max_tokens: int, buffer: int) -> 
 
 
 def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) -> list[float]:
-    """Reward of S-GRPO (arXiv 2505.07686): 2^(1 - k) for the k-th right exit of a path, 0 for a wrong one.
+    """Reward of S-GRPO (arXiv 2505.07686): 2^(1 - k) for the k-th right exit of a path, 0 for a
+    wrong one.
 
-    The rows of a problem are its whole path, which is the last exit, and then the cuts from the earliest on.
+    The rows of a problem are its whole path, which is the last exit, and then the cuts from the
+    earliest on.
 
     >>> serial_decay_values(["a", "a", "a", "a"], [True, False, True, True])
     [0.25, 0.0, 1.0, 0.5]
@@ -310,7 +342,8 @@ def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) ->
 def _length_shares(
     problem: Sequence[Hashable], counted: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float | None]:
-    """(tokens - min) / (max - min) over the counted paths of each problem; None where these are equally long."""
+    """(tokens - min) / (max - min) over the counted paths of each problem; None where these are
+    equally long."""
     lengths = defaultdict(list)
     for key, is_counted, tokens in zip(problem, counted, num_tokens, strict=True):
         if is_counted:
@@ -364,23 +397,31 @@ def check_reward_names(names: list[str]) -> None:
 def get_reward_funcs(
     names: list[str], tokens_per_reflection: float | None = None, **settings: Any
 ) -> list[RewardFunc]:
-    """Reward functions by name (recipe key `reward_funcs`), settings bound, `__name__` kept for TRL's metrics.
+    """Reward functions by name (recipe key `reward_funcs`), settings bound, `__name__` kept for
+    TRL's metrics.
 
     Args:
         names: keys of `REWARD_FUNCS`.
-        tokens_per_reflection, settings: what `REWARD_SETTINGS` says that these rewards need; others are ignored.
+        tokens_per_reflection, settings: what `REWARD_SETTINGS` says that these rewards need; others
+            are ignored.
 
-    Raises ValueError for an unknown name, and for a reward whose setting is missing or not positive.
+    Raises ValueError for an unknown name, and for a reward whose setting is missing or not
+    positive.
     """
     check_reward_names(names)
     settings["tokens_per_reflection"] = tokens_per_reflection
-    return [_bind(name, {key: settings.get(key) for key in REWARD_SETTINGS.get(name, ())}) for name in names]
+    return [
+        _bind(name, {key: settings.get(key) for key in REWARD_SETTINGS.get(name, ())})
+        for name in names
+    ]
 
 
 def _bind(name: str, settings: dict[str, Any]) -> RewardFunc:
     for key, value in settings.items():
         if not value or min(value if isinstance(value, list) else [value]) <= 0:
-            raise ValueError(f"reward_funcs contains {name!r}, which needs a positive {key}, not {value}")
+            raise ValueError(
+                f"reward_funcs contains {name!r}, which needs a positive {key}, not {value}"
+            )
     if not settings:
         return REWARD_FUNCS[name]
     return update_wrapper(partial(REWARD_FUNCS[name], **settings), REWARD_FUNCS[name])

@@ -1,8 +1,8 @@
 """The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
 
-Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch, unless `label_wave` says
-so. Ids are kept as the server
-sampled them; a revision is the original's ids up to the cut, the forced end of the thinking, and the policy's answer.
+Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch,
+unless `label_wave` says so. Ids are kept as the server sampled them; a revision is the original's
+ids up to the cut, the forced end of the thinking, and the policy's answer.
 """
 
 from __future__ import annotations
@@ -23,11 +23,29 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from generation.labeling_to_prefix import Step, choose_cuts, decided_cut, result_probabilities
-from generation.prompts import REFLECTION_PREFILL, THINK_END, THINK_START, reflection_labels, reflection_messages
+from generation.prompts import (
+    REFLECTION_PREFILL,
+    THINK_END,
+    THINK_START,
+    reflection_labels,
+    reflection_messages,
+)
 from generation.reflection_words import count_reflections
-from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text, marker_decoder, prompt_thinking
+from generation.rendering import (
+    DEFAULT_FORMAT,
+    encode_continuation,
+    encode_text,
+    marker_decoder,
+    prompt_thinking,
+)
 from generation.segments import Paragraph, split_paragraphs, thinking_of
-from rea_rl.endpoint import Endpoint, adapter_folder, check_alternatives, check_finished, token_logprobs
+from rea_rl.endpoint import (
+    Endpoint,
+    adapter_folder,
+    check_alternatives,
+    check_finished,
+    token_logprobs,
+)
 from rea_rl.revision import (
     cut_completion_ids,
     decode_completion,
@@ -51,10 +69,10 @@ TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a resu
 class Rollout:
     """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
 
-    With revision, lines alternate original, revision; with serial cuts an original is followed by all of its exits.
-    Where no cut is possible the original stands twice, the second time without `seconds`. A line with `kept` false was
-    not trained: another one took its place, for a wrong revision its original, and `rewards` and `advantage` are that
-    row's.
+    With revision, lines alternate original, revision; with serial cuts an original is followed by
+    all of its exits. Where no cut is possible the original stands twice, the second time without
+    `seconds`. A line with `kept` false was not trained: another one took its place, for a wrong
+    revision its original, and `rewards` and `advantage` are that row's.
     """
 
     problem_id: str
@@ -63,23 +81,28 @@ class Rollout:
     kind: Literal["original", "revision"]
     prompt_ids: list[int]
     completion_ids: list[int]
-    logprobs: list[float | None]  # of the server under its sampling temperature; None for forced ids
+    # of the server under its sampling temperature; None for forced ids
+    logprobs: list[float | None]
     text: str
     finish_reason: str  # "stop", or "length" for a truncated path
     num_tokens: int
     num_think_tokens: int
     num_reflections: int
-    prompt_thinking: Thinking = "unknown"  # what the prompt did to the thinking, see `generation.rendering`
+    # what the prompt did to the thinking, see `generation.rendering`
+    prompt_thinking: Thinking = "unknown"
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
-    paragraph_ends: list[int] = field(default_factory=list)  # their ends, characters of the original's text
-    # P(Result) per label that was read, see label_until_decided; of a path that was not cut, in both of its lines
+    # their ends, characters of the original's text
+    paragraph_ends: list[int] = field(default_factory=list)
+    # P(Result) per label that was read, see label_until_decided; of a path that was not cut, in
+    # both of its lines
     p_result: list[float] = field(default_factory=list)
     num_label_tokens: int = 0  # of the reflection model's reply
     num_label_tokens_saved: int = 0  # at least so many more a whole reply would have had
     cut: int | None = None  # index of the last kept paragraph
     num_kept_tokens: int | None = None  # ids shared with the original
-    num_cached_tokens: int | None = None  # of the finishing request's prompt, in the server's prefix cache
+    # of the finishing request's prompt, in the server's prefix cache
+    num_cached_tokens: int | None = None
     kept: bool = True
     rewards: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
@@ -96,16 +119,20 @@ class Batch:
 
 
 class Waves:
-    """Lets the paths of a batch go on `size` at a time, to their labels and then to their answers; the rest at the end.
+    """Lets the paths of a batch go on `size` at a time, to their labels and then to their answers;
+    the rest at the end.
 
-    A token costs a server the reading of all its weights, for one path as for many. Where both models share a GPU the
-    other one waits meanwhile, so that one server at a time, with as many paths as there are, is faster than both by turns.
+    A token costs a server the reading of all its weights, for one path as for many. Where both
+    models share a GPU the other one waits meanwhile, so that one server at a time, with as many
+    paths as there are, is faster than both by turns.
     """
 
     def __init__(self, size: int, num_paths: int):
         self._size = size
         self._to_come = {"label": num_paths, "finish": num_paths}
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {stage: [] for stage in self._to_come}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {
+            stage: [] for stage in self._to_come
+        }
 
     async def turn(self, stage: str) -> None:
         """Wait for the wave of a path that is ready for the stage."""
@@ -145,7 +172,8 @@ class RolloutEngine:
         verifier: VerifierPool,
     ):
         self.args = args
-        # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one, too.
+        # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one,
+        # too.
         self.tokenizer = copy.deepcopy(tokenizer)
         self.reflection_tokenizer = reflection_tokenizer
         self.verifier = verifier
@@ -172,23 +200,29 @@ class RolloutEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
-        self._policy = Endpoint("policy_server", args.policy_server, args, adapter_folder(args.output_dir))
+        self._policy = Endpoint(
+            "policy_server", args.policy_server, args, adapter_folder(args.output_dir)
+        )
         self._endpoints = [self._policy]
         if reflection_tokenizer is not None:
             self._reflection = Endpoint("reflection_server", args.reflection_server, args)
             self._endpoints.append(self._reflection)
-            self.reflection_context = self._wait(self._reflection.context_length(args.reflection_model))
+            self.reflection_context = self._wait(
+                self._reflection.context_length(args.reflection_model)
+            )
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
         """Paths for `rows`, in their order; one per row, or original and revision.
 
         Args:
-            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is missing), `problem`,
-                `problem_id`, `answer`; one row per sampled path, also with serial cuts, where the first of a prompt's
-                rows is sampled and the others are its exits.
+            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is
+                missing), `problem`, `problem_id`, `answer`; one row per sampled path, also with
+                serial cuts, where the first of a prompt's rows is sampled and the others are its
+                exits.
 
-        Raises ConnectionError or openai.APIError when a request failed for good; the other paths are cancelled. Raises
-        CancelledError where `cancel` ended the batch, ConnectionError where it came before.
+        Raises ConnectionError or openai.APIError when a request failed for good; the other paths
+        are cancelled. Raises CancelledError where `cancel` ended the batch, ConnectionError where
+        it came before.
         """
         return self._wait(self._run(rows, batch))
 
@@ -208,7 +242,8 @@ class RolloutEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Cancel what is under way, close the connections and the verifier, and stop the event loop."""
+        """Cancel what is under way, close the connections and the verifier, and stop the event
+        loop."""
         self._wait(self._cancel_batches())
         for endpoint in self._endpoints:
             self._wait(endpoint.close())
@@ -233,21 +268,30 @@ class RolloutEngine:
         if batch.revision:
             rows = rows[:: self.args.num_serial_cuts + 1]
         waves = Waves(self.args.label_wave, len(rows))
-        progress = tqdm(total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None)
+        progress = tqdm(
+            total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None
+        )
         try:
             with progress:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._path(row, batch, waves, progress)) for row in rows]
+                    tasks = [
+                        group.create_task(self._path(row, batch, waves, progress)) for row in rows
+                    ]
         except ExceptionGroup as failures:  # the first one stopped the batch
             raise failures.exceptions[0] from None
         return [rollout for task in tasks for rollout in task.result()]
 
-    async def _path(self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm) -> list[Rollout]:
+    async def _path(
+        self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm
+    ) -> list[Rollout]:
         original = await self._sample(row, batch)
         if batch.revision:
             revising = self._revise(original, row, batch, waves)
             _, revisions = await asyncio.gather(self._verify(original, row), revising)
-            rollouts = [original, *(revision or dataclasses.replace(original, seconds={}) for revision in revisions)]
+            rollouts = [
+                original,
+                *(revision or dataclasses.replace(original, seconds={}) for revision in revisions),
+            ]
         else:
             await self._verify(original, row)
             rollouts = [original]
@@ -265,7 +309,9 @@ class RolloutEngine:
             **self._sampling,
         )
         choice = response.choices[0]
-        thinking = row.get("prompt_thinking") or prompt_thinking(row["prompt"], row.get("problem", ""))
+        thinking = row.get("prompt_thinking") or prompt_thinking(
+            row["prompt"], row.get("problem", "")
+        )
         return Rollout(
             problem_id=row["problem_id"],
             step=batch.step,
@@ -282,7 +328,8 @@ class RolloutEngine:
     async def _revise(
         self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
     ) -> list[Rollout | None]:
-        """Cut the original where it had its result, or at several points; None where nothing can be cut off."""
+        """Cut the original where it had its result, or at several points; None where nothing can
+        be cut off."""
         paragraphs = self._paragraphs(original)
         num_cuts = self.args.num_serial_cuts
         if not paragraphs:
@@ -290,28 +337,46 @@ class RolloutEngine:
             return [None] * max(num_cuts, 1)
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
-            return await asyncio.gather(*(self._finish(original, row, batch, paragraphs, cut) for cut in cuts))
+            return await asyncio.gather(
+                *(self._finish(original, row, batch, paragraphs, cut) for cut in cuts)
+            )
         await waves.turn("label")
         start = time.perf_counter()
         steps = await self._label(row, paragraphs)
         seconds = time.perf_counter() - start
         p_result = result_probabilities(steps)
-        cut = getattr(choose_cuts(p_result, len(paragraphs), **self._cut_settings), self.args.revision_strength)
+        cut = getattr(
+            choose_cuts(p_result, len(paragraphs), **self._cut_settings),
+            self.args.revision_strength,
+        )
         await waves.turn("finish")
         revision = await self._finish(original, row, batch, paragraphs, cut)
         labelled = revision or original
-        labelled.num_paragraphs, labelled.paragraph_ends = len(paragraphs), [paragraph.end for paragraph in paragraphs]
+        labelled.num_paragraphs, labelled.paragraph_ends = (
+            len(paragraphs),
+            [paragraph.end for paragraph in paragraphs],
+        )
         labelled.p_result, labelled.seconds["label"] = p_result, seconds
         labelled.num_label_tokens = len(steps)
         labelled.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
         return [revision]
 
     async def _finish(
-        self, original: Rollout, row: dict[str, Any], batch: Batch, paragraphs: list[Paragraph], cut: int
+        self,
+        original: Rollout,
+        row: dict[str, Any],
+        batch: Batch,
+        paragraphs: list[Paragraph],
+        cut: int,
     ) -> Rollout | None:
-        """The original up to a cut, the forced end of its thinking, and the answer that the policy gives then."""
+        """The original up to a cut, the forced end of its thinking, and the answer that the
+        policy gives then."""
         prefix = cut_completion_ids(
-            original.completion_ids, self.tokenizer, paragraphs, cut, always_cut=self.args.always_cut
+            original.completion_ids,
+            self.tokenizer,
+            paragraphs,
+            cut,
+            always_cut=self.args.always_cut,
         )
         if prefix is None:
             return None
@@ -325,7 +390,9 @@ class RolloutEngine:
             **self._sampling,
         )
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
-        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
+        logprobs = (
+            original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
+        )
         revision = dataclasses.replace(
             original,
             kind="revision",
@@ -346,7 +413,8 @@ class RolloutEngine:
     async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[Step]:
         """Tokens of the reflection model's reply, up to the one that decides the cut.
 
-        None of them where the cut is certain without, and where the request does not fit the model's context.
+        None of them where the cut is certain without, and where the request does not fit the
+        model's context.
         """
         if self._is_decided([], len(paragraphs)):
             return []
@@ -388,7 +456,9 @@ class RolloutEngine:
         return steps
 
     def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
-        cut = decided_cut(self.args.revision_strength, p_result, num_paragraphs, **self._cut_settings)
+        cut = decided_cut(
+            self.args.revision_strength, p_result, num_paragraphs, **self._cut_settings
+        )
         return self.args.label_until_decided and cut is not None
 
     def _reply_length(self, num_labels: int, label: bool) -> int:
@@ -397,7 +467,8 @@ class RolloutEngine:
         return len(self.reflection_tokenizer.encode(reply, add_special_tokens=False))
 
     def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
-        """Tokens, at least, that the rest of a reply would have had; 0 where it was not left but ended by itself."""
+        """Tokens, at least, that the rest of a reply would have had; 0 where it was not left but
+        ended by itself."""
         if not self._is_decided(p_result, num_paragraphs):
             return 0
         read = min(len(p_result), num_paragraphs)
@@ -406,26 +477,37 @@ class RolloutEngine:
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
         text = rollout.text
-        if rollout.prompt_thinking == "open":  # an answer can only stand after the end of the thinking
+        # an answer can only stand after the end of the thinking
+        if rollout.prompt_thinking == "open":
             text = text.partition(THINK_END)[2]
-        # A text without markers is answer throughout. Further ones mean nothing where the prompt said what it did.
-        is_marked = rollout.prompt_thinking != "unknown" and (THINK_START in text or THINK_END in text)
+        # A text without markers is answer throughout. Further ones mean nothing where the prompt
+        # said what it did.
+        is_marked = rollout.prompt_thinking != "unknown" and (
+            THINK_START in text or THINK_END in text
+        )
         known = {"thinking": "closed"} if is_marked else {}
         rollout.correct = await self.verifier.averify(row["answer"], text, **known)
         rollout.seconds["verify"] = time.perf_counter() - start
 
     def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
-        """Fields of a rollout that follow from its ids and from what its prompt did to the thinking."""
+        """Fields of a rollout that follow from its ids and from what its prompt did to the
+        thinking."""
         decode = self._decode_markers or partial(decode_completion, self.tokenizer)
         text = decode(completion_ids)
-        start = len(self._think_start) if completion_ids[: len(self._think_start)] == self._think_start else 0
+        start = (
+            len(self._think_start)
+            if completion_ids[: len(self._think_start)] == self._think_start
+            else 0
+        )
         end = 0 if thinking == "closed" else self._find_think_end(completion_ids)
         return {
             "completion_ids": completion_ids,
             "text": text,
             "num_tokens": len(completion_ids),
             "num_think_tokens": max(end - start, 0),
-            "num_reflections": count_reflections(thinking_of(text, thinking), self.args.word_bounded_reflections),
+            "num_reflections": count_reflections(
+                thinking_of(text, thinking), self.args.word_bounded_reflections
+            ),
         }
 
     def _paragraphs(self, path: Rollout) -> list[Paragraph]:
@@ -448,7 +530,8 @@ class RolloutEngine:
 
 
 def record_line(rollout: Rollout) -> str:
-    """JSON of one path. Probabilities have five digits, which is what the servers' own numerics leave; most of a file is these."""
+    """JSON of one path. Probabilities have five digits, which is what the servers' own numerics
+    leave; most of a file is these."""
     values = vars(rollout).copy()
     for key in ("logprobs", "p_result"):
         values[key] = [value if value is None else round(value, 5) for value in values[key]]
@@ -456,9 +539,11 @@ def record_line(rollout: Rollout) -> str:
 
 
 def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> list[Rollout]:
-    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its original.
+    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its
+    original.
 
-    Where only revisions are trained, each pair has one place. Serial exits are all trained, wrong ones too.
+    Where only revisions are trained, each pair has one place. Serial exits are all trained, wrong
+    ones too.
     """
     if construction == "serial":
         return list(rollouts)
@@ -466,8 +551,11 @@ def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> li
     return [rollouts[source] for source in sources([rollout.correct for rollout in rollouts])]
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1) -> dict[str, float]:
-    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of the revisions.
+def rollout_metrics(
+    rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1
+) -> dict[str, float]:
+    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of
+    the revisions.
 
     With `revision`, `num_revisions` paths follow each original.
     """
@@ -482,10 +570,13 @@ def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: 
         / max(sum(r.num_think_tokens for r in originals), 1),
     }
     if revision:
-        pairs = [(originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"]
+        pairs = [
+            (originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"
+        ]
         metrics["revision/impossible"] = 1 - len(pairs) / (len(rollouts) - len(originals))
         metrics |= _revision_metrics(pairs) if pairs else {}
-        labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]  # cut or not
+        # cut or not
+        labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]
         metrics |= _label_metrics(labelled) if labelled else {}
     for stage in {stage for r in rollouts for stage in r.seconds}:
         metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
@@ -493,22 +584,33 @@ def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: 
 
 
 def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Share of the labelled paths in which the detector finds a result; nothing where none was labelled.
+    """Share of the labelled paths in which the detector finds a result; nothing where none was
+    labelled.
 
     `rollouts` alternate original and revision; what was read stands in the second of a pair.
     """
     labelled = [r for r in rollouts[1::2] if r.num_paragraphs]
-    return {"reflection/found": _mean(any(p >= 0.5 for p in r.p_result) for r in labelled)} if labelled else {}
+    return (
+        {"reflection/found": _mean(any(p >= 0.5 for p in r.p_result) for r in labelled)}
+        if labelled
+        else {}
+    )
 
 
 def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
     revisions = [revision for _, revision in pairs]
     return {
         "revision/success": _mean(r.correct for r in revisions),
-        "revision/broken": _mean(original.correct and not revision.correct for original, revision in pairs),
-        "revision/repaired": _mean(revision.correct and not original.correct for original, revision in pairs),
+        "revision/broken": _mean(
+            original.correct and not revision.correct for original, revision in pairs
+        ),
+        "revision/repaired": _mean(
+            revision.correct and not original.correct for original, revision in pairs
+        ),
         "revision/num_tokens": _mean(r.num_tokens for r in revisions),
-        "revision/tokens_saved": _mean(1 - revision.num_tokens / original.num_tokens for original, revision in pairs),
+        "revision/tokens_saved": _mean(
+            1 - revision.num_tokens / original.num_tokens for original, revision in pairs
+        ),
         "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
         "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
         **_cache_metrics(revisions),
@@ -519,8 +621,12 @@ def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
     read = sum(r.num_label_tokens for r in labelled)
     saved = sum(r.num_label_tokens_saved for r in labelled)
     return {
-        "reflection/labelled": _mean(min(len(r.p_result) / r.num_paragraphs, 1.0) for r in labelled),
-        "reflection/result_share": _mean(_mean(p >= 0.5 for p in r.p_result) for r in labelled if r.p_result),
+        "reflection/labelled": _mean(
+            min(len(r.p_result) / r.num_paragraphs, 1.0) for r in labelled
+        ),
+        "reflection/result_share": _mean(
+            _mean(p >= 0.5 for p in r.p_result) for r in labelled if r.p_result
+        ),
         "reflection/num_label_tokens": read / len(labelled),
         "reflection/label_tokens_saved": saved / max(read + saved, 1),
     }

@@ -1,12 +1,16 @@
-"""Supervised fine-tuning on prompt-completion data, loss on the completion only: reflection model, SFT baseline.
+"""Supervised fine-tuning on prompt-completion data, loss on the completion only: reflection model,
+SFT baseline.
 
     python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
-    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 2 -m rea_rl.sft \\
-        --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_reflection_model.yaml --dataset_name FILE
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml \\
+        --num_processes 2 -m rea_rl.sft \\
+        --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_reflection_model.yaml \\
+        --dataset_name FILE
 
-A row has `prompt` and `completion`, each a text or a list of chat messages; further formats are in `rea_rl.dialogues`. It
-may have `chat_template_kwargs` and a `prefill` of its own, with which its prompt was sampled. An interrupted run continues
-from its last checkpoint. The adapter is written to `output_dir`; `rea_rl.merge_lora` makes a plain model of it.
+A row has `prompt` and `completion`, each a text or a list of chat messages; further formats are in
+`rea_rl.dialogues`. It may have `chat_template_kwargs` and a `prefill` of its own, with which its
+prompt was sampled. An interrupted run continues from its last checkpoint. The adapter is written to
+`output_dir`; `rea_rl.merge_lora` makes a plain model of it.
 """
 
 from __future__ import annotations
@@ -31,8 +35,11 @@ logger = logging.getLogger(__name__)
 Example = dict[str, Any]
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REARLSFTConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key that none has."""
+def parse_recipe(
+    argv: list[str] | None = None,
+) -> tuple[SFTScriptArguments, REARLSFTConfig, ModelConfig]:
+    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
+    that none has."""
     from trl import ModelConfig
 
     from rea_rl.configs import REARLSFTConfig, SFTScriptArguments
@@ -41,8 +48,11 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[SFTScriptArguments, REA
 
 
 def prompt_format(row: Example) -> PromptFormat:
-    """Rendering of a row's prompt: its own template keywords and begin of the reply, if it has any."""
-    return PromptFormat(chat_template_kwargs=row.get("chat_template_kwargs") or {}, prefill=row.get("prefill") or "")
+    """Rendering of a row's prompt: its own template keywords and begin of the reply, if it has
+    any."""
+    return PromptFormat(
+        chat_template_kwargs=row.get("chat_template_kwargs") or {}, prefill=row.get("prefill") or ""
+    )
 
 
 def encode_prompt(
@@ -52,11 +62,14 @@ def encode_prompt(
 
     Raises ValueError for messages that the model's template refuses.
     """
-    return encode_text(prompt if isinstance(prompt, str) else prompts.text(prompt, tokenizer), tokenizer)
+    return encode_text(
+        prompt if isinstance(prompt, str) else prompts.text(prompt, tokenizer), tokenizer
+    )
 
 
 def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of what the model is to sample after a prompt: the text as it stands, and the end of sequence.
+    """Ids of what the model is to sample after a prompt: the text as it stands, and the end of
+    sequence.
 
     Not a rendered assistant's turn, which in R1's templates lacks the thinking.
     """
@@ -66,15 +79,23 @@ def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row. Raises ValueError as `split_row` does."""
+    """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row. Raises ValueError as
+    `split_row` does."""
     example = split_row(example, ("completion",))
     prompt_ids = encode_prompt(example["prompt"], tokenizer, prompt_format(example))
     completion_ids = encode_completion(example["completion"], tokenizer)
-    return {"input_ids": prompt_ids + completion_ids, "labels": [-100] * len(prompt_ids) + completion_ids}
+    return {
+        "input_ids": prompt_ids + completion_ids,
+        "labels": [-100] * len(prompt_ids) + completion_ids,
+    }
 
 
 def load_examples(
-    name: str, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, limit: int | None = None
+    name: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    limit: int | None = None,
 ) -> Dataset:
     """Encoded prompt-completion rows of a file or Hub dataset, see `load_encoded`."""
     rows = read_examples(name, split, ("prompt", "completion"))[:limit]
@@ -82,13 +103,16 @@ def load_examples(
 
 
 def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
-    """Rows of a file or Hub dataset with these columns, `prompt` first, of which completions are one turn each.
+    """Rows of a file or Hub dataset with these columns, `prompt` first, of which completions are
+    one turn each.
 
     Raises ValueError naming file and row where it is not clear what is trained.
     """
     from generation.utils import read_rows
 
-    return [_example(row, columns, f"{name}: row {i}") for i, row in enumerate(read_rows(name, split))]
+    return [
+        _example(row, columns, f"{name}: row {i}") for i, row in enumerate(read_rows(name, split))
+    ]
 
 
 def _example(row: Example, columns: tuple[str, ...], place: str) -> Example:
@@ -100,21 +124,28 @@ def _example(row: Example, columns: tuple[str, ...], place: str) -> Example:
         needed = " and a ".join(map(repr, columns))
         has = f"but has an empty {missing[0]!r}" if missing[0] in row else f"but has {sorted(row)}"
         raise ValueError(f"{place} needs a {needed}, {has}; fill it in, or drop the row")
-    if wrong := [column for column in columns if not (isinstance(row[column], str) or is_dialogue(row[column]))]:
+    if wrong := [
+        column
+        for column in columns
+        if not (isinstance(row[column], str) or is_dialogue(row[column]))
+    ]:
         raise ValueError(
-            f"{place} has the {wrong[0]!r} {str(row[wrong[0]])[:60]!r}; it must be a text, or a list of "
-            "messages with 'role' and 'content'"
+            f"{place} has the {wrong[0]!r} {str(row[wrong[0]])[:60]!r}; it must be a text, or a "
+            "list of messages with 'role' and 'content'"
         )
     return row
 
 
 def load_encoded(
-    name: str, rows: list[Example], encode: Callable[[Example], dict[str, list[int]]], max_length: int | None
+    name: str,
+    rows: list[Example],
+    encode: Callable[[Example], dict[str, list[int]]],
+    max_length: int | None,
 ) -> Dataset:
     """Encoded rows, and their number in the file as `row`.
 
-    Rows of which a sequence has more than `max_length` ids are left out and counted in the log: the end of a completion
-    must not be missing. Raises ValueError if no row is left.
+    Rows of which a sequence has more than `max_length` ids are left out and counted in the log: the
+    end of a completion must not be missing. Raises ValueError if no row is left.
     """
     from datasets import Dataset
 
@@ -124,12 +155,21 @@ def load_encoded(
             encoded.append(encode(row) | {"row": i})
         except ValueError as error:
             raise ValueError(f"{name}: row {i}: {error}") from error
-    kept = [example for example in encoded if max_length is None or num_tokens(example) <= max_length]
+    kept = [
+        example for example in encoded if max_length is None or num_tokens(example) <= max_length
+    ]
     if not kept:
         raise ValueError(
-            f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens; raise max_length"
+            f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens; "
+            "raise max_length"
         )
-    logger.info("%s: %d rows; %d over %s tokens are left out", name, len(kept), len(rows) - len(kept), max_length)
+    logger.info(
+        "%s: %d rows; %d over %s tokens are left out",
+        name,
+        len(kept),
+        len(rows) - len(kept),
+        max_length,
+    )
     return Dataset.from_list(kept)
 
 
@@ -137,11 +177,14 @@ def num_tokens(example: dict[str, list[int]]) -> int:
     """Tokens of the longest sequence that is trained from an encoded row."""
     if "input_ids" in example:
         return len(example["input_ids"])
-    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+    return len(example["prompt_ids"]) + max(
+        len(example["chosen_ids"]), len(example["rejected_ids"])
+    )
 
 
 def trainer_class() -> type[SFTTrainer]:
-    """`trl.SFTTrainer` whose runs may be started again, and that leaves out steps whose loss or gradient is no number."""
+    """`trl.SFTTrainer` whose runs may be started again, and that leaves out steps whose loss or
+    gradient is no number."""
     from trl import SFTTrainer
 
     from rea_rl.continued import Continued
@@ -153,8 +196,11 @@ def trainer_class() -> type[SFTTrainer]:
     return RowTrainer
 
 
-def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig) -> SFTTrainer:
-    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model loads.
+def build_trainer(
+    script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig
+) -> SFTTrainer:
+    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model
+    loads.
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """
@@ -163,15 +209,23 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
     from rea_rl.utils import load_tokenizer, read_chat_template
 
     check_lora_keys(model_args, served=False)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+    )
     if args.chat_template_path is not None:
         tokenizer.chat_template = read_chat_template(args.chat_template_path)
     check_buildable(model_args, args.trust_remote_code)
-    train_dataset = load_examples(script.dataset_name, script.dataset_train_split, tokenizer, args.max_length)
+    train_dataset = load_examples(
+        script.dataset_name, script.dataset_train_split, tokenizer, args.max_length
+    )
     eval_dataset = None
     if script.eval_dataset_name is not None:
         eval_dataset = load_examples(
-            script.eval_dataset_name, script.dataset_eval_split, tokenizer, args.max_length, script.max_eval_rows
+            script.eval_dataset_name,
+            script.dataset_eval_split,
+            tokenizer,
+            args.max_length,
+            script.max_eval_rows,
         )
     plan = plan_run("sft", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)
@@ -188,7 +242,8 @@ def build_trainer(script: SFTScriptArguments, args: REARLSFTConfig, model_args: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or the data."""
+    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
+    the data."""
     run(build_trainer, parse_recipe, argv)
 
 

@@ -1,11 +1,13 @@
 """Forward pass over paths that share prefixes: each shared token is computed once.
 
-Original and revision share prompt and kept thinking id by id, all paths of a problem share its prompt. Paths are folded
-into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed row without padding: position ids are depths in
-the tree, and each token attends to its own path only (`tree_attention`). Log-probs are computed for trained tokens
-only, in chunks, and once where paths share them.
+Original and revision share prompt and kept thinking id by id, all paths of a problem share its
+prompt. Paths are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed row
+without padding: position ids are depths in the tree, and each token attends to its own path only
+(`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once where paths
+share them.
 
-The result is that of padded rows, up to rounding, unless the model draws random numbers in its forward pass.
+The result is that of padded rows, up to rounding, unless the model draws random numbers in its
+forward pass.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ RELATED = 0.25
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Settings of models whose attention scores or logits are not a plain product.
 SCALES = (
-    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier",
+    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling",
+    "output_multiplier",
     "lm_head_multiplier",
 )  # fmt: skip
 
@@ -80,7 +83,8 @@ class PackedOutput(ModelOutput):
 
 @cache
 def _tree_row() -> type:
-    """TRL's `TreeRow`, without the package around it, which imports vLLM and all of TRL's trainers."""
+    """TRL's `TreeRow`, without the package around it, which imports vLLM and all of TRL's
+    trainers."""
     trl = importlib.util.find_spec("trl")
     file = Path(trl.submodule_search_locations[0], "experimental", "async_grpo", "packing.py")
     spec = importlib.util.spec_from_file_location("trl_packing", file)
@@ -98,7 +102,8 @@ def fold(paths: Sequence[TokenPath]) -> PackedPaths:
             {
                 "input_ids": path.ids,  # only its `tolist` is called
                 "completion_mask": mask,
-                "old_log_probs": mask,  # not ours: whatever belongs to a token stays in its path's order
+                # not ours: whatever belongs to a token stays in its path's order
+                "old_log_probs": mask,
                 "advantage": 0.0,
                 "group_id": None,
             }
@@ -112,14 +117,18 @@ def fold(paths: Sequence[TokenPath]) -> PackedPaths:
         predictors=trained.nonzero().squeeze(1),
         targets=labels[trained],
         token_index=(trained.cumsum(0) - 1)[packed["token_index"]],
-        tree=_join_segments(*(packed[f"tree_{name}"] for name in ("kv_index", "cu_seqlens_q", "cu_seqlens_k"))),
+        tree=_join_segments(
+            *(packed[f"tree_{name}"] for name in ("kv_index", "cu_seqlens_q", "cu_seqlens_k"))
+        ),
     )
 
 
 def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tensor) -> Tree:
-    """Make a segment and its first child, which follows it in the row, one run: half the keys, fewer queries' blocks.
+    """Make a segment and its first child, which follows it in the row, one run: half the keys,
+    fewer queries' blocks.
 
-    The child's keys are its parent's and its own tokens, so the run's keys are those of its last segment.
+    The child's keys are its parent's and its own tokens, so the run's keys are those of its last
+    segment.
     """
     starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
     bounds, kept = [(0, 0)], []
@@ -137,7 +146,8 @@ def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tenso
 def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
     """Deal paths to forward passes of at most `budget` unique tokens; a longer path goes alone.
 
-    Relatives stay together as long as they fit into one pass. Returns the indices of each pass in ascending order.
+    Relatives stay together as long as they fit into one pass. Returns the indices of each pass in
+    ascending order.
     """
     packs: list[list[int]] = []
     load = 0
@@ -147,26 +157,33 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
             load += novel
         else:
             packs.append([])
-            load = novel + family[0][1]  # what the first one has in common with the pass before is not in this one
+            # what the first one has in common with the pass before is not in this one
+            load = novel + family[0][1]
         packs[-1] += [i for i, _ in family]
     return [sorted(pack) for pack in packs]
 
 
 def num_unique(paths: Sequence[TokenPath]) -> int:
-    """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts once."""
+    """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts
+    once."""
     order = order_by_ids(paths)
     shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
     return sum(len(path.ids) for path in paths) - shared
 
 
 def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple[int, int]]]:
-    """Paths in the order of their ids, related neighbours in one list, each with the prefix it shares with the last."""
+    """Paths in the order of their ids, related neighbours in one list, each with the prefix it
+    shares with the last."""
     families: list[list[tuple[int, int]]] = []
     load, last = 0, None
     for i in order_by_ids(paths):
         shared = common_prefix(last.ids, paths[i].ids) if last else 0
         load += len(paths[i].ids) - shared
-        if last is None or not related(last, paths[i], shared) or (budget is not None and load > budget):
+        if (
+            last is None
+            or not related(last, paths[i], shared)
+            or (budget is not None and load > budget)
+        ):
             families.append([])
             load = len(paths[i].ids)
         families[-1].append((i, shared))
@@ -175,7 +192,8 @@ def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple
 
 
 def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
-    """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter completion."""
+    """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter
+    completion."""
     shorter = min(len(path.ids) - path.num_prompt for path in (first, second))
     return shared - second.num_prompt > RELATED * shorter
 
@@ -193,13 +211,21 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
-    """What says beforehand that `model` cannot be forwarded over packed paths, or None; `fork_check` tries the rest."""
+    """What says beforehand that `model` cannot be forwarded over packed paths, or None;
+    `fork_check` tries the rest."""
     config = model.config.get_text_config()
     reasons = {
-        "its attention cannot be exchanged": not model._supports_attention_backend or config.is_encoder_decoder,
-        "it has layers that are not attention": not LAYER_TYPES.issuperset(getattr(config, "layer_types", None) or ()),
-        "it changes its scores or logits": any(getattr(config, key, None) not in (None, 1.0) for key in SCALES),
-        "its attention has sinks": any(name.endswith(".sinks") for name, _ in model.named_parameters()),
+        "its attention cannot be exchanged": not model._supports_attention_backend
+        or config.is_encoder_decoder,
+        "it has layers that are not attention": not LAYER_TYPES.issuperset(
+            getattr(config, "layer_types", None) or ()
+        ),
+        "it changes its scores or logits": any(
+            getattr(config, key, None) not in (None, 1.0) for key in SCALES
+        ),
+        "its attention has sinks": any(
+            name.endswith(".sinks") for name, _ in model.named_parameters()
+        ),
         "its language model head has a bias": model.get_output_embeddings().bias is not None,
         "it drops out attention": getattr(config, "attention_dropout", 0.0) > 0,
     }
@@ -207,7 +233,8 @@ def unsupported(model: PreTrainedModel) -> str | None:
 
 
 def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[], None]:
-    """Let `model(packed=PackedPaths)` return a `PackedOutput`; everything else is forwarded as before.
+    """Let `model(packed=PackedPaths)` return a `PackedOutput`; everything else is forwarded as
+    before.
 
     It is part of the model's forward so that it also passes through PEFT, DDP and DeepSpeed.
 
@@ -221,12 +248,17 @@ def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Call
     model.set_attn_implementation(register_tree_attention(plain))
 
     @functools.wraps(type(model).forward)
-    def forward(self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any) -> ModelOutput:
+    def forward(
+        self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any
+    ) -> ModelOutput:
         if packed is None:
             return original(*args, **kwargs)
         with packing():
             output = self.base_model(
-                input_ids=packed.input_ids, position_ids=packed.position_ids, tree=packed.tree, use_cache=False
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                tree=packed.tree,
+                use_cache=False,
             )
         hidden = output.last_hidden_state[0][packed.predictors]  # (U, H)
         head = self.get_output_embeddings().weight

@@ -1,11 +1,15 @@
-"""Train and evaluate every row of the study on servers that run already; `scripts/study.sh` starts them and calls this.
+"""Train and evaluate every row of the study on servers that run already; `scripts/study.sh` starts
+them and calls this.
 
     bash scripts/study.sh miniature                                                 # all rows
-    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1      # the main ones, half an hour on two cores
-    python -m rea_rl.study --recipe_set Qwen2.5-Coder-0.5B-Instruct --gpus 0 1 2 3 --runs_per_gpu 2   # with servers of its own
+    # the main ones, half an hour on two cores
+    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1
+    # with servers of its own
+    python -m rea_rl.study --recipe_set Qwen2.5-Coder-0.5B-Instruct --gpus 0 1 2 3 --runs_per_gpu 2
 
-What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it stopped. Everything
-that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes table, pictures and JSON of it.
+What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it
+stopped. Everything that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study_report` makes
+table, pictures and JSON of it.
 """
 
 from __future__ import annotations
@@ -39,7 +43,16 @@ ADAPTER = "adapter_model.safetensors"
 STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
 REAL = "Qwen2.5-Coder-0.5B-Instruct"
 POSITIVE = (
-    *("seeds", "steps", "jobs", "num_processes", "eval_problems", "eval_samples", "runs_per_gpu", "kv_cache_gib"),
+    *(
+        "seeds",
+        "steps",
+        "jobs",
+        "num_processes",
+        "eval_problems",
+        "eval_samples",
+        "runs_per_gpu",
+        "kv_cache_gib",
+    ),
     "server_context",
 )
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
@@ -47,10 +60,12 @@ SCRIPTS = threading.Lock()  # scripts of several rows make the same files on the
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the study: a recipe with changed keys, a script that makes an adapter, or the base model.
+    """One row of the study: a recipe with changed keys, a script that makes an adapter, or the base
+    model.
 
-    In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's sizes. A `script` is
-    run without arguments and leaves the adapter in `adapter`, where {recipe_set} is the set's name.
+    In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's
+    sizes. A `script` is run without arguments and leaves the adapter in `adapter`, where
+    {recipe_set} is the set's name.
     """
 
     name: str
@@ -69,15 +84,36 @@ ROWS = {
         Row("grpo", "GRPO", "GRPO", num_seeds=SEEDS),
         Row("grpo_gen8", "GRPO Gen8", "GRPO_Gen8"),
         Row("grpo_len", "GRPO + length", "GRPO_len", num_seeds=SEEDS),
-        Row("reward_only", "reflection reward only", "ReflectRL_noReflectionModel", num_seeds=SEEDS),
+        Row(
+            "reward_only", "reflection reward only", "ReflectRL_noReflectionModel", num_seeds=SEEDS
+        ),
         Row("model_only", "reflection model only", "ReflectRL_noReflectReward", num_seeds=SEEDS),
         Row("rea_rl", "REA-RL", "ReflectRL", num_seeds=SEEDS),
         Row("revisions_only", "revisions only", "ReflectRL", "--construction revisions_only"),
-        Row("sft", "SFT, offline", script="scripts/sft_train.sh", adapter="output/{recipe_set}/SFT"),
-        Row("rpo", "RPO, offline", script="scripts/rpo_train.sh", adapter="output/{recipe_set}/RPO"),
-        Row("overthinking_mean", "REA-RL, mean signal at the cut", "ReflectRL", "--overthinking_loss mean"),
-        Row("overthinking_max", "REA-RL, max signal at the cut", "ReflectRL", "--overthinking_loss max"),
-        Row("length_batch", "GRPO + batch-wide length", "GRPO_len", "--reward_funcs accuracy length_batch"),
+        Row(
+            "sft", "SFT, offline", script="scripts/sft_train.sh", adapter="output/{recipe_set}/SFT"
+        ),
+        Row(
+            "rpo", "RPO, offline", script="scripts/rpo_train.sh", adapter="output/{recipe_set}/RPO"
+        ),
+        Row(
+            "overthinking_mean",
+            "REA-RL, mean signal at the cut",
+            "ReflectRL",
+            "--overthinking_loss mean",
+        ),
+        Row(
+            "overthinking_max",
+            "REA-RL, max signal at the cut",
+            "ReflectRL",
+            "--overthinking_loss max",
+        ),
+        Row(
+            "length_batch",
+            "GRPO + batch-wide length",
+            "GRPO_len",
+            "--reward_funcs accuracy length_batch",
+        ),
         Row("sigmoid", "Arora & Zanette", "GRPO", "--reward_funcs sigmoid_length"),
         Row("laser", "LASER", "GRPO", "--reward_funcs accuracy laser --target_lengths {target}"),
         Row(
@@ -86,21 +122,43 @@ ROWS = {
             "GRPO",
             "--reward_funcs accuracy laser --target_lengths {target_easy} {target} {target_hard}",
         ),
-        Row("l1_max", "L1-Max", "GRPO", "--reward_funcs l1_max --target_lengths {target} --l1_alpha {slope}"),
+        Row(
+            "l1_max",
+            "L1-Max",
+            "GRPO",
+            "--reward_funcs l1_max --target_lengths {target} --l1_alpha {slope}",
+        ),
         Row(
             "dler",
             "DLER",
             "GRPO",
-            "--reward_funcs truncated_accuracy --target_lengths {target} --scale_rewards batch --dynamic_sampling true",
+            "--reward_funcs truncated_accuracy --target_lengths {target} --scale_rewards batch "
+            "--dynamic_sampling true",
         ),
-        Row("overlong", "DAPO's overlong punishment", "GRPO", "--reward_funcs accuracy overlong --overlong_buffer {buffer}"),
+        Row(
+            "overlong",
+            "DAPO's overlong punishment",
+            "GRPO",
+            "--reward_funcs accuracy overlong --overlong_buffer {buffer}",
+        ),
         Row("serial", "S-GRPO", "ReflectRL", "--construction serial --reward_funcs serial_decay"),
-        Row("density", "density alone (adversary)", "ReflectRL_noReflectionModel", "--reward_funcs density"),
+        Row(
+            "density",
+            "density alone (adversary)",
+            "ReflectRL_noReflectionModel",
+            "--reward_funcs density",
+        ),
     )
 }
 # Sizes of the length-controlled peers, and what a recipe set is evaluated with.
 SIZES = {
-    "miniature": {"target": 150, "target_easy": 120, "target_hard": 220, "slope": 0.005, "buffer": 512},
+    "miniature": {
+        "target": 150,
+        "target_easy": 120,
+        "target_hard": 220,
+        "slope": 0.005,
+        "buffer": 512,
+    },
     REAL: {"target": 250, "target_easy": 150, "target_hard": 400, "slope": 0.002, "buffer": 640},
     "DeepSeek-R1-Distill-Qwen-7B": {
         "target": 4000,
@@ -110,8 +168,13 @@ SIZES = {
         "buffer": 2000,
     },
 }
-NUM_PROCESSES = {"miniature": 1, REAL: 1, "DeepSeek-R1-Distill-Qwen-7B": 2}  # that the recipes' batches are for
-GENERATION = {"miniature": "miniature", REAL: "qwen_0.5b", "DeepSeek-R1-Distill-Qwen-7B": "deepseek"}
+# that the recipes' batches are for
+NUM_PROCESSES = {"miniature": 1, REAL: 1, "DeepSeek-R1-Distill-Qwen-7B": 2}
+GENERATION = {
+    "miniature": "miniature",
+    REAL: "qwen_0.5b",
+    "DeepSeek-R1-Distill-Qwen-7B": "deepseek",
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +209,8 @@ class Run:
 def all_runs(args: argparse.Namespace) -> list[Run]:
     """Runs of the chosen rows, base first, since the others are compared with it.
 
-    Raises ValueError for a row that there is none of, or whose script is missing, and for numbers below 1.
+    Raises ValueError for a row that there is none of, or whose script is missing, and for numbers
+    below 1.
     """
     check_numbers(vars(args), positive=POSITIVE)
     check_output_folder(args.work, "work")
@@ -157,7 +221,9 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     rows = [ROWS[name] for name in names]
     for row in rows:
         if row.script and not Path(row.script).is_file():
-            raise ValueError(f"row {row.name} needs {row.script}, which does not exist; choose other --rows")
+            raise ValueError(
+                f"row {row.name} needs {row.script}, which does not exist; choose other --rows"
+            )
     # A script has no seed: it makes one adapter in a place of its own.
     seeds = {row.name: 1 if row.script else args.seeds or row.num_seeds for row in rows}
     return [make_run(row, seed, args) for row in rows for seed in range(seeds[row.name])]
@@ -166,7 +232,12 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
 def make_run(row: Row, seed: int, args: argparse.Namespace) -> Run:
     """Where the row's results with one seed are."""
     directory = args.work / row.name / f"seed-{seed}"
-    return Run(row, seed, directory, Path(row.adapter.format(recipe_set=args.recipe_set)) if row.adapter else directory)
+    return Run(
+        row,
+        seed,
+        directory,
+        Path(row.adapter.format(recipe_set=args.recipe_set)) if row.adapter else directory,
+    )
 
 
 def train_command(run: Run, args: argparse.Namespace) -> list[str]:
@@ -175,14 +246,21 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     if run.row.script:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
-    command = [*args.trainer, "--config", recipe, *batch_flags(recipe, args), *run.row.changes.format(**sizes).split()]
+    command = [
+        *args.trainer,
+        "--config",
+        recipe,
+        *batch_flags(recipe, args),
+        *run.row.changes.format(**sizes).split(),
+    ]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
     command += ["--model_name_or_path", args.model]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
 def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
-    """Flags with which a step has the recipe's prompts on another number of processes than it is for.
+    """Flags with which a step has the recipe's prompts on another number of processes than it is
+    for.
 
     Raises ValueError for a number that does not divide the batch.
     """
@@ -196,13 +274,15 @@ def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
     product = read_recipe(path)[key] * meant
     if product % num_processes:
         raise ValueError(
-            f"num_processes is {num_processes}, which does not divide {key} of {path} for {meant}, {product}; give a divisor"
+            f"num_processes is {num_processes}, which does not divide {key} of {path} for {meant}, "
+            f"{product}; give a divisor"
         )
     return [f"--{key}", str(product // num_processes)]
 
 
 def train(run: Run, place: Place, args: argparse.Namespace) -> None:
-    """Train a row, or go on with its training. Raises ValueError where it was begun with another command.
+    """Train a row, or go on with its training. Raises ValueError where it was begun with another
+    command.
 
     Raises subprocess.CalledProcessError if the training fails.
     """
@@ -216,13 +296,19 @@ def train(run: Run, place: Place, args: argparse.Namespace) -> None:
     logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
     begin = time.perf_counter()
     with SCRIPTS if run.row.script else nullcontext():
-        subprocess.run(command + ([] if run.row.script else place.flags), check=True, env=place.environment)
+        subprocess.run(
+            command + ([] if run.row.script else place.flags), check=True, env=place.environment
+        )
     if not (run.adapter / ADAPTER).is_file():
-        raise ValueError(f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}")
+        raise ValueError(
+            f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}"
+        )
     write_json(run.directory / "trained.json", spent(begin, args))
 
 
-def evaluate(run: Run, place: Place, args: argparse.Namespace, base_scores: Callable[[], Path]) -> None:
+def evaluate(
+    run: Run, place: Place, args: argparse.Namespace, base_scores: Callable[[], Path]
+) -> None:
     """Sample a row's answers to the held-out problems on the policy server, and score them.
 
     `base_scores` waits for the scores of the base model, with which all other rows are compared.
@@ -259,7 +345,9 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
             body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
             client.post("/load_lora_adapter", body=body, cast_to=str)
     except openai.APIError as error:
-        raise ConnectionError(f"policy_server ({policy_server}): {refusal(run.adapter, error)}") from error
+        raise ConnectionError(
+            f"policy_server ({policy_server}): {refusal(run.adapter, error)}"
+        ) from error
     yield name
     try:
         client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
@@ -270,7 +358,8 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
 def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
     """Generation file of the row; finished answers of an interrupted evaluation are kept.
 
-    Responses have seeds of their own only where the generation recipe has a seed: on a GPU they halve a server's speed.
+    Responses have seeds of their own only where the generation recipe has a seed: on a GPU they
+    halve a server's speed.
     """
     from generation.generate import GenerateArguments, generate
     from rea_rl.recipe import RecipeParser, read_recipe
@@ -299,35 +388,82 @@ def score(generations: Path, base: Path | None, args: argparse.Namespace) -> Non
     from generation import math_verify_all
 
     flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
-    math_verify_all.main(flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else []))
+    math_verify_all.main(
+        flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else [])
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line. What follows `--` is the training command, to which recipe and flags of a row are added."""
+    """Command line. What follows `--` is the training command, to which recipe and flags of a
+    row are added."""
     parser = argparse.ArgumentParser(description="Train and evaluate the rows of the study.")
-    parser.add_argument("--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/")
-    parser.add_argument("--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them")
-    parser.add_argument("--seeds", type=int, help="seeds of each row; default: three of the main rows, else one")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores")
-    parser.add_argument("--gpus", nargs="+", help="GPUs on which the study starts servers of its own, and trains")
-    parser.add_argument("--runs_per_gpu", type=int, default=1, help="with --gpus: runs at a time on each")
-    parser.add_argument("--kv_cache_gib", type=int, default=4, help="with --gpus: key-value cache of each server in GiB")
-    parser.add_argument("--server_context", type=int, help="with --gpus: context of the servers; default: the model's")
-    parser.add_argument("--compile", action="store_true", help="with --gpus: servers compile the model, and start later")
-    parser.add_argument("--num_processes", type=int, help="of each training; default: as many as the recipes are for")
+    parser.add_argument(
+        "--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="seeds of each row; default: three of the main rows, else one"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores"
+    )
+    parser.add_argument(
+        "--gpus", nargs="+", help="GPUs on which the study starts servers of its own, and trains"
+    )
+    parser.add_argument(
+        "--runs_per_gpu", type=int, default=1, help="with --gpus: runs at a time on each"
+    )
+    parser.add_argument(
+        "--kv_cache_gib",
+        type=int,
+        default=4,
+        help="with --gpus: key-value cache of each server in GiB",
+    )
+    parser.add_argument(
+        "--server_context",
+        type=int,
+        help="with --gpus: context of the servers; default: the model's",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --gpus: servers compile the model, and start later",
+    )
+    parser.add_argument(
+        "--num_processes",
+        type=int,
+        help="of each training; default: as many as the recipes are for",
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
-    parser.add_argument("--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}")
+    parser.add_argument(
+        "--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}"
+    )
     parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
     parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
-    parser.add_argument("--work", type=Path, help="runs and evaluations; default: output/study, or output/study-RECIPE_SET")
     parser.add_argument(
-        "--out", type=Path, help="table, pictures and study.json; default: for the miniature docs/study, else WORK/report"
+        "--work",
+        type=Path,
+        help="runs and evaluations; default: output/study, or output/study-RECIPE_SET",
     )
-    parser.add_argument("--model", help="base model, as the policy server serves it; default: the recipe's")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="table, pictures and study.json; default: for the miniature docs/study, else "
+        "WORK/report",
+    )
+    parser.add_argument(
+        "--model", help="base model, as the policy server serves it; default: the recipe's"
+    )
     parser.add_argument("--policy_server", help="default: the recipe's")
     parser.add_argument("--reflection_server", help="default: the recipe's")
-    parser.add_argument("--dry_run", action="store_true", help="print what is to be done, and do nothing")
-    parser.add_argument("trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what is to be done, and do nothing"
+    )
+    parser.add_argument(
+        "trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --"
+    )
     args = parser.parse_args(argv)
     set_places(args)
     recipe = read_recipe(args.recipe_set)
@@ -339,17 +475,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def set_places(args: argparse.Namespace) -> None:
-    """Problems and folders by default: another recipe set's are none of the miniature's, whose report is published."""
+    """Problems and folders by default: another recipe set's are none of the miniature's, whose
+    report is published."""
     is_miniature = args.recipe_set == "miniature"
-    args.work = args.work or Path("output/study" if is_miniature else f"output/study-{args.recipe_set}")
+    args.work = args.work or Path(
+        "output/study" if is_miniature else f"output/study-{args.recipe_set}"
+    )
     args.out = args.out or (Path("docs/study") if is_miniature else args.work / "report")
     args.eval_dataset = args.eval_dataset or (MINIATURE_PROBLEMS if is_miniature else None)
 
 
 def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
-    """Raise ValueError without problems to evaluate on, and for an evaluation of other ones, or of another model."""
+    """Raise ValueError without problems to evaluate on, and for an evaluation of other ones, or
+    of another model."""
     if args.eval_dataset is None:
-        raise ValueError(f"eval_dataset is missing: name the held-out problems of {args.recipe_set}, --eval_dataset FILE")
+        raise ValueError(
+            f"eval_dataset is missing: name the held-out problems of {args.recipe_set}, "
+            "--eval_dataset FILE"
+        )
     wanted = {"model_dir": args.model, "qaf": args.eval_dataset}
     wanted |= {"qaf_limit": args.eval_problems, "n_generate_sample": args.eval_samples}
     for run in runs:
@@ -357,7 +500,8 @@ def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
         if changed := [key for key, value in wanted.items() if known.get(key, value) != value]:
             changes = ", ".join(f"{key} ({known[key]!r}, now {wanted[key]!r})" for key in changed)
             raise ValueError(
-                f"{run.generations} was made with other settings: {changes}; delete its folder, or give another --work"
+                f"{run.generations} was made with other settings: {changes}; delete its folder, or "
+                "give another --work"
             )
 
 
@@ -380,17 +524,24 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
     """A line per run: what is left to do, and the command of its training."""
     lines = []
     for run in runs:
-        left = [word for word, done in (("train", run.trained), ("evaluate", run.evaluated)) if not done]
+        left = [
+            word for word, done in (("train", run.trained), ("evaluate", run.evaluated)) if not done
+        ]
         command = "" if run.row.name == "base" else shlex.join(train_command(run, args))
-        lines.append(f"{run.row.name} seed {run.seed}: {' and '.join(left) or 'finished'}  {command}".rstrip() + "\n")
+        lines.append(
+            f"{run.row.name} seed {run.seed}: {' and '.join(left) or 'finished'}  "
+            f"{command}".rstrip()
+            + "\n"
+        )
     return "".join(lines)
 
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> None:
-    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every run.
+    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every
+    run.
 
-    The others are scored once the base is, since they are compared with it. Where a run fails, those under way are
-    finished and no other is begun.
+    The others are scored once the base is, since they are compared with it. Where a run fails,
+    those under way are finished and no other is begun.
     """
     from transformers import AutoTokenizer  # noqa: F401  its lazy modules cannot be imported by two threads at once
 
@@ -405,7 +556,12 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
             if not run.trained:
                 train(run, place.ready(run, args.model, args.recipe_set), args)
             if not run.evaluated:
-                evaluate(run, place.ready(base, args.model, args.recipe_set), args, lambda: first.result() or base.scores)
+                evaluate(
+                    run,
+                    place.ready(base, args.model, args.recipe_set),
+                    args,
+                    lambda: first.result() or base.scores,
+                )
         finally:
             places.put(place)
 
@@ -423,7 +579,8 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
 
 
 def stop(signum: int, _: Any) -> NoReturn:
-    """End the trainers too, which would wait for servers that are about to stop; they write a checkpoint first."""
+    """End the trainers too, which would wait for servers that are about to stop; they write a
+    checkpoint first."""
     import psutil
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -437,7 +594,8 @@ def stop(signum: int, _: Any) -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others are kept."""
+    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others
+    are kept."""
     setup_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -1,6 +1,8 @@
-"""Where the runs of a study take place: servers that run already, or GPUs on which the study starts its own.
+"""Where the runs of a study take place: servers that run already, or GPUs on which the study starts
+its own.
 
-A place takes one run at a time. With servers of its own it keeps them until the study ends, since all runs share a base.
+A place takes one run at a time. With servers of its own it keeps them until the study ends, since
+all runs share a base.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ logger = logging.getLogger(__name__)
 
 CPU = "cpu"  # in place of a GPU
 FIRST_PORT = 12400  # of servers that a study starts itself: two for each place
-# Shares of a GPU that vLLM asks to be free at its start; the caches have a fixed size (--kv_cache_gib).
+# Shares of a GPU that vLLM asks to be free at its start; the caches have a fixed size
+# (--kv_cache_gib).
 MEMORY_SHARE = 0.05
 
 
 @dataclass
 class Place:
-    """Addresses of a policy and a reflection server, and the GPU that they and the trainer share."""
+    """Addresses of a policy and a reflection server, and the GPU that they and the trainer
+    share."""
 
     policy_server: str
     reflection_server: str
@@ -39,17 +43,30 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of a training process here."""
-        visible = {None: {}, CPU: {"CUDA_VISIBLE_DEVICES": ""}}.get(self.gpu, {"CUDA_VISIBLE_DEVICES": self.gpu})
+        visible = {None: {}, CPU: {"CUDA_VISIBLE_DEVICES": ""}}.get(
+            self.gpu, {"CUDA_VISIBLE_DEVICES": self.gpu}
+        )
         return os.environ | visible
 
     @property
     def flags(self) -> list[str]:
-        """Flags of a training command: where its servers are, and without a GPU what it computes in."""
-        flags = ["--policy_server", self.policy_server, "--reflection_server", self.reflection_server]
-        return flags + (["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"] if self.gpu == CPU else [])
+        """Flags of a training command: where its servers are, and without a GPU what it computes
+        in."""
+        flags = [
+            "--policy_server",
+            self.policy_server,
+            "--reflection_server",
+            self.reflection_server,
+        ]
+        return flags + (
+            ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
+            if self.gpu == CPU
+            else []
+        )
 
     def ready(self, run: Run, model: str, recipe_set: str) -> Place:
-        """Start the servers that a run needs and that are not running yet. Raises ConnectionError if one does not start."""
+        """Start the servers that a run needs and that are not running yet. Raises
+        ConnectionError if one does not start."""
         if self.gpu is None:
             return self
         from rea_rl.recipe import read_recipe
@@ -60,7 +77,9 @@ class Place:
             roles.append("reflection")
         missing = [role for role in roles if role not in self.servers]
         for role in missing:
-            self.servers[role] = self._start(role, f"recipes/{recipe_set}/config_ReflectRL.yaml", model)
+            self.servers[role] = self._start(
+                role, f"recipes/{recipe_set}/config_ReflectRL.yaml", model
+            )
         for role in missing:
             self.servers[role].wait_ready()
         return self
@@ -69,11 +88,25 @@ class Place:
         from rea_rl.vllm_server import VLLMServer, parse_args
 
         url = self.policy_server if role == "policy" else self.reflection_server
-        flags = ["--recipe", recipe, "--role", role, "--port", url.removesuffix("/v1").rpartition(":")[2]]
+        flags = [
+            "--recipe",
+            recipe,
+            "--role",
+            role,
+            "--port",
+            url.removesuffix("/v1").rpartition(":")[2],
+        ]
         if self.gpu == CPU:
             flags += ["--device", "cpu"]
         else:
-            flags += ["--device", "cuda", "--gpu", self.gpu, "--gpu_memory_utilization", str(MEMORY_SHARE)]
+            flags += [
+                "--device",
+                "cuda",
+                "--gpu",
+                self.gpu,
+                "--gpu_memory_utilization",
+                str(MEMORY_SHARE),
+            ]
         flags += ["--model", model] if role == "policy" else []
         config, _ = parse_args(flags + self.server_flags)
         server = VLLMServer(config)

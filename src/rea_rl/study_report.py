@@ -1,7 +1,8 @@
 """Table, pictures and JSON of the study from the evaluations of its runs.
 
-Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds. All rows share the draws
-of problems, so that TR and AES compare a row with the base on the same problems. Every figure is a ratio of sums.
+Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds. All
+rows share the draws of problems, so that TR and AES compare a row with the base on the same
+problems. Every figure is a ratio of sums.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ import numpy as np
 from tabulate import tabulate
 
 from generation.math_verify_all import read_scores
-from generation.plots import COLOURS, GREY, pareto_front, point_style, read_log, running_mean, save_panels, series
+from generation.plots import (
+    COLOURS,
+    GREY,
+    pareto_front,
+    point_style,
+    read_log,
+    running_mean,
+    save_panels,
+    series,
+)
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import known_thinking
 from generation.scoring import ALL, Interval
@@ -49,9 +59,11 @@ RATIOS = {
     "words_per_recheck": ("num_reflections", "rechecks", 1),
     "empty_checks": ("empty_checks", "responses", 1),
 }
-# Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a gain.
+# Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a
+# gain.
 AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
-ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}  # of the axes
+# of the axes
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
 MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
 
 AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
@@ -79,18 +91,29 @@ class RowCounts:
 
 
 def read_row(runs: Sequence[Run]) -> RowCounts:
-    """Counts of the runs of one row. Raises ValueError if they were evaluated on different problems, or in other ways."""
+    """Counts of the runs of one row. Raises ValueError if they were evaluated on different
+    problems, or in other ways."""
     scored = [read_scores(run.scores) for run in runs]
     ids = [problem["id"] for problem in scored[0]["problems"]]
     for run, scores in zip(runs, scored, strict=True):
         if [problem["id"] for problem in scores["problems"]] != ids:
-            raise ValueError(f"{run.scores} has other problems than {runs[0].scores}; delete one, or use another --work")
-        check_comparable(known_parts(scored[0]), known_parts(scores), (str(runs[0].scores), str(run.scores)), AGAIN)
+            raise ValueError(
+                f"{run.scores} has other problems than {runs[0].scores}; delete one, or use "
+                "another --work"
+            )
+        check_comparable(
+            known_parts(scored[0]),
+            known_parts(scores),
+            (str(runs[0].scores), str(run.scores)),
+            AGAIN,
+        )
     counts = {name: np.array([_count(scores, name) for scores in scored]) for name in COUNTS}
     for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
         counts[name] = np.array([_count_texts(run.generations, count) for run in runs])
     levels = [problem["level"] for problem in scored[0]["problems"]]
-    return RowCounts(runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0]))
+    return RowCounts(
+        runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0])
+    )
 
 
 def _count(scores: dict[str, Any], name: str) -> list[float]:
@@ -100,24 +123,32 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
         "slips": lambda response: response["first_right"] is False,
     }
     value = values.get(name, lambda response: response[name])
-    return [float(sum(value(response) for response in problem["responses"])) for problem in scores["problems"]]
+    return [
+        float(sum(value(response) for response in problem["responses"]))
+        for problem in scores["problems"]
+    ]
 
 
 def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
     rows = read_generations(generations)
-    thinkings = [[thinking_of(r["text"], known_thinking(r)) for r in row["responses"]] for row in rows]
+    thinkings = [
+        [thinking_of(r["text"], known_thinking(r)) for r in row["responses"]] for row in rows
+    ]
     return [float(sum(map(count, texts))) for texts in thinkings]
 
 
 class Bootstrap:
-    """Draws of problems that all rows share, and of seeds; the first draw is the data as they are."""
+    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
+    are."""
 
     def __init__(self, num_problems: int, resamples: int = NUM_RESAMPLES, seed: int = 0):
         self._rng, self._resamples = np.random.default_rng(seed), resamples
         self.problems = self._draws(num_problems)  # (1 + R, P)
 
     def _draws(self, n: int) -> np.ndarray:
-        return np.vstack([np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=self._resamples)])
+        return np.vstack(
+            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=self._resamples)]
+        )
 
     def ratios(self, row: RowCounts, group: str) -> dict[str, np.ndarray]:
         """(1 + R,) values of every figure of `RATIOS` over the problems of a group."""
@@ -128,33 +159,45 @@ class Bootstrap:
             for name, counts in row.counts.items()
         }
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {name: factor * sums[top] / sums[bottom] for name, (top, bottom, factor) in RATIOS.items()}
+            return {
+                name: factor * sums[top] / sums[bottom]
+                for name, (top, bottom, factor) in RATIOS.items()
+            }
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Value and 95 % interval of a figure; `values` has the figure itself first, then its resamples."""
+    """Value and 95 % interval of a figure; `values` has the figure itself first, then its
+    resamples."""
     defined = values[~np.isnan(values)][1:]  # a draw may have no problem of the group
-    with np.errstate(invalid="ignore"):  # or no reflection word, which makes tokens per word infinite
+    # or no reflection word, which makes tokens per word infinite
+    with np.errstate(invalid="ignore"):
         low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (math.nan, math.nan)
     return Interval(*(float(x) if math.isfinite(x) else None for x in (values[0], low, high)))
 
 
-def aes(accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray) -> np.ndarray:
-    """Accuracy-efficiency score: share of the tokens saved, plus 3 x gain or minus 5 x loss of relative accuracy.
+def aes(
+    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
+) -> np.ndarray:
+    """Accuracy-efficiency score: share of the tokens saved, plus 3 x gain or minus 5 x loss of
+    relative accuracy.
 
     >>> aes(*(np.array([x]) for x in (0.81, 60.0, 0.9, 100.0)))  # 0.4 - 5 x 0.1
     array([-0.1])
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw may have no right answer of the base
+    # a draw may have no right answer of the base
+    with np.errstate(divide="ignore", invalid="ignore"):
         saved, change = 1 - tokens / base_tokens, accuracy / base_accuracy - 1
         return AES_LENGTH * saved + np.where(change >= 0, AES_GAIN, AES_LOSS) * change
 
 
 def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> dict[str, Figures]:
-    """Figures by row, group and name; the first row is the base. Raises ValueError where rows have other problems."""
+    """Figures by row, group and name; the first row is the base. Raises ValueError where rows
+    have other problems."""
     base, bootstrap = rows[0], Bootstrap(len(rows[0].ids), resamples)
     if other := [row.name for row in rows if row.ids != base.ids]:
-        raise ValueError(f"rows {other} were evaluated on other problems than the base; delete their evaluations")
+        raise ValueError(
+            f"rows {other} were evaluated on other problems than the base; delete their evaluations"
+        )
     for row in rows[1:]:
         check_comparable(base.made_by, row.made_by, (f"row {base.name}", f"row {row.name}"), AGAIN)
     groups = [ALL, *(DIFFICULTIES if base.levels[0] is not None else ())]
@@ -166,13 +209,16 @@ def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> di
             ratios = base_ratios[group] if row is base else bootstrap.ratios(row, group)
             against = base_ratios[group]
             ratios["tr"] = 100 * ratios["tokens"] / against["tokens"]
-            ratios["aes"] = aes(ratios["accuracy"], ratios["tokens"], against["accuracy"], against["tokens"])
+            ratios["aes"] = aes(
+                ratios["accuracy"], ratios["tokens"], against["accuracy"], against["tokens"]
+            )
             result[row.name][group] = {name: interval(values) for name, values in ratios.items()}
     return result
 
 
 def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
-    """Whether a row writes more reflection words a real re-check than the base, beyond both intervals.
+    """Whether a row writes more reflection words a real re-check than the base, beyond both
+    intervals.
 
     Then the density of words, which the reflection reward sees, says more than there is.
     """
@@ -183,21 +229,27 @@ def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
 
 
 def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
-    """The study's two tables in Markdown. Slips and real re-checks can only be told of the miniature's paths."""
+    """The study's two tables in Markdown. Slips and real re-checks can only be told of the
+    miniature's paths."""
     groups = [group for group in DIFFICULTIES if group in figures[rows[0].name]]
     hardest = groups[-1] if groups else ALL
     main = {"accuracy %": (ALL, "accuracy", 100, 1)}
     main |= {f"{group} %": (group, "accuracy", 100, 1) for group in groups}
     main |= {"tokens": (ALL, "tokens", 1, 0), "TR %": (ALL, "tr", 1, 1), "AES": (ALL, "aes", 1, 2)}
     main |= {"truncated %": (ALL, "truncated", 100, 1)}
-    reflection = {f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]}
+    reflection = {
+        f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]
+    }
     reflection |= {"words/1000 tokens": (ALL, "words", 1, 1)}
     extra = {}
     if miniature:
         main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
         main[f"of slips, {hardest} %"] = hardest, "slips_corrected", 100, 1
         reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
-        reflection |= {"words/re-check": (ALL, "words_per_recheck", 1, 2), "empty checks": (ALL, "empty_checks", 1, 2)}
+        reflection |= {
+            "words/re-check": (ALL, "words_per_recheck", 1, 2),
+            "empty checks": (ALL, "empty_checks", 1, 2),
+        }
         base = figures[rows[0].name]
         extra["words outgrow re-checks"] = [
             "yes" if words_outgrow_rechecks(figures[row.name], base) else "no" for row in rows
@@ -207,11 +259,17 @@ def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bo
 
 
 def _table(
-    rows: Sequence[RowCounts], figures: dict[str, Figures], columns: dict[str, tuple], extra: dict[str, list]
+    rows: Sequence[RowCounts],
+    figures: dict[str, Figures],
+    columns: dict[str, tuple],
+    extra: dict[str, list],
 ) -> str:
     lines = []
     for i, row in enumerate(rows):
-        cells = [figures[row.name][group][name].format(scale, digits) for group, name, scale, digits in columns.values()]
+        cells = [
+            figures[row.name][group][name].format(scale, digits)
+            for group, name, scale, digits in columns.values()
+        ]
         lines.append([row.title, *cells, *(values[i] for values in extra.values())])
     return tabulate(lines, ["", *columns, *extra], tablefmt="github", disable_numparse=True)
 
@@ -232,14 +290,23 @@ def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
         "hard": hardest["accuracy"].value,
         "corrected": hardest["corrected"].value,
         "slips_corrected": hardest["slips_corrected"].value,
-        "groups": {group: {name: asdict(value) for name, value in f.items()} for group, f in figures.items()},
+        "groups": {
+            group: {name: asdict(value) for name, value in f.items()}
+            for group, f in figures.items()
+        },
     }
 
 
-def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path) -> None:
-    """Pictures: accuracy against tokens, training curves of the main rows, reflection by difficulty."""
+def draw(
+    rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path
+) -> None:
+    """Pictures: accuracy against tokens, training curves of the main rows, reflection by
+    difficulty."""
     groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
-    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group, group == groups[-1]) for group in groups]
+    panels = [
+        lambda axes, group=group: plot_pareto(axes, rows, figures, group, group == groups[-1])
+        for group in groups
+    ]
     save_panels(panels, out / "tradeoff.png", columns=len(groups), height=5.5)
     first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
     logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
@@ -247,12 +314,16 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
         keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per path"}
         keys |= {"reflection/density": "reflection words per token"}
         panels = [
-            lambda axes, key=key, label=label: plot_curves(axes, logs, key, label) for key, label in keys.items()
+            lambda axes, key=key, label=label: plot_curves(axes, logs, key, label)
+            for key, label in keys.items()
         ]
         save_panels(panels, out / "training.png", columns=3)
     if "hard" in figures[rows[0].name]:
         shown = [row for row in rows if row.name in MAIN_ROWS]
-        keys = {"words": "reflection words / 1000 tokens", "rechecks": "real re-checks / 1000 tokens"}
+        keys = {
+            "words": "reflection words / 1000 tokens",
+            "rechecks": "real re-checks / 1000 tokens",
+        }
         panels = [
             lambda axes, key=key, label=label: plot_difficulties(axes, shown, figures, key, label)
             for key, label in keys.items()
@@ -263,18 +334,33 @@ def draw(rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[
 def plot_pareto(
     axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str, legend: bool
 ) -> None:
-    """Tokens and accuracy of each row on the group's problems with intervals, and the front that no row beats."""
-    points = [(figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows]
+    """Tokens and accuracy of each row on the group's problems with intervals, and the front that
+    no row beats."""
+    points = [
+        (figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows
+    ]
     values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
     axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
     others = [row.name for row in rows if row.name not in MAIN_ROWS]
     for row, (tokens, accuracy), value in zip(rows, points, values, strict=True):
-        style = point_style([*MAIN_ROWS, *others].index(row.name))  # the main rows look the same in all pictures
+        # the main rows look the same in all pictures
+        style = point_style([*MAIN_ROWS, *others].index(row.name))
         errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
         above = 3 if row.name in MAIN_ROWS else 2
-        axes.errorbar(*value, **errors, **style, capsize=2, alpha=0.8, linestyle="", label=row.title, zorder=above)
+        axes.errorbar(
+            *value,
+            **errors,
+            **style,
+            capsize=2,
+            alpha=0.8,
+            linestyle="",
+            label=row.title,
+            zorder=above,
+        )
     which = "all problems" if group == ALL else f"{group} problems"
-    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=f"{which}; dashed: Pareto front")
+    axes.set(
+        xlabel="tokens per response", ylabel="accuracy (%)", title=f"{which}; dashed: Pareto front"
+    )
     if legend:  # beside the last panel, since most points lie too close together for names
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
 
@@ -288,7 +374,13 @@ def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, lab
     for row, history in logs.items():
         steps, values = series(history, key)
         style = {"markevery": max(len(steps) // 6, 1), "markersize": 4}
-        axes.plot(steps, running_mean(values), label=row.title, **point_style(MAIN_ROWS.index(row.name)), **style)
+        axes.plot(
+            steps,
+            running_mean(values),
+            label=row.title,
+            **point_style(MAIN_ROWS.index(row.name)),
+            **style,
+        )
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(**ABOVE)
 
@@ -303,7 +395,11 @@ def plot_difficulties(
         heights = [v.value or 0.0 for v in values]
         errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(values))]
-        bars = {"color": COLOURS[MAIN_ROWS.index(row.name)], "label": row.title, "error_kw": {"elinewidth": 1, "ecolor": GREY}}
+        bars = {
+            "color": COLOURS[MAIN_ROWS.index(row.name)],
+            "label": row.title,
+            "error_kw": {"elinewidth": 1, "ecolor": GREY},
+        }
         axes.bar(places, heights, width, yerr=errors, **bars)
     axes.set(ylabel=label)
     axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))
@@ -318,7 +414,10 @@ def seconds(runs: Sequence[Run]) -> tuple[dict[str, float], dict[str, float]]:
         for file in ("trained.json", "evaluated.json"):
             if (path := run.directory / file).is_file():
                 spent = json.loads(path.read_text())
-                for sums, key in ((by_row, run.row.name), (by_device, spent.get("device", "unknown device"))):
+                for sums, key in (
+                    (by_row, run.row.name),
+                    (by_device, spent.get("device", "unknown device")),
+                ):
                     sums[key] = sums.get(key, 0.0) + spent["seconds"]
     return by_row, by_device
 
@@ -330,33 +429,50 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     figures = all_figures(rows)
     by_row, by_device = seconds(runs)
     draw(rows, figures, runs, args.out)
-    settings = {key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")}
+    settings = {
+        key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")
+    }
     settings["eval_problems"] = len(rows[0].ids)
-    study = {"settings": settings, "rows": [json_row(row, figures[row.name]) for row in rows], "seconds": by_row}
+    study = {
+        "settings": settings,
+        "rows": [json_row(row, figures[row.name]) for row in rows],
+        "seconds": by_row,
+    }
     study["seconds_by_device"] = by_device
     write_json(args.out / "study.json", study)
+    times = " and ".join(f"{time / 60:.0f} minutes on {kind}" for kind, time in by_device.items())
     intro = (
-        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, answers: {args.eval_samples} "
-        f"a problem and seed; ± is half of the 95 % interval over problems and seeds. Training and evaluation, summed over "
-        f"runs, took at least {' and '.join(f'{time / 60:.0f} minutes on {device}' for device, time in by_device.items())}; with "
-        "--jobs, several go on at a time."
+        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, "
+        f"answers: {args.eval_samples} a problem and seed; ± is half of the 95 % interval over "
+        f"problems and seeds. Training and evaluation, summed over runs, took at least {times}; "
+        "with --jobs, several go on at a time."
     )
-    parts = ["# The study", intro, tables(rows, figures, args.recipe_set == "miniature"), PICTURES, LEGEND]
+    parts = [
+        "# The study",
+        intro,
+        tables(rows, figures, args.recipe_set == "miniature"),
+        PICTURES,
+        LEGEND,
+    ]
     write_atomically(args.out / "study.md", ["\n\n".join(parts)])
 
 
 PICTURES = "\n\n".join(
     f"![{text}]({name}.png)"
     for name, text in (
-        ("tradeoff", "Accuracy against tokens on all and on hard problems, with the Pareto fronts."),
+        (
+            "tradeoff",
+            "Accuracy against tokens on all and on hard problems, with the Pareto fronts.",
+        ),
         ("training", "Accuracy, tokens and density of reflection words over training."),
         ("reflection", "Reflection words and real re-checks by difficulty."),
     )
 )
 LEGEND = (
-    "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). Corrected: paths with a wrong "
-    "first result and a right answer; of slips: as a share of those with a wrong first result. A real re-check is a "
-    "paragraph after the first result that computes something; an empty check is one with a reflection word that computes "
-    "nothing (a path). Words outgrow re-checks where a row writes more words a re-check than the base, beyond both "
-    "intervals: its density of words then says more than there is."
+    "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). "
+    "Corrected: paths with a wrong first result and a right answer; of slips: as a share of those "
+    "with a wrong first result. A real re-check is a paragraph after the first result that "
+    "computes something; an empty check is one with a reflection word that computes nothing (a "
+    "path). Words outgrow re-checks where a row writes more words a re-check than the base, beyond "
+    "both intervals: its density of words then says more than there is."
 )

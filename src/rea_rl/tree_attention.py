@@ -1,11 +1,14 @@
-"""Attention over a packed prefix tree: each token attends to its own path from the root, and to nothing else.
+"""Attention over a packed prefix tree: each token attends to its own path from the root, and to
+nothing else.
 
-Registered with transformers, so that every decoder that takes its attention from `AttentionInterface` can be forwarded
-over packed paths: `model(input_ids, position_ids=..., tree=tree)`. Without a tree it is the attention from before.
+Registered with transformers, so that every decoder that takes its attention from
+`AttentionInterface` can be forwarded over packed paths: `model(input_ids, position_ids=...,
+tree=tree)`. Without a tree it is the attention from before.
 
-The tree is laid out in runs. A run is a chain of tokens that follow each other in the packed row; its keys are its
-ancestors and itself. Queries are the last tokens of their keys, and the variable-length kernels align a causal mask
-at the bottom right, so one call with gathered keys is the attention of all runs.
+The tree is laid out in runs. A run is a chain of tokens that follow each other in the packed row;
+its keys are its ancestors and itself. Queries are the last tokens of their keys, and the
+variable-length kernels align a causal mask at the bottom right, so one call with gathered keys is
+the attention of all runs.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class Tree:
         kv_index: (K,) packed positions of the keys, run after run.
         cu_q: (R + 1,) int32, where each run begins among the N queries.
         cu_k: (R + 1,) int32, where each run's keys begin in `kv_index`.
-        bounds: the same two as Python numbers, pair after pair, so that nothing waits for the device.
+        bounds: the same two as Python numbers, pair after pair, so that nothing waits for the
+            device.
     """
 
     kv_index: torch.Tensor
@@ -47,7 +51,9 @@ class Tree:
 
     def to(self, device: torch.device) -> Tree:
         """The same tree on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:3]}
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:3]
+        }
         return Tree(bounds=self.bounds, **moved)
 
     @property
@@ -59,11 +65,14 @@ class Tree:
     @property
     def max_lengths(self) -> tuple[int, int]:
         """Most queries and most keys of a run."""
-        return max(q.stop - q.start for q, _ in self.runs), max(k.stop - k.start for _, k in self.runs)
+        return max(q.stop - q.start for q, _ in self.runs), max(
+            k.stop - k.start for _, k in self.runs
+        )
 
 
 class _GatherRows(torch.autograd.Function):
-    """`index_select` whose backward pass sums in float32: a shared key gets gradients from many paths."""
+    """`index_select` whose backward pass sums in float32: a shared key gets gradients from many
+    paths."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -86,17 +95,25 @@ def attend_run_by_run(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Plain reference: one `scaled_dot_product_attention` a run, with its mask written out. Returns (N, H, D)."""
+    """Plain reference: one `scaled_dot_product_attention` a run, with its mask written out.
+    Returns (N, H, D)."""
     outputs = []
     for queries, keys in tree.runs:
         num_q, num_k = queries.stop - queries.start, keys.stop - keys.start
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[queries], key[keys], value[keys]))  # (1, H, num, D)
+        # (1, H, num, D)
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[queries], key[keys], value[keys]))
         mask = torch.ones(num_q, num_k, dtype=torch.bool, device=q.device).tril(num_k - num_q)
         if window is not None:
             mask = mask.triu(num_k - num_q - window + 1)
         chain = num_q == num_k and window is None
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if chain else mask, is_causal=chain, scale=scale, enable_gqa=True
+            q,
+            k,
+            v,
+            attn_mask=None if chain else mask,
+            is_causal=chain,
+            scale=scale,
+            enable_gqa=True,
         )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
@@ -110,7 +127,8 @@ def attend_varlen(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """One call of a variable-length kernel: FlashAttention where it is installed, torch's own otherwise."""
+    """One call of a variable-length kernel: FlashAttention where it is installed, torch's own
+    otherwise."""
     left = -1 if window is None else window - 1
     arrays = (query, key, value, tree.cu_q, tree.cu_k, *tree.max_lengths)
     return _varlen_kernel()(*arrays, scale=scale, window=(left, 0))
@@ -118,7 +136,8 @@ def attend_varlen(
 
 @cache
 def _varlen_kernel() -> Callable[..., torch.Tensor]:
-    """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale, window and causality."""
+    """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale, window and
+    causality."""
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
@@ -127,9 +146,14 @@ def _varlen_kernel() -> Callable[..., torch.Tensor]:
         )
     from torch.nn.attention.varlen import varlen_attn
 
-    # Newer versions of torch want it said that there are fewer key than query heads; the kernel always took them.
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    return lambda *arrays, scale, window: varlen_attn(*arrays, scale=scale, window_size=window, **grouped)
+    # Newer versions of torch want it said that there are fewer key than query heads; the kernel
+    # always took them.
+    grouped = (
+        {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    )
+    return lambda *arrays, scale, window: varlen_attn(
+        *arrays, scale=scale, window_size=window, **grouped
+    )
 
 
 def tree_attention(
@@ -145,24 +169,33 @@ def tree_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention function for transformers; returns (1, N, H, D). Without a tree, that of the name `plain`."""
+    """Attention function for transformers; returns (1, N, H, D). Without a tree, that of the
+    name `plain`."""
     if tree is None:
         kwargs |= {} if scaling is None else {"scaling": scaling}
         kwargs |= {} if sliding_window is None else {"sliding_window": sliding_window}
         return _plain_attention(module, plain)(module, query, key, value, attention_mask, **kwargs)
     query, key, value = (x.transpose(1, 2)[0] for x in (query, key, value))
     key, value = (_GatherRows.apply(x, tree.kv_index) for x in (key, value))
-    attend = attend_varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else attend_run_by_run
+    attend = (
+        attend_varlen
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+        else attend_run_by_run
+    )
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     return attend(query, key, value, tree, scale, sliding_window).unsqueeze(0), None
 
 
-def _plain_attention(module: torch.nn.Module, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # each model has its own
+def _plain_attention(
+    module: torch.nn.Module, name: str
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    # each model has its own
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
-# Whether packed paths are being forwarded: their tree is the mask. Layers that are computed again build no mask.
+# Whether packed paths are being forwarded: their tree is the mask. Layers that are computed again
+# build no mask.
 _packing: ContextVar[bool] = ContextVar("packing", default=False)
 
 
@@ -180,7 +213,8 @@ def _tree_mask(plain: str, **kwargs: Any) -> Any:
 
 @cache
 def register_tree_attention(plain: str) -> str:
-    """Make tree attention known to transformers, for models whose attention is `plain`; returns its name there."""
+    """Make tree attention known to transformers, for models whose attention is `plain`; returns
+    its name there."""
     name = TREE_ATTENTION if plain == "sdpa" else f"{TREE_ATTENTION}_over_{plain.replace('/', '_')}"
     AttentionInterface.register(name, partial(tree_attention, plain=plain))
     AttentionMaskInterface.register(name, partial(_tree_mask, plain))

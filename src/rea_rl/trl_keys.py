@@ -1,7 +1,8 @@
-"""Keys of TRL and transformers that would fail after a run's start here, or that would change nothing: refused, with the way out.
+"""Keys of TRL and transformers that would fail after a run's start here, or that would change
+nothing: refused, with the way out.
 
-The tables hold a reason for each key that must keep its default. The machine's part is tried: an optimizer's package,
-a schedule with its settings, the Hub.
+The tables hold a reason for each key that must keep its default. The machine's part is tried: an
+optimizer's package, a schedule with its settings, the Hub.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ COMMON = {
     "torch_compile_backend": EXCHANGED,
     "torch_compile_mode": EXCHANGED,
     "use_cache": "training needs no cache of keys and values",
-    "auto_find_batch_size": "it would change the rows of a step silently; lower per_device_train_batch_size instead, and "
+    "auto_find_batch_size": "it would change the rows of a step silently; lower "
+    "per_device_train_batch_size instead, and "
     "raise gradient_accumulation_steps",
     "include_for_metrics": "no metrics are computed from predictions",
     "batch_eval_metrics": "no metrics are computed from predictions",
@@ -41,28 +43,65 @@ COMMON = {
 REINFORCEMENT = COMMON | {
     **dict.fromkeys(
         (
-            *("cache_implementation", "use_transformers_continuous_batching", "use_transformers_paged"),
-            *("transformers_continuous_batching_config", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode"),
-            *("vllm_structured_outputs_regex", "vllm_server_base_url", "vllm_server_host", "vllm_server_port"),
-            *("vllm_server_timeout", "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_max_model_length"),
-            *("vllm_tensor_parallel_size", "ds3_gather_for_generation", "max_tool_calling_iterations"),
+            *(
+                "cache_implementation",
+                "use_transformers_continuous_batching",
+                "use_transformers_paged",
+            ),
+            *(
+                "transformers_continuous_batching_config",
+                "vllm_mode",
+                "vllm_model_impl",
+                "vllm_enable_sleep_mode",
+            ),
+            *(
+                "vllm_structured_outputs_regex",
+                "vllm_server_base_url",
+                "vllm_server_host",
+                "vllm_server_port",
+            ),
+            *(
+                "vllm_server_timeout",
+                "vllm_group_port",
+                "vllm_gpu_memory_utilization",
+                "vllm_max_model_length",
+            ),
+            *(
+                "vllm_tensor_parallel_size",
+                "ds3_gather_for_generation",
+                "max_tool_calling_iterations",
+            ),
         ),
         SERVED,
     ),
     **dict.fromkeys(
-        ("log_multimodal", "num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo"), RECORDED
+        (
+            "log_multimodal",
+            "num_completions_to_print",
+            "log_unique_prompts",
+            "log_completions_hub_repo",
+        ),
+        RECORDED,
     ),
     **dict.fromkeys(("train_sampling_strategy", "length_column_name", "data_seed"), SHUFFLED),
     **dict.fromkeys(
         (
-            *("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
+            *(
+                "prediction_loss_only",
+                "eval_do_concat_batches",
+                "eval_use_gather_object",
+                "eval_accumulation_steps",
+            ),
             *("bf16_full_eval", "fp16_full_eval"),
         ),
         SAMPLED,
     ),
-    **dict.fromkeys(("label_smoothing_factor", "average_tokens_across_devices"), "the loss is loss_type's own"),
     **dict.fromkeys(
-        ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), "the loss vespo is not supported"
+        ("label_smoothing_factor", "average_tokens_across_devices"), "the loss is loss_type's own"
+    ),
+    **dict.fromkeys(
+        ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+        "the loss vespo is not supported",
     ),
     "neftune_noise_alpha": "the policy is trained as it is sampled, without noise",
     "remove_unused_columns": "rewards read the columns",
@@ -105,7 +144,18 @@ DEPENDENT = {
 LEVELS = ("token", "sequence")
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 PREFERENCE_LOSSES = (
-    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+    *(
+        "sigmoid",
+        "sigmoid_norm",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+    ),
     *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
 )
 CHECKPOINT_KEYS = (
@@ -117,8 +167,14 @@ CHECKPOINT_KEYS = (
     "early_stop",
     "selective",
 )
-NEUTRAL_SAMPLING = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
-# Metrics of an evaluation that may say which checkpoint is best; those of the second line are better if smaller.
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0, -1, None),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+}
+# Metrics of an evaluation that may say which checkpoint is best; those of the second line are
+# better if smaller.
 EVALUATED = {
     "rl": (
         "rollout/accuracy",
@@ -129,7 +185,13 @@ EVALUATED = {
     ),
     "sft": ("mean_token_accuracy", "loss", "entropy"),
     "dpo": (
-        *("rewards/accuracies", "rewards/margins", "rewards/chosen", "mean_token_accuracy", "logps/chosen"),
+        *(
+            "rewards/accuracies",
+            "rewards/margins",
+            "rewards/chosen",
+            "mean_token_accuracy",
+            "logps/chosen",
+        ),
         *("loss", "rewards/rejected", "logps/rejected", "entropy"),
     ),
 }
@@ -140,16 +202,20 @@ SMALLER_IS_BETTER = {
 
 
 def check_defaults(config: Any, reasons: Mapping[str, str]) -> None:
-    """Raise ValueError for a key of a recipe's dataclass that must keep its default, or that does nothing without another."""
+    """Raise ValueError for a key of a recipe's dataclass that must keep its default, or that
+    does nothing without another."""
     defaults = {f.name: _default(f) for f in dataclasses.fields(config)}
     changed = {key for key, default in defaults.items() if getattr(config, key) != default}
     for key in [key for key in reasons if key in changed]:
-        raise ValueError(f"{key} is {_shown(getattr(config, key))}, but {reasons[key]}: leave it out")
+        raise ValueError(
+            f"{key} is {_shown(getattr(config, key))}, but {reasons[key]}: leave it out"
+        )
     for key, (other, values) in DEPENDENT.items():
         if key in changed and getattr(config, other) not in values:
             raise ValueError(
-                f"{key} is {_shown(getattr(config, key))}, which means something only with {other}: {_shown(values[0])}, and it is "
-                f"{_shown(getattr(config, other))}: leave {key} out, or change {other}"
+                f"{key} is {_shown(getattr(config, key))}, which means something only with "
+                f"{other}: {_shown(values[0])}, and it is {_shown(getattr(config, other))}: leave "
+                f"{key} out, or change {other}"
             )
 
 
@@ -162,7 +228,8 @@ def check_values(config: Any) -> None:
             raise ValueError(f"loss_type has {unknown}; it takes of {', '.join(PREFERENCE_LOSSES)}")
         if config.use_weighting and losses != ["sigmoid"]:
             raise ValueError(
-                f"use_weighting is true, but loss_type is {losses}: TRL weighs the loss sigmoid alone; change one"
+                f"use_weighting is true, but loss_type is {losses}: TRL weighs the loss sigmoid "
+                "alone; change one"
             )
     for key, values in allowed.items():
         if (value := getattr(config, key, values[0])) not in values:
@@ -174,7 +241,11 @@ def check_values(config: Any) -> None:
         ("accelerator_config", [f.name for f in dataclasses.fields(AcceleratorConfig)]),
     ):
         given = _as_dict(config, key)
-        if unknown := [name for name in given if name not in known] if isinstance(given, dict) else []:
+        if (
+            unknown := [name for name in given if name not in known]
+            if isinstance(given, dict)
+            else []
+        ):
             raise ValueError(f"{key} has {unknown}; it takes of {', '.join(known)}")
 
 
@@ -186,28 +257,34 @@ def _as_dict(config: Any, key: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f'{key} is {value!r}, which is no JSON ({error}); write {{"name": value}}') from error
+        raise ValueError(
+            f'{key} is {value!r}, which is no JSON ({error}); write {{"name": value}}'
+        ) from error
 
 
 def check_sampling(config: Any) -> None:
-    """Raise ValueError for samplers that hide tokens from the importance correction: the server's log-probs leave them out."""
+    """Raise ValueError for samplers that hide tokens from the importance correction: the
+    server's log-probs leave them out."""
     if not config.vllm_importance_sampling_correction:
         return
     for key, neutral in NEUTRAL_SAMPLING.items():
         if (value := getattr(config, key)) not in neutral:
             raise ValueError(
-                f"{key} is {value}, but vllm_importance_sampling_correction is true: the server's log-probs would be of a "
-                f"truncated vocabulary, and the ratio to the trainer's wrong; leave {key} out, or set "
-                "vllm_importance_sampling_correction: false and max_rollout_lag: 0"
+                f"{key} is {value}, but vllm_importance_sampling_correction is true: the server's "
+                "log-probs would be of a truncated vocabulary, and the ratio to the trainer's "
+                f"wrong; leave {key} out, or set vllm_importance_sampling_correction: false and "
+                "max_rollout_lag: 0"
             )
 
 
 def check_best_metric(config: Any, program: str) -> None:
-    """Choose the metric that says which checkpoint is best where evaluations are made; ValueError for one that none has."""
+    """Choose the metric that says which checkpoint is best where evaluations are made;
+    ValueError for one that none has."""
     evaluates = config.eval_strategy != "no"
     if config.load_best_model_at_end and not evaluates:
         raise ValueError(
-            "load_best_model_at_end is true, but eval_strategy is 'no': no checkpoint can be the best; set eval_strategy: steps"
+            "load_best_model_at_end is true, but eval_strategy is 'no': no checkpoint can be the "
+            "best; set eval_strategy: steps"
         )
     if config.metric_for_best_model is None and evaluates and program == "rl":
         config.metric_for_best_model = EVALUATED["rl"][0]
@@ -216,31 +293,39 @@ def check_best_metric(config: Any, program: str) -> None:
     metric = config.metric_for_best_model.removeprefix("eval_")
     if metric not in EVALUATED[program]:
         raise ValueError(
-            f"metric_for_best_model is {config.metric_for_best_model!r}, which no evaluation has; name one of "
-            f"{', '.join(EVALUATED[program])}"
+            f"metric_for_best_model is {config.metric_for_best_model!r}, which no evaluation has; "
+            f"name one of {', '.join(EVALUATED[program])}"
         )
     if config.greater_is_better is None:
         config.greater_is_better = metric not in SMALLER_IS_BETTER
 
 
 def check_machine(config: Any) -> None:
-    """Raise ValueError for an optimizer, a schedule or a dataloader that cannot be made; for complete configs."""
+    """Raise ValueError for an optimizer, a schedule or a dataloader that cannot be made; for
+    complete configs."""
     _try_optimizer(config)
     _try_schedule(config)
     if config.dataloader_persistent_workers and not config.dataloader_num_workers:
         raise ValueError(
-            "dataloader_persistent_workers is true, but dataloader_num_workers is 0; set it, or leave this out"
+            "dataloader_persistent_workers is true, but dataloader_num_workers is 0; set it, or "
+            "leave this out"
         )
     if getattr(config, "activation_offloading", False) and config.use_cpu:
-        raise ValueError("activation_offloading is true, but use_cpu too: there is no GPU to free; leave it out")
+        raise ValueError(
+            "activation_offloading is true, but use_cpu too: there is no GPU to free; leave it out"
+        )
     accelerator = config.accelerator_config
     for key in ("dispatch_batches", "split_batches"):
         if getattr(accelerator, key, None):
-            raise ValueError(f"accelerator_config has {key}: true, but each rank reads its own rows: leave it out")
+            raise ValueError(
+                f"accelerator_config has {key}: true, but each rank reads its own rows: leave it "
+                "out"
+            )
 
 
 def check_hub(config: Any) -> None:
-    """Raise ValueError where `push_to_hub` is asked for and the Hub cannot be reached, or does not know the user."""
+    """Raise ValueError where `push_to_hub` is asked for and the Hub cannot be reached, or does
+    not know the user."""
     if not config.push_to_hub:
         return
     import httpx
@@ -250,8 +335,8 @@ def check_hub(config: Any) -> None:
         HfApi(token=config.hub_token).whoami()
     except (OSError, httpx.HTTPError, ValueError) as error:
         raise ValueError(
-            f"push_to_hub is true, but the Hub does not take the run ({' '.join(str(error).split())[:160]}); leave it out, "
-            "and upload output_dir later"
+            "push_to_hub is true, but the Hub does not take the run "
+            f"({' '.join(str(error).split())[:160]}); leave it out, and upload output_dir later"
         ) from error
 
 
@@ -266,14 +351,18 @@ def _try_optimizer(config: Any) -> None:
         make([torch.zeros(1, requires_grad=True)], **settings)
     except ImportError as error:
         raise ValueError(
-            f"optim is {name}, which is not installed ({' '.join(str(error).split())[:120]}); install it, or take adamw_torch"
+            f"optim is {name}, which is not installed ({' '.join(str(error).split())[:120]}); "
+            "install it, or take adamw_torch"
         ) from error
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"optim is {name}: {' '.join(str(error).split())[:200]}; correct it, or take adamw_torch"
+            f"optim is {name}: {' '.join(str(error).split())[:200]}; correct it, or take "
+            "adamw_torch"
         ) from error
     if within:
-        raise ValueError(f"optim is {name}, which steps within the backward pass, unchecked; take adamw_torch")
+        raise ValueError(
+            f"optim is {name}, which steps within the backward pass, unchecked; take adamw_torch"
+        )
 
 
 def _try_schedule(config: Any) -> None:
@@ -287,14 +376,18 @@ def _try_schedule(config: Any) -> None:
         get_scheduler(name, optimizer, config.get_warmup_steps(100), 100, settings)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"lr_scheduler_type is {name} with lr_scheduler_kwargs {settings}, which makes no schedule "
-            f"({' '.join(str(error).split())[:160]}); correct one of them"
+            f"lr_scheduler_type is {name} with lr_scheduler_kwargs {settings}, which makes no "
+            f"schedule ({' '.join(str(error).split())[:160]}); correct one of them"
         ) from error
 
 
 def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else "empty" if value is None else str(value)
+    return (
+        str(value).lower() if isinstance(value, bool) else "empty" if value is None else str(value)
+    )

@@ -101,7 +101,8 @@ def load_problems(
         gold_needed: refuse an empty gold answer. Two problems of Gaokao 2023 have one; nothing is right there.
 
     Returns:
-        Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes the row number.
+        Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes
+        the row number.
 
     Raises ValueError naming the file, and the row where one is at fault.
     """

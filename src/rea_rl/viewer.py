@@ -1,10 +1,13 @@
-"""A page to look at the paths of a run: originals beside their revisions, with labels, cut, rewards and advantage.
+"""A page to look at the paths of a run: originals beside their revisions, with labels, cut, rewards
+and advantage.
 
-    python -m rea_rl.viewer output/miniature/ReflectRL                       # writes output/miniature/ReflectRL/viewer.html
+    # writes output/miniature/ReflectRL/viewer.html
+    python -m rea_rl.viewer output/miniature/ReflectRL
     python -m rea_rl.viewer RUN_DIR --batches step-0 step-29 eval-30 --out page.html
 
-The page is one file without any reference to the network. It has a script element of JSON for the list and one for
-each batch, which the browser only parses when a path of it is opened; the list draws the rows in view only.
+The page is one file without any reference to the network. It has a script element of JSON for the
+list and one for each batch, which the browser only parses when a path of it is opened; the list
+draws the rows in view only.
 """
 
 from __future__ import annotations
@@ -58,17 +61,28 @@ RECORD = {
     **dict.fromkeys(("kind", "problem_id", "policy_version", "finish_reason", "text"), str),
     **dict.fromkeys(("num_tokens", "num_think_tokens", "num_reflections"), int),
     **dict.fromkeys(("prompt_ids", "logprobs", "p_result"), list),
-    **{"kept": bool, "correct": (bool, NoneType), "rewards": dict, "advantage": (*NUMBER, NoneType)},
+    **{
+        "kept": bool,
+        "correct": (bool, NoneType),
+        "rewards": dict,
+        "advantage": (*NUMBER, NoneType),
+    },
 }
 
 
 def batch_files(run_dir: Path, names: list[str] | None) -> list[Path]:
-    """Rollout files of a run, training batches first, in order of their steps. Raises ValueError if one is missing."""
+    """Rollout files of a run, training batches first, in order of their steps. Raises ValueError
+    if one is missing."""
     found = {path.stem: path for path in (run_dir / "rollouts").glob("*-*.jsonl")}
     if not found:
-        raise ValueError(f"{run_dir} has no rollouts/*.jsonl; is it the output_dir of a run of rea_rl.grpo?")
+        raise ValueError(
+            f"{run_dir} has no rollouts/*.jsonl; is it the output_dir of a run of rea_rl.grpo?"
+        )
     if unknown := [name for name in names or [] if name not in found]:
-        raise ValueError(f"batches {unknown} are not in {run_dir}/rollouts, which has {sorted(found, key=_order)}")
+        raise ValueError(
+            f"batches {unknown} are not in {run_dir}/rollouts, which has "
+            f"{sorted(found, key=_order)}"
+        )
     return [found[name] for name in sorted(names or found, key=_order)]
 
 
@@ -78,7 +92,8 @@ def _order(name: str) -> tuple[bool, int]:
 
 
 def pairs(records: list[Record]) -> Iterator[tuple[Record, Record | None]]:
-    """Each revision with its original; an original with None where it was sampled without revision, or stands twice."""
+    """Each revision with its original; an original with None where it was sampled without
+    revision, or stands twice."""
     paired, original = any(record["kind"] == "revision" for record in records), None
     for record in records:
         if record["kind"] == "revision":
@@ -93,7 +108,9 @@ def original_pieces(original: Record, revision: Record | None) -> list[Record]:
     """Paragraphs of the original with their P(Result), the cut, and the answer."""
     text, p_result = original["text"], (revision or original)["p_result"]
     thinking = thinking_of(text, known_thinking(original))
-    ends = (revision or original).get("paragraph_ends") or [match.start() for match in BLANK_LINES.finditer(thinking)]
+    ends = (revision or original).get("paragraph_ends") or [
+        match.start() for match in BLANK_LINES.finditer(thinking)
+    ]
     cut = shared_prefix(text, revision["text"]) if revision else len(text)
     pieces, begin = [], 0
     for end in sorted({*ends, min(cut, len(thinking)), len(thinking)}):
@@ -111,15 +128,24 @@ def revision_pieces(original: Record, revision: Record) -> list[Record]:
     """What the revision keeps, the text that was forced, and what the policy wrote after it."""
     text = revision["text"]
     cut = shared_prefix(original["text"], text)
-    answer = re.compile(r"\s*" + re.escape(THINK_END) + r"\s*(\*\*Final Answer:\*\*\s*)?").match(text, cut)
+    answer = re.compile(r"\s*" + re.escape(THINK_END) + r"\s*(\*\*Final Answer:\*\*\s*)?").match(
+        text, cut
+    )
     end = answer.end() if answer else cut
     kept = [_piece(part, "kept") for part in BLANK_LINES.split(text[:cut])]
-    return [*kept, {"kind": "cut"}, _piece(text[cut:end], "forced", False), _piece(text[end:], "kept", False)]
+    return [
+        *kept,
+        {"kind": "cut"},
+        _piece(text[cut:end], "forced", False),
+        _piece(text[end:], "kept", False),
+    ]
 
 
 def shared_prefix(original: str, revision: str) -> int:
     """Characters that the revision keeps of the original: up to its forced end of the thinking."""
-    return min(len(os.path.commonprefix([original, revision])), len(thinking_of(revision).rstrip("\n")))
+    return min(
+        len(os.path.commonprefix([original, revision])), len(thinking_of(revision).rstrip("\n"))
+    )
 
 
 def _piece(text: str, kind: str, thinking: bool = True) -> Record:
@@ -152,19 +178,32 @@ def entry(original: Record, revision: Record | None, prompt: str) -> Record:
     """What the page shows of one path."""
     right = None
     if revision is not None:
-        note = "trained" if revision["kept"] else "not trained: the original took its place, with these rewards"
+        note = (
+            "trained"
+            if revision["kept"]
+            else "not trained: the original took its place, with these rewards"
+        )
         right = side(revision, revision_pieces(original, revision), note)
-    return {"prompt": prompt, "original": side(original, original_pieces(original, revision)), "revision": right}
+    return {
+        "prompt": prompt,
+        "original": side(original, original_pieces(original, revision)),
+        "revision": right,
+    }
 
 
 def curves(run_dir: Path) -> list[Record]:
-    """Panels of the page's head: training and held-out values of the figures that the run has logged."""
+    """Panels of the page's head: training and held-out values of the figures that the run has
+    logged."""
     if not (run_dir / "trainer_state.json").is_file():
         return []  # the run is not finished
     history, panels = read_log(run_dir / "trainer_state.json"), []
     for key in CURVES:
         lines = [("training", *series(history, key)), ("eval", *series(history, EVAL + key))]
-        lines = [{"name": name, "steps": steps, "values": values} for name, steps, values in lines if steps]
+        lines = [
+            {"name": name, "steps": steps, "values": values}
+            for name, steps, values in lines
+            if steps
+        ]
         if lines:
             panels.append({"key": key, "lines": lines})
     return panels
@@ -182,7 +221,13 @@ def word_pattern(records: list[Record]) -> str:
 def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
     """JSON of the page by the id of its script element: `index`, and the paths of each batch."""
     tokenizer, data = find_tokenizer(run_dir), {}
-    index: dict[str, Any] = {"run": run_dir.name, "batches": [], "paired": [], "paths": [], "curves": curves(run_dir)}
+    index: dict[str, Any] = {
+        "run": run_dir.name,
+        "batches": [],
+        "paired": [],
+        "paths": [],
+        "curves": curves(run_dir),
+    }
     for path in batch_files(run_dir, names):
         records = read_rows(str(path))
         check_columns(records, RECORD, path, "it must come from a run of rea_rl.grpo")
@@ -191,7 +236,11 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
             index["paired"].append(path.stem)
         data[path.stem] = []
         for at, (original, revision) in enumerate(pairs(records)):
-            prompt = tokenizer.decode(original["prompt_ids"], skip_special_tokens=False) if tokenizer else ""
+            prompt = (
+                tokenizer.decode(original["prompt_ids"], skip_special_tokens=False)
+                if tokenizer
+                else ""
+            )
             index["paths"].append(list_row(path.stem, at, original, revision))
             data[path.stem].append(entry(original, revision, prompt))
         if "word_pattern" not in index:
@@ -200,7 +249,8 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
 
 
 def find_tokenizer(run_dir: Path) -> Any:
-    """Tokenizer that the run saved, in its end or in a checkpoint; None before that: prompts are then left out."""
+    """Tokenizer that the run saved, in its end or in a checkpoint; None before that: prompts are
+    then left out."""
     from tokenizers import Tokenizer
 
     files = [run_dir / "tokenizer.json", *run_dir.glob("checkpoint-*/tokenizer.json")]
@@ -209,7 +259,8 @@ def find_tokenizer(run_dir: Path) -> Any:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand in a script element: no text of a model can end the element or open a comment.
+    """JSON that may stand in a script element: no text of a model can end the element or open a
+    comment.
 
     >>> script_json("</script><!--")
     '"\\\\u003c/script>\\\\u003c!--"'
@@ -221,15 +272,22 @@ def render(data: dict[str, Any]) -> str:
     """The whole page."""
     template = resources.files("rea_rl").joinpath("viewer.html").read_text(encoding="utf-8")
     head, _, tail = template.partition("<!--DATA-->")
-    scripts = (f'<script type="application/json" id="{name}">{script_json(v)}</script>\n' for name, v in data.items())
+    scripts = (
+        f'<script type="application/json" id="{name}">{script_json(v)}</script>\n'
+        for name, v in data.items()
+    )
     return "".join((head, *scripts, tail))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Write a page that shows the paths of a training run.")
+    parser = argparse.ArgumentParser(
+        description="Write a page that shows the paths of a training run."
+    )
     parser.add_argument("run_dir", type=Path, help="output_dir of a run of rea_rl.grpo")
-    parser.add_argument("--batches", nargs="+", help="rollout files by name, as step-0 eval-10; default: all")
+    parser.add_argument(
+        "--batches", nargs="+", help="rollout files by name, as step-0 eval-10; default: all"
+    )
     parser.add_argument("--out", type=Path, help="default: RUN_DIR/viewer.html")
     return parser.parse_args(argv)
 

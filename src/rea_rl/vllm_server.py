@@ -1,14 +1,17 @@
-"""Start one vLLM server the way REA-RL needs it, on a GPU or on the CPU, and check servers that are already running.
+"""Start one vLLM server the way REA-RL needs it, on a GPU or on the CPU, and check servers that are
+already running.
 
     python -m rea_rl.vllm_server --role policy --model model/Miniature-LRM --port 12345
     python -m rea_rl.vllm_server --role reflection --recipe recipes/miniature/config_ReflectRL.yaml
-    python -m rea_rl.vllm_server --role policy --recipe RECIPE --wait       # until a server started elsewhere is ready
-    python -m rea_rl.vllm_server --role policy --recipe RECIPE --dry_run    # check, and print the command of vLLM
+    # until a server started elsewhere is ready
+    python -m rea_rl.vllm_server --role policy --recipe RECIPE --wait
+    # check, and print the command of vLLM
+    python -m rea_rl.vllm_server --role policy --recipe RECIPE --dry_run
 
-It stays in the foreground; SIGTERM or SIGINT stops vLLM too. A vLLM that ends by itself is started again, at most
-`--max_restarts` times an hour, and the reason is logged; one that hangs is left alone. `--recipe` takes model, address and LoRA
-rank from a training recipe, so that they are written down once. Options that this program does not know are passed on to
-vLLM.
+It stays in the foreground; SIGTERM or SIGINT stops vLLM too. A vLLM that ends by itself is started
+again, at most `--max_restarts` times an hour, and the reason is logged; one that hangs is left
+alone. `--recipe` takes model, address and LoRA rank from a training recipe, so that they are
+written down once. Options that this program does not know are passed on to vLLM.
 """
 
 from __future__ import annotations
@@ -58,7 +61,8 @@ FAST_START = {
     "cudagraph_specialize_lora": False,
     "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512],
 }
-PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"  # encoded by trainer and server alike
+# encoded by trainer and server alike
+PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
 GPU_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # as CUDA_VISIBLE_DEVICES takes them
@@ -72,57 +76,97 @@ PORT_REMEDIES = {
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0  # vLLM itself needs less than a second, but a request under way may hold it
 LOG_TAIL_LINES = 15
-RESTART_WINDOW = 3600.0  # seconds in which restarts are counted: a run of weeks may meet more of them than one that cannot run
+# seconds in which restarts are counted: a run of weeks may meet more of them than one that cannot
+# run
+RESTART_WINDOW = 3600.0
 
 
 @dataclass
 class ServerConfig:
     """One vLLM server.
 
-    The policy server takes LoRA adapters, or all weights, while it runs, and reports the log-probs that sampling used; the
-    reflection server reports alternatives to each token. Raises ValueError for values that no server could start with.
+    The policy server takes LoRA adapters, or all weights, while it runs, and reports the log-probs
+    that sampling used; the reflection server reports alternatives to each token. Raises ValueError
+    for values that no server could start with.
     """
 
-    model: str = field(metadata={"help": "Folder of a model or Hub id; also the name under which it is served."})
+    model: str = field(
+        metadata={"help": "Folder of a model or Hub id; also the name under which it is served."}
+    )
     port: int = field(metadata={"help": "Port to listen on."})
     role: Literal["policy", "reflection"] = field(metadata={"help": "What the server is for."})
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."})
-    max_model_len: int | None = field(default=None, metadata={"help": "Context in tokens; default: the model's."})
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: CUDA where there is any."})
-    gpu: str = field(default="0", metadata={"help": "GPU index or UUID; several, with commas, share the model."})
-    max_lora_rank: int = field(default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."}
+    )
+    max_model_len: int | None = field(
+        default=None, metadata={"help": "Context in tokens; default: the model's."}
+    )
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "auto: CUDA where there is any."}
+    )
+    gpu: str = field(
+        default="0", metadata={"help": "GPU index or UUID; several, with commas, share the model."}
+    )
+    max_lora_rank: int = field(
+        default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."}
+    )
     max_loras: int = field(
-        default=2, metadata={"help": "Policy: adapters held at once; the newest, and each older one with requests."}
+        default=2,
+        metadata={
+            "help": "Policy: adapters held at once; the newest, and each older one with requests."
+        },
     )
     kv_cache_gib: int | None = field(
         default=None,
-        metadata={"help": "Size of the key-value cache in GiB; default: 1 on the CPU, the rest of the share on a GPU."},
+        metadata={
+            "help": "Size of the key-value cache in GiB; default: 1 on the CPU, the rest of the "
+            "share on a GPU."
+        },
     )
     compile: bool = field(
-        default=True, metadata={"help": "GPU: compile the model; false: ready a minute sooner, and a little slower."}
+        default=True,
+        metadata={
+            "help": "GPU: compile the model; false: ready a minute sooner, and a little slower."
+        },
     )
     cpu_threads: int | None = field(
-        default=None, metadata={"help": "CPU: threads; default: half of the cores, since two servers share them."}
+        default=None,
+        metadata={
+            "help": "CPU: threads; default: half of the cores, since two servers share them."
+        },
     )
     full_weights: bool = field(
         default=False,
-        metadata={"help": "Policy: take all weights over NCCL (recipes with use_peft: false) in place of adapters."},
+        metadata={
+            "help": "Policy: take all weights over NCCL (recipes with use_peft: false) in place of "
+            "adapters."
+        },
     )
-    gpu_memory_utilization: float = field(default=0.9, metadata={"help": "GPU: share of its memory to take."})
+    gpu_memory_utilization: float = field(
+        default=0.9, metadata={"help": "GPU: share of its memory to take."}
+    )
     dtype: str = field(default="auto", metadata={"help": "Type of the weights, as vLLM's option."})
     log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
-    startup_timeout: float = field(default=600.0, metadata={"help": "Seconds until the server must be ready."})
+    startup_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds until the server must be ready."}
+    )
     max_restarts: int = field(
-        default=3, metadata={"help": "Times an hour that this program starts vLLM again after it ended by itself."}
+        default=3,
+        metadata={
+            "help": "Times an hour that this program starts vLLM again after it ended by itself."
+        },
     )
     api_key: str | None = field(
         default_factory=lambda: os.environ.get("VLLM_API_KEY"),
         metadata={"help": "Key that requests must carry; default: the variable VLLM_API_KEY."},
     )
     enforce_eager: bool | None = field(
-        default=None, metadata={"help": "No graph capture: slower, but starts sooner; default: on the CPU only."}
+        default=None,
+        metadata={"help": "No graph capture: slower, but starts sooner; default: on the CPU only."},
     )
-    extra_args: list[str] = field(default_factory=list, metadata={"help": "Further options of vLLM."})
+    extra_args: list[str] = field(
+        default_factory=list, metadata={"help": "Further options of vLLM."}
+    )
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -132,21 +176,34 @@ class ServerConfig:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
-        check_numbers(vars(self), positive=(*sizes, "gpu_memory_utilization"), shares=("gpu_memory_utilization",))
+        check_numbers(
+            vars(self),
+            positive=(*sizes, "gpu_memory_utilization"),
+            shares=("gpu_memory_utilization",),
+        )
         check_numbers(vars(self), not_negative=("max_restarts",))
-        if self.full_weights and (self.role != "policy" or self.device == "cpu" or not is_loopback(self.host)):
+        if self.full_weights and (
+            self.role != "policy" or self.device == "cpu" or not is_loopback(self.host)
+        ):
             raise ValueError(
-                f"full_weights is for the policy server on a GPU, listening on 127.0.0.1: what sends weights needs no key, "
-                f"and they move over NCCL; but role is {self.role}, device {self.device}, host {self.host}"
+                "full_weights is for the policy server on a GPU, listening on 127.0.0.1: what "
+                f"sends weights needs no key, and they move over NCCL; but role is {self.role}, "
+                f"device {self.device}, host {self.host}"
             )
         if not all(GPU_NAME.fullmatch(name) for name in self.gpu.split(",")):
-            raise ValueError(f"gpu is {self.gpu!r}; give indices or UUIDs, with commas, and for the CPU device: cpu")
+            raise ValueError(
+                f"gpu is {self.gpu!r}; give indices or UUIDs, with commas, and for the CPU device: "
+                "cpu"
+            )
         if self.max_lora_rank not in LORA_RANKS:
-            raise ValueError(f"max_lora_rank is {self.max_lora_rank}; vLLM takes {', '.join(map(str, LORA_RANKS))}")
+            raise ValueError(
+                f"max_lora_rank is {self.max_lora_rank}; vLLM takes "
+                f"{', '.join(map(str, LORA_RANKS))}"
+            )
         if not is_loopback(self.host) and not self.api_key:
             raise ValueError(
-                f"host is {self.host}, which other machines may reach; give api_key (or set VLLM_API_KEY), or listen "
-                "on 127.0.0.1"
+                f"host is {self.host}, which other machines may reach; give api_key (or set "
+                "VLLM_API_KEY), or listen on 127.0.0.1"
             )
 
     @property
@@ -158,7 +215,8 @@ class ServerConfig:
 class VLLMServer:
     """A vLLM process with its children, its log, and its end.
 
-        with VLLMServer(ServerConfig(model="model/Miniature-LRM", port=12345, role="policy")) as server:
+        config = ServerConfig(model="model/Miniature-LRM", port=12345, role="policy")
+        with VLLMServer(config) as server:
             client = openai.OpenAI(base_url=server.base_url)
 
     Raises ValueError if the model's folder cannot be served.
@@ -181,7 +239,8 @@ class VLLMServer:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start vLLM and return at once; it ends with the calling thread. Raises ValueError if the port is taken."""
+        """Start vLLM and return at once; it ends with the calling thread. Raises ValueError if
+        the port is taken."""
         assert self._process is None, "started twice"
         check_port_free(self.config.host, self.config.port)
         device = resolve_device(self.config.device)
@@ -193,47 +252,62 @@ class VLLMServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us, and we stop the server when nobody needs it any more
+                # Ctrl-C reaches us, and we stop the server when nobody needs it any more
+                start_new_session=True,
                 preexec_fn=_end_with_parent,  # also when we are killed
             )
         self._started = time.monotonic()
         self._num_starts += 1
         place = f"GPU {self.config.gpu}" if device == "cuda" else "the CPU"
-        logger.info("%s server: %s on %s, log %s", self.config.role, self.config.model, place, self.log_path)
+        logger.info(
+            "%s server: %s on %s, log %s", self.config.role, self.config.model, place, self.log_path
+        )
 
     def wait_ready(self) -> None:
         """Return once the server answers and serves what was asked for.
 
-        Raises ConnectionError, which quotes the log, if vLLM ends or `startup_timeout` passes first.
+        Raises ConnectionError, which quotes the log, if vLLM ends or `startup_timeout` passes
+        first.
         """
         assert self._process is not None, "not started"
         while not self._is_healthy():
             if time.monotonic() - self._started > self.config.startup_timeout:
-                raise ConnectionError(self._failure(f"was not ready within {self.config.startup_timeout:.0f} s"))
+                raise ConnectionError(
+                    self._failure(f"was not ready within {self.config.startup_timeout:.0f} s")
+                )
             time.sleep(POLL_SECONDS)
-        check_server(self.base_url, self.config.model, self.config.max_model_len, key=self.config.api_key)
-        logger.info("%s server: ready after %.0f s", self.config.role, time.monotonic() - self._started)
+        check_server(
+            self.base_url, self.config.model, self.config.max_model_len, key=self.config.api_key
+        )
+        logger.info(
+            "%s server: ready after %.0f s", self.config.role, time.monotonic() - self._started
+        )
 
     def wait(self) -> NoReturn:
-        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError, which quotes its log."""
+        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError,
+        which quotes its log."""
         assert self._process is not None, "not started"
         code = self._process.wait()
         raise ConnectionError(self._failure(f"ended with exit code {code}"))
 
     def stop(self) -> None:
-        """Stop vLLM and all that it started; what ignores that for STOP_SECONDS is killed, by process id."""
+        """Stop vLLM and all that it started; what ignores that for STOP_SECONDS is killed, by
+        process id."""
         if self._process is None:
             return
         self._process.terminate()
         for member in self._wait_gone():
-            logger.warning("%s server: killing process %d, which did not stop", self.config.role, member.pid)
+            logger.warning(
+                "%s server: killing process %d, which did not stop", self.config.role, member.pid
+            )
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         self._wait_gone()
         self._process = None
 
     def supervise(self) -> NoReturn:
-        """Wait, and start vLLM again when it ends by itself, `max_restarts` times an hour. Raises ConnectionError after that."""
+        """Wait, and start vLLM again when it ends by itself, `max_restarts` times an hour.
+        Raises ConnectionError after that."""
         restarts: list[float] = []
         while True:
             try:
@@ -248,7 +322,12 @@ class VLLMServer:
                 if len(restarts) > self.config.max_restarts:
                     raise
                 limits = len(restarts), self.config.max_restarts
-                logger.warning("%s\n%s server: restart %d of at most %d in an hour", error, self.config.role, *limits)
+                logger.warning(
+                    "%s\n%s server: restart %d of at most %d in an hour",
+                    error,
+                    self.config.role,
+                    *limits,
+                )
 
     def __enter__(self) -> VLLMServer:
         try:
@@ -285,15 +364,23 @@ class VLLMServer:
         members = []
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-                if os.getpgid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    os.getpgid(process.pid) == self._process.pid
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     members.append(process)
         return members
 
     def _failure(self, what: str) -> str:
         """One message: what happened, the first error of the log and its end."""
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        cause = [f"first error: {line}" for line in lines[:-LOG_TAIL_LINES] if ERROR_LINE.search(line)][:1]
-        what = f"the {self.config.role} server for {self.config.model} {what}; the end of its log {self.log_path}:"
+        cause = [
+            f"first error: {line}" for line in lines[:-LOG_TAIL_LINES] if ERROR_LINE.search(line)
+        ][:1]
+        what = (
+            f"the {self.config.role} server for {self.config.model} {what}; the end of its log "
+            f"{self.log_path}:"
+        )
         return "\n    ".join([what, *cause, *lines[-LOG_TAIL_LINES:]])
 
 
@@ -307,11 +394,13 @@ def _end_with_parent() -> None:
 
 
 def server_command(config: ServerConfig, device: str) -> list[str]:
-    """Command line of vLLM. The `vllm` command is not used: the CPU package does not find its own version under it."""
+    """Command line of vLLM. The `vllm` command is not used: the CPU package does not find its
+    own version under it."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     command += ["--host", config.host, "--port", str(config.port), "--enable-prefix-caching"]
     command += ["--dtype", resolve_dtype(config.dtype, device)]
-    # Sampling settings come with each request: a model's own (top_p, repetition penalty) would distort its log-probs.
+    # Sampling settings come with each request: a model's own (top_p, repetition penalty) would
+    # distort its log-probs.
     command += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
     if config.max_model_len is not None:
         command += ["--max-model-len", str(config.max_model_len)]
@@ -325,7 +414,8 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
         if not config.compile:
             command += ["--compilation-config", json.dumps(FAST_START)]
     else:
-        # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
+        # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over
+        # two steps.
         command += ["--no-enable-chunked-prefill"]
     if config.role == "policy":
         command += ["--logprobs-mode", "processed_logprobs"]
@@ -344,23 +434,30 @@ def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
     """Variables that vLLM needs beside those of this process."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.api_key:
-        variables["VLLM_API_KEY"] = config.api_key  # not on the command line, where every user of the machine sees it
+        # not on the command line, where every user of the machine sees it
+        variables["VLLM_API_KEY"] = config.api_key
     if Path(config.model).is_dir():
         variables["HF_HUB_OFFLINE"] = "1"
     if config.role == "policy":
         # The routes that pause the server and update its weights are vLLM's development mode.
-        variables["VLLM_SERVER_DEV_MODE" if config.full_weights else "VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        variables[
+            "VLLM_SERVER_DEV_MODE" if config.full_weights else "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+        ] = "1"
     if device == "cuda":
         return variables | {"CUDA_VISIBLE_DEVICES": config.gpu}
     threads = config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
     return variables | {
         "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib or 1),
-        # The engine works in its own process instead of a worker's below it. Two servers on 2 cores, model of 1.9M
-        # parameters: up in 15 instead of 30 s, together 10,000 instead of 6,700 tokens/s, idle at 1 instead of 20 %.
+        # The engine works in its own process instead of a worker's below it. Two servers on 2
+        # cores, model of 1.9M
+        # parameters: up in 15 instead of 30 s, together 10,000 instead of 6,700 tokens/s, idle at 1
+        # instead of 20 %.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The sampler would compile two small functions with g++ at the first request, which fails where there is none.
+        # The sampler would compile two small functions with g++ at the first request, which fails
+        # where there is none.
         "TORCH_COMPILE_DISABLE": "1",
-        # Threads are not bound to cores, and wait without spinning: two spinning servers got a tenth of the above.
+        # Threads are not bound to cores, and wait without spinning: two spinning servers got a
+        # tenth of the above.
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
@@ -376,16 +473,24 @@ def resolve_device(device: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError for a local folder without config or tokenizer, or with broken files; Hub ids are left to vLLM."""
+    """Raise ValueError for a local folder without config or tokenizer, or with broken files; Hub
+    ids are left to vLLM."""
     folder = Path(model)
     if not folder.is_dir():
         if is_path(model):
-            raise ValueError(f"there is no model folder {model}; train or download it first, or give a Hub id")
+            raise ValueError(
+                f"there is no model folder {model}; train or download it first, or give a Hub id"
+            )
         return
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes one)")
+        raise ValueError(
+            f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes "
+            "one)"
+        )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model")
+        raise ValueError(
+            f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model"
+        )
     check_files(folder)
 
 
@@ -395,24 +500,35 @@ def check_context(model: str, max_model_len: int | None) -> None:
         return
     config = text_config(model)
     ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope.get("rope_type", "default") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)]
+    kinds = [
+        rope.get("rope_type", "default")
+        for rope in (ropes, *ropes.values())
+        if isinstance(rope, dict)
+    ]
     scaled = any(kind != "default" for kind in kinds)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit and not scaled:
-        raise ValueError(f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower it")
+        raise ValueError(
+            f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower "
+            "it"
+        )
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Raise ValueError if a server cannot listen there: for want of such an address, or of the right, or it is taken."""
+    """Raise ValueError if a server cannot listen there: for want of such an address, or of the
+    right, or it is taken."""
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, *_, place = min(places, key=lambda found: found[0] != socket.AF_INET)  # as vLLM takes a name
+        # as vLLM takes a name
+        family, kind, *_, place = min(places, key=lambda found: found[0] != socket.AF_INET)
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
     except OSError as error:
         remedy = PORT_REMEDIES.get(error.errno, "give another host or port")
-        raise ValueError(f"port {port} on {host} cannot be used ({error.strerror}); {remedy}") from error
+        raise ValueError(
+            f"port {port} on {host} cannot be used ({error.strerror}); {remedy}"
+        ) from error
 
 
 def check_server(
@@ -434,8 +550,8 @@ def check_server(
         key: API key; default: the variable VLLM_API_KEY.
         why: what makes up `max_model_len`, for the error.
 
-    Raises ConnectionError if nothing answers, ValueError if the server wants another key, serves another model or has
-    a shorter context.
+    Raises ConnectionError if nothing answers, ValueError if the server wants another key, serves
+    another model or has a shorter context.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -449,50 +565,68 @@ def check_server(
     served = served_contexts(base_url, key)
     if model not in served:
         raise ValueError(
-            f"the server at {base_url} serves {', '.join(map(repr, served))}, but {model!r} is needed; start it with "
-            "that model (scripts/vllm.sh, scripts/vllm_reflection.sh), or give another address"
+            f"the server at {base_url} serves {', '.join(map(repr, served))}, but {model!r} is "
+            "needed; start it with that model (scripts/vllm.sh, scripts/vllm_reflection.sh), or "
+            "give another address"
         )
     if max_model_len is not None and served[model] < max_model_len:
         raise ValueError(
-            f"the server at {base_url} has a context of {served[model]} tokens, but {max_model_len} are needed"
-            f"{why and f' ({why})'}; start it with a larger max_model_len, or ask for shorter completions"
+            f"the server at {base_url} has a context of {served[model]} tokens, but "
+            f"{max_model_len} are needed{why and f' ({why})'}; start it with a larger "
+            "max_model_len, or ask for shorter completions"
         )
 
 
 def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | None]:
     """Names that a server serves, each with the context that it tells, in tokens."""
-    return {entry["id"]: entry.get("max_model_len") for entry in request(base_url, "/v1/models", key).json()["data"]}
+    return {
+        entry["id"]: entry.get("max_model_len")
+        for entry in request(base_url, "/v1/models", key).json()["data"]
+    }
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths travel as ids."""
+    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths
+    travel as ids."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     served = request(base_url, "/tokenize", None, body).json()["tokens"]
     if served != tokenizer.encode(PROBE, add_special_tokens=False):
         raise ValueError(
-            f"the server at {base_url} has another vocabulary than the tokenizer of {model!r} here: start it with the "
-            "same files of the model"
+            f"the server at {base_url} has another vocabulary than the tokenizer of {model!r} "
+            "here: start it with the same files of the model"
         )
 
 
-def request(base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None) -> httpx.Response:
-    """GET a route of the server, or POST a body. Raises ConnectionError if it is not up, ValueError if it refuses."""
+def request(
+    base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None
+) -> httpx.Response:
+    """GET a route of the server, or POST a body. Raises ConnectionError if it is not up,
+    ValueError if it refuses."""
     headers = {"Authorization": f"Bearer {key or api_key()}"}
     try:
         # trust_env: the servers are ours, no proxy of the environment is to be asked for them
         method, url = "POST" if body else "GET", base_url.removesuffix("/v1") + route
-        response = httpx.request(method, url, json=body, headers=headers, timeout=10.0, trust_env=False)
+        response = httpx.request(
+            method, url, json=body, headers=headers, timeout=10.0, trust_env=False
+        )
     except httpx.TransportError as error:
         raise ConnectionError(
-            f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, scripts/vllm_reflection.sh) and "
-            "see its log under logs/, or give another address"
+            f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, "
+            "scripts/vllm_reflection.sh) and see its log under logs/, or give another address"
         ) from error
     if response.status_code == 401:
-        raise ValueError(f"the server at {base_url} refuses the key; set VLLM_API_KEY to the one it was started with")
+        raise ValueError(
+            f"the server at {base_url} refuses the key; set VLLM_API_KEY to the one it was started "
+            "with"
+        )
     if response.status_code >= 500:
-        raise ConnectionError(f"the server at {base_url} is not healthy: {route} answers {response.status_code}")
+        raise ConnectionError(
+            f"the server at {base_url} is not healthy: {route} answers {response.status_code}"
+        )
     if response.status_code != 200:
-        raise ValueError(f"what listens at {base_url} is no vLLM server: {route} answers {response.status_code}")
+        raise ValueError(
+            f"what listens at {base_url} is no vLLM server: {route} answers {response.status_code}"
+        )
     return response
 
 
@@ -505,11 +639,15 @@ def recipe_args(path: str, role: str) -> list[str]:
 
     recipe = read_recipe(path)
     if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where")
+        raise ValueError(
+            f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where"
+        )
     model, url = (recipe[key] for key in RECIPE_KEYS[role])
     address = split_url(url, f"{path}: {RECIPE_KEYS[role][1]}")
     if address.port is None:
-        raise ValueError(f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1")
+        raise ValueError(
+            f"{path}: {RECIPE_KEYS[role][1]} is {url!r}; write it as http://HOST:PORT/v1"
+        )
     args = ["--model", model, "--host", address.hostname, "--port", str(address.port)]
     if role == "policy" and recipe.get("use_peft", True) is False:
         return [*args, "--full_weights", "true"]
@@ -527,13 +665,14 @@ def check_rank(path: str, max_lora_rank: int) -> None:
 
     if (rank := read_recipe(path).get("lora_r", 0)) > max_lora_rank:
         raise ValueError(
-            f"max_lora_rank is {max_lora_rank}, but lora_r of {path} is {rank}, so that the server would refuse the "
-            "adapter; leave max_lora_rank out, or lower lora_r"
+            f"max_lora_rank is {max_lora_rank}, but lora_r of {path} is {rank}, so that the server "
+            "would refuse the adapter; leave max_lora_rank out, or lower lora_r"
         )
 
 
 def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
-    """Configuration, in which flags override the recipe, and what to do with it (`wait`, `dry_run`)."""
+    """Configuration, in which flags override the recipe, and what to do with it (`wait`,
+    `dry_run`)."""
     from transformers import HfArgumentParser
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -547,7 +686,10 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
     if given.recipe and given.role:
         rest = recipe_args(given.recipe, given.role) + rest
     parser = HfArgumentParser(
-        ServerConfig, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        ServerConfig,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if given.recipe and given.role == "policy" and not config.full_weights:
@@ -559,11 +701,13 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
 def serve(config: ServerConfig) -> NoReturn:
     """Run one server until a signal stops it.
 
-    Raises ConnectionError if vLLM does not start, or has ended by itself more than `max_restarts` times in an hour.
+    Raises ConnectionError if vLLM does not start, or has ended by itself more than `max_restarts`
+    times in an hour.
     """
 
     def stop(number: int, _: object) -> NoReturn:
-        for other in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C is often followed by the launcher's SIGTERM: stop once
+        # Ctrl-C is often followed by the launcher's SIGTERM: stop once
+        for other in (signal.SIGTERM, signal.SIGINT):
             signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
 

@@ -4,11 +4,14 @@
     kill-adapter      SIGKILL when half of an adapter's weights is written
     kill-weights      SIGKILL when half of a checkpoint's weights is written
     kill-optimizer    SIGKILL when half of a checkpoint's optimizer state is written
-    kill-state        SIGKILL when half of a checkpoint's trainer_state.json, its last file, is written
-    full-rollouts, full-adapter, full-weights, full-optimizer, full-state    no room for more than half of it
+    kill-state        SIGKILL when half of a checkpoint's trainer_state.json, its last file, is
+                      written
+    full-rollouts, full-adapter, full-weights, full-optimizer, full-state
+                      no room for more than half of it
 
-It hits the second file of its kind that the process writes. A full disk is a limit on the size of files, which ends a
-write in the same place as a disk without room, with "File too large" in place of "No space left on device".
+It hits the second file of its kind that the process writes. A full disk is a limit on the size of
+files, which ends a write in the same place as a disk without room, with "File too large" in place
+of "No space left on device".
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ Find = Callable[..., Path | None]
 
 
 def halve(write: Writer, find: Find, kills: bool) -> Writer:
-    """`write`, broken at the second call of which `find` returns a path: it is written once to know its size."""
+    """`write`, broken at the second call of which `find` returns a path: it is written once to
+    know its size."""
     calls = iter(range(10**6))
 
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +75,9 @@ def plant(what: str, kills: bool) -> None:
         return Path(path) if str(path).endswith("optimizer.pt") else None
 
     if what == "rollouts":
-        Path.write_text = halve(Path.write_text, lambda path, _: path if "rollouts" in path.parts else None, kills)
+        Path.write_text = halve(
+            Path.write_text, lambda path, _: path if "rollouts" in path.parts else None, kills
+        )
     elif what in ("adapter", "weights"):
         PeftModel.save_pretrained = halve(PeftModel.save_pretrained, weights, kills)
     elif what == "optimizer":

@@ -1,7 +1,7 @@
 """Fixtures of the fault tests.
 
-`pair` starts both servers as `scripts/common.sh` does, by `python -m rea_rl.vllm_server`. A test kills vLLM itself, never
-the program that supervises it.
+`pair` starts both servers as `scripts/common.sh` does, by `python -m rea_rl.vllm_server`. A test
+kills vLLM itself, never the program that supervises it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from faults_support import POLICY, REFLECTION, Run, Server, write_recipe
 def policy(free_port, tmp_path_factory) -> Iterator[Server]:
     """Policy server, which is started again when it is killed."""
     folder = tmp_path_factory.mktemp("policy")
-    server = Server("policy", POLICY, free_port(), folder, "--max_lora_rank", "8", "--max_restarts", "20")
+    server = Server(
+        "policy", POLICY, free_port(), folder, "--max_lora_rank", "8", "--max_restarts", "20"
+    )
     yield server
     server.stop()
 
@@ -25,7 +27,14 @@ def policy(free_port, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def reflection(free_port, tmp_path_factory) -> Iterator[Server]:
     """Reflection server, likewise."""
-    server = Server("reflection", REFLECTION, free_port(), tmp_path_factory.mktemp("refl"), "--max_restarts", "20")
+    server = Server(
+        "reflection",
+        REFLECTION,
+        free_port(),
+        tmp_path_factory.mktemp("refl"),
+        "--max_restarts",
+        "20",
+    )
     yield server
     server.stop()
 
@@ -40,7 +49,8 @@ def pair(policy, reflection) -> tuple[Server, Server]:
 
 @pytest.fixture
 def make_run(tmp_path) -> Iterator[Callable[..., Run]]:
-    """Function that makes a run that has not begun; what is left of its processes is killed in the end."""
+    """Function that makes a run that has not begun; what is left of its processes is killed in
+    the end."""
     runs = []
 
     def make(policy: Server, reflection: Server | None, **changes) -> Run:
@@ -69,7 +79,9 @@ def took(request) -> Callable[[str, float], None]:
     """Function that notes a time for the summary."""
 
     def note(what: str, seconds: float) -> None:
-        request.config.stash.setdefault(TIMES, []).append(f"{request.node.name}: {what} {seconds:.1f} s")
+        request.config.stash.setdefault(TIMES, []).append(
+            f"{request.node.name}: {what} {seconds:.1f} s"
+        )
 
     return note
 

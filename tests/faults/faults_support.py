@@ -57,10 +57,24 @@ class Server:
     def __init__(self, role: str, model: Path, port: int, folder: Path, *flags: str):
         self.url, self.role, self.model = f"http://127.0.0.1:{port}/v1", role, model
         self.stderr = folder / f"{role}_{port}.stderr"
-        given = ["--role", role, "--model", str(model), "--port", str(port), "--device", "cpu", "--log_dir", str(folder)]
+        given = [
+            "--role",
+            role,
+            "--model",
+            str(model),
+            "--port",
+            str(port),
+            "--device",
+            "cpu",
+            "--log_dir",
+            str(folder),
+        ]
         with self.stderr.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rea_rl.vllm_server", *given, *flags], cwd=ROOT, env=ENVIRONMENT, stderr=log
+                [sys.executable, "-m", "rea_rl.vllm_server", *given, *flags],
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                stderr=log,
             )
 
     @property
@@ -69,7 +83,11 @@ class Server:
 
     def wait_ready(self, times: int = 1) -> None:
         """Until vLLM was ready so often."""
-        wait_for(lambda: self.log.count("ready after") >= times or self.process.poll() is not None, 240.0, 0.2)
+        wait_for(
+            lambda: self.log.count("ready after") >= times or self.process.poll() is not None,
+            240.0,
+            0.2,
+        )
         assert self.process.poll() is None, self.log
 
     @property
@@ -79,19 +97,31 @@ class Server:
         return process
 
     def signal(self, number: int) -> None:
-        """Send a signal to vLLM with all of its processes, as an out-of-memory killer or a debugger would."""
+        """Send a signal to vLLM with all of its processes, as an out-of-memory killer or a
+        debugger would."""
         os.killpg(self.vllm.pid, number)
 
     def running(self) -> int:
         """Requests that vLLM is computing now."""
         try:
-            text = httpx.get(self.url.removesuffix("/v1") + "/metrics", timeout=10.0, trust_env=False).text
+            text = httpx.get(
+                self.url.removesuffix("/v1") + "/metrics", timeout=10.0, trust_env=False
+            ).text
         except httpx.TransportError:  # it is being started again
             return 0
-        return int(sum(float(value) for value in re.findall(r"^vllm:num_requests_running\S* (\S+)$", text, re.M)))
+        return int(
+            sum(
+                float(value)
+                for value in re.findall(r"^vllm:num_requests_running\S* (\S+)$", text, re.M)
+            )
+        )
 
     def stop(self) -> None:
-        tree = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        tree = (
+            psutil.Process(self.process.pid).children(recursive=True)
+            if self.process.poll() is None
+            else []
+        )
         self.process.terminate()
         self.process.wait(90)
         assert not alive(tree)
@@ -107,9 +137,19 @@ class Run:
     logs: list[Path] = field(default_factory=list)
     processes: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(self, *flags: str, program: tuple[str, ...] = ("-m", "rea_rl.grpo")) -> subprocess.Popen:
+    def start(
+        self, *flags: str, program: tuple[str, ...] = ("-m", "rea_rl.grpo")
+    ) -> subprocess.Popen:
         self.logs.append(self.output.with_name(f"{self.output.name}-{len(self.logs)}.log"))
-        command = [sys.executable, *program, "--config", str(self.recipe), "--output_dir", str(self.output), *flags]
+        command = [
+            sys.executable,
+            *program,
+            "--config",
+            str(self.recipe),
+            "--output_dir",
+            str(self.output),
+            *flags,
+        ]
         with self.logs[-1].open("w") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -135,18 +175,27 @@ class Run:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def check_complete(self, steps: int) -> None:
-        """All steps were trained, every rollout is on disk once, and nothing half-written is left."""
+        """All steps were trained, every rollout is on disk once, and nothing half-written is
+        left."""
         assert [entry["step"] for entry in self.steps()] == list(range(1, steps + 1)), self.log
         names = {path.name for path in (self.output / "rollouts").iterdir()}
         assert names == {f"step-{step}.jsonl" for step in range(steps)}
         seen = []
         for step in range(steps):
             rows = self.records(step)
-            assert len(rows) == self.rows_per_path * PATHS and {row["step"] for row in rows} == {step}
+            assert len(rows) == self.rows_per_path * PATHS and {row["step"] for row in rows} == {
+                step
+            }
             assert {row["policy_version"].split("-")[1] for row in rows} == {str(step)}
-            assert all(value is not None for row in rows[:: self.rows_per_path] for value in row["logprobs"])
+            assert all(
+                value is not None
+                for row in rows[:: self.rows_per_path]
+                for value in row["logprobs"]
+            )
             problems = [row["problem_id"] for row in rows]
-            assert [problems.count(problem) for problem in set(problems)] == [4 * self.rows_per_path] * 2
+            assert [problems.count(problem) for problem in set(problems)] == [
+                4 * self.rows_per_path
+            ] * 2
             seen += sorted(set(problems))
         assert len(seen) == len(set(seen)) == 2 * steps  # no batch twice
         assert not list((self.output / "adapters").glob(".unfinished-*"))
@@ -154,11 +203,18 @@ class Run:
 
 def write_recipe(path: Path, policy: Server, reflection: Server | None, **changes: object) -> Path:
     """The miniature's own recipe, smaller; without a reflection server plain GRPO."""
-    recipe = yaml.safe_load((ROOT / "recipes" / "miniature" / "config_ReflectRL.yaml").read_text()) | CHANGES
+    recipe = (
+        yaml.safe_load((ROOT / "recipes" / "miniature" / "config_ReflectRL.yaml").read_text())
+        | CHANGES
+    )
     recipe |= {"model_name_or_path": str(POLICY), "policy_server": policy.url}
     recipe |= {"revision": False, "reflection_model": None}
     if reflection is not None:
-        recipe |= {"revision": True, "reflection_model": str(REFLECTION), "reflection_server": reflection.url}
+        recipe |= {
+            "revision": True,
+            "reflection_model": str(REFLECTION),
+            "reflection_server": reflection.url,
+        }
     recipe["dataset_name"] = str(ROOT / recipe["dataset_name"])
     path.write_text(yaml.safe_dump(recipe | changes))
     return path

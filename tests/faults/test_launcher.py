@@ -1,4 +1,5 @@
-"""`scripts/common.sh` with real servers and the real trainer: a server is restarted, and a signal ends everything."""
+"""`scripts/common.sh` with real servers and the real trainer: a server is restarted, and a
+signal ends everything."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def launcher(free_port, tmp_path):
     urls = [SimpleNamespace(url=f"http://127.0.0.1:{free_port()}/v1") for _ in range(2)]
     write_recipe(tmp_path / "config_ReflectRL.yaml", *urls, max_steps=1000, save_steps=1000)
     variables = {
-        "RECIPE_SET": os.path.relpath(tmp_path, ROOT / "recipes"), "NUM_GPUS": "0", "NUM_PROCESSES": "1",
+        "RECIPE_SET": os.path.relpath(tmp_path, ROOT / "recipes"), "NUM_GPUS": "0",
+        "NUM_PROCESSES": "1",
         "VENV": sys.prefix,
     }  # fmt: skip
     script, output, log = tmp_path / "launcher.sh", tmp_path / "run", tmp_path / "launcher.log"
@@ -35,9 +37,11 @@ def launcher(free_port, tmp_path):
     with log.open("w") as file:
         process = subprocess.Popen(
             ["bash", str(script), str(output)],
-            cwd=ROOT, env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            cwd=ROOT, env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=file,
             start_new_session=True,
-            # What runs in a script's background is born with SIGINT ignored, and bash cannot trap what it was born with.
+            # What runs in a script's background is born with SIGINT ignored, and bash cannot trap
+            # what it was born with.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
     yield SimpleNamespace(process=process, output=output, log=log)
@@ -51,7 +55,10 @@ def started(launcher):
     first = launcher.output / "rollouts" / "step-0.jsonl"
     wait_for(lambda: first.exists() or launcher.process.poll() is not None, 300)
     assert launcher.process.poll() is None, launcher.log.read_text()
-    tree = {p: " ".join(p.cmdline()) for p in psutil.Process(launcher.process.pid).children(recursive=True)}
+    tree = {
+        p: " ".join(p.cmdline())
+        for p in psutil.Process(launcher.process.pid).children(recursive=True)
+    }
     assert sum("rea_rl.vllm_server" in name for name in tree.values()) == 2
     assert sum("rea_rl.grpo" in name for name in tree.values()) == 1
     return tree
@@ -69,10 +76,18 @@ def check_end(launcher, number, send, took):
 
 
 def test_a_server_is_restarted_and_sigterm_leaves_no_process(launcher, took):
-    policy = next(p for p, name in started(launcher).items() if "vllm.entrypoints" in name and "--enable-lora" in name)
+    policy = next(
+        p
+        for p, name in started(launcher).items()
+        if "vllm.entrypoints" in name and "--enable-lora" in name
+    )
     begin = time.monotonic()
     os.killpg(policy.pid, signal.SIGKILL)
-    wait_for(lambda: "is back after" in launcher.log.read_text() or launcher.process.poll() is not None, 200, 0.5)
+    wait_for(
+        lambda: "is back after" in launcher.log.read_text() or launcher.process.poll() is not None,
+        200,
+        0.5,
+    )
     took("after the fault", time.monotonic() - begin)
     assert launcher.process.poll() is None, launcher.log.read_text()
     assert "restart 1 of at most 3" in launcher.log.read_text()

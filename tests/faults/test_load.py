@@ -1,4 +1,5 @@
-"""Two thousand paths in one run while a server is killed for every hundred of them; memory of the trainer."""
+"""Two thousand paths in one run while a server is killed for every hundred of them; memory of
+the trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ def test_two_thousand_paths_with_a_fault_every_hundred(make_run, pair, took):
     memory = []
     for step in range(STEPS):
         done = run.output / "rollouts" / f"step-{step - 1}.jsonl"
-        wait_for(lambda done=done, step=step: step == 0 or done.exists() or process.poll() is not None, 300.0)
+        wait_for(
+            lambda done=done, step=step: step == 0 or done.exists() or process.poll() is not None,
+            300.0,
+        )
         server = pair[step % 2]
         wait_for(lambda server=server: server.running() or process.poll() is not None, 300.0)
         assert process.poll() is None, run.log
@@ -34,7 +38,9 @@ def test_two_thousand_paths_with_a_fault_every_hundred(make_run, pair, took):
     last = run.steps()[-1]
     assert last["servers/outages"] == STEPS and last["servers/failed_requests"] >= STEPS
     took("away", last["servers/seconds_away"])
-    files = {path.name: path.read_text().splitlines() for path in (run.output / "rollouts").iterdir()}
+    files = {
+        path.name: path.read_text().splitlines() for path in (run.output / "rollouts").iterdir()
+    }
     assert set(files) == {f"step-{step}.jsonl" for step in range(STEPS)}
     seen = []
     for step in range(STEPS):

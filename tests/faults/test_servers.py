@@ -1,4 +1,5 @@
-"""Servers that die or hang under a run. Real vLLM on the CPU, the real trainer, signals from outside."""
+"""Servers that die or hang under a run. Real vLLM on the CPU, the real trainer, signals from
+outside."""
 
 from __future__ import annotations
 
@@ -15,16 +16,25 @@ STEPS = 3
 
 def strike(run: Run, server: Server, number: int, step: int = 1) -> float:
     """Send a signal while a server computes requests of a step; when that was."""
-    wait_for(lambda: (run.output / "rollouts" / f"step-{step - 1}.jsonl").exists() or run.processes[-1].poll() is not None)
+    wait_for(
+        lambda: (
+            (run.output / "rollouts" / f"step-{step - 1}.jsonl").exists()
+            or run.processes[-1].poll() is not None
+        )
+    )
     wait_for(server.running)
     server.signal(number)
     return time.monotonic()
 
 
 def check_recovered(run: Run, key: str, steps: int = STEPS) -> float:
-    """The log names the server, why and how long; the metric counts it. Seconds that it was away."""
+    """The log names the server, why and how long; the metric counts it. Seconds that it was
+    away."""
     run.check_complete(steps)
-    assert re.search(rf"{key} \(http\S+\): a request failed \(.+\) and it is away \(.+\); waiting, at most", run.log)
+    assert re.search(
+        rf"{key} \(http\S+\): a request failed \(.+\) and it is away \(.+\); waiting, at most",
+        run.log,
+    )
     (seconds,) = re.findall(rf"{key} \(http\S+\): is back after (\S+) s", run.log)
     entry = run.steps()[-1]
     assert entry["servers/outages"] == 1 and entry["servers/failed_requests"] >= 1
@@ -39,7 +49,8 @@ def check_policy_server_killed(run: Run, policy: Server, steps: int) -> float:
     assert run.finish(process) == 0, run.log
     seconds = check_recovered(run, "policy_server", steps)
     assert policy.log.count("ready after") == starts + 1 and "ended with exit code -9" in policy.log
-    # It came back empty. The version of the step was loaded again, and every path of the step comes from it.
+    # It came back empty. The version of the step was loaded again, and every path of the step comes
+    # from it.
     (version,) = re.findall(r"did not serve (\S+); loaded it again", run.log)
     assert {row["policy_version"] for row in run.records(1)} == {version}
     assert run.steps()[-1]["servers/reloaded_adapters"] == 1
@@ -68,9 +79,12 @@ def test_reflection_server_killed_during_labelling(run, pair, took):
     assert "ended with exit code -9" in reflection.log
     assert run.steps()[-1]["servers/reloaded_adapters"] == 0
     # Read to the end in the second try; of up to three paragraphs the cut is certain without.
-    labelled = [row for row in run.records(1) if row["kind"] == "revision" and row["num_paragraphs"] > 3]
+    labelled = [
+        row for row in run.records(1) if row["kind"] == "revision" and row["num_paragraphs"] > 3
+    ]
     assert labelled and all(row["num_label_tokens"] > 0 for row in labelled)
-    assert max(row["seconds"]["label"] for row in labelled) > away / 2  # and not before the server died
+    # and not before the server died
+    assert max(row["seconds"]["label"] for row in labelled) > away / 2
 
 
 @pytest.mark.slow
@@ -87,7 +101,9 @@ def test_hung_server_is_waited_for(run, pair, role, took):
 
 
 @pytest.mark.slow
-def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(make_run, pair, tmp_path, free_port, took):
+def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(
+    make_run, pair, tmp_path, free_port, took
+):
     _, reflection = pair
     port = free_port()
 
@@ -105,10 +121,18 @@ def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(make_run, pair, t
     assert run.finish(process) == 1
     took("after the fault", time.monotonic() - struck)
     *_, last = run.log.splitlines()
-    assert last.startswith("error: policy_server (") and "server_deadline" in last and "start it again" in last
+    assert (
+        last.startswith("error: policy_server (")
+        and "server_deadline" in last
+        and "start it again" in last
+    )
     assert "Traceback" not in run.log
-    assert [path.name for path in run.output.glob("checkpoint-*")] == ["checkpoint-2"]  # steps 0 and 1 were trained
-    assert sorted(path.name for path in (run.output / "rollouts").iterdir()) == ["step-0.jsonl", "step-1.jsonl"]
+    # steps 0 and 1 were trained
+    assert [path.name for path in run.output.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert sorted(path.name for path in (run.output / "rollouts").iterdir()) == [
+        "step-0.jsonl",
+        "step-1.jsonl",
+    ]
 
     policy = serve()
     assert run.finish(run.start()) == 0, run.log

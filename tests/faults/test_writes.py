@@ -1,4 +1,5 @@
-"""The trainer killed, or out of disk, in the middle of a file; killed anywhere in a step. Each time it is resumed."""
+"""The trainer killed, or out of disk, in the middle of a file; killed anywhere in a step. Each
+time it is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SEED = 0
 
 
 def test_no_half_written_file_is_mistaken_for_a_whole_one(run):
-    """One run, broken in each of its processes at the second file of a kind: each of them gets one step further."""
+    """One run, broken in each of its processes at the second file of a kind: each of them gets
+    one step further."""
     steps = len(FAULTS) + 1
     for done, fault in enumerate(FAULTS):
         how, kind = fault.split("-")
@@ -34,11 +36,17 @@ def test_no_half_written_file_is_mistaken_for_a_whole_one(run):
         assert broken.exists() is (kind in CHECKPOINT_KINDS), fault  # the one before is whole
         if how == "full":
             last = run.log.splitlines()[-1]
-            assert last.startswith("error: ") and "no room" in last and "same command" in last, run.log
+            assert last.startswith("error: ") and "no room" in last and "same command" in last, (
+                run.log
+            )
             assert not list((run.output / "rollouts").glob(".*")), fault
     assert run.finish(run.start("--max_steps", str(steps))) == 0, run.log
     assert f"checkpoint-{len(FAULTS) + 1} was interrupted while it was written" in run.log
     run.check_complete(steps)
+
+
+def has_begun(run, checkpoint):
+    return list(run.output.glob(f"{checkpoint}/trainer_state.json"))
 
 
 def test_trainer_killed_three_times_at_random_points(run, took):
@@ -46,7 +54,7 @@ def test_trainer_killed_three_times_at_random_points(run, took):
     for kill in range(3):
         process = run.start("--max_steps", str(steps))
         first = f"checkpoint-{kill + 1}"
-        wait_for(lambda: list(run.output.glob(f"{first}/trainer_state.json")) or process.poll() is not None)  # noqa: B023
+        wait_for(lambda: has_begun(run, first) or process.poll() is not None)  # noqa: B023
         time.sleep(random_time.uniform(0.0, 4.0))
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)

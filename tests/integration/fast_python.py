@@ -1,10 +1,13 @@
-"""A Python that starts in a tenth of a second: commands fork from a process that has the heavy libraries loaded.
+"""A Python that starts in a tenth of a second: commands fork from a process that has the heavy
+libraries loaded.
 
-    with FastPython(folder, environment) as python:     # python.path stands in for bin/python of a virtual environment
+    # python.path stands in for bin/python of a virtual environment
+    with FastPython(folder, environment) as python:
         subprocess.run(["bash", "script.sh"], env=...)
 
-The stand-in passes arguments, folder, variables and open files on, waits, and passes signals on. What the process of the
-libraries does with arguments is a function of the test's: it may change or answer them.
+The stand-in passes arguments, folder, variables and open files on, waits, and passes signals on.
+What the process of the libraries does with arguments is a function of the test's: it may change or
+answer them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,17 @@ for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: os.kill(pid, number))
 sys.exit(int.from_bytes(connection.recv(8), "big"))
 """
-PRELOADED = ("torch", "transformers", "trl", "peft", "datasets", "openai", "matplotlib.pyplot", "scipy.stats", "accelerate")
+PRELOADED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "openai",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "accelerate",
+)
 
 
 class FastPython:
@@ -43,7 +56,8 @@ class FastPython:
 
     Args:
         folder: a `bin` folder is made in it, with `python` and `accelerate`.
-        answer: file with a function `answer(argv) -> list[str] | int`: the arguments to run, or a status to end with.
+        answer: file with a function `answer(argv) -> list[str] | int`: the arguments to run, or a
+            status to end with.
     """
 
     def __init__(self, folder: Path, answer: Path):
@@ -53,11 +67,20 @@ class FastPython:
     def __enter__(self) -> FastPython:
         self.path.parent.mkdir(parents=True)
         self._write("python", CLIENT.format(python=sys.executable, address=self._address))
-        self._write("accelerate", f'#!/bin/sh\nexec {self.path} -m accelerate.commands.accelerate_cli "$@"\n')
+        self._write(
+            "accelerate",
+            f'#!/bin/sh\nexec {self.path} -m accelerate.commands.accelerate_cli "$@"\n',
+        )
         command = [sys.executable, __file__, self._address, str(self._answer), str(self.path)]
-        self._process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+        )
         deadline = time.monotonic() + 120
-        while not os.path.exists(self._address) and self._process.poll() is None and time.monotonic() < deadline:
+        while (
+            not os.path.exists(self._address)
+            and self._process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         return self
 

@@ -1,7 +1,9 @@
-"""The programs of the README's commands at small size: what `fast_python` runs in place of what was asked.
+"""The programs of the README's commands at small size: what `fast_python` runs in place of what was
+asked.
 
-Paths come from the session's policy server, which also answers for adapters and merged models: what is tested is that one
-command finds what another one wrote. Servers that a launcher starts are those of the session.
+Paths come from the session's policy server, which also answers for adapters and merged models: what
+is tested is that one command finds what another one wrote. Servers that a launcher starts are those
+of the session.
 """
 
 from __future__ import annotations
@@ -29,6 +31,18 @@ def small_generation(argv: list[str]) -> list[str]:
         assert Path(argv[place + 1], "adapter_config.json").is_file()
         argv = argv[:place] + argv[place + 2 :]
     is_test = "test.json" in argv[argv.index("--qaf") + 1]
-    sizes = ["--qaf_limit", TEST_PROBLEMS if is_test else TRAIN_PROBLEMS, "--n_generate_sample", "1"]
-    server = ["--api", "true", "--api_base", os.environ["POLICY_SERVER"], "--api_model", os.environ["POLICY_MODEL"]]
+    sizes = [
+        "--qaf_limit",
+        TEST_PROBLEMS if is_test else TRAIN_PROBLEMS,
+        "--n_generate_sample",
+        "1",
+    ]
+    server = [
+        "--api",
+        "true",
+        "--api_base",
+        os.environ["POLICY_SERVER"],
+        "--api_model",
+        os.environ["POLICY_MODEL"],
+    ]
     return [*argv, *sizes, *server]

@@ -18,7 +18,15 @@ ROOT = Path(__file__).parents[2]
 def test_end_to_end_at_tiny_size(tmp_path):
     out = tmp_path / "end_to_end.json"
     finished = subprocess.run(
-        [sys.executable, "scripts/benchmark/end_to_end.py", "--tiny", "--steps", "3", "--json", str(out)],
+        [
+            sys.executable,
+            "scripts/benchmark/end_to_end.py",
+            "--tiny",
+            "--steps",
+            "3",
+            "--json",
+            str(out),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
@@ -30,6 +38,10 @@ def test_end_to_end_at_tiny_size(tmp_path):
     assert list(runs) == ["GRPO, 2G samples", "REA-RL", "REA-RL, overlap"]
     assert all(values["seconds_per_step"] > 0 for values in runs.values())
     # With overlap the trainer waits for a part of the rollout only; without it for all of it.
-    assert runs["REA-RL"]["timing/rollout_wait"] == pytest.approx(runs["REA-RL"]["timing/rollout"], rel=0.1)
-    assert runs["REA-RL, overlap"]["timing/rollout_wait"] < runs["REA-RL, overlap"]["timing/rollout"]
+    assert runs["REA-RL"]["timing/rollout_wait"] == pytest.approx(
+        runs["REA-RL"]["timing/rollout"], rel=0.1
+    )
+    assert (
+        runs["REA-RL, overlap"]["timing/rollout_wait"] < runs["REA-RL, overlap"]["timing/rollout"]
+    )
     assert "of REA-RL" in finished.stdout

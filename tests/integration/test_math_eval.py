@@ -1,4 +1,5 @@
-"""`scripts/math_eval.sh` on the sample with the miniature: table, picture, and what a second run does."""
+"""`scripts/math_eval.sh` on the sample with the miniature: table, picture, and what a second run
+does."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def test_sample_on_the_miniature(tmp_path):
     first = math_eval(tmp_path)
     assert first.returncode == 0, first.stderr
     header, _, row = first.stdout.split("\n\n")[-3].splitlines()
-    assert all(name in header for name in ("GSM8K", "olympiadbench", "miniature", "average", "TR %", "no room %"))
+    assert all(
+        name in header
+        for name in ("GSM8K", "olympiadbench", "miniature", "average", "TR %", "no room %")
+    )
     assert "MINIATURE_BASE-0" in row and "100.0" in row  # its own TR
     assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
     folder = tmp_path / "MINIATURE_BASE-0" / "Miniature-LRM"

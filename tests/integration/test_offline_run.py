@@ -1,4 +1,5 @@
-"""The offline launchers one after the other, as from a fresh clone, and a generation that is killed half-way."""
+"""The offline launchers one after the other, as from a fresh clone, and a generation that is
+killed half-way."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ import pytest
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-LAUNCHERS = ("reflection_model_train", "overthinking_detection", "sft_train", "rpo_train", "reflection_model_eval")
+LAUNCHERS = (
+    "reflection_model_train",
+    "overthinking_detection",
+    "sft_train",
+    "rpo_train",
+    "reflection_model_eval",
+)
 STRATEGIES = {"none", "random_50", "random_60", "random_70", "random_80", "random_90"}
 
 
@@ -24,8 +31,17 @@ STRATEGIES = {"none", "random_50", "random_60", "random_70", "random_80", "rando
 def clone(tmp_path_factory):
     """A copy of what the launchers need, without anything that a run has written."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("src", "scripts", "recipes", "dataset/miniature", "model/Miniature-LRM", "model/Miniature-Instruct"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in (
+        "src",
+        "scripts",
+        "recipes",
+        "dataset/miniature",
+        "model/Miniature-LRM",
+        "model/Miniature-Instruct",
+    ):
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
     return folder
 
 
@@ -36,7 +52,9 @@ def environment(clone: Path) -> dict[str, str]:
 
 def launch(clone: Path, name: str) -> str:
     command = ["bash", f"scripts/{name}.sh"]
-    finished = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=1200)
+    finished = subprocess.run(
+        command, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=1200
+    )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     return finished.stdout
 
@@ -57,9 +75,13 @@ def test_every_stage_reads_what_the_one_before_it_wrote(clone, printed):
     cuts = rows(output / "oracle/train_rl_math_cot_labeling_distill_use_asw_cuts.json")
     assert [row["id"] for row in cuts] == [f"train_rl-{i}/{k}" for i in range(4) for k in range(4)]
     examples = rows(output / "miniature/reflection_training.json")
-    assert len(examples) == 16 and all(train[i // 4]["problem"] in str(e["prompt"]) for i, e in enumerate(examples))
+    assert len(examples) == 16 and all(
+        train[i // 4]["problem"] in str(e["prompt"]) for i, e in enumerate(examples)
+    )
     assert (output / "miniature/reflection_model/model.safetensors").is_file()
-    finished = rows(output / "Miniature-LRM/train_rl_math_cot_labeling_distill_use_asw_cuts_math_cot.json")
+    finished = rows(
+        output / "Miniature-LRM/train_rl_math_cot_labeling_distill_use_asw_cuts_math_cot.json"
+    )
     pairs = rows(output / "miniature/labeling/RPO.json")
     chosen = {row["responses"][0]["text"] for row in finished}
     original = {response["text"] for row in train for response in row["responses"]}
@@ -74,7 +96,10 @@ def test_every_stage_reads_what_the_one_before_it_wrote(clone, printed):
     ("name", "strategies"),
     [
         ("overthinking_detection", {"judge", "random_judge"}),
-        ("reflection_model_eval", {s for n in ("weak", "normal", "strong") for s in (n, f"random_{n}")}),
+        (
+            "reflection_model_eval",
+            {s for n in ("weak", "normal", "strong") for s in (n, f"random_{n}")},
+        ),
     ],
 )
 def test_reports_have_a_row_per_strategy(clone, printed, name, strategies):
@@ -82,16 +107,23 @@ def test_reports_have_a_row_per_strategy(clone, printed, name, strategies):
     report = json.loads((folder / "report.json").read_text())
     models = {"SFT", "RPO"} if name == "reflection_model_eval" else set()
     assert set(report["strategies"]) == STRATEGIES | strategies | models
-    assert all("tr" in figures for strategy, figures in report["strategies"].items() if strategy != "none")
+    assert all(
+        "tr" in figures for strategy, figures in report["strategies"].items() if strategy != "none"
+    )
     assert (folder / "report.png").stat().st_size > 10_000
     for strategy in strategies:
-        assert len(rows(folder / f"{strategy}.json")) == 12 and (folder / f"{strategy}.scores.json").is_file()
+        assert (
+            len(rows(folder / f"{strategy}.json")) == 12
+            and (folder / f"{strategy}.scores.json").is_file()
+        )
         assert strategy in printed[name]
     assert ("detector" in report) == bool(models)
 
 
 def test_complete_stages_are_skipped(clone, printed):
-    before = {path: path.stat().st_mtime_ns for path in (clone / "output").rglob("*_math_cot*.json")}
+    before = {
+        path: path.stat().st_mtime_ns for path in (clone / "output").rglob("*_math_cot*.json")
+    }
     again = launch(clone, "reflection_model_train")
     assert again.count("skipped") == 7
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -99,9 +131,23 @@ def test_complete_stages_are_skipped(clone, printed):
 
 @pytest.mark.faults
 def test_killed_engines_yield_the_same_file(clone):
-    """SIGKILL half-way, and the same command again: byte for byte the file of a run that was left alone."""
-    command = [sys.executable, "-m", "generation.generate", "--config", "recipes/generation/miniature.yaml"]
-    command += ["--qaf", "dataset/miniature/validation.json", "--qaf_limit", "12", "--n_generate_sample", "2"]
+    """SIGKILL half-way, and the same command again: byte for byte the file of a run that was
+    left alone."""
+    command = [
+        sys.executable,
+        "-m",
+        "generation.generate",
+        "--config",
+        "recipes/generation/miniature.yaml",
+    ]
+    command += [
+        "--qaf",
+        "dataset/miniature/validation.json",
+        "--qaf_limit",
+        "12",
+        "--n_generate_sample",
+        "2",
+    ]
     command += ["--model_dir", "model/Miniature-LRM", "--max_num_seqs", "4"]
     run = {"cwd": clone, "env": environment(clone), "stderr": subprocess.DEVNULL}
     subprocess.run([*command, "--output_dir", "whole"], check=True, **run)

@@ -1,4 +1,5 @@
-"""The commands of README, pipeline and running, in their order in one clone, at small size: one finds the other's files.
+"""The commands of README, pipeline and running, in their order in one clone, at small size: one
+finds the other's files.
 
 Every command of a block, and every row for a CPU, is run here or named with the test that runs it.
 """
@@ -21,7 +22,15 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/pipeline.md", "docs/running.md")
-COPIED = ("setup.py", "src", "scripts", "recipes", "dataset/miniature", "model/Miniature-LRM", "model/Miniature-Instruct")
+COPIED = (
+    "setup.py",
+    "src",
+    "scripts",
+    "recipes",
+    "dataset/miniature",
+    "model/Miniature-LRM",
+    "model/Miniature-Instruct",
+)
 ELSEWHERE = {
     "git clone": "the clone is a fixture",
     "scripts/run_tests.sh": "this suite",
@@ -60,26 +69,48 @@ def units() -> list[str]:
 
 def to_run(commands: str) -> str:
     """Those of a unit that are not run elsewhere; the fast quickstart's sizes are smaller."""
-    lines = [line for line in commands.splitlines() if not any(script in line for script in ELSEWHERE)]
+    lines = [
+        line for line in commands.splitlines() if not any(script in line for script in ELSEWHERE)
+    ]
     return "".join(f"{line}\n" for line in lines).replace(" --fast ", f" --fast {FAST_SIZES} ")
 
 
 @pytest.fixture(scope="module")
 def clone(policy_server, reflection_server, tmp_path_factory) -> Path:
-    """What the commands need of a clone, its recipes smaller and for the servers of this session."""
+    """What the commands need of a clone, its recipes smaller and for the servers of this
+    session."""
     folder = tmp_path_factory.mktemp("clone")
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            shutil.copytree(
+                ROOT / name,
+                folder / name,
+                ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+            )
         else:
             shutil.copy(ROOT / name, folder / name)
-    served = {"model_name_or_path": policy_server.config.model, "policy_server": policy_server.base_url}
-    served |= {"reflection_model": reflection_server.config.model, "reflection_server": reflection_server.base_url}
+    served = {
+        "model_name_or_path": policy_server.config.model,
+        "policy_server": policy_server.base_url,
+    }
+    served |= {
+        "reflection_model": reflection_server.config.model,
+        "reflection_server": reflection_server.base_url,
+    }
     for path in (folder / "recipes" / "miniature").glob("config_*.yaml"):
         recipe = yaml.safe_load(path.read_text())
-        changes = {**CHANGES, **served} if "policy_server" in recipe else {"max_steps": 2, "torch_threads": 1}
-        path.write_text(yaml.safe_dump(recipe | {key: value for key, value in changes.items() if key in recipe or key in CHANGES}))
+        changes = (
+            {**CHANGES, **served}
+            if "policy_server" in recipe
+            else {"max_steps": 2, "torch_threads": 1}
+        )
+        path.write_text(
+            yaml.safe_dump(
+                recipe
+                | {key: value for key, value in changes.items() if key in recipe or key in CHANGES}
+            )
+        )
     quickstart = folder / "scripts" / "quickstart.sh"
     quickstart.write_text(quickstart.read_text().replace(SHIPPED, reflection_server.config.model))
     return folder
@@ -87,30 +118,38 @@ def clone(policy_server, reflection_server, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shell(clone, policy_server, reflection_server, tmp_path_factory):
-    """Function that runs a script in the clone with its environment activated; its output, both streams."""
+    """Function that runs a script in the clone with its environment activated; its output, both
+    streams."""
     venv = tmp_path_factory.mktemp("venv")
     with FastPython(venv, Path(__file__).with_name("readme_sizes.py")) as python:
         environment = {
-            **os.environ, "VENV": str(venv), "PATH": f"{python.path.parent}:{os.environ['PATH']}", "NUM_GPUS": "0",
+            **os.environ, "VENV": str(venv), "PATH": f"{python.path.parent}:{os.environ['PATH']}",
+            "NUM_GPUS": "0",
             "PYTHONPATH": str(clone / "src"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "POLICY_SERVER": policy_server.base_url, "POLICY_MODEL": policy_server.config.model, "EVAL_SAMPLES": "1",
+            "POLICY_SERVER": policy_server.base_url, "POLICY_MODEL": policy_server.config.model,
+            "EVAL_SAMPLES": "1",
         }  # fmt: skip
 
         def run(script: str) -> str:
             script = script.replace(SHIPPED, reflection_server.config.model)
             command = ["bash", "-euo", "pipefail", "-c", script]
-            done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300
+            )
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             return done.stdout + done.stderr
 
         # What is installed is not installed again.
-        digest = run('cat setup.py scripts/setup.sh | sha256sum').strip()
+        digest = run("cat setup.py scripts/setup.sh | sha256sum").strip()
         (venv / "installed.txt").write_text(f"cpu {clone} {digest}\n")
         yield run
 
 
 def rollouts(run: Path, step: int = 0) -> list[dict]:
-    return [json.loads(line) for line in (run / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (run / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
+    ]
 
 
 def is_trained(run: Path, num_rows: int) -> None:
@@ -126,13 +165,17 @@ def check_quickstart(clone: Path, said: str) -> None:
         assert (clone / "output" / folder / "quickstart.png").is_file()
         summaries.append(json.loads((clone / "output" / folder / "summary.json").read_text()))
     assert all(summary.keys() == {"base", "trained", "seconds"} for summary in summaries)
-    assert [len(summary["seconds"]) for summary in summaries] == ([5, 10] if "train took" in said else [5, 2])
+    assert [len(summary["seconds"]) for summary in summaries] == (
+        [5, 10] if "train took" in said else [5, 2]
+    )
     is_trained(clone / "output/miniature/ReflectRL", 16)
     is_trained(clone / "output/quickstart_fast/ReflectRL", 16)
 
 
 def check_evaluation(clone: Path, said: str) -> None:
-    scores = json.loads((clone / "output/Miniature-LRM/test_math_cot_ReflectRL.scores.json").read_text())
+    scores = json.loads(
+        (clone / "output/Miniature-LRM/test_math_cot_ReflectRL.scores.json").read_text()
+    )
     assert scores["num_responses"] == 40 and "TR" in said
 
 
@@ -142,7 +185,9 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
     "scripts/quickstart.sh": check_quickstart,
     "--output_dir output/own_data": lambda clone, _: is_trained(clone / "output/own_data", 16),
     "scripts/grpo_len.sh": lambda clone, _: is_trained(clone / "output/miniature/GRPO_len", 8),
-    "NUM_PROCESSES=2 bash scripts/reflect_rl.sh": lambda clone, _: is_trained(clone / "output/miniature/ReflectRL_x2", 16),
+    "NUM_PROCESSES=2 bash scripts/reflect_rl.sh": lambda clone, _: is_trained(
+        clone / "output/miniature/ReflectRL_x2", 16
+    ),
     "--split math_cot": lambda _, said: said.index("train_rl_math_cot.json is complete"),
     "rea_rl.merge_lora": lambda _, said: said.index("reflection_model is complete"),
     "--reflection_quantile 0.2": lambda _, said: said.index("complete"),

@@ -1,4 +1,5 @@
-"""The study from end to end on real servers: the base and one trained row, one step, then once more with nothing to do."""
+"""The study from end to end on real servers: the base and one trained row, one step, then once
+more with nothing to do."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 TRAINER = (
-    *(sys.executable, "-m", "rea_rl.grpo", "--use_cpu", "true", "--tokens_per_reflection_file", "{threshold}"),
+    *(
+        sys.executable,
+        "-m",
+        "rea_rl.grpo",
+        "--use_cpu",
+        "true",
+        "--tokens_per_reflection_file",
+        "{threshold}",
+    ),
     *("--per_device_train_batch_size", "8", "--eval_strategy", "no", "--max_eval_problems", "2"),
 )
 
@@ -26,7 +35,18 @@ def study(policy_server, reflection_server, tmp_path_factory):
     threshold = folder / "threshold.json"
     threshold.write_text(json.dumps({"tokens_per_reflection": 70.0, "word_bounded": True}))
     command = [
-        *(sys.executable, "-m", "rea_rl.study", "--rows", "base", "rea_rl", "--seeds", "1", "--steps", "1"),
+        *(
+            sys.executable,
+            "-m",
+            "rea_rl.study",
+            "--rows",
+            "base",
+            "rea_rl",
+            "--seeds",
+            "1",
+            "--steps",
+            "1",
+        ),
         *("--eval_problems", "10", "--work", str(folder / "work"), "--out", str(folder / "out")),
         *("--model", policy_server.config.model, "--policy_server", policy_server.base_url),
         *("--reflection_server", reflection_server.base_url, "--"),
@@ -36,7 +56,9 @@ def study(policy_server, reflection_server, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
     def run():
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+        )
 
     return run, folder
 
@@ -53,13 +75,21 @@ def test_two_rows_from_end_to_end(study):
     assert {path.name for path in (folder / "out").iterdir()} == {
         "study.md", "study.json", "tradeoff.png", "training.png", "reflection.png"
     }  # fmt: skip
-    rows = (folder / "work" / "rea_rl" / "seed-0" / "rollouts" / "step-0.jsonl").read_text().splitlines()
+    rows = (
+        (folder / "work" / "rea_rl" / "seed-0" / "rollouts" / "step-0.jsonl")
+        .read_text()
+        .splitlines()
+    )
     assert len(rows) == 16
 
 
 def test_what_is_finished_is_skipped(study):
     run, folder = study
-    stamps = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*") if path.is_file()}
+    stamps = {
+        path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*") if path.is_file()
+    }
     finished = run()
     assert finished.returncode == 0, finished.stderr
-    assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*") if path.is_file()}
+    assert stamps == {
+        path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*") if path.is_file()
+    }

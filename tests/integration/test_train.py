@@ -47,8 +47,14 @@ CHANGES = {
 @pytest.fixture(scope="module")
 def recipe(policy_server, reflection_server, tmp_path_factory):
     """The miniature's own recipe, smaller, for the servers of this session."""
-    recipe = yaml.safe_load((ROOT / "recipes" / "miniature" / "config_ReflectRL.yaml").read_text()) | CHANGES
-    recipe["model_name_or_path"], recipe["policy_server"] = policy_server.config.model, policy_server.base_url
+    recipe = (
+        yaml.safe_load((ROOT / "recipes" / "miniature" / "config_ReflectRL.yaml").read_text())
+        | CHANGES
+    )
+    recipe["model_name_or_path"], recipe["policy_server"] = (
+        policy_server.config.model,
+        policy_server.base_url,
+    )
     recipe["reflection_model"] = reflection_server.config.model
     recipe["reflection_server"] = reflection_server.base_url
     for key in ("dataset_name", "eval_dataset_name"):
@@ -60,7 +66,8 @@ def recipe(policy_server, reflection_server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory):
-    """A finished run of two steps in this process, with the ids of each micro-batch that was trained."""
+    """A finished run of two steps in this process, with the ids of each micro-batch that was
+    trained."""
     output = tmp_path_factory.mktemp("run")
     data, args, model_args = parse_recipe(["--config", str(recipe), "--output_dir", str(output)])
     inputs = load_inputs(data, args, model_args)
@@ -74,17 +81,24 @@ def run(recipe, tmp_path_factory):
 
         def recording(model, batch):
             masks = batch["prompt_mask"].bool(), batch["completion_mask"].bool()
-            for i, (prompt, completion) in enumerate(zip(batch["prompt_ids"], batch["completion_ids"], strict=True)):
+            for i, (prompt, completion) in enumerate(
+                zip(batch["prompt_ids"], batch["completion_ids"], strict=True)
+            ):
                 trained.append((prompt[masks[0][i]].tolist(), completion[masks[1][i]].tolist()))
             return compute_loss(model, batch)
 
         trainer._compute_loss = recording
         train(trainer, data.dataset_name)
-    return SimpleNamespace(output=output, trained=trained, log=trainer.state.log_history, inputs=inputs, told=told)
+    return SimpleNamespace(
+        output=output, trained=trained, log=trainer.state.log_history, inputs=inputs, told=told
+    )
 
 
 def records(output, name):
-    return [json.loads(line) for line in (Path(output) / "rollouts" / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (Path(output) / "rollouts" / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def problems(output, step):
@@ -94,12 +108,19 @@ def problems(output, step):
 def command_line(*command):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
 def test_every_weight_of_the_adapter_changes(run):
-    first, second = (load_file(run.output / f"checkpoint-{n}" / "adapter_model.safetensors") for n in (1, 2))
+    first, second = (
+        load_file(run.output / f"checkpoint-{n}" / "adapter_model.safetensors") for n in (1, 2)
+    )
     assert len(first) == 4 * 7 * 2  # layers x linear layers x (A, B)
     assert all(not torch.equal(first[name], second[name]) for name in first)
     assert all(weights.any() for name, weights in second.items() if "lora_B" in name)
@@ -113,7 +134,9 @@ def test_rollouts_on_disk_are_what_was_trained(run):
         assert {row["step"] for row in rows} == {step}
         assert {row["policy_version"].rsplit("-", 2)[0] for row in rows} == {f"policy-{step}"}
         written += [row if row["kept"] else rows[i - 1] for i, row in enumerate(rows)]
-    assert sorted((row["prompt_ids"], row["completion_ids"]) for row in written) == sorted(run.trained)
+    assert sorted((row["prompt_ids"], row["completion_ids"]) for row in written) == sorted(
+        run.trained
+    )
 
 
 def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
@@ -134,18 +157,22 @@ def test_revisions_share_the_sampled_ids_up_to_the_forced_text(run):
             assert forced == list(range(kept, kept + len(forced)))
             text = tokenizer.decode([revision["completion_ids"][i] for i in forced])
             assert text.lstrip("\n") == "</think>\n\n**Final Answer:**\n\n"
-            label_tokens += revision["num_label_tokens"]  # the untrained model may not write one label that can be read
+            # the untrained model may not write one label that can be read
+            label_tokens += revision["num_label_tokens"]
     assert revisions > 0 and label_tokens > 0
 
 
 def test_the_servers_outputs_change_with_the_adapter(run, policy_server):
-    """The version that is served now is the trained one, and it gives the trained model's log-probs."""
+    """The version that is served now is the trained one, and it gives the trained model's
+    log-probs."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     client = openai.OpenAI(base_url=policy_server.base_url, api_key="EMPTY")
     (version,) = [folder.name for folder in (run.output / "adapters").iterdir()]
-    assert version.startswith(f"policy-{STEPS}-") and version in {model.id for model in client.models.list()}
+    assert version.startswith(f"policy-{STEPS}-") and version in {
+        model.id for model in client.models.list()
+    }
     row = records(run.output, "step-0")[0]
     ids = row["prompt_ids"] + row["completion_ids"]
 
@@ -160,7 +187,9 @@ def test_the_servers_outputs_change_with_the_adapter(run, policy_server):
     model = PeftModel.from_pretrained(model, run.output)
     with torch.no_grad():
         logps = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
-    expected = logps.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)[len(row["prompt_ids"]) - 1 :]
+    expected = logps.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1)[
+        len(row["prompt_ids"]) - 1 :
+    ]
     base, trained = served(policy_server.config.model), served(version)
     assert (base - trained).abs().max() > 0.05
     assert (trained - expected).abs().mean() < 0.02 < (base - expected).abs().max()
@@ -196,7 +225,14 @@ def test_results_are_saved(run):
 def test_a_second_start_resumes_from_the_last_checkpoint(run, recipe):
     before = (run.output / "rollouts" / "step-1.jsonl").read_bytes()
     finished = command_line(
-        "-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(run.output), "--max_steps", "3"
+        "-m",
+        "rea_rl.grpo",
+        "--config",
+        str(recipe),
+        "--output_dir",
+        str(run.output),
+        "--max_steps",
+        "3",
     )
     assert finished.returncode == 0, finished.stderr
     assert f"continuing from {run.output}/checkpoint-2" in finished.stderr
@@ -204,7 +240,9 @@ def test_a_second_start_resumes_from_the_last_checkpoint(run, recipe):
     # Its first samples come from the checkpoint's adapter, not from the base model.
     weights = (run.output / "checkpoint-2" / "adapter_model.safetensors").read_bytes()
     digest = xxhash.xxh3_64_hexdigest(weights)[:8]
-    assert {row["policy_version"].rsplit("-", 1)[1] for row in records(run.output, "step-2")} == {digest}
+    assert {row["policy_version"].rsplit("-", 1)[1] for row in records(run.output, "step-2")} == {
+        digest
+    }
     assert not set(problems(run.output, 2)) & set(problems(run.output, 0) + problems(run.output, 1))
 
 
@@ -216,24 +254,48 @@ def test_overlapped_run_trains_the_same_batches_one_policy_later(run, recipe, tm
     assert finished.returncode == 0, finished.stderr
     for step in range(STEPS):
         assert problems(tmp_path, step) == problems(run.output, step)
-    names = [{row["policy_version"] for row in records(tmp_path, f"step-{step}")} for step in range(3)]
+    names = [
+        {row["policy_version"] for row in records(tmp_path, f"step-{step}")} for step in range(3)
+    ]
     assert all(len(versions) == 1 for versions in names)
     assert [versions.pop().split("-")[1] for versions in names] == ["0", "0", "1"]
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     log = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["rollout/lag"] for entry in log] == [0, 1, 1]
     assert all(math.isfinite(value) for entry in log for value in entry.values())
-    # Finishing requests find the sampled path in the server's prefix cache, but for the block, of 128 ids on a CPU, that
-    # is not whole.
-    revisions = [row for step in range(3) for row in records(tmp_path, f"step-{step}") if row["kind"] == "revision"]
-    lost = [len(row["prompt_ids"]) + row["num_kept_tokens"] - row["num_cached_tokens"] for row in revisions]
+    # Finishing requests find the sampled path in the server's prefix cache, but for the block, of
+    # 128 ids on a CPU, that is not whole.
+    revisions = [
+        row
+        for step in range(3)
+        for row in records(tmp_path, f"step-{step}")
+        if row["kind"] == "revision"
+    ]
+    lost = [
+        len(row["prompt_ids"]) + row["num_kept_tokens"] - row["num_cached_tokens"]
+        for row in revisions
+    ]
     assert lost and max(lost) <= 128 and any(row["num_cached_tokens"] for row in revisions)
 
 
 def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
     finished = command_line(
-        *("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate_configs/cpu.yaml"),
-        *("--num_processes", "2", "-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path)),
+        *(
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "recipes/accelerate_configs/cpu.yaml",
+        ),
+        *(
+            "--num_processes",
+            "2",
+            "-m",
+            "rea_rl.grpo",
+            "--config",
+            str(recipe),
+            "--output_dir",
+            str(tmp_path),
+        ),
         *("--per_device_train_batch_size", "4", "--torch_threads", "1"),
     )
     assert finished.returncode == 0, finished.stderr
@@ -246,14 +308,19 @@ def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
     "flags, message",
     [
         (["--num_generations", "3"], "is not a multiple of num_generations (3)"),
-        (["--reflection_model", "model/Reflection_Model_of_nobody"], "model/Reflection_Model_of_nobody"),
+        (
+            ["--reflection_model", "model/Reflection_Model_of_nobody"],
+            "model/Reflection_Model_of_nobody",
+        ),
         (["--policy_server", "http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1"),
         (["--max_completion_length", "5000"], "has a context of 1024 tokens"),
         (["--answer_column", "solution"], "no column 'solution'"),
     ],
 )
 def test_mistakes_end_with_one_line(recipe, tmp_path, flags, message):
-    finished = command_line("-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path), *flags)
+    finished = command_line(
+        "-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path), *flags
+    )
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith("error: ")
     assert message in finished.stderr.splitlines()[-1]
@@ -266,4 +333,7 @@ def test_server_of_another_model_is_named(recipe, tmp_path, policy_server, refle
         *("--policy_server", reflection_server.base_url),
     )
     assert finished.returncode == 1
-    assert policy_server.config.model in finished.stderr and reflection_server.config.model in finished.stderr
+    assert (
+        policy_server.config.model in finished.stderr
+        and reflection_server.config.model in finished.stderr
+    )

@@ -1,4 +1,5 @@
-"""What the table of bad input shares: the demand on a refusal, and folders of models that lack something."""
+"""What the table of bad input shares: the demand on a refusal, and folders of models that lack
+something."""
 
 from __future__ import annotations
 
@@ -16,11 +17,16 @@ LONGEST_MESSAGE = 420  # characters, without the folder of the test
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Contents of all files below a folder, by relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def check_message(message: str, says: tuple[str, ...], folder: Path) -> None:
-    """A message is one line of a readable length, and names what, where and the way out: at least two parts."""
+    """A message is one line of a readable length, and names what, where and the way out: at
+    least two parts."""
     assert len(says) > 1, "name what is wrong, and the remedy"
     assert "\n" not in message and len(message.replace(str(folder), "")) < LONGEST_MESSAGE, message
     missing = [part for part in says if part not in message]
@@ -29,7 +35,8 @@ def check_message(message: str, says: tuple[str, ...], folder: Path) -> None:
 
 @contextmanager
 def refused(folder: Path, says: tuple[str, ...]) -> Iterator[None]:
-    """What is called here raises one clear error, and neither writes nor changes a file below the folder."""
+    """What is called here raises one clear error, and neither writes nor changes a file below
+    the folder."""
     before = tree(folder)
     with pytest.raises((ValueError, ConnectionError)) as caught:
         yield
@@ -60,11 +67,22 @@ def make_models(folder: Path) -> dict[str, Path]:
     return models
 
 
-COPIES = ("no_config", "no_tokenizer", "no_template", "no_end", "no_weights", "few_ids", "broken_config", "hidden")
+COPIES = (
+    "no_config",
+    "no_tokenizer",
+    "no_template",
+    "no_end",
+    "no_weights",
+    "few_ids",
+    "broken_config",
+    "hidden",
+)
 ADAPTERS = {
     "adapter": '{{"peft_type": "LORA", "base_model_name_or_path": "{base}", "r": 8}}',
-    "adapter_without_weights": '{{"peft_type": "LORA", "base_model_name_or_path": "{base}", "r": 8}}',
-    "adapter_of_another": '{{"peft_type": "LORA", "base_model_name_or_path": "model/Other-7B", "r": 8}}',
+    "adapter_without_weights": '{{"peft_type": "LORA", "base_model_name_or_path": "{base}", "r": '
+    "8}}",
+    "adapter_of_another": '{{"peft_type": "LORA", "base_model_name_or_path": "model/Other-7B", '
+    '"r": 8}}',
     "adapter_of_nobody": '{{"peft_type": "LORA", "r": 8}}',
     "adapter_too_wide": '{{"peft_type": "LORA", "base_model_name_or_path": "{base}", "r": 1024}}',
     "prefix_tuning": '{{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "{base}"}}',

@@ -23,7 +23,8 @@ FAILURES = {
     "refused_request": bad_request(),
     "mistake": KeyError("no such thing"),
     "signal": CancelledError(),
-    "late_signal": TimeoutError(),  # the paths come all the same, and the step before, which is under way, is finished
+    # the paths come all the same, and the step before, which is under way, is finished
+    "late_signal": TimeoutError(),
     "refused_adapter": None,  # on the first rank, which is the one that speaks to the server
 }
 RANK = os.environ["RANK"]
@@ -62,7 +63,9 @@ if __name__ == "__main__":
     for name, failure in FAILURES.items():
         with ScriptedServer(None, ["base"]) as server:
             folder = output_dir / name
-            trainer = make_trainer(model, folder, FailingForOne(failure), max_steps=4, max_rollout_lag=1)
+            trainer = make_trainer(
+                model, folder, FailingForOne(failure), max_steps=4, max_rollout_lag=1
+            )
             if failure is None:
                 trainer.weight_sync = RefusedOnce(server, folder / "adapters")
             try:

@@ -1,9 +1,10 @@
-"""Three optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py MODEL OUTPUT_DIR.
+"""Three optimizer steps on recorded paths in as many processes as the launcher starts: same_step.py
+MODEL OUTPUT_DIR.
 
-PACKING and CHECKPOINTING are keys of the recipe. With STOP there is a checkpoint after each step, the run ends after that
-one, and begins behind the last one that is there. A path
-depends on its problem and place in the group only, so the batch is the same however it is dealt. The launcher may be
-accelerate's, with DeepSpeed.
+PACKING and CHECKPOINTING are keys of the recipe. With STOP there is a checkpoint after each step,
+the run ends after that one, and begins behind the last one that is there. A path depends on its
+problem and place in the group only, so the batch is the same however it is dealt. The launcher may
+be accelerate's, with DeepSpeed.
 """
 
 import os
@@ -35,18 +36,27 @@ if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         from deepspeed import ops
 
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do, and needs no minute of compiling
+        # gloo will do, and needs no minute of compiling
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model, output_dir = map(Path, sys.argv[1:])
-    engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
+    engine = PathsByProblem(
+        correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)
+    )
     stop = int(os.environ.get("STOP", 0))
     paths = 8 // int(os.environ["WORLD_SIZE"])  # of this process
     # TRL sets this for ZeRO-3; said here, since make_trainer wants the recipe unchanged.
-    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    checkpointing = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
     trainer = make_trainer(
-        model, output_dir, engine, per_device_train_batch_size=paths // 2, gradient_accumulation_steps=2,
+        model, output_dir, engine, per_device_train_batch_size=paths // 2,
+        gradient_accumulation_steps=2,
         rows_per_forward=3, max_rollout_lag=1, max_steps=3,
-        packing=os.environ.get("PACKING", "none"), tokens_per_forward=60, save_steps=1, save_total_limit=1,
-        save_strategy="steps" if stop else "no", **(checkpointing if os.environ.get("CHECKPOINTING") else {}),
+        packing=os.environ.get("PACKING", "none"), tokens_per_forward=60, save_steps=1,
+        save_total_limit=1,
+        save_strategy="steps" if stop else "no",
+        **(checkpointing if os.environ.get("CHECKPOINTING") else {}),
     )  # fmt: skip
     if stop:
         trainer.add_callback(StopAt(stop))

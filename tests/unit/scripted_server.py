@@ -24,13 +24,19 @@ class _Listener6(_Listener):
 
 
 class ScriptedServer:
-    """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the names it serves.
+    """Context manager. `requests` lists (route, body) in the order of arrival; `models` are the
+    names it serves.
 
     `encode` makes the ids of a text.
     """
 
     def __init__(
-        self, complete: Reply, models: list[str], context: int = 1024, port: int = 0, host: str = "127.0.0.1"
+        self,
+        complete: Reply,
+        models: list[str],
+        context: int = 1024,
+        port: int = 0,
+        host: str = "127.0.0.1",
     ):
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.models, self.context, self.complete = models, context, complete
@@ -41,7 +47,8 @@ class ScriptedServer:
         self.stream_limit: int | None = None  # tokens after which the connection breaks
         self.streamed: list[int] = []  # tokens that were sent of each stream
         self._lock = threading.Lock()
-        self.first: dict[str, list[tuple[int, Any]]] = {}  # by route: what it answers before anything else
+        # by route: what it answers before anything else
+        self.first: dict[str, list[tuple[int, Any]]] = {}
         self.only_known_models = False  # refuse completions of models that are not in `models`
         self.broken = False  # break each connection instead of answering
         self._server = (_Listener6 if ":" in host else _Listener)((host, port), self._handler())
@@ -52,7 +59,9 @@ class ScriptedServer:
         return [body for path, body in self.requests if path == f"/v1/{route}"]
 
     def __enter__(self) -> ScriptedServer:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +100,10 @@ class ScriptedServer:
                     return self.send(*script.first[self.path].pop(0))
                 if self.path not in ("/health", "/v1/models"):
                     return self.send(404, {"detail": "Not Found"})
-                cards = [{"id": name, "object": "model", "max_model_len": script.context} for name in script.models]
+                cards = [
+                    {"id": name, "object": "model", "max_model_len": script.context}
+                    for name in script.models
+                ]
                 self.send(200, {"object": "list", "data": cards})
 
             def do_POST(self):
@@ -123,7 +135,12 @@ class ScriptedServer:
                         if sent == script.stream_limit:
                             self.connection.shutdown(socket.SHUT_RDWR)
                         time.sleep(script.pause)
-                        self.event(json.dumps(answer | {"choices": [choice | {"logprobs": {"top_logprobs": [step]}}]}))
+                        self.event(
+                            json.dumps(
+                                answer
+                                | {"choices": [choice | {"logprobs": {"top_logprobs": [step]}}]}
+                            )
+                        )
                     sent += 1
                     self.event("[DONE]")
                     self.wfile.write(b"0\r\n\r\n")
@@ -159,10 +176,17 @@ class ScriptedServer:
 def completion(
     ids: list[int], finish_reason: str = "stop", cached: int | None = None, **logprobs: Any
 ) -> tuple[int, dict[str, Any]]:
-    """One choice as vLLM sends it; the i-th id has log-prob -i / 8 unless `logprobs` says otherwise."""
+    """One choice as vLLM sends it; the i-th id has log-prob -i / 8 unless `logprobs` says
+    otherwise."""
     usage = {"prompt_tokens": 0, "completion_tokens": len(ids), "total_tokens": len(ids)}
     usage["prompt_tokens_details"] = None if cached is None else {"cached_tokens": cached}
     logprobs = {"token_logprobs": [-i / 8 for i in range(len(ids))], **logprobs}
-    choice = {"index": 0, "text": "", "finish_reason": finish_reason, "token_ids": ids, "logprobs": logprobs}
+    choice = {
+        "index": 0,
+        "text": "",
+        "finish_reason": finish_reason,
+        "token_ids": ids,
+        "logprobs": logprobs,
+    }
     shared = {"id": "x", "object": "text_completion", "created": 0, "model": "m"}
     return 200, {**shared, "choices": [choice], "usage": usage}

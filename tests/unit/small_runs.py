@@ -1,4 +1,5 @@
-"""Runs of a few steps of `rea_rl.sft`, `rea_rl.dpo` and `rea_rl.grpo` on a tiny model, through their commands."""
+"""Runs of a few steps of `rea_rl.sft`, `rea_rl.dpo` and `rea_rl.grpo` on a tiny model, through
+their commands."""
 
 from __future__ import annotations
 
@@ -18,14 +19,19 @@ from tiny import make_tokenizer, save_model
 NUM_ROWS = 16  # four steps of four rows, or of two problems with two paths each
 PROGRAMS = ("sft", "dpo", "grpo")
 SHARED = {
-    "use_peft": "true", "lora_r": "4", "lora_alpha": "8", "lora_dropout": "0.0", "lora_target_modules": "q_proj v_proj",
-    "bf16": "false", "use_cpu": "true", "learning_rate": "0.01", "max_steps": "3", "per_device_train_batch_size": "4",
-    "gradient_accumulation_steps": "1", "save_steps": "1", "logging_steps": "1", "report_to": "none",
+    "use_peft": "true", "lora_r": "4", "lora_alpha": "8", "lora_dropout": "0.0",
+    "lora_target_modules": "q_proj v_proj",
+    "bf16": "false", "use_cpu": "true", "learning_rate": "0.01", "max_steps": "3",
+    "per_device_train_batch_size": "4",
+    "gradient_accumulation_steps": "1", "save_steps": "1", "logging_steps": "1",
+    "report_to": "none",
     "disable_tqdm": "true", "torch_threads": "1", "gradient_checkpointing": "false",
 }  # fmt: skip
 GRPO = {
-    "revision": "false", "num_generations": "2", "reward_funcs": "accuracy", "max_completion_length": "24", "beta": "0.0",
-    "max_rollout_lag": "0", "verifier_workers": "1", "server_deadline": "5", "request_timeout": "20",
+    "revision": "false", "num_generations": "2", "reward_funcs": "accuracy",
+    "max_completion_length": "24", "beta": "0.0",
+    "max_rollout_lag": "0", "verifier_workers": "1", "server_deadline": "5",
+    "request_timeout": "20",
     "vllm_importance_sampling_clip_max": "2.0", "prompt_template": "{problem}",
 }  # fmt: skip
 
@@ -34,21 +40,34 @@ def make_workplace(folder: Path) -> Path:
     """Model, rows and problems of the runs."""
     save_model(folder / "model")
     rows = [
-        {"prompt": f"<U>{i}<A>", "completion": "ab" * (1 + i % 5), "chosen": "ab" * (1 + i % 5), "rejected": "cd"}
+        {
+            "prompt": f"<U>{i}<A>",
+            "completion": "ab" * (1 + i % 5),
+            "chosen": "ab" * (1 + i % 5),
+            "rejected": "cd",
+        }
         for i in range(NUM_ROWS)
     ]
     (folder / "rows.json").write_text(json.dumps(rows))
-    problems = [{"id": f"p{i}", "problem": f"{i}+1?", "answer": str(i + 1)} for i in range(NUM_ROWS // 2)]
+    problems = [
+        {"id": f"p{i}", "problem": f"{i}+1?", "answer": str(i + 1)} for i in range(NUM_ROWS // 2)
+    ]
     (folder / "problems.json").write_text(json.dumps(problems))
     return folder
 
 
 def arguments(program: str, folder: Path, **changes: Any) -> list[str]:
-    """Flags of a run of three steps, in the middle of an epoch. A change to None leaves a flag out."""
+    """Flags of a run of three steps, in the middle of an epoch. A change to None leaves a flag
+    out."""
     data = {"dataset_name": folder / ("problems.json" if program == "grpo" else "rows.json")}
     places = {"model_name_or_path": folder / "model", "output_dir": folder / "out", **data}
     flags = {**SHARED, **(GRPO if program == "grpo" else {}), **places, **changes}
-    return [part for key, value in flags.items() if value is not None for part in (f"--{key}", *str(value).split(" "))]
+    return [
+        part
+        for key, value in flags.items()
+        if value is not None
+        for part in (f"--{key}", *str(value).split(" "))
+    ]
 
 
 def run(program: str, folder: Path, **changes: Any) -> None:
@@ -85,7 +104,10 @@ def policy_server(model: Path) -> Iterator[ScriptedServer]:
 def contents(folder: Path) -> dict[str, str]:
     """A digest of each file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def logged(folder: Path, key: str = "loss") -> list[float]:

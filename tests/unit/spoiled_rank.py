@@ -1,4 +1,5 @@
-"""A loss of the second of two ranks that is no number in some steps: spoiled_rank.py MODEL OUTPUT_DIR, by test_numerics.py."""
+"""A loss of the second of two ranks that is no number in some steps: spoiled_rank.py MODEL
+OUTPUT_DIR, by test_numerics.py."""
 
 import json
 import logging
@@ -21,7 +22,9 @@ def whole_adapter(trainer):
         return adapter(trainer)
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([p for p in trainer.model.parameters() if p.requires_grad]):
+    with deepspeed.zero.GatheredParameters(
+        [p for p in trainer.model.parameters() if p.requires_grad]
+    ):
         return adapter(trainer)
 
 
@@ -73,8 +76,10 @@ if __name__ == "__main__":
     rank = os.environ["RANK"]
     logging.getLogger("rea_rl.numerics").addHandler(Lines())
     trainer = make_trainer(
-        model, output_dir, PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)),
-        max_steps=8, lr_scheduler_type="linear", save_strategy="steps", save_steps=100, learning_rate=1e-2,
+        model, output_dir,
+        PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)),
+        max_steps=8, lr_scheduler_type="linear", save_strategy="steps", save_steps=100,
+        learning_rate=1e-2,
         per_device_train_batch_size=2, gradient_accumulation_steps=2,
     )  # fmt: skip
     spoil_second_rank(trainer)
@@ -86,5 +91,7 @@ if __name__ == "__main__":
     except entry.NonFiniteError as error:
         report["error"] = str(error)
     report |= {"changed": changes.changed, "rates": changes.rates, "warnings": Lines.lines}
-    report["finite"] = all(bool(weight.isfinite().all()) for weight in whole_adapter(trainer).values())
+    report["finite"] = all(
+        bool(weight.isfinite().all()) for weight in whole_adapter(trainer).values()
+    )
     Path(output_dir.parent, f"rank-{rank}.json").write_text(json.dumps(report))

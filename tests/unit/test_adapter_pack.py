@@ -14,9 +14,13 @@ from rea_rl.adapter_pack import main, quantize
 def adapter(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "m", "r": 4}')
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "m", "r": 4}'
+    )
     torch.manual_seed(0)
-    weights = {f"layers.{i}.lora_{k}.weight": torch.randn(4, 30) * 10 ** -i for i in range(3) for k in "AB"}
+    weights = {
+        f"layers.{i}.lora_{k}.weight": torch.randn(4, 30) * 10**-i for i in range(3) for k in "AB"
+    }
     save_file(weights, folder / "adapter_model.safetensors")
     return folder, weights
 
@@ -36,7 +40,9 @@ def test_unpacked_weights_differ_by_less_than_a_hundredth(adapter, tmp_path, mon
     assert found.keys() == weights.keys()
     for name, weight in weights.items():
         assert (found[name].float() - weight).abs().max() <= 0.01 * weight.abs().max()
-    assert (tmp_path / "out" / "adapter_config.json").read_text() == (folder / "adapter_config.json").read_text()
+    assert (tmp_path / "out" / "adapter_config.json").read_text() == (
+        folder / "adapter_config.json"
+    ).read_text()
 
 
 def test_nothing_is_overwritten_or_invented(adapter, tmp_path):

@@ -1,4 +1,5 @@
-"""Adapters on their way to the policy server: what it refuses, does not see yet, or loads without effect."""
+"""Adapters on their way to the policy server: what it refuses, does not see yet, or loads
+without effect."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ from rea_rl.probe import Probe
 from rea_rl.rollout import Batch
 from rea_rl.weight_sync import AdapterSync
 
-UNSEEN = 404, {"error": {"message": "Loading lora policy failed: No adapter found for /there", "code": 404}}
+UNSEEN = (
+    404,
+    {"error": {"message": "Loading lora policy failed: No adapter found for /there", "code": 404}},
+)
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
@@ -50,7 +54,8 @@ def make_adapter(base: Path, size: float, seed: int = 1) -> PeftModel:
     """A policy whose adapter changes it by so much; 0: not at all, as before the first step."""
     torch.manual_seed(seed)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"]),
     )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -58,7 +63,7 @@ def make_adapter(base: Path, size: float, seed: int = 1) -> PeftModel:
     return model
 
 
-# --- Refused, not seen, gone ---------------------------------------------------------------------------------------------
+# --- Refused, not seen, gone ----------------------------------------------------------------------
 
 
 def test_a_version_that_is_gone_when_it_is_to_be_unloaded_is_no_failure(base, tmp_path, caplog):
@@ -80,7 +85,10 @@ def test_an_adapter_that_is_not_seen_yet_is_asked_for_again(base, tmp_path, answ
 
 
 def test_a_restarted_server_that_does_not_see_its_adapter_yet_is_asked_again(tmp_path):
-    with ScriptedServer(policy(), []) as server, make_engine(tmp_path, server.url, request_retries=1) as engine:
+    with (
+        ScriptedServer(policy(), []) as server,
+        make_engine(tmp_path, server.url, request_retries=1) as engine,
+    ):
         server.only_known_models, server.first[LOAD] = True, [UNSEEN] * 4
         assert len(engine.run([make_row()], Batch(7, VERSION, False))) == 1
         assert len(server.bodies("load_lora_adapter")) == 5
@@ -89,7 +97,9 @@ def test_a_restarted_server_that_does_not_see_its_adapter_yet_is_asked_again(tmp
 def test_an_adapter_that_is_never_seen_ends_the_run(base, tmp_path):
     with ScriptedServer(None, ["base"]) as server:
         server.first[LOAD] = [UNSEEN] * 1000
-        with pytest.raises(ConnectionError, match="No adapter found.*must see that folder under the same path"):
+        with pytest.raises(
+            ConnectionError, match="No adapter found.*must see that folder under the same path"
+        ):
             AdapterSync(server.url, tmp_path).publish(make_adapter(base, 0.1), 0)
         assert 3 < len(server.bodies("load_lora_adapter")) < 60
 
@@ -97,15 +107,29 @@ def test_an_adapter_that_is_never_seen_ends_the_run(base, tmp_path):
 @pytest.mark.parametrize(
     ("route", "answer", "says"),
     [
-        ("/v1/models", error(401, "Unauthorized"), "refuses requests .*Unauthorized.*set VLLM_API_KEY to the key"),
-        ("/v1/models", error(403, "Forbidden"), "refuses requests .*Forbidden.*set VLLM_API_KEY to the key"),
+        (
+            "/v1/models",
+            error(401, "Unauthorized"),
+            "refuses requests .*Unauthorized.*set VLLM_API_KEY to the key",
+        ),
+        (
+            "/v1/models",
+            error(403, "Forbidden"),
+            "refuses requests .*Forbidden.*set VLLM_API_KEY to the key",
+        ),
         (LOAD, error(401, "Unauthorized"), "Unauthorized.*set VLLM_API_KEY"),
         (LOAD, (404, {"detail": "Not Found"}), "Not Found.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
-        (LOAD, error(400, "LoRA rank 32 is greater than max_lora_rank 16"), "max_lora_rank of at least lora_r"),
+        (
+            LOAD,
+            error(400, "LoRA rank 32 is greater than max_lora_rank 16"),
+            "max_lora_rank of at least lora_r",
+        ),
         (LOAD, error(422, "lora_path: field required"), "field required.*its log says more"),
     ],
 )
-def test_what_a_server_refuses_of_an_adapter_is_one_error_with_its_own_remedy(base, tmp_path, route, answer, says):
+def test_what_a_server_refuses_of_an_adapter_is_one_error_with_its_own_remedy(
+    base, tmp_path, route, answer, says
+):
     with ScriptedServer(None, ["base"]) as server:
         server.first[route] = [answer]
         with pytest.raises(ConnectionError, match=says):
@@ -116,8 +140,14 @@ def test_what_a_server_refuses_of_an_adapter_is_one_error_with_its_own_remedy(ba
     ("words", "remedy"),
     [
         ("LoRA rank 32 is greater than max_lora_rank 16.", "max_lora_rank of at least lora_r"),
-        ("vLLM only supports modules_to_save being None.", "see lora_target_modules and lora_modules_to_save"),
-        ("expected target modules in ['q_proj'] but received ['lm_head']", "see lora_target_modules"),
+        (
+            "vLLM only supports modules_to_save being None.",
+            "see lora_target_modules and lora_modules_to_save",
+        ),
+        (
+            "expected target modules in ['q_proj'] but received ['lm_head']",
+            "see lora_target_modules",
+        ),
         ("CUDA error: an illegal memory access", "its log says more"),
     ],
 )
@@ -147,7 +177,8 @@ def test_a_key_that_is_refused_is_no_reason_to_repeat(tmp_path, answer, says):
 
 
 def test_a_hung_server_is_left_when_all_tries_are_over(tmp_path):
-    """Tries of a request and the wait for its server add up as the recipe's check says; no more is waited between."""
+    """Tries of a request and the wait for its server add up as the recipe's check says; no more
+    is waited between."""
     release = threading.Event()
 
     def hang(body: dict[str, Any]) -> tuple[int, Any]:
@@ -155,13 +186,15 @@ def test_a_hung_server_is_left_when_all_tries_are_over(tmp_path):
         return policy()(body)
 
     begin = time.monotonic()
-    with pytest.raises(ConnectionError, match="failed a request 4 times, at last with: APITimeoutError"):
+    with pytest.raises(
+        ConnectionError, match="failed a request 4 times, at last with: APITimeoutError"
+    ):
         run_sampling(tmp_path, hang, num_rows=1, request_retries=3, request_timeout=0.4)
     release.set()
     assert 1.6 < time.monotonic() - begin < 1.6 + 1.5
 
 
-# --- Failures of any kind ------------------------------------------------------------------------------------------------
+# --- Failures of any kind -------------------------------------------------------------------------
 
 
 def bad_request() -> openai.BadRequestError:
@@ -184,11 +217,13 @@ def test_any_failure_ends_all_ranks_at_one_point(failure, message, traceback, ca
     with pytest.raises(ConnectionError) as caught, failing_together():
         raise failure
     assert message in str(caught.value)
-    assert caught.value is failure or (type(caught.value) is EndedElsewhere and caught.value.__cause__ is failure)
+    assert caught.value is failure or (
+        type(caught.value) is EndedElsewhere and caught.value.__cause__ is failure
+    )
     assert ("Traceback" in caplog.text) is traceback
 
 
-# --- On the disk ---------------------------------------------------------------------------------------------------------
+# --- On the disk ----------------------------------------------------------------------------------
 
 
 def test_an_adapter_is_on_the_disk_before_it_has_its_name(base, tmp_path, monkeypatch):
@@ -209,17 +244,20 @@ def test_an_adapter_is_on_the_disk_before_it_has_its_name(base, tmp_path, monkey
         name = AdapterSync(server.url, tmp_path).publish(make_adapter(base, 0.1), 0)
     rename = done.index(("renamed", name))
     flushed = {place for _, place in done[:rename]}
-    assert {path.name for path in (tmp_path / name).iterdir()} | {f".unfinished-{os.getpid()}"} <= flushed
+    assert {path.name for path in (tmp_path / name).iterdir()} | {
+        f".unfinished-{os.getpid()}"
+    } <= flushed
     assert done[rename + 1 :] == [("flushed", tmp_path.name)]
 
 
-# --- Without effect ------------------------------------------------------------------------------------------------------
+# --- Without effect -------------------------------------------------------------------------------
 
 IDS = list(range(97, 122)) * 4
 
 
 class Serving:
-    """Answers about prompts with the log-probs of base or adapter, as `applies` has it: its weight, 0 for no effect."""
+    """Answers about prompts with the log-probs of base or adapter, as `applies` has it: its
+    weight, 0 for no effect."""
 
     def __init__(self, base: Path, applies: float = 1.0, noise: float = 0.0):
         self._base, self._applies, self._noise = base, applies, noise
@@ -231,7 +269,9 @@ class Serving:
         logps = plain
         if body["model"] != "base":
             path = next(
-                b["lora_path"] for b in self.server.bodies("load_lora_adapter") if b["lora_name"] == body["model"]
+                b["lora_path"]
+                for b in self.server.bodies("load_lora_adapter")
+                if b["lora_name"] == body["model"]
             )
             changes = self._logps(PeftModel.from_pretrained(model, path), body["prompt"]) - plain
             logps = plain + self._applies * changes
@@ -239,7 +279,13 @@ class Serving:
             len(logps), generator=torch.Generator().manual_seed(len(body["model"]))
         )
         status, reply = completion([1])
-        told = [None, *({str(i): {"logprob": p}} for i, p in zip(body["prompt"][1:], logps.tolist(), strict=True))]
+        told = [
+            None,
+            *(
+                {str(i): {"logprob": p}}
+                for i, p in zip(body["prompt"][1:], logps.tolist(), strict=True)
+            ),
+        ]
         reply["choices"][0]["prompt_logprobs"] = told
         return status, reply
 
@@ -252,7 +298,8 @@ class Serving:
 
 @pytest.fixture
 def publish(base, tmp_path) -> Callable[..., list[int]]:
-    """Function that publishes adapters of some sizes in turn; how many requests about prompts each of them caused."""
+    """Function that publishes adapters of some sizes in turn; how many requests about prompts
+    each of them caused."""
 
     def run(serving: Serving | Callable, *sizes: float) -> list[int]:
         with ScriptedServer(serving, ["base"]) as server:
@@ -275,9 +322,14 @@ def test_an_adapter_with_its_effect_is_seen_once(base, publish, caplog):
     assert "has its effect on the policy server: 1.00 of the trainer's" in caplog.text
 
 
-@pytest.mark.parametrize(("applies", "shows"), [(0.0, "0.00"), (0.2, "0.20"), (2.0, "2.00"), (-1.0, "-1.00")])
+@pytest.mark.parametrize(
+    ("applies", "shows"), [(0.0, "0.00"), (0.2, "0.20"), (2.0, "2.00"), (-1.0, "-1.00")]
+)
 def test_an_adapter_without_its_effect_ends_the_run(base, publish, applies, shows):
-    with pytest.raises(ConnectionError, match=f"has loaded the adapter policy-1-.*, but shows {shows} of its effect"):
+    with pytest.raises(
+        ConnectionError,
+        match=f"has loaded the adapter policy-1-.*, but shows {shows} of its effect",
+    ):
         publish(Serving(base, applies), 0.0, 0.3)
 
 
@@ -293,8 +345,11 @@ def test_an_effect_below_the_noise_is_not_judged(base, publish, applies):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_roundings_that_an_adapter_only_makes_others_are_not_taken_for_its_effect(base, publish, monkeypatch, seed):
-    """In bfloat16 a tiny change of a weight moves log-probs as far as another engine does, each time elsewhere."""
+def test_roundings_that_an_adapter_only_makes_others_are_not_taken_for_its_effect(
+    base, publish, monkeypatch, seed
+):
+    """In bfloat16 a tiny change of a weight moves log-probs as far as another engine does, each
+    time elsewhere."""
     noise, exact = torch.Generator().manual_seed(seed), probe.trainer_logps
 
     def rounded(*args: Any) -> torch.Tensor:
@@ -319,4 +374,8 @@ def test_the_model_is_left_as_it_was(base):
     for training in (True, False):
         model.train(training)
         logps = trainer_logps(model, IDS)
-        assert model.training is training and not logps.requires_grad and logps.shape == (len(IDS) - 1,)
+        assert (
+            model.training is training
+            and not logps.requires_grad
+            and logps.shape == (len(IDS) - 1,)
+        )

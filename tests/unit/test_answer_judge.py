@@ -45,7 +45,11 @@ def test_announced_values(paragraph, announced):
 def test_precision_and_recall_on_paragraphs_labelled_by_hand(judge):
     given = [judge.labels([row["paragraph"]], row["gold"])[0] for row in PARAGRAPHS]
     by_hand = [row["label"] for row in PARAGRAPHS]
-    assert len(PARAGRAPHS) == 100 and by_hand.count(RIGHT_RESULT) == 21 and by_hand.count(WRONG_RESULT) == 18
+    assert (
+        len(PARAGRAPHS) == 100
+        and by_hand.count(RIGHT_RESULT) == 21
+        and by_hand.count(WRONG_RESULT) == 18
+    )
     for label, precision, recall in ((RIGHT_RESULT, 0.95, 0.95), (WRONG_RESULT, 0.95, 0.8)):
         hits = sum(a == b == label for a, b in zip(given, by_hand, strict=True))
         assert hits / given.count(label) >= precision
@@ -53,9 +57,19 @@ def test_precision_and_recall_on_paragraphs_labelled_by_hand(judge):
 
 
 def test_an_intermediate_value_that_is_no_conclusion_is_reasoning(judge):
-    paragraphs = ["She sold 48 / 2 = 24 clips.", "So she sold 24 clips.", "So the answer is 24.", "Total = 48 + 24 = 72"]
+    paragraphs = [
+        "She sold 48 / 2 = 24 clips.",
+        "So she sold 24 clips.",
+        "So the answer is 24.",
+        "Total = 48 + 24 = 72",
+    ]
     assert judge.labels(paragraphs, "72") == [REASONING, REASONING, WRONG_RESULT, RIGHT_RESULT]
-    assert judge.labels(paragraphs, "72", use_answer=False) == [REASONING, REASONING, RESULT, REASONING]
+    assert judge.labels(paragraphs, "72", use_answer=False) == [
+        REASONING,
+        REASONING,
+        RESULT,
+        REASONING,
+    ]
 
 
 def test_its_files_are_those_of_a_large_judge(tmp_path):
@@ -64,11 +78,23 @@ def test_its_files_are_those_of_a_large_judge(tmp_path):
     from generation.labeling_distill_utils import candidate_rows, labelled_paths
 
     model = str(save_model(tmp_path / "model"))
-    text = "First 48 + 24 is needed.\n\nSo the answer is 70.\n\nSo the answer is 72.\n</think>\n\n\\boxed{72}"
+    text = (
+        "First 48 + 24 is needed.\n\nSo the answer is 70.\n\nSo the answer is "
+        "72.\n</think>\n\n\\boxed{72}"
+    )
     row = {"id": "p", "problem": "48 + 24?", "answer": "72"}
-    row["responses"] = [{"text": text, "num_tokens": 9, "finish_reason": "stop", "prompt_thinking": "open"}]
+    row["responses"] = [
+        {"text": text, "num_tokens": 9, "finish_reason": "stop", "prompt_thinking": "open"}
+    ]
     (tmp_path / "paths.json").write_text(json.dumps([row]))
-    flags = ["--qaf", str(tmp_path / "paths.json"), "--model_dir", "judge", "--output_dir", str(tmp_path)]
+    flags = [
+        "--qaf",
+        str(tmp_path / "paths.json"),
+        "--model_dir",
+        "judge",
+        "--output_dir",
+        str(tmp_path),
+    ]
     paragraphs = ["--paragraph_tokenizer", model, "--paragraph_min_tokens", "1"]
     main([*flags, "--split", "labeling_distill_use_asw", *paragraphs])
     labels = json.loads((tmp_path / "judge" / "paths_labeling_distill_use_asw.json").read_text())
@@ -84,4 +110,13 @@ def test_its_files_are_those_of_a_large_judge(tmp_path):
 def test_a_split_that_is_no_judgement_is_refused(tmp_path):
     (tmp_path / "problems.json").write_text('[{"problem": "1 + 1?", "answer": "2"}]')
     with pytest.raises(SystemExit, match="this is a judge"):
-        main(["--qaf", str(tmp_path / "problems.json"), "--model_dir", "judge", "--output_dir", str(tmp_path)])
+        main(
+            [
+                "--qaf",
+                str(tmp_path / "problems.json"),
+                "--model_dir",
+                "judge",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )

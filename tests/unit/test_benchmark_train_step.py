@@ -1,4 +1,5 @@
-"""The benchmark of the training step runs to its end on a CPU, and its variants compute the same."""
+"""The benchmark of the training step runs to its end on a CPU, and its variants compute the
+same."""
 
 from __future__ import annotations
 
@@ -16,10 +17,21 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_variants_agree_and_are_reported(tmp_path):
     out = tmp_path / "benchmarks" / "step.json"
-    options = ["--prompts", "1", "--group", "2", "--tokens_per_forward", "400", "--reference_pass", "--out", str(out)]
+    options = [
+        "--prompts",
+        "1",
+        "--group",
+        "2",
+        "--tokens_per_forward",
+        "400",
+        "--reference_pass",
+        "--out",
+        str(out),
+    ]
     result = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "benchmark" / "train_step.py"), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
+        timeout=300,
     )  # fmt: skip
     report = json.loads(out.read_text())
     assert report["variants"].keys() == {"shared", "unshared", "padded", "recomputed", "packed"}

@@ -46,11 +46,19 @@ def response(text, finish="stop", tokens=50):
 
 
 def test_only_usable_responses_become_attempts():
-    texts = ["a \\boxed{1}", "b \\boxed{2}", "cut off \\boxed{1}", "```python``` \\boxed{1}", "no box"]
+    texts = [
+        "a \\boxed{1}",
+        "b \\boxed{2}",
+        "cut off \\boxed{1}",
+        "```python``` \\boxed{1}",
+        "no box",
+    ]
     responses = [response(text) for text in [*texts, "long \\boxed{1}", "a \\boxed{1}"]]
     responses[2]["finish_reason"] = "length"
     responses[5]["num_tokens"] = 400
-    ((_, attempts),) = read_attempts([{"responses": responses}], [True, False, True, True, False, True, True], 40, 320)
+    ((_, attempts),) = read_attempts(
+        [{"responses": responses}], [True, False, True, True, False, True, True], 40, 320
+    )
     assert attempts == [Attempt("a 1", "1", True), Attempt("b 2", "2", False)]
 
 
@@ -66,7 +74,10 @@ def test_a_trace_tries_until_two_attempts_agree_and_ends_right():
 
 def test_two_wrong_attempts_that_agree_give_no_trace():
     same = [Attempt(f"way {i}", "38", False) for i in range(5)]
-    assert Composer(TraceSettings(max_attempts=3)).compose([*same, RIGHT[0]], first_right=False) is None
+    assert (
+        Composer(TraceSettings(max_attempts=3)).compose([*same, RIGHT[0]], first_right=False)
+        is None
+    )
 
 
 def test_further_checks_with_a_wrong_value_keep_the_old_one():
@@ -85,7 +96,9 @@ def test_shares_of_corrected_and_unsettled_traces():
     assert counts["problems"] == 40
 
 
-@pytest.mark.parametrize("key, value", [("max_attempts", 1), ("extra_weights", [0.0]), ("wrong_extra", 1.5)])
+@pytest.mark.parametrize(
+    "key, value", [("max_attempts", 1), ("extra_weights", [0.0]), ("wrong_extra", 1.5)]
+)
 def test_settings_out_of_range_are_refused(key, value):
     with pytest.raises(ValueError, match=key):
         TraceSettings(**{key: value})
@@ -94,7 +107,9 @@ def test_settings_out_of_range_are_refused(key, value):
 def samples_file(folder, right=True):
     row = {"id": "0", "problem": "6 x 7?", "answer": "42", "level": None}
     good = [response(f"Way {i}: 6 times 7.\n\nSo the answer is \\boxed{{42}}.") for i in range(4)]
-    bad = [response(f"Way {i}: 6 plus 7.\n\nSo the answer is \\boxed{{{13 + i}}}.") for i in range(4)]
+    bad = [
+        response(f"Way {i}: 6 plus 7.\n\nSo the answer is \\boxed{{{13 + i}}}.") for i in range(4)
+    ]
     path = folder / "samples.json"
     path.write_text(json.dumps([{**row, "responses": good + bad if right else bad}]))
     return path
@@ -104,9 +119,15 @@ def test_both_commands_write_rows_and_a_card(tmp_path):
     path = samples_file(tmp_path)
     main(["solver", str(path), "--out", str(tmp_path / "solver.json")])
     rows = json.loads((tmp_path / "solver.json").read_text())
-    assert len(rows) == 4 and rows[0]["completion"] == "Way 0: 6 times 7.\n\nSo the answer is \\boxed{42}."
+    assert (
+        len(rows) == 4
+        and rows[0]["completion"] == "Way 0: 6 times 7.\n\nSo the answer is \\boxed{42}."
+    )
     main(["traces", str(path), "--out", str(tmp_path / "traces.json")])
-    assert all(r["completion"].endswith("\\boxed{42}") for r in json.loads((tmp_path / "traces.json").read_text()))
+    assert all(
+        r["completion"].endswith("\\boxed{42}")
+        for r in json.loads((tmp_path / "traces.json").read_text())
+    )
     assert "first attempt wrong" in (tmp_path / "traces.md").read_text()
 
 

@@ -60,7 +60,11 @@ def test_no_rule_within_the_limits_is_an_error_with_the_best_one():
 
 @pytest.mark.parametrize(
     "p_result, message",
-    [([], "no label at all"), ([0.01, 0.02, 0.05, 0.0], "never says Result"), ([0.99] * 4, "says Result everywhere")],
+    [
+        ([], "no label at all"),
+        ([0.01, 0.02, 0.05, 0.0], "never says Result"),
+        ([0.99] * 4, "says Result everywhere"),
+    ],
 )
 def test_a_detector_that_tells_nothing_is_an_error(p_result, message):
     with pytest.raises(ValueError, match=message):
@@ -98,21 +102,41 @@ def test_both_commands_from_files_to_the_recipe_key(tmp_path, monkeypatch):
     path = {"id": "p", "problem": "6 x 7?", "answer": "42", "responses": [answered, answered]}
     labels = [
         {"id": f"p/{k}", "problem": "6 x 7?", "answer": "42", "problem_id": "p",
-         "responses": [{"text": "[1].", "num_tokens": 1, "finish_reason": "stop", "logprobs": steps([0.1, 0.9, 0.1, 0.8])}]}
+         "responses": [{"text": "[1].", "num_tokens": 1, "finish_reason": "stop",
+                        "logprobs": steps([0.1, 0.9, 0.1, 0.8])}]}
         for k in range(2)
     ]  # fmt: skip
-    judged = [{"id": f"p/{k}", "problem_id": "p", "confirmed": [1, 3], "num_paragraphs": 4} for k in range(2)]
-    files = {name: tmp_path / f"{name}.json" for name in ("paths", "labels", "cuts", "rows", "finished", "cut")}
+    judged = [
+        {"id": f"p/{k}", "problem_id": "p", "confirmed": [1, 3], "num_paragraphs": 4}
+        for k in range(2)
+    ]
+    files = {
+        name: tmp_path / f"{name}.json"
+        for name in ("paths", "labels", "cuts", "rows", "finished", "cut")
+    }
     for name, rows in (("paths", [path]), ("labels", labels), ("cuts", judged)):
         files[name].write_text(json.dumps(rows))
-    common = ["--labels", str(files["labels"]), "--judge_cuts", str(files["cuts"]), "--cut_cap_share", "0"]
+    common = [
+        "--labels",
+        str(files["labels"]),
+        "--judge_cuts",
+        str(files["cuts"]),
+        "--cut_cap_share",
+        "0",
+    ]
     paragraphs = ["--paragraph_tokenizer", model, "--paragraph_min_tokens", "1"]
     main(["rows", str(files["paths"]), *common, "--out", str(files["rows"]), *paragraphs])
     rows = json.loads(files["rows"].read_text())
     assert {row["last_kept"] for row in rows} >= {1, 3}
     for row in rows:
         if row.pop("prefix") is not None:
-            row["responses"] = [{**answered, "text": "So 42.\n</think>\n\n\\boxed{42}", "num_tokens": 10 * row["last_kept"]}]
+            row["responses"] = [
+                {
+                    **answered,
+                    "text": "So 42.\n</think>\n\n\\boxed{42}",
+                    "num_tokens": 10 * row["last_kept"],
+                }
+            ]
     files["finished"].write_text(json.dumps(rows))
     drawn = []
     monkeypatch.setattr(calibrate, "draw", lambda *args: drawn.append(args[-1]))

@@ -1,4 +1,5 @@
-"""Addresses, and proxies of the environment: none is asked for this machine's own servers, by any client."""
+"""Addresses, and proxies of the environment: none is asked for this machine's own servers, by
+any client."""
 
 from __future__ import annotations
 
@@ -50,8 +51,15 @@ def generate(server: ScriptedServer, folder: Path) -> None:
 
     (folder / "p.json").write_text(json.dumps([{"problem": "3+4?", "answer": "7"}]))
     server.complete = chat
-    settings = {"qaf": str(folder / "p.json"), "model_dir": "m", "output_dir": str(folder), "api": True}
-    written = run(GenerateArguments(**settings, api_base=server.url, api_model="m", request_retries=0))
+    settings = {
+        "qaf": str(folder / "p.json"),
+        "model_dir": "m",
+        "output_dir": str(folder),
+        "api": True,
+    }
+    written = run(
+        GenerateArguments(**settings, api_base=server.url, api_model="m", request_retries=0)
+    )
     assert json.loads(written.read_text())[0]["responses"][0]["text"] == "7"
 
 
@@ -69,11 +77,21 @@ def evaluate_in_the_study(server: ScriptedServer, folder: Path) -> None:
     ("route", "answer", "words"),
     [
         ("/v1/load_lora_adapter", "modules_to_save is no None", "see lora_target_modules"),
-        ("/v1/load_lora_adapter", "LoRA rank 64 is greater than max_lora_rank 16", "max_lora_rank of at least lora_r"),
-        ("/v1/unload_lora_adapter", "The lora adapter cannot be found", "did not unload study-rea_rl-0-"),
+        (
+            "/v1/load_lora_adapter",
+            "LoRA rank 64 is greater than max_lora_rank 16",
+            "max_lora_rank of at least lora_r",
+        ),
+        (
+            "/v1/unload_lora_adapter",
+            "The lora adapter cannot be found",
+            "did not unload study-rea_rl-0-",
+        ),
     ],
 )
-def test_what_a_server_refuses_of_a_studys_adapter_is_said_in_its_words(tmp_path, caplog, route, answer, words):
+def test_what_a_server_refuses_of_a_studys_adapter_is_said_in_its_words(
+    tmp_path, caplog, route, answer, words
+):
     with ScriptedServer(None, ["m"]) as server:
         server.first[route] = [(404, {"error": {"message": answer}})]
         try:
@@ -189,7 +207,8 @@ def listener6():
 
 def test_ports_are_probed_in_the_kind_of_address_that_is_asked_for(listener6, free_port):
     with pytest.raises(
-        ValueError, match=rf"port {listener6} on ::1 cannot be used \(.*in use\); stop what listens there"
+        ValueError,
+        match=rf"port {listener6} on ::1 cannot be used \(.*in use\); stop what listens there",
     ):
         check_port_free("::1", listener6)
     check_port_free("127.0.0.1", listener6)
@@ -198,7 +217,10 @@ def test_ports_are_probed_in_the_kind_of_address_that_is_asked_for(listener6, fr
 
 @pytest.mark.parametrize(
     ("host", "remedy"),
-    [("192.0.2.77", "an address that this machine has"), ("no-such-host.invalid", "no such host is known here")],
+    [
+        ("192.0.2.77", "an address that this machine has"),
+        ("no-such-host.invalid", "no such host is known here"),
+    ],
 )
 def test_a_port_that_cannot_be_used_blames_what_was_seen(host, remedy):
     with pytest.raises(ValueError, match=remedy) as caught:

@@ -1,4 +1,5 @@
-"""Group constructions, batch-wide scale, dynamic sampling and the signal at the cut: by hand, then in the trainer."""
+"""Group constructions, batch-wide scale, dynamic sampling and the signal at the cut: by hand,
+then in the trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from rea_rl.revision import (
 )
 from rea_rl.rollout import Batch, rollout_metrics, trained_rows
 
-# --- pure functions ---
+# --- pure functions -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,14 @@ def test_revisions_only(correct, sources):
 
 @pytest.mark.parametrize(
     "num_paragraphs, num_cuts, cuts",
-    [(8, 3, [1, 3, 5]), (4, 3, [0, 1, 2]), (10, 1, [4]), (3, 3, [0, 0, 1]), (1, 3, [0, 0, 0]), (100, 4, [19, 39, 59, 79])],
+    [
+        (8, 3, [1, 3, 5]),
+        (4, 3, [0, 1, 2]),
+        (10, 1, [4]),
+        (3, 3, [0, 0, 1]),
+        (1, 3, [0, 0, 0]),
+        (100, 4, [19, 39, 59, 79]),
+    ],
 )
 def test_serial_cuts(num_paragraphs, num_cuts, cuts):
     assert serial_cuts(num_paragraphs, num_cuts) == cuts
@@ -55,7 +63,9 @@ def test_serial_cuts(num_paragraphs, num_cuts, cuts):
     ],
 )
 def test_batch_scale_by_hand(totals, correct, expected):
-    values = group_advantages(torch.tensor(totals).float().unsqueeze(1), torch.tensor(correct), 2, scale="batch")
+    values = group_advantages(
+        torch.tensor(totals).float().unsqueeze(1), torch.tensor(correct), 2, scale="batch"
+    )
     assert values.tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -74,7 +84,8 @@ def test_groups_that_differ(totals, kept):
 
 @pytest.mark.parametrize("how, size", [("mean", 1.25), ("max", 2.0)])
 def test_signal_at_the_cut_by_hand(how, size):
-    advantages = torch.tensor([2.0, -0.5, 1.5, 1.0])  # one group of two pairs; mean of the sizes 1.25
+    # one group of two pairs; mean of the sizes 1.25
+    advantages = torch.tensor([2.0, -0.5, 1.5, 1.0])
     signals = [
         OverthinkingSignal([0, 1, 1, 1], [0, 1], (-1.0, 1.0)),
         OverthinkingSignal([0, 0, 1], [0, 0, 1], (0.0, 0.0)),  # a wrong revision
@@ -88,7 +99,7 @@ def test_signal_at_the_cut_by_hand(how, size):
     ]
 
 
-# --- the chain ---
+# --- the chain ------------------------------------------------------------------------------------
 
 
 def test_serial_exits_share_the_sampled_path(tmp_path):
@@ -96,7 +107,12 @@ def test_serial_exits_share_the_sampled_path(tmp_path):
         ScriptedServer(policy(), [VERSION]) as first,
         ScriptedServer(labels(0.5), ["refl"]) as second,
         make_engine(
-            tmp_path, first.url, second.url, construction="serial", num_generations=4, per_device_train_batch_size=4
+            tmp_path,
+            first.url,
+            second.url,
+            construction="serial",
+            num_generations=4,
+            per_device_train_batch_size=4,
         ) as engine,
     ):
         rollouts = engine.run([make_row()] * 4, Batch(7, VERSION, True))
@@ -105,14 +121,17 @@ def test_serial_exits_share_the_sampled_path(tmp_path):
     assert [r.kind for r in rollouts] == ["original", "revision", "revision", "revision"]
     assert [r.cut for r in rollouts] == [None, 0, 1, 2]
     assert rollouts[2].text == CUT + FORCED + "\\boxed{4}"
-    assert all(r.completion_ids[: r.num_kept_tokens] == encode(rollouts[0].text)[: r.num_kept_tokens] for r in rollouts[1:])
+    assert all(
+        r.completion_ids[: r.num_kept_tokens] == encode(rollouts[0].text)[: r.num_kept_tokens]
+        for r in rollouts[1:]
+    )
     metrics = rollout_metrics(rollouts, revision=True, num_revisions=3)
     assert (metrics["revision/impossible"], metrics["revision/success"]) == (0, 1)
     assert metrics["revision/cut_position"] == pytest.approx((0.25 + 0.5 + 0.75) / 3)
     assert trained_rows(rollouts, "serial") == rollouts
 
 
-# --- the trainer ---
+# --- the trainer ----------------------------------------------------------------------------------
 
 
 def test_only_revisions_are_trained(model_folder, tmp_path):  # noqa: F811
@@ -125,14 +144,20 @@ def test_only_revisions_are_trained(model_folder, tmp_path):  # noqa: F811
     assert [row["kept"] for row in rows] == [True, False, False, True]
     assert batch["completion_mask"].sum(dim=1).tolist() == [40, 9]
     assert rows[0]["rewards"] == rows[1]["rewards"] != rows[3]["rewards"]
-    assert batch["advantages"].tolist() == pytest.approx([rows[0]["advantage"], rows[3]["advantage"]])
+    assert batch["advantages"].tolist() == pytest.approx(
+        [rows[0]["advantage"], rows[3]["advantage"]]
+    )
 
 
 def test_equal_groups_leave_the_loss(model_folder, tmp_path):  # noqa: F811
     # Two prompts; all paths of the second are right and equally long.
-    engine = RecordedPaths(correct=(True, True, False, True, True, True, True, True), lengths=(40, 12, 30, 9, 8, 8, 8, 8))
+    engine = RecordedPaths(
+        correct=(True, True, False, True, True, True, True, True),
+        lengths=(40, 12, 30, 9, 8, 8, 8, 8),
+    )
     trainer = make_trainer(
-        model_folder, tmp_path, engine, dynamic_sampling=True, rewards=("accuracy", "refine_length"),
+        model_folder, tmp_path, engine, dynamic_sampling=True,
+        rewards=("accuracy", "refine_length"),
         per_device_train_batch_size=4,
     )  # fmt: skip
     trainer.model.train()
@@ -154,11 +179,17 @@ def test_equal_groups_leave_the_loss(model_folder, tmp_path):  # noqa: F811
 )
 def test_every_switch_trains_on_finite_numbers(model_folder, tmp_path, changes):  # noqa: F811
     trainer = make_trainer(model_folder, tmp_path, max_steps=1, **changes)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {
+        name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
     trainer.train()
     log = trainer.state.log_history[0]
     assert all(torch.isfinite(torch.tensor(float(value))) for value in log.values())
-    assert any(not torch.equal(before[n], p) for n, p in trainer.model.named_parameters() if p.requires_grad)
+    assert any(
+        not torch.equal(before[n], p)
+        for n, p in trainer.model.named_parameters()
+        if p.requires_grad
+    )
 
 
 def test_signal_at_the_cut_changes_the_tokens_after_it(model_folder, tmp_path):  # noqa: F811
@@ -181,5 +212,9 @@ def test_signal_at_the_cut_changes_the_tokens_after_it(model_folder, tmp_path): 
     rows = [row["advantage"] for row in records(tmp_path, "step-0")]
     size = max(map(abs, rows))
     values = batch["advantages"]  # (4, C)
-    assert values[0, 11].item() == pytest.approx(rows[0]) and values[0, 12].item() == pytest.approx(rows[0] - size)
-    assert values[1, 11].item() == pytest.approx(rows[1]) and values[1, 12].item() == pytest.approx(rows[1] + size)
+    assert values[0, 11].item() == pytest.approx(rows[0]) and values[0, 12].item() == pytest.approx(
+        rows[0] - size
+    )
+    assert values[1, 11].item() == pytest.approx(rows[1]) and values[1, 12].item() == pytest.approx(
+        rows[1] + size
+    )

@@ -1,4 +1,5 @@
-"""Rows of dialogues for sft and dpo: what is prompt and what is trained, what is refused, and one encoding of both."""
+"""Rows of dialogues for sft and dpo: what is prompt and what is trained, what is refused, and
+one encoding of both."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def write(folder: Path, *rows: dict) -> str:
     return str(folder / "rows.json")
 
 
-# --- What is prompt, and what is trained ---------------------------------------------------------------------------
+# --- What is prompt, and what is trained ----------------------------------------------------------
 
 
 SFT_ROWS = [
@@ -60,10 +61,12 @@ SFT_ROWS = [
     ({"prompt": [user(ONE)], "completion": [assistant(TWO)], "prefill": "So "}, PROMPT + "So "),
 ]  # fmt: skip
 DPO_ROWS = [
-    ({"prompt": ONE, "chosen": [user(ONE), assistant(TWO)], "rejected": [user(ONE), assistant(THREE)]}, PROMPT),
+    ({"prompt": ONE, "chosen": [user(ONE), assistant(TWO)],
+      "rejected": [user(ONE), assistant(THREE)]}, PROMPT),
     ({"chosen": [user(ONE), assistant(TWO)], "rejected": [user(ONE), assistant(THREE)]}, PROMPT),
     ({"chosen": [*HELLO, assistant(TWO)], "rejected": [*HELLO, assistant(THREE)]}, LONGER),
-    ({"prompt": "Hi", "chosen": [*HELLO, assistant(TWO)], "rejected": [*HELLO, assistant(THREE)]}, LONGER),
+    ({"prompt": "Hi", "chosen": [*HELLO, assistant(TWO)], "rejected": [*HELLO, assistant(THREE)]},
+     LONGER),
     ({"prompt": HELLO, "chosen": [assistant(TWO)], "rejected": [*HELLO, assistant(THREE)]}, LONGER),
     ({"prompt": [user(ONE)], "chosen": TWO, "rejected": [assistant(THREE)]}, PROMPT),
     ({"prompt": "<U>1+1?<A>", "chosen": TWO, "rejected": THREE}, "<U>1+1?<A>"),
@@ -83,31 +86,45 @@ def test_what_chosen_and_rejected_begin_with_is_the_prompt(tmp_path):
         (pair,) = load_pairs(write(tmp_path, row), "train", TOKENIZER, None)
         texts = [TOKENIZER.decode(pair[f"{key}_ids"]) for key in ("prompt", "chosen", "rejected")]
         assert texts == [prompt, f"{TWO}<eos>", f"{THREE}<eos>"], row
-        assert encode_pair(row, TOKENIZER) == {key: value for key, value in pair.items() if key != "row"}
+        assert encode_pair(row, TOKENIZER) == {
+            key: value for key, value in pair.items() if key != "row"
+        }
 
 
 WRONG_SFT = [
-    ({"prompt": [user(ONE)], "completion": [assistant(TWO), user("Sure?"), assistant("Yes")]}, "3 turns"),
+    ({"prompt": [user(ONE)], "completion": [assistant(TWO), user("Sure?"), assistant("Yes")]},
+     "3 turns"),
     ({"prompt": [user(ONE)], "completion": [user(ONE)]}, "0 turns"),
     ({"prompt": [user(ONE)], "completion": [user("Sure?")]}, "turn of 'user'"),
     ({"messages": [user(ONE), assistant(TWO), user("Sure?")]}, "turn of 'user'"),
     ({"prompt": [user("2+2?")], "completion": [user(ONE), assistant(TWO)]}, "2 turns"),
-    ({"prompt": "2+2?", "completion": [user(ONE), assistant(TWO)]}, "not in what 'completion' begin"),
+    ({"prompt": "2+2?", "completion": [user(ONE), assistant(TWO)]},
+     "not in what 'completion' begin"),
     ({"messages": [assistant(TWO)]}, "empty 'prompt'"),
-    ({"messages": [user(ONE), assistant("Well."), assistant(TWO)]}, "'prompt' ends with a turn of the assistant"),
-    ({"prompt": [user(ONE), assistant("Well.")], "completion": TWO}, "'prompt' ends with a turn of the assistant"),
+    ({"messages": [user(ONE), assistant("Well."), assistant(TWO)]},
+     "'prompt' ends with a turn of the assistant"),
+    ({"prompt": [user(ONE), assistant("Well.")], "completion": TWO},
+     "'prompt' ends with a turn of the assistant"),
     ({"prompt": [user(ONE)], "completion": TWO, "prefill": 7}, "prefill is 7; write a text"),
-    ({"prompt": [user(ONE)], "completion": TWO, "chat_template_kwargs": [7]}, "chat_template_kwargs is [7]"),
-    ({"messages": [user(ONE), assistant("", tool_calls=[{}])]}, "'tool_calls', which is not trained"),
-    ({"messages": [user(ONE), assistant(TWO, reasoning_content="1+1")]}, "'reasoning_content', which is not trained"),
-    ({"messages": [user(ONE), {"role": "assistant", "content": None}]}, "needs a 'prompt' and a 'completion'"),
+    ({"prompt": [user(ONE)], "completion": TWO, "chat_template_kwargs": [7]},
+     "chat_template_kwargs is [7]"),
+    ({"messages": [user(ONE), assistant("", tool_calls=[{}])]},
+     "'tool_calls', which is not trained"),
+    ({"messages": [user(ONE), assistant(TWO, reasoning_content="1+1")]},
+     "'reasoning_content', which is not trained"),
+    ({"messages": [user(ONE), {"role": "assistant", "content": None}]},
+     "needs a 'prompt' and a 'completion'"),
     ({"text": TWO}, "needs a 'prompt' and a 'completion'"),
 ]  # fmt: skip
 WRONG_DPO = [
-    ({"prompt": [user(ONE)], "chosen": [assistant(TWO), user("?"), assistant("!")], "rejected": THREE}, "'chosen' has 3"),
-    ({"chosen": [user(ONE), assistant(TWO), user("?"), assistant("!")], "rejected": [user(ONE), assistant(THREE)]}, "3 turn"),
-    ({"chosen": [user(ONE), assistant(TWO)], "rejected": [user("2?"), assistant(THREE)]}, "'chosen' has 2 turns"),
-    ({"chosen": [user(ONE), assistant(TWO)], "rejected": [user(ONE), user(THREE)]}, "'rejected' ends with a turn of 'user'"),
+    ({"prompt": [user(ONE)], "chosen": [assistant(TWO), user("?"), assistant("!")],
+      "rejected": THREE}, "'chosen' has 3"),
+    ({"chosen": [user(ONE), assistant(TWO), user("?"), assistant("!")],
+      "rejected": [user(ONE), assistant(THREE)]}, "3 turn"),
+    ({"chosen": [user(ONE), assistant(TWO)], "rejected": [user("2?"), assistant(THREE)]},
+     "'chosen' has 2 turns"),
+    ({"chosen": [user(ONE), assistant(TWO)], "rejected": [user(ONE), user(THREE)]},
+     "'rejected' ends with a turn of 'user'"),
     ({"chosen": [assistant(TWO)], "rejected": [assistant(THREE)]}, "needs a 'prompt'"),
 ]  # fmt: skip
 
@@ -130,8 +147,8 @@ def test_a_role_that_the_template_refuses_is_one_line_with_its_row(tmp_path, com
     flags = (sft_arguments if command == "sft" else dpo_arguments)(tmp_path)
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        + tokenizer.chat_template
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') "
+        "}}{% endif %}" + tokenizer.chat_template
     )
     tokenizer.save_pretrained(tmp_path / "model")
     prompt = [{"role": "system", "content": "Be brief."}, user(ONE)]
@@ -143,12 +160,13 @@ def test_a_role_that_the_template_refuses_is_one_line_with_its_row(tmp_path, com
     }
     flags[flags.index("--dataset_name") + 1] = write(tmp_path, row)
     with pytest.raises(
-        SystemExit, match=r"error: .*rows\.json: row 0: .* refuses .* system, user \(System role not supp"
+        SystemExit,
+        match=r"error: .*rows\.json: row 0: .* refuses .* system, user \(System role not supp",
     ):
         {"sft": sft.main, "dpo": dpo.main}[command](flags)
 
 
-# --- One encoding ----------------------------------------------------------------------------------------------------
+# --- One encoding ---------------------------------------------------------------------------------
 
 
 def make_sentencepiece() -> PreTrainedTokenizerFast:
@@ -181,7 +199,9 @@ def make_sentencepiece() -> PreTrainedTokenizerFast:
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "["), ("▁", "T"), ("]", ".")]))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="</s>")
     tokenizer.add_tokens(["<U>", "<A>"])
     tokenizer.chat_template = TOKENIZER.chat_template.replace("<think>\n", "")
@@ -193,7 +213,10 @@ def test_training_and_asking_encode_a_prompt_and_what_follows_it_alike(tmp_path)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("[1].")) == ["▁[", "1", "]."]
     parts = ["The result", "The rest"]
     trained = encode_example(reflection_example("1 1", parts, [False, True]), tokenizer)
-    with ScriptedServer(lambda body: (200, {}), ["m"]) as server, make_engine(tmp_path, server.url) as engine:
+    with (
+        ScriptedServer(lambda body: (200, {}), ["m"]) as server,
+        make_engine(tmp_path, server.url) as engine,
+    ):
         engine.tokenizer = engine.reflection_tokenizer = tokenizer
         asked = engine._encode_reflection("1 1", [split_paragraphs(part, len)[0] for part in parts])
         forced = engine._encode_forced("\n</think>")
@@ -205,4 +228,6 @@ def test_training_and_asking_encode_a_prompt_and_what_follows_it_alike(tmp_path)
 
 def test_a_tokenizer_without_a_space_before_texts_encodes_as_before():
     for text in ("[1].", " The", "\n</think>", ""):
-        assert encode_continuation(text, TOKENIZER) == TOKENIZER.encode(text, add_special_tokens=False)
+        assert encode_continuation(text, TOKENIZER) == TOKENIZER.encode(
+            text, add_special_tokens=False
+        )

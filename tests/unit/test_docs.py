@@ -1,4 +1,5 @@
-"""Pages say what is there: links lead somewhere, commands exist, and tables hold what the code has."""
+"""Pages say what is there: links lead somewhere, commands exist, and tables hold what the code
+has."""
 
 from __future__ import annotations
 

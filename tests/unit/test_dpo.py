@@ -1,4 +1,5 @@
-"""Preference optimization: encoded pairs, the loss at the start by hand, a run that learns, and what is refused."""
+"""Preference optimization: encoded pairs, the loss at the start by hand, a run that learns, and
+what is refused."""
 
 from __future__ import annotations
 
@@ -21,8 +22,18 @@ PAIR = {"prompt": "<U>1<A>", "chosen": "one", "rejected": "one two"}
 
 def arguments(tmp_path: Path, **changes: str) -> list[str]:
     pairs = write(tmp_path / "pairs.json", [PAIR] * 8)
-    losses = {"loss_type": "sigmoid sft", "loss_weights": "1.0 1.0", "beta": "0.1", "save_steps": "4"}
-    files = {"dataset_name": pairs, "eval_dataset_name": pairs, "max_eval_rows": "2", "logging_steps": "1"}
+    losses = {
+        "loss_type": "sigmoid sft",
+        "loss_weights": "1.0 1.0",
+        "beta": "0.1",
+        "save_steps": "4",
+    }
+    files = {
+        "dataset_name": pairs,
+        "eval_dataset_name": pairs,
+        "max_eval_rows": "2",
+        "logging_steps": "1",
+    }
     return sft_arguments(tmp_path, **{**files, **losses, **changes})
 
 
@@ -36,7 +47,8 @@ def test_pairs_are_ids_as_sampled():
 
 def test_pair_counts_as_long_as_its_longer_path(tmp_path):
     file = write(tmp_path / "pairs.json", [PAIR])
-    assert len(load_pairs(file, "train", make_tokenizer(), max_length=11)) == 1  # <U>1<A> and `one two<eos>`
+    # <U>1<A> and `one two<eos>`
+    assert len(load_pairs(file, "train", make_tokenizer(), max_length=11)) == 1
     with pytest.raises(ValueError, match="none of its 1 rows has at most max_length"):
         load_pairs(file, "train", make_tokenizer(), max_length=10)
 
@@ -49,12 +61,17 @@ def test_first_loss_is_ln_2_plus_the_chosens_and_a_run_learns(tmp_path):
     prompt, chosen = ids["prompt_ids"], ids["chosen_ids"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.no_grad():
-        logps = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        logps = (
+            model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        )
     nll = -logps.gather(1, torch.tensor(chosen)[:, None]).mean().item()
-    assert losses[0] == pytest.approx(math.log(2) + nll, abs=1e-3)  # policy and reference are the same at the start
+    # policy and reference are the same at the start
+    assert losses[0] == pytest.approx(math.log(2) + nll, abs=1e-3)
     assert losses[-1] < losses[0] - 0.05
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["eval_loss"] < losses[0]
-    assert (tmp_path / "out/adapter_model.safetensors").is_file() and (tmp_path / "out/train_results.json").is_file()
+    assert (tmp_path / "out/adapter_model.safetensors").is_file() and (
+        tmp_path / "out/train_results.json"
+    ).is_file()
 
 
 @pytest.mark.parametrize(

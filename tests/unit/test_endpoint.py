@@ -1,4 +1,5 @@
-"""Requests that fail: what is repeated, what is counted, and that a restarted server gets its adapter first."""
+"""Requests that fail: what is repeated, what is counted, and that a restarted server gets its
+adapter first."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def every(n, reply, failure):
 
 
 def run_sampling(tmp_path, reply, num_rows=20, **changes):
-    with ScriptedServer(reply, [VERSION]) as server, make_engine(tmp_path, server.url, **changes) as engine:
+    with (
+        ScriptedServer(reply, [VERSION]) as server,
+        make_engine(tmp_path, server.url, **changes) as engine,
+    ):
         rollouts = engine.run([make_row(i) for i in range(num_rows)], SAMPLED)
         return rollouts, engine.counts, server
 
@@ -45,8 +49,15 @@ def test_one_request_in_ten_is_answered_500(tmp_path, caplog):
 
 
 def test_always_500_ends_after_the_retries(tmp_path):
-    with pytest.raises(ConnectionError, match="failed a request 3 times, at last with: InternalServerError.*boom"):
-        run_sampling(tmp_path, lambda body: (500, {"error": {"message": "boom"}}), num_rows=1, request_retries=2)
+    with pytest.raises(
+        ConnectionError, match="failed a request 3 times, at last with: InternalServerError.*boom"
+    ):
+        run_sampling(
+            tmp_path,
+            lambda body: (500, {"error": {"message": "boom"}}),
+            num_rows=1,
+            request_retries=2,
+        )
 
 
 def test_a_reply_that_a_dying_server_broke_off_is_repeated(tmp_path):
@@ -72,15 +83,23 @@ IDS = ended("\\boxed{4}")
         (NONE, f"a reply of {len(IDS)} tokens with 0 log-probs"),
     ],
 )
-def test_unusable_log_probs_are_asked_for_again_and_never_trained(tmp_path, caplog, logprobs, message):
+def test_unusable_log_probs_are_asked_for_again_and_never_trained(
+    tmp_path, caplog, logprobs, message
+):
     bad = completion(IDS, token_logprobs=logprobs)
-    rollouts, counts, _ = run_sampling(tmp_path, every(2, policy("\\boxed{4}"), bad), num_rows=1, request_retries=1)
+    rollouts, counts, _ = run_sampling(
+        tmp_path, every(2, policy("\\boxed{4}"), bad), num_rows=1, request_retries=1
+    )
     assert counts["servers/failed_requests"] == 0
-    rollouts, counts, server = run_sampling(tmp_path, every(2, policy("\\boxed{4}"), bad), num_rows=3, request_retries=5)
+    rollouts, counts, server = run_sampling(
+        tmp_path, every(2, policy("\\boxed{4}"), bad), num_rows=3, request_retries=5
+    )
     assert all(value == -i / 8 for r in rollouts for i, value in enumerate(r.logprobs))
     assert counts["servers/failed_requests"] == len(server.bodies("completions")) - 3 > 0
     assert message in caplog.text
-    with pytest.raises(ConnectionError, match="failed a request 2 times, at last with: UnusableReply"):
+    with pytest.raises(
+        ConnectionError, match="failed a request 2 times, at last with: UnusableReply"
+    ):
         run_sampling(tmp_path, lambda body: bad, num_rows=1, request_retries=1)
 
 
@@ -124,7 +143,8 @@ def test_stream_that_breaks_is_read_from_its_beginning(tmp_path):
         threading.Timer(0.4, setattr, (second, "stream_limit", None)).start()
         _, revision = engine.run([make_row()], REVISED)
         assert engine.counts["servers/failed_requests"] >= 1
-    assert revision.p_result == pytest.approx([0.1, 0.1, 0.1])  # the cut is decided then; none of the broken reply's
+    # the cut is decided then; none of the broken reply's
+    assert revision.p_result == pytest.approx([0.1, 0.1, 0.1])
 
 
 class Restarted:
@@ -155,7 +175,9 @@ def test_restarted_server_gets_its_adapter_before_any_sample(tmp_path, caplog):
     folder = tmp_path / "adapters" / VERSION
     folder.mkdir(parents=True)
     restarted.first.__enter__()
-    with make_engine(tmp_path, restarted.first.url, request_retries=5, max_concurrent_requests=1) as engine:
+    with make_engine(
+        tmp_path, restarted.first.url, request_retries=5, max_concurrent_requests=1
+    ) as engine:
         rollouts = engine.run([make_row(i) for i in range(12)], SAMPLED)
         counts = engine.counts
     restarted.second.__exit__()
@@ -168,23 +190,38 @@ def test_restarted_server_gets_its_adapter_before_any_sample(tmp_path, caplog):
     )  # fmt: skip
     assert (counts["servers/outages"], counts["servers/reloaded_adapters"]) == (1, 1)
     assert 0.5 < counts["servers/seconds_away"] < 10
-    assert "it is away" in caplog.text and "loaded it again" in caplog.text and "is back after" in caplog.text
+    assert (
+        "it is away" in caplog.text
+        and "loaded it again" in caplog.text
+        and "is back after" in caplog.text
+    )
 
 
 def test_server_that_was_restarted_unnoticed_gets_its_adapter(tmp_path):
     """Nothing was under way while it was down: the first sign is that the version is unknown."""
-    with ScriptedServer(policy(), []) as server, make_engine(tmp_path, server.url, request_retries=1) as engine:
+    with (
+        ScriptedServer(policy(), []) as server,
+        make_engine(tmp_path, server.url, request_retries=1) as engine,
+    ):
         server.only_known_models = True
         assert len(engine.run([make_row(i) for i in range(3)], SAMPLED)) == 3
-        assert engine.counts["servers/outages"] == 0 and engine.counts["servers/reloaded_adapters"] == 1
+        assert (
+            engine.counts["servers/outages"] == 0
+            and engine.counts["servers/reloaded_adapters"] == 1
+        )
     assert [path for path, _ in server.requests].count("/v1/load_lora_adapter") == 1
 
 
 def test_adapter_that_a_restarted_server_refuses_ends_the_run(tmp_path):
     refused = Batch(7, "refused", False)
-    with ScriptedServer(policy(), []) as server, make_engine(tmp_path, server.url, request_retries=5) as engine:
+    with (
+        ScriptedServer(policy(), []) as server,
+        make_engine(tmp_path, server.url, request_retries=5) as engine,
+    ):
         server.only_known_models = True
-        with pytest.raises(ConnectionError, match="refuses the adapter .*adapters/refused .*at least lora_r"):
+        with pytest.raises(
+            ConnectionError, match="refuses the adapter .*adapters/refused .*at least lora_r"
+        ):
             engine.run([make_row()], refused)
 
 
@@ -197,7 +234,9 @@ def test_hung_server_is_noticed_at_the_request_timeout(tmp_path, caplog):
             release.wait(20)
         return policy()(body)
 
-    rollouts, counts, _ = run_sampling(tmp_path, answer, num_rows=2, request_retries=2, request_timeout=0.5)
+    rollouts, counts, _ = run_sampling(
+        tmp_path, answer, num_rows=2, request_retries=2, request_timeout=0.5
+    )
     release.set()
     assert len(rollouts) == 2 and counts["servers/failed_requests"] == 1
     assert "APITimeoutError" in caplog.text
@@ -205,7 +244,9 @@ def test_hung_server_is_noticed_at_the_request_timeout(tmp_path, caplog):
 
 def test_two_batches_wait_together_and_the_run_ends_once(tmp_path):
     """The batch ahead does not wait for another deadline after that of the current one."""
-    with make_engine(tmp_path, "http://127.0.0.1:9/v1", request_retries=3, server_deadline=1.0) as engine:
+    with make_engine(
+        tmp_path, "http://127.0.0.1:9/v1", request_retries=3, server_deadline=1.0
+    ) as engine:
         failures, start = [], time.perf_counter()
 
         def sample():

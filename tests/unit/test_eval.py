@@ -1,4 +1,5 @@
-"""Benchmarks: the common format, what is collected, and the table and picture of all scored models."""
+"""Benchmarks: the common format, what is collected, and the table and picture of all scored
+models."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from generation.eval_data import BENCHMARKS, SOURCES, check, collect, common_format, fetch, golds_digest
+from generation.eval_data import (
+    BENCHMARKS,
+    SOURCES,
+    check,
+    collect,
+    common_format,
+    fetch,
+    golds_digest,
+)
 from generation.eval_data import main as eval_data
 from generation.eval_table import average, efficiency, main, read_models, relative_tokens, table
 from generation.plots import pareto_front
@@ -18,14 +27,22 @@ from generation.utils import write_json
 SAMPLE = Path(__file__).parents[2] / "dataset" / "eval_sample"
 
 
-# --- Data ------------------------------------------------------------------------------------------------------------
+# --- Data -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "row", "expected"),
     [
-        ("GSM8K", {"question": "q", "answer": "so 3\n#### 1,000"}, {"answer": "1,000", "solution": "so 3"}),
-        ("math500", {"problem": "q", "answer": "1", "solution": "s", "level": 2}, {"answer": "1", "solution": "s"}),
+        (
+            "GSM8K",
+            {"question": "q", "answer": "so 3\n#### 1,000"},
+            {"answer": "1,000", "solution": "so 3"},
+        ),
+        (
+            "math500",
+            {"problem": "q", "answer": "1", "solution": "s", "level": 2},
+            {"answer": "1", "solution": "s"},
+        ),
         ("amc23", {"question": "q", "answer": 27.0}, {"answer": "27.0"}),
         (
             "olympiadbench",
@@ -42,7 +59,11 @@ def test_counts_are_checked_and_defects_are_explained(caplog):
     rows = [{"problem": "q", "answer": str(i)} for i in range(385)]
     with caplog.at_level(logging.INFO):
         check("gaokao2023en", rows)
-    assert "byte for byte" in caplog.text and golds_digest(rows) in caplog.text and "167 and 192" in caplog.text
+    assert (
+        "byte for byte" in caplog.text
+        and golds_digest(rows) in caplog.text
+        and "167 and 192" in caplog.text
+    )
     with pytest.raises(ValueError, match="has 384 problems, but must have 385"):
         check("gaokao2023en", rows[1:])
 
@@ -54,7 +75,9 @@ def test_fetch_checks_what_is_there_already(tmp_path):
 
 
 def test_sample_has_all_six_formats():
-    assert {path.name for path in SAMPLE.glob("*.json")} == {SOURCES[name].file(name) for name in BENCHMARKS}
+    assert {path.name for path in SAMPLE.glob("*.json")} == {
+        SOURCES[name].file(name) for name in BENCHMARKS
+    }
     collected = collect(SAMPLE, {}, None, None)
     assert {samples: {row["benchmark"] for row in rows} for samples, rows in collected.items()} == {
         8: {"aime2024", "amc23"},
@@ -62,23 +85,39 @@ def test_sample_has_all_six_formats():
     }
     ids = [row["id"] for rows in collected.values() for row in rows]
     assert len(set(ids)) == len(ids) == 11
-    assert [row["answer"] for row in collected[1] if row["benchmark"] == "gaokao2023en"] == ["\\{x|-2\\leqx<1\\}", ""]
+    assert [row["answer"] for row in collected[1] if row["benchmark"] == "gaokao2023en"] == [
+        "\\{x|-2\\leqx<1\\}",
+        "",
+    ]
 
 
 def test_collect_command_overrides_samples_and_adds_a_benchmark(tmp_path, caplog):
-    write_json(tmp_path / "amc23_test.json", [{"problem": "q", "answer": "1"}, {"problem": "r", "answer": "2"}])
+    write_json(
+        tmp_path / "amc23_test.json",
+        [{"problem": "q", "answer": "1"}, {"problem": "r", "answer": "2"}],
+    )
     write_json(tmp_path / "own.json", [{"problem": "o", "answer": "3"}])
     eval_data(
-        ["collect", str(tmp_path), "--out", str(tmp_path / "out"), "--extra", f"own={tmp_path / 'own.json'}"]
+        [
+            "collect",
+            str(tmp_path),
+            "--out",
+            str(tmp_path / "out"),
+            "--extra",
+            f"own={tmp_path / 'own.json'}",
+        ]
         + ["--num_samples", "2", "--limit", "1"]
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x2.json"]
-    assert [row["id"] for row in json.loads((tmp_path / "out" / "x2.json").read_text())] == ["amc23/0", "own/0"]
+    assert [row["id"] for row in json.loads((tmp_path / "out" / "x2.json").read_text())] == [
+        "amc23/0",
+        "own/0",
+    ]
     with pytest.raises(SystemExit, match="has no benchmark"):
         eval_data(["collect", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
 
 
-# --- Table and picture -----------------------------------------------------------------------------------------------
+# --- Table and picture ----------------------------------------------------------------------------
 
 
 def scored(benchmark: str, correct: list[list[bool]], tokens: int) -> list[dict]:
@@ -95,7 +134,10 @@ def scored(benchmark: str, correct: list[list[bool]], tokens: int) -> list[dict]
     ]
 
 
-BASE = {"GSM8K": scored("GSM8K", [[True]] * 3 + [[False]], 100), "amc23": scored("amc23", [[True, False]], 300)}
+BASE = {
+    "GSM8K": scored("GSM8K", [[True]] * 3 + [[False]], 100),
+    "amc23": scored("amc23", [[True, False]], 300),
+}
 SHORT = {"GSM8K": scored("GSM8K", [[True]] * 4, 50), "amc23": scored("amc23", [[True, False]], 270)}
 
 

@@ -1,4 +1,5 @@
-"""A resumed run computes what an uninterrupted one does, and begins with the newest whole checkpoint."""
+"""A resumed run computes what an uninterrupted one does, and begins with the newest whole
+checkpoint."""
 
 from __future__ import annotations
 
@@ -26,20 +27,27 @@ def model_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("lag, packing", [(0, "none"), (1, "none"), (0, "shared_prefix")])
 def test_resume_is_exact(model_folder, tmp_path, lag, packing):
-    """2N steps, and N steps with N more in a new trainer: bitwise equal losses, gradient norms, weights and optimizer state.
+    """2N steps, and N steps with N more in a new trainer: bitwise equal losses, gradient norms,
+    weights and optimizer state.
 
-    Recorded paths depend on their problem alone. Dropout draws random numbers, except with packing, which has none. The
-    schedule decays, and the second epoch, with an order of its own, begins after step 8.
+    Recorded paths depend on their problem alone. Dropout draws random numbers, except with packing,
+    which has none. The schedule decays, and the second epoch, with an order of its own, begins
+    after step 8.
     """
     half, whole, dropout = 5, 10, 0.0 if packing == "shared_prefix" else 0.1
     keys = {
-        "packing": packing, "max_rollout_lag": lag, "save_strategy": "steps", "save_steps": half, "tokens_per_forward": 60,
+        "packing": packing, "max_rollout_lag": lag, "save_strategy": "steps", "save_steps": half,
+        "tokens_per_forward": 60,
         "lr_scheduler_type": "linear", "warmup_steps": 2, "max_steps": whole,
     }  # fmt: skip
 
     def train(folder, stop=None, resume=None):
-        engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
-        trainer = make_trainer(model_folder, tmp_path / folder, engine, lora_dropout=dropout, **keys)
+        engine = PathsByProblem(
+            correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)
+        )
+        trainer = make_trainer(
+            model_folder, tmp_path / folder, engine, lora_dropout=dropout, **keys
+        )
         if stop is not None:
             trainer.add_callback(StopAt(stop))
         trainer.train(resume_from_checkpoint=resume)
@@ -57,7 +65,10 @@ def test_resume_is_exact(model_folder, tmp_path, lag, packing):
     assert len(logs[0]) == whole and logs[0] == logs[1]
     assert len({row[1] for row in logs[0]}) > whole // 2  # losses that could differ
     assert all(torch.equal(weights, adapter(two)[name]) for name, weights in adapter(one).items())
-    last = [torch.load(tmp_path / name / f"checkpoint-{whole}" / "optimizer.pt") for name in ("one", "two")]
+    last = [
+        torch.load(tmp_path / name / f"checkpoint-{whole}" / "optimizer.pt")
+        for name in ("one", "two")
+    ]
     for mine, theirs in zip(last[0]["state"].values(), last[1]["state"].values(), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert two.weight_sync.steps[0] == half
@@ -66,25 +77,46 @@ def test_resume_is_exact(model_folder, tmp_path, lag, packing):
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_resume_on_another_number_of_ranks(model_folder, tmp_path, before, after):
-    """Two steps on some ranks, the third on others: the batches of an uninterrupted run, and its weights up to rounding.
+    """Two steps on some ranks, the third on others: the batches of an uninterrupted run, and its
+    weights up to rounding.
 
     Of the checkpoints, `save_total_limit` has kept the newest.
     """
     written = []
     for folder, ranks, stop in (("whole", 1, 3), ("moved", before, 2), ("moved", after, 3)):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(tmp_path / folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "STOP": str(stop)}
+        script = [
+            str(Path(__file__).with_name("same_step.py")),
+            str(model_folder),
+            str(tmp_path / folder),
+        ]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "STOP": str(stop),
+        }
         finished = subprocess.run(
-            [sys.executable, *launch, *script], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, *launch, *script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert finished.returncode == 0, finished.stderr
-        assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == [f"checkpoint-{stop}"]
+        assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == [
+            f"checkpoint-{stop}"
+        ]
         written.append((tmp_path / folder / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
     assert written[1] == written[2]  # the third run did not begin anew
-    whole, moved = ([row["problem_id"] for row in records(tmp_path / name, "step-2")] for name in ("whole", "moved"))
+    whole, moved = (
+        [row["problem_id"] for row in records(tmp_path / name, "step-2")]
+        for name in ("whole", "moved")
+    )
     assert whole == moved
-    whole, moved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "moved"))
+    whole, moved = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "moved")
+    )
     for name in whole:
         torch.testing.assert_close(whole[name], moved[name], atol=1e-4, rtol=1e-3, msg=name)
 
@@ -123,9 +155,13 @@ class DeadAtStep(RecordedPaths):
 
 
 def test_dead_server_leaves_a_checkpoint_of_the_last_finished_step(model_folder, tmp_path):
-    """With a batch ahead, too: what the checkpoint holds are the weights after the last step that was trained."""
-    trainer = make_trainer(model_folder, tmp_path / "dead", DeadAtStep(3), max_steps=6, max_rollout_lag=1)
-    left_over = tmp_path / "dead" / "rollouts" / ".step-1.jsonl.4711"  # of a process that was killed
+    """With a batch ahead, too: what the checkpoint holds are the weights after the last step
+    that was trained."""
+    trainer = make_trainer(
+        model_folder, tmp_path / "dead", DeadAtStep(3), max_steps=6, max_rollout_lag=1
+    )
+    # of a process that was killed
+    left_over = tmp_path / "dead" / "rollouts" / ".step-1.jsonl.4711"
     left_over.parent.mkdir(parents=True)
     left_over.write_text("half")
     with pytest.raises(ConnectionError, match="does not answer"):
@@ -138,7 +174,10 @@ def test_dead_server_leaves_a_checkpoint_of_the_last_finished_step(model_folder,
     rest.train(resume_from_checkpoint=last_checkpoint(tmp_path / "dead"))
     whole = make_trainer(model_folder, tmp_path / "whole", RecordedPaths(), **keys)
     whole.train()
-    losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (rest, whole)]
+    losses = [
+        [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        for trainer in (rest, whole)
+    ]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
 
 
@@ -158,7 +197,8 @@ def test_ranks_end_together_and_write_one_checkpoint(model_folder, tmp_path):
     script = Path(__file__).with_name("dead_rank.py")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     finished = subprocess.run(
-        [sys.executable, *launch, str(model_folder), str(tmp_path)], capture_output=True, text=True, timeout=240,
+        [sys.executable, *launch, str(model_folder), str(tmp_path)], capture_output=True, text=True,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     said = {

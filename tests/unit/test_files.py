@@ -1,4 +1,5 @@
-"""Files of other systems and odd values: what every reader takes, and what it refuses with file and row."""
+"""Files of other systems and odd values: what every reader takes, and what it refuses with file
+and row."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
     return str(folder / name)
 
 
-# --- Encodings and ends of lines -------------------------------------------------------------------------------------
+# --- Encodings and ends of lines ------------------------------------------------------------------
 
 
 def test_marks_blank_last_lines_and_ends_of_lines_of_other_systems_are_read(tmp_path):
@@ -65,12 +66,13 @@ def test_wide_encodings_are_named(tmp_path):
     ):
         for file in ("a.json", "a.jsonl"):
             with pytest.raises(
-                ValueError, match=rf"{file}, line 1: not UTF-8 \(it is {name}\); save the file as UTF-8"
+                ValueError,
+                match=rf"{file}, line 1: not UTF-8 \(it is {name}\); save the file as UTF-8",
             ):
                 read_rows(write(tmp_path, file, json.dumps(ROWS).encode(encoding)))
 
 
-# --- Numbers that are none -------------------------------------------------------------------------------------------
+# --- Numbers that are none ------------------------------------------------------------------------
 
 BAD_NUMBERS = [
     ('{"problem": "2+2?", "answer": NaN}', "NaN in 'answer'"),
@@ -90,18 +92,26 @@ def test_numbers_that_are_none_are_refused_with_their_row(tmp_path):
         for name, content in files.items():
             with pytest.raises(ValueError, match=r"row 1 has") as refused:
                 read_rows(write(tmp_path, name, content))
-            assert message in str(refused.value) and str(tmp_path / name) in str(refused.value), line[:60]
+            assert message in str(refused.value) and str(tmp_path / name) in str(refused.value), (
+                line[:60]
+            )
 
 
 def test_numbers_that_are_numbers_are_read(tmp_path):
     digits = "9" * 400
     line = f'{{"problem": "2+2?", "answer": {digits}}}\n{{"problem": "x", "answer": 0.5}}'
-    assert [row["answer"] for row in load_problems(write(tmp_path, "a.jsonl", line))] == [digits, "0.5"]
-    config = write(tmp_path, "config.json", '{"limit": [0.0, Infinity]}')  # as in configurations of Mamba models
+    assert [row["answer"] for row in load_problems(write(tmp_path, "a.jsonl", line))] == [
+        digits,
+        "0.5",
+    ]
+    # as in configurations of Mamba models
+    config = write(tmp_path, "config.json", '{"limit": [0.0, Infinity]}')
     assert read_json(config) == {"limit": [0.0, math.inf]}
 
 
-@pytest.mark.parametrize("command", ["generate", "collect", "clean_dataset", "sft_data", "scores", "sft", "viewer"])
+@pytest.mark.parametrize(
+    "command", ["generate", "collect", "clean_dataset", "sft_data", "scores", "sft", "viewer"]
+)
 def test_every_reader_refuses_them(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     nan = f'[{LINES[0]}, {{"problem": "2+2?", "answer": NaN, "prompt": "x", "completion": NaN}}]'
@@ -110,12 +120,15 @@ def test_every_reader_refuses_them(tmp_path, monkeypatch, command):
     (tmp_path / "rollouts").mkdir()
     write(tmp_path, "rollouts/step-0.jsonl", '{"kind": "original"}\n{"advantage": NaN}\n')
     calls = {
-        "generate": lambda: generate.main(["--qaf", "a.json", "--model_dir", "m", "--api", "--api_base", "http://a/v1",
+        "generate": lambda: generate.main(["--qaf", "a.json", "--model_dir", "m", "--api",
+                                           "--api_base", "http://a/v1",
                                            "--api_model", "m"]),
         "collect": lambda: eval_data.main(["collect", ".", "--out", "out"]),
-        "clean_dataset": lambda: clean_dataset.main(["--dataset", "a.json", "--verdicts", "s.json"]),
+        "clean_dataset": lambda: clean_dataset.main(["--dataset", "a.json", "--verdicts",
+                                                     "s.json"]),
         "sft_data": lambda: sft_data.main(["a.json", "--paths", "a.json"]),
-        "scores": lambda: math_verify_all.main(["a.json", "--model_dir", str(save_model(tmp_path / "m"))]),
+        "scores": lambda: math_verify_all.main(["a.json", "--model_dir",
+                                                str(save_model(tmp_path / "m"))]),
         "sft": lambda: read_examples("a.json", "train", ("prompt", "completion")),
         "viewer": lambda: page_data(tmp_path),
     }  # fmt: skip
@@ -124,7 +137,7 @@ def test_every_reader_refuses_them(tmp_path, monkeypatch, command):
         calls[command]()
 
 
-# --- Nulls, and values of another type -------------------------------------------------------------------------------
+# --- Nulls, and values of another type ------------------------------------------------------------
 
 GOOD = {"text": "It is \\boxed{2}", "num_tokens": 9, "finish_reason": "stop"}
 
@@ -173,7 +186,13 @@ def test_values_of_a_generation_file_are_checked_and_not_only_its_keys(tmp_path,
             math_verify_all.main([str(file), "--model_dir", model])
         assert message in str(refused.value), row
     write_json(
-        file, [first, generation(id=7, level=None), generation(id="x", level=2.5), generation(answer=["3", "2"])]
+        file,
+        [
+            first,
+            generation(id=7, level=None),
+            generation(id="x", level=2.5),
+            generation(answer=["3", "2"]),
+        ],
     )
     math_verify_all.main([str(file), "--model_dir", model])
     assert [row["id"] for row in read_generations(file)] == ["first", "7", "x", "p"]
@@ -184,9 +203,20 @@ def test_a_second_response_is_not_left_out_in_silence(tmp_path, monkeypatch):
     model = str(save_model(tmp_path / "model"))
     write_json(tmp_path / "paths.json", [generation()])
     columns = {"id": "p/0", "cut": 0, "problem_id": "p", "use_answer": True, "paragraphs": ["a"]}
-    write_json(tmp_path / "two.json", [generation(**columns, responses=[GOOD | {"logprobs": []}] * 2)])
+    write_json(
+        tmp_path / "two.json", [generation(**columns, responses=[GOOD | {"logprobs": []}] * 2)]
+    )
     splitting = ["--paragraph_tokenizer", model]
-    judged = ["two.json", "--clean", "--confirmations", "two.json", "--paths", "paths.json", "--out", "o.json"]
+    judged = [
+        "two.json",
+        "--clean",
+        "--confirmations",
+        "two.json",
+        "--paths",
+        "paths.json",
+        "--out",
+        "o.json",
+    ]
     commands = [
         (sft_data, ["two.json", "--paths", "paths.json"]),
         (labeling_to_prefix, ["paths.json", "--labels", "two.json", "--out", "o.json", *splitting]),
@@ -194,7 +224,10 @@ def test_a_second_response_is_not_left_out_in_silence(tmp_path, monkeypatch):
         (labeling_distill_utils, [*judged, *splitting]),
     ]
     for module, flags in commands:
-        with pytest.raises(SystemExit, match=r"error: two\.json: row 0 has 2 responses, of which only one would be read"):
+        with pytest.raises(
+            SystemExit,
+            match=r"error: two\.json: row 0 has 2 responses, of which only one would be read",
+        ):
             module.main(flags)
 
 
@@ -203,7 +236,7 @@ def test_an_id_that_is_null_is_no_id(tmp_path):
     assert [row["id"] for row in load_problems(path)] == ["0", "1"]
 
 
-# --- Duplicates ------------------------------------------------------------------------------------------------------
+# --- Duplicates -----------------------------------------------------------------------------------
 
 
 def test_problems_that_are_there_twice_are_told_with_their_counts(tmp_path, caplog):
@@ -215,7 +248,9 @@ def test_problems_that_are_there_twice_are_told_with_their_counts(tmp_path, capl
     ]
     with caplog.at_level(logging.WARNING):
         assert len(load_problems(write(tmp_path, "a.json", json.dumps(rows)))) == 5
-    assert "2 problems are there more than once, in 4 of 5 rows; the first in rows 0, 2" in caplog.text
+    assert (
+        "2 problems are there more than once, in 4 of 5 rows; the first in rows 0, 2" in caplog.text
+    )
     assert "1 problems have two golds; the first: row 1 '4', row 3 '5'" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):

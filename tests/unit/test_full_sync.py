@@ -1,4 +1,5 @@
-"""All weights on their way to the policy server: what is sent, in which order, and what a failure says."""
+"""All weights on their way to the policy server: what is sent, in which order, and what a
+failure says."""
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ def client(monkeypatch):
 
     made = []
     monkeypatch.setattr(weight_sync, "request", lambda *_, **__: None)
-    monkeypatch.setattr(module, "WeightTransferClient", lambda *args: made.append(Client(*args)) or made[-1])
+    monkeypatch.setattr(
+        module, "WeightTransferClient", lambda *args: made.append(Client(*args)) or made[-1]
+    )
     return made
 
 
@@ -55,13 +58,18 @@ def test_all_weights_are_sent_while_the_server_is_paused(client):
 
 
 def test_a_server_with_adapters_is_refused_at_once():
-    with ScriptedServer(None, ["model/base"]) as server, pytest.raises(ValueError, match="takes no weights; start it with --fu"):
+    with (
+        ScriptedServer(None, ["model/base"]) as server,
+        pytest.raises(ValueError, match="takes no weights; start it with --fu"),
+    ):
         FullSync(server.url, "model/base")
 
 
 def test_weights_in_pieces_are_refused(monkeypatch):
     monkeypatch.setattr(weight_sync, "is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="ZeRO-3 has the weights in pieces; launch with zero2 or ddp"):
+    with pytest.raises(
+        ValueError, match="ZeRO-3 has the weights in pieces; launch with zero2 or ddp"
+    ):
         FullSync(URL, "model/base")
 
 
@@ -73,5 +81,8 @@ def test_a_transfer_that_fails_is_named_with_the_remedy(client):
         raise RuntimeError("NCCL error: invalid usage.")
 
     client[0].send_weights = refuse
-    with pytest.raises(ConnectionError, match=r"\(http://127.0.0.1:1/v1\) does not take .* invalid usage.* --full_weights true"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"\(http://127.0.0.1:1/v1\) does not take .* invalid usage.* --full_weights true",
+    ):
         sync.publish(model, 1)

@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from generation.gguf_to_hf import chatml_tokenizer, check_round_trips, find_gguf, main, plain_model
 
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
 def converted_bpe(turn_end: str = "<|im_end|>") -> Tokenizer:
@@ -53,7 +55,12 @@ def test_tokenizer_survives_saving(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "bpe, template", [(converted_bpe("<eot>"), TEMPLATE), (converted_bpe(), None), (converted_bpe(), "{{ messages }}")]
+    "bpe, template",
+    [
+        (converted_bpe("<eot>"), TEMPLATE),
+        (converted_bpe(), None),
+        (converted_bpe(), "{{ messages }}"),
+    ],
 )
 def test_other_models_are_refused(bpe: Tokenizer, template: str | None):
     with pytest.raises(ValueError, match="not ChatML"):
@@ -71,16 +78,30 @@ def test_round_trips_notice_joined_digits_and_changed_text():
 
 
 def test_plain_model_keeps_weights_and_forgets_gguf(tmp_path: Path):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(**sizes, vocab_size=261, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)
-    config.quantization_config = {"quant_method": "gguf", "gguf_file": "x.gguf", "dequantize": False}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = LlamaConfig(
+        **sizes, vocab_size=261, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True
+    )
+    config.quantization_config = {
+        "quant_method": "gguf",
+        "gguf_file": "x.gguf",
+        "dequantize": False,
+    }
     converted = LlamaForCausalLM(config)
     tokenizer = chatml_tokenizer(converted_bpe(), TEMPLATE)
     plain_model(converted, tokenizer).save_pretrained(tmp_path)
 
     assert "gguf" not in (tmp_path / "config.json").read_text()
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert (loaded.config.eos_token_id, loaded.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.eos_token_id)
+    assert (loaded.config.eos_token_id, loaded.config.pad_token_id) == (
+        tokenizer.eos_token_id,
+        tokenizer.eos_token_id,
+    )
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     weights = loaded.state_dict()
     assert weights.keys() == converted.state_dict().keys()
@@ -92,7 +113,9 @@ def install(folder: Path, files: list[str]) -> None:
     """A package `tiny-gguf` with empty files, as an installer would leave it."""
     (folder / "tiny_gguf-1.0.dist-info").mkdir()
     (folder / "tiny_gguf-1.0.dist-info" / "METADATA").write_text("Name: tiny-gguf\nVersion: 1.0\n")
-    (folder / "tiny_gguf-1.0.dist-info" / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    (folder / "tiny_gguf-1.0.dist-info" / "RECORD").write_text(
+        "".join(f"{file},,\n" for file in files)
+    )
     for file in files:
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).touch()

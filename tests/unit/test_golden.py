@@ -44,7 +44,9 @@ def test_chunks():
 
 def test_judge_labels():
     for case in cases("judge_labels"):
-        assert parse_judge_labels(case["response"]) == {int(i): label for i, label in case["labels"].items()}
+        assert parse_judge_labels(case["response"]) == {
+            int(i): label for i, label in case["labels"].items()
+        }
 
 
 def test_label_probabilities():
@@ -55,14 +57,20 @@ def test_label_probabilities():
 def test_cuts():
     for case in cases("cuts"):
         cuts = choose_cuts(case["p_result"], case["num_paragraphs"])
-        assert (cuts.strong, cuts.normal, cuts.weak) == (case["strong"], case["normal"], case["weak"])
+        assert (cuts.strong, cuts.normal, cuts.weak) == (
+            case["strong"],
+            case["normal"],
+            case["weak"],
+        )
 
 
 def test_reflection():
     for case in cases("reflection"):
         count = count_reflections(case["think"])
         assert count == case["count"]
-        rewards = reflection_reward_values([count], [case["num_think_tokens"]], case["tokens_per_reflection"])
+        rewards = reflection_reward_values(
+            [count], [case["num_think_tokens"]], case["tokens_per_reflection"]
+        )
         assert rewards == pytest.approx([case["reward"]], abs=1e-12)
 
 
@@ -78,13 +86,17 @@ def test_group_advantages():
         source_row = keep_or_replace([accuracy == 1.0 for accuracy in rewards[:, 0].tolist()])
         assert source_row == case["source_row"]
         rewards = rewards[source_row]
-        advantages = group_advantages(rewards, rewards[:, 0] == 1.0, group_size=2 * case["num_generations"])
+        advantages = group_advantages(
+            rewards, rewards[:, 0] == 1.0, group_size=2 * case["num_generations"]
+        )
         assert advantages.tolist() == pytest.approx(case["advantages"], abs=2e-6)
 
 
 def test_overthinking_tokens():
     for case in cases("overthinking_tokens"):
-        signal = overthinking_signal(case["original"], case["revision"], case["think_end_id"], tuple(case["correct"]))
+        signal = overthinking_signal(
+            case["original"], case["revision"], case["think_end_id"], tuple(case["correct"])
+        )
         assert signal.mask_original == case["mask_original"]
         assert signal.mask_revision == case["mask_revision"]
         assert signal.sign == tuple(case["sign"])

@@ -1,4 +1,5 @@
-"""`scripts/common.sh`: what it tells servers and trainer on machines that this one is not, and how it ends."""
+"""`scripts/common.sh`: what it tells servers and trainer on machines that this one is not, and
+how it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +15,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLACED = 'place; batch_args; role_args policy; echo "$TRAIN_GPUS|$NUM_PROCESSES|${BATCH_ARGS[*]}|${ROLE_ARGS[*]}"'
+PLACED = (
+    "place; batch_args; role_args policy; echo "
+    '"$TRAIN_GPUS|$NUM_PROCESSES|${BATCH_ARGS[*]}|${ROLE_ARGS[*]}"'
+)
 
 
 def pretend_gpus(folder: Path, listed: int | str) -> None:
     """An nvidia-smi that lists so many GPUs, or what it is told to; without any it fails."""
-    text = listed if isinstance(listed, str) else "".join(f"GPU {i}: H200 (UUID: GPU-{i}a)\n" for i in range(listed))
+    text = (
+        listed
+        if isinstance(listed, str)
+        else "".join(f"GPU {i}: H200 (UUID: GPU-{i}a)\n" for i in range(listed))
+    )
     smi = folder / "nvidia-smi"
     smi.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n" if text else "#!/bin/sh\nexit 9\n")
     smi.chmod(0o755)
@@ -27,13 +35,18 @@ def pretend_gpus(folder: Path, listed: int | str) -> None:
 
 @pytest.fixture
 def shell(tmp_path):
-    """Function that sources common.sh on a machine with so many GPUs, runs a line, and returns status and output."""
+    """Function that sources common.sh on a machine with so many GPUs, runs a line, and returns
+    status and output."""
 
     def run(line: str, gpus: int | str, **variables: str) -> tuple[int, str]:
         pretend_gpus(tmp_path, gpus)
-        command = f"source {ROOT}/scripts/common.sh; PATH={tmp_path}:$PATH; set_recipe ReflectRL; {line}"
+        command = (
+            f"source {ROOT}/scripts/common.sh; PATH={tmp_path}:$PATH; set_recipe ReflectRL; {line}"
+        )
         environment = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **variables}
-        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-c", command], env=environment, capture_output=True, text=True
+        )
         return done.returncode, (done.stdout + done.stderr).strip()
 
     return run
@@ -43,16 +56,23 @@ def shell(tmp_path):
     ("gpus", "variables", "train", "processes", "batch", "server"),
     [
         (3, {}, "0,1", 2, "", "--gpu 2 --gpu_memory_utilization 0.45"),
-        (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gradient_accumulation_steps 32", "--gpu 2 --gpu_memory_utilization 0.85"),
-        (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "--gradient_accumulation_steps 32", "0.25 --max_restarts 3 --max_model_len 10240"),
-        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "", "--gpu 7 --gpu_memory_utilization 0.45"),
+        (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gradient_accumulation_steps 32",
+         "--gpu 2 --gpu_memory_utilization 0.85"),
+        (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "--gradient_accumulation_steps 32",
+         "0.25 --max_restarts 3 --max_model_len 10240"),
+        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "",
+         "--gpu 7 --gpu_memory_utilization 0.45"),
         (8, {"CUDA_VISIBLE_DEVICES": "5"}, "5", 1, "--gradient_accumulation_steps 32", "--gpu 5"),
         (0, {"RECIPE_SET": "miniature"}, "", 1, "", "--device cpu"),
-        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2, "--per_device_train_batch_size 24", "--device cpu"),
-        (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1, "", "--device cpu"),
+        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2,
+         "--per_device_train_batch_size 24", "--device cpu"),
+        (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1, "",
+         "--device cpu"),
     ],
 )  # fmt: skip
-def test_a_step_keeps_its_prompts_on_every_machine(shell, gpus, variables, train, processes, batch, server):
+def test_a_step_keeps_its_prompts_on_every_machine(
+    shell, gpus, variables, train, processes, batch, server
+):
     status, output = shell(PLACED, gpus, **variables)
     assert status == 0, output
     found_train, found_processes, found_batch, role = output.split("|")
@@ -90,7 +110,9 @@ def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visib
     variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert shell("visible_gpus | xargs", gpus, **variables) == (0, expected)
     if expected == "":
-        assert shell(PLACED, gpus, **variables, RECIPE_SET="miniature")[1].startswith("|1||--device cpu")
+        assert shell(PLACED, gpus, **variables, RECIPE_SET="miniature")[1].startswith(
+            "|1||--device cpu"
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,10 +132,15 @@ def test_a_name_that_is_no_gpus_is_one_line(shell, gpus, visible, name):
         status, output = shell(line, gpus, CUDA_VISIBLE_DEVICES=visible)
         assert status == 1 and len(output.splitlines()) == 1, output
         assert f"CUDA_VISIBLE_DEVICES names {name}, but nvidia-smi lists no such GPU" in output
-    assert shell(PLACED, gpus, CUDA_VISIBLE_DEVICES=visible, NUM_GPUS="0", RECIPE_SET="miniature")[0] == 0
+    assert (
+        shell(PLACED, gpus, CUDA_VISIBLE_DEVICES=visible, NUM_GPUS="0", RECIPE_SET="miniature")[0]
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("number", "words"), [("4", "NUM_GPUS is 4, but 3 are visible"), ("all", "NUM_GPUS is all")])
+@pytest.mark.parametrize(
+    ("number", "words"), [("4", "NUM_GPUS is 4, but 3 are visible"), ("all", "NUM_GPUS is all")]
+)
 def test_a_number_of_gpus_that_cannot_be_is_one_line(shell, number, words):
     status, output = shell(PLACED, 3, NUM_GPUS=number)
     assert status == 1 and words in output and len(output.splitlines()) == 1
@@ -121,24 +148,37 @@ def test_a_number_of_gpus_that_cannot_be_is_one_line(shell, number, words):
 
 @pytest.mark.parametrize("gpu", ["7", "-1", "", "GPU-9"])
 def test_a_server_on_a_gpu_that_is_not_there_is_one_line(shell, gpu):
-    for line in (f"serve policy 12345 '{gpu}'", f"check_gpu '{gpu}'"):  # the second is that of math_eval.sh
+    # the second is that of math_eval.sh
+    for line in (f"serve policy 12345 '{gpu}'", f"check_gpu '{gpu}'"):
         status, output = shell(line, 3)
         assert status == 1 and len(output.splitlines()) == 1, output
 
 
 @pytest.mark.parametrize(
-    ("listed", "visible", "mode"), [(3, None, "gpu"), (3, "", "cpu"), (3, "-1", "cpu"), (3, "2", "gpu"), (0, None, "cpu")]
+    ("listed", "visible", "mode"),
+    [(3, None, "gpu"), (3, "", "cpu"), (3, "-1", "cpu"), (3, "2", "gpu"), (0, None, "cpu")],
 )
 def test_the_install_is_for_the_gpus_that_are_visible(tmp_path, listed, visible, mode):
     pretend_gpus(tmp_path, listed)
     variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"), "PYTHON": "none", **variables}
-    script = (ROOT / "scripts" / "setup.sh").read_text().replace("find_python)", "echo $mode >&2; find_python)")
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "VENV": str(tmp_path / "venv"),
+        "PYTHON": "none",
+        **variables,
+    }
+    script = (
+        (ROOT / "scripts" / "setup.sh")
+        .read_text()
+        .replace("find_python)", "echo $mode >&2; find_python)")
+    )
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "setup.sh").write_text(script)
     for name in ("scripts/gpus.sh", "setup.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    done = subprocess.run(["bash", tmp_path / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True
+    )
     first, last = done.stderr.splitlines()
     assert first == mode and "no Python 3.11 or 3.12 among: none" in last
 
@@ -147,15 +187,23 @@ def test_the_install_is_for_the_gpus_that_are_visible(tmp_path, listed, visible,
 def own_recipes():
     """Name of a recipe set that nobody knows: the 7B's under another name."""
     with tempfile.TemporaryDirectory(dir=ROOT / "recipes", prefix="Own-8B-") as folder:
-        shutil.copy(ROOT / "recipes" / "DeepSeek-R1-Distill-Qwen-7B" / "config_ReflectRL.yaml", folder)
+        shutil.copy(
+            ROOT / "recipes" / "DeepSeek-R1-Distill-Qwen-7B" / "config_ReflectRL.yaml", folder
+        )
         yield Path(folder).name
 
 
 def test_the_batch_of_unknown_recipes_is_never_changed_in_silence(shell, own_recipes):
     for gpus in (3, 1, 0):
         status, output = shell(PLACED, gpus, RECIPE_SET=own_recipes)
-        assert status == 1 and f"how many processes the batch of recipes/{own_recipes} is; set NUM_PROCESSES" in output
-    train, processes, batch, _ = shell(PLACED, 3, RECIPE_SET=own_recipes, NUM_PROCESSES="2")[1].split("|")
+        assert (
+            status == 1
+            and f"how many processes the batch of recipes/{own_recipes} is; set NUM_PROCESSES"
+            in output
+        )
+    train, processes, batch, _ = shell(PLACED, 3, RECIPE_SET=own_recipes, NUM_PROCESSES="2")[
+        1
+    ].split("|")
     assert (train, processes, batch) == ("0,1", "2", "")
 
 
@@ -184,12 +232,17 @@ def test_more_processes_than_gpus_are_refused(shell, variables):
 
 def test_processes_that_do_not_divide_the_batch_are_refused(shell):
     status, output = shell(PLACED, 0, RECIPE_SET="miniature", NUM_PROCESSES="5")
-    assert status == 1 and "NUM_PROCESSES is 5, which does not divide per_device_train_batch_size" in output
+    assert (
+        status == 1
+        and "NUM_PROCESSES is 5, which does not divide per_device_train_batch_size" in output
+    )
 
 
 def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
     line = 'place; role_args reflection; echo "${ROLE_ARGS[*]} ${LABEL_ARGS[*]}"'
-    assert shell(line, 3, REFLECTION_GPU="1")[1].endswith("--role reflection --gpu 1 --label_wave 1")
+    assert shell(line, 3, REFLECTION_GPU="1")[1].endswith(
+        "--role reflection --gpu 1 --label_wave 1"
+    )
     assert shell(line, 3)[1].endswith("--role reflection --gpu 2")
     status, output = shell(line, 3, REFLECTION_GPU="0")
     assert status == 1 and "REFLECTION_GPU is 0; it must be 1 or 2" in output
@@ -197,9 +250,14 @@ def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
 
 def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     """The launchers' options go to the trainer; what they say of models goes to the servers too."""
-    stubs = "start_servers() { for role; do role_args $role; echo ${ROLE_ARGS[*]}; done; }; python() { :; }; "
+    stubs = (
+        "start_servers() { for role; do role_args $role; echo ${ROLE_ARGS[*]}; done; }; python() { "
+        ":; }; "
+    )
     options = "--reflection_model=other/judge --max_steps 2 --model_name_or_path some/model"
-    status, output = shell(f'{stubs} launch ReflectRL "policy reflection" {options}', 0, RECIPE_SET="miniature")
+    status, output = shell(
+        f'{stubs} launch ReflectRL "policy reflection" {options}', 0, RECIPE_SET="miniature"
+    )
     assert status == 0, output
     policy, reflection = (line for line in output.splitlines() if line.startswith("--device cpu"))
     assert policy.endswith("--role policy --model some/model")
@@ -215,9 +273,14 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
         (":", "", 0, "servers policy\ntrained"),
     ],
 )
-def test_what_is_wrong_or_complete_is_known_before_servers_are_started(shell, answer, options, status, told):
+def test_what_is_wrong_or_complete_is_known_before_servers_are_started(
+    shell, answer, options, status, told
+):
     stubs = f"python() {{ if [[ $* == *--dry_run* ]]; then {answer}; else echo trained; fi; }}"
-    line = f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; launch GRPO policy {options}"
+    line = (
+        f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; launch "
+        f"GRPO policy {options}"
+    )
     found, output = shell(line, 0, RECIPE_SET="miniature")
     assert found == status and "\n".join(output.splitlines()[1:]) == told
 
@@ -225,7 +288,12 @@ def test_what_is_wrong_or_complete_is_known_before_servers_are_started(shell, an
 def test_shell_scripts_have_no_known_mistakes():
     scripts = [*ROOT.glob("*.sh"), *(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]
     assert len(scripts) > 10
-    command = [Path(sys.prefix, "bin", "shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", *scripts]
+    command = [
+        Path(sys.prefix, "bin", "shellcheck"),
+        "--external-sources",
+        "--source-path=SCRIPTDIR",
+        *scripts,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -253,19 +321,29 @@ ATTENDED = "stop_in_order; work() { (slow trainer); echo no; }; attend work"
 
 @pytest.mark.parametrize(("line", "told"), [(LAUNCHED, "server trainer"), (ATTENDED, "trainer")])
 @pytest.mark.parametrize(("sent", "status"), [("TERM", 143), ("INT", 130)])
-def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(tmp_path, line, told, sent, status):
+def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(
+    tmp_path, line, told, sent, status
+):
     said = tmp_path / "said"
     script = f"source {ROOT}/scripts/common.sh; set_recipe ReflectRL; {FAKES}\n{line}"
     process = subprocess.Popen(
         ["bash", "-c", script],
-        env={"PATH": os.environ["PATH"], "VENV": sys.prefix, "RECIPE_SET": "miniature", "NUM_GPUS": "0", "SAID": str(said)},
+        env={
+            "PATH": os.environ["PATH"],
+            "VENV": sys.prefix,
+            "RECIPE_SET": "miniature",
+            "NUM_GPUS": "0",
+            "SAID": str(said),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 30
-    while not (said.exists() and "trainer began" in said.read_text()) and time.monotonic() < deadline:
+    while (
+        not (said.exists() and "trainer began" in said.read_text()) and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     process.send_signal(getattr(signal, f"SIG{sent}"))
     output, _ = process.communicate(timeout=30)

@@ -1,4 +1,5 @@
-"""Rollouts ahead of training: order, versions, evaluation, resume and errors, on the real trainer with recorded paths."""
+"""Rollouts ahead of training: order, versions, evaluation, resume and errors, on the real
+trainer with recorded paths."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ def model_folder(tmp_path_factory):
 
 
 def by_step(engine):
-    """(step, policy version, problems) of the training batches that the engine was asked for, by step."""
-    batches = [(batch.step, batch.policy_version, rows) for batch, rows in engine.batches if batch.revision]
+    """(step, policy version, problems) of the training batches that the engine was asked for, by
+    step."""
+    batches = [
+        (batch.step, batch.policy_version, rows) for batch, rows in engine.batches if batch.revision
+    ]
     return sorted(batches)
 
 
@@ -66,14 +70,21 @@ def test_same_batches_in_the_same_order_with_any_lag(model_folder, tmp_path, lag
 
     def batches(lag):
         engine = RecordedPaths()
-        make_trainer(model_folder, tmp_path / str(lag), engine, max_steps=10, max_rollout_lag=lag).train()
+        make_trainer(
+            model_folder, tmp_path / str(lag), engine, max_steps=10, max_rollout_lag=lag
+        ).train()
         return [(step, problems) for step, _, problems in by_step(engine)]
 
     assert batches(lag) == batches(0)
 
 
 def test_resumed_run_draws_again_what_was_under_way(model_folder, tmp_path):
-    keys = {"save_strategy": "steps", "save_steps": 1, "max_rollout_lag": 1, "lr_scheduler_type": "constant"}
+    keys = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_rollout_lag": 1,
+        "lr_scheduler_type": "constant",
+    }
     whole, part, rest = RecordedPaths(), RecordedPaths(), RecordedPaths()
     make_trainer(model_folder, tmp_path / "whole", whole, max_steps=10, **keys).train()
     make_trainer(model_folder, tmp_path / "part", part, max_steps=7, **keys).train()
@@ -81,21 +92,35 @@ def test_resumed_run_draws_again_what_was_under_way(model_folder, tmp_path):
         resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-6")
     )
     assert [step for step, *_ in by_step(part) + by_step(rest)] == [*range(7), *range(6, 10)]
-    assert [version for _, version, _ in by_step(rest)] == ["policy-6", "policy-6", "policy-7", "policy-8"]
+    assert [version for _, version, _ in by_step(rest)] == [
+        "policy-6",
+        "policy-6",
+        "policy-7",
+        "policy-8",
+    ]
 
     def trained(folder):
-        return [{row["problem_id"] for row in records(tmp_path / folder, f"step-{step}")} for step in range(10)]
+        return [
+            {row["problem_id"] for row in records(tmp_path / folder, f"step-{step}")}
+            for step in range(10)
+        ]
 
     assert trained("part") == trained("whole")
 
 
 def test_losses_on_recorded_paths_do_not_depend_on_the_lag(model_folder, tmp_path):
     def losses(lag):
-        engine = PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
-        trainer = make_trainer(model_folder, tmp_path / str(lag), engine, max_steps=4, max_rollout_lag=lag)
+        engine = PathsByProblem(
+            correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)
+        )
+        trainer = make_trainer(
+            model_folder, tmp_path / str(lag), engine, max_steps=4, max_rollout_lag=lag
+        )
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        return [[entry[key] for key in ("loss", "grad_norm", "kl", "sampling/ratio")] for entry in log]
+        return [
+            [entry[key] for key in ("loss", "grad_norm", "kl", "sampling/ratio")] for entry in log
+        ]
 
     assert losses(0) == losses(1)
 
@@ -103,19 +128,28 @@ def test_losses_on_recorded_paths_do_not_depend_on_the_lag(model_folder, tmp_pat
 def test_evaluation_has_the_servers_for_itself(model_folder, tmp_path):
     engine = SlowPaths()
     trainer = make_trainer(
-        model_folder, tmp_path, engine, max_steps=4, max_rollout_lag=1, eval_strategy="steps", eval_steps=1
+        model_folder,
+        tmp_path,
+        engine,
+        max_steps=4,
+        max_rollout_lag=1,
+        eval_strategy="steps",
+        eval_steps=1,
     )
     trainer.train()
     evaluations = [batches for batches in engine.together if not batches[-1].revision]
     assert len(evaluations) == 4
     assert all(len(batches) == 1 for batches in evaluations)
-    assert [batches[0].policy_version for batches in evaluations] == [f"policy-{step}" for step in (1, 2, 3, 4)]
+    assert [batches[0].policy_version for batches in evaluations] == [
+        f"policy-{step}" for step in (1, 2, 3, 4)
+    ]
     assert max(map(len, engine.together)) == 2  # while the trained ones do overlap
     assert [step for step, *_ in by_step(engine)] == [0, 1, 2, 3]
 
 
 def test_training_goes_on_while_the_next_batch_is_made(model_folder, tmp_path):
-    """The chain of step 1 may only return after step 0 was trained: without overlap this would not end."""
+    """The chain of step 1 may only return after step 0 was trained: without overlap this would
+    not end."""
     trained = threading.Event()
 
     class WaitsForTraining(RecordedPaths):
@@ -123,7 +157,9 @@ def test_training_goes_on_while_the_next_batch_is_made(model_folder, tmp_path):
             assert batch.step == 0 or trained.wait(timeout=60)
             return super().run(rows, batch)
 
-    trainer = make_trainer(model_folder, tmp_path, WaitsForTraining(), max_steps=2, max_rollout_lag=1)
+    trainer = make_trainer(
+        model_folder, tmp_path, WaitsForTraining(), max_steps=2, max_rollout_lag=1
+    )
     trainer._note_training = lambda *args: trained.set()
     trainer.train()
     assert trainer.state.global_step == 2
@@ -155,12 +191,24 @@ def test_rows_other_than_those_looked_up_are_noticed():
     "changes, message",
     [
         ({"max_rollout_lag": -1}, "max_rollout_lag is -1"),
-        ({"vllm_importance_sampling_correction": False}, "max_rollout_lag is 1, but vllm_importance_sampling_correction"),
-        ({"vllm_importance_sampling_clip_max": None}, "max_rollout_lag is 1, but vllm_importance_sampling_clip_max is None"),
+        (
+            {"vllm_importance_sampling_correction": False},
+            "max_rollout_lag is 1, but vllm_importance_sampling_correction",
+        ),
+        (
+            {"vllm_importance_sampling_clip_max": None},
+            "max_rollout_lag is 1, but vllm_importance_sampling_clip_max is None",
+        ),
         ({"ignore_data_skip": True}, "ignore_data_skip is true"),
     ],
 )
 def test_mistakes_in_the_recipe(tmp_path, changes, message):
-    keys = {"use_cpu": True, "bf16": False, "reflection_model": "x", "tokens_per_reflection": 9.0, "report_to": "none"}
+    keys = {
+        "use_cpu": True,
+        "bf16": False,
+        "reflection_model": "x",
+        "tokens_per_reflection": 9.0,
+        "report_to": "none",
+    }
     with pytest.raises(ValueError, match=message):
         REARLConfig(output_dir=str(tmp_path), **{**keys, **changes})

@@ -1,4 +1,5 @@
-"""Layers that get an adapter: every name has to match, towers are left alone, and vLLM has to take the result."""
+"""Layers that get an adapter: every name has to match, towers are left alone, and vLLM has to
+take the result."""
 
 from __future__ import annotations
 
@@ -17,13 +18,17 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def keys(targets, **changes):
-    return ModelConfig(use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=list(targets), **changes)
+    return ModelConfig(
+        use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=list(targets), **changes
+    )
 
 
 def trained(model, config):
     """Last names, and whole paths, of the layers that get an adapter."""
     adapted = get_peft_model(model, config)
-    paths = [name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name]
+    paths = [
+        name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name
+    ]
     return {path.rpartition(".")[2] for path in paths}, paths
 
 
@@ -33,7 +38,11 @@ def trained(model, config):
         ("qwen2", SEVEN, set(SEVEN)),
         ("phi3", ["qkv_proj", "o_proj"], {"qkv_proj", "o_proj"}),
         ("phi3", ["all-linear"], {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
-        ("gpt_neox", ["All-Linear"], {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        (
+            "gpt_neox",
+            ["All-Linear"],
+            {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+        ),
         ("qwen2", ["q_proj"], {"q_proj"}),  # one name, which TRL hands on as a text
         ("llama", [r".*\.(q|v)_proj"], {"q_proj", "v_proj"}),
         ("llama", [r"model\.layers\.1\.mlp\..*_proj"], {"gate_proj", "up_proj", "down_proj"}),
@@ -41,7 +50,11 @@ def trained(model, config):
         ("gpt_oss", ATTENTION, ATTENTION),
         ("qwen3_moe", ATTENTION, ATTENTION),
         ("qwen3_moe", ["all-linear"], ATTENTION),
-        ("deepseek_v3", ["all-linear"], {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
+        (
+            "deepseek_v3",
+            ["all-linear"],
+            {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"},
+        ),
     ],
 )
 def test_layers_that_are_named_get_an_adapter(family, targets, layers):
@@ -53,7 +66,12 @@ def test_layers_that_are_named_get_an_adapter(family, targets, layers):
 @pytest.mark.parametrize(
     ("family", "targets", "missing", "has"),
     [
-        ("phi3", SEVEN, "gate_proj, k_proj, q_proj, up_proj, v_proj ", "down_proj, gate_up_proj, o_proj, qkv_proj"),
+        (
+            "phi3",
+            SEVEN,
+            "gate_proj, k_proj, q_proj, up_proj, v_proj ",
+            "down_proj, gate_up_proj, o_proj, qkv_proj",
+        ),
         ("glm4", SEVEN, "gate_proj, up_proj ", "gate_up_proj"),
         ("mixtral", SEVEN, "down_proj, gate_proj, up_proj ", "k_proj, o_proj, q_proj, v_proj"),
         ("nemotron", SEVEN, "gate_proj ", "up_proj"),
@@ -61,7 +79,8 @@ def test_layers_that_are_named_get_an_adapter(family, targets, layers):
         ("qwen2", ["q_proj", "wrong"], "wrong ", "q_proj"),
         ("qwen2", ["wrong"], "wrong ", "q_proj"),
         ("qwen2", [r".*\.wq"], r".*\.wq ", "q_proj"),
-        ("qwen2", ["q_proj", r".*k_proj"], r".*k_proj ", "k_proj"),  # an expression among names is a name
+        # an expression among names is a name
+        ("qwen2", ["q_proj", r".*k_proj"], r".*k_proj ", "k_proj"),
         ("qwen2", ["q_proj", "lm_head"], "lm_head ", "q_proj"),
         ("qwen2", ["embed_tokens"], "embed_tokens ", "q_proj"),
         ("qwen2", ["mlp"], "mlp ", "gate_proj"),  # no linear layer
@@ -69,7 +88,9 @@ def test_layers_that_are_named_get_an_adapter(family, targets, layers):
         ("gemma3", [r".*vision_tower.*q_proj"], "vision_tower", "gate_proj"),
     ],
 )
-def test_a_name_that_matches_nothing_is_refused_with_what_the_model_has(family, targets, missing, has, served):
+def test_a_name_that_matches_nothing_is_refused_with_what_the_model_has(
+    family, targets, missing, has, served
+):
     model = make_model(family)
     with pytest.raises(ValueError, match="^lora_target_modules: ") as refused:
         lora_config(model, keys(targets), served)
@@ -88,7 +109,9 @@ def test_a_vision_tower_is_left_alone(targets):
 
 
 def test_an_expression_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"lora_target_modules: '\*q_proj' is no regular expression"):
+    with pytest.raises(
+        ValueError, match=r"lora_target_modules: '\*q_proj' is no regular expression"
+    ):
         lora_config(make_model("qwen2"), keys(["*q_proj"]), served=False)
 
 
@@ -96,7 +119,8 @@ def test_experts_are_trained_but_not_served():
     for family in ("qwen3_moe", "olmoe"):
         model = make_model(family)
         with pytest.raises(
-            ValueError, match="down_proj, gate_proj, up_proj would train the experts .* k_proj, o_proj"
+            ValueError,
+            match="down_proj, gate_proj, up_proj would train the experts .* k_proj, o_proj",
         ):
             lora_config(model, keys(SEVEN), served=True)
         assert {"experts"} <= trained(model, lora_config(model, keys(SEVEN), served=False))[0]
@@ -108,7 +132,10 @@ def test_experts_are_trained_but_not_served():
         (["--lora_modules_to_save", "lm_head"], "lora_modules_to_save is .*lm_head.*leave it out"),
         (["--lora_modules_to_save", "embed_tokens"], "lora_modules_to_save is .*vLLM"),
         (["--use_dora", "true"], "use_dora is True, .*vLLM.*leave it out"),
-        (["--lora_target_parameters", "mlp.experts.down_proj"], "lora_target_parameters is .*leave it out"),
+        (
+            ["--lora_target_parameters", "mlp.experts.down_proj"],
+            "lora_target_parameters is .*leave it out",
+        ),
         (["--lora_task_type", "SEQ_CLS"], "lora_task_type is 'SEQ_CLS'; leave it out"),
     ],
 )

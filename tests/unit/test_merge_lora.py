@@ -1,4 +1,5 @@
-"""Merging: the folder computes what base and adapter compute, and what does not belong together is refused."""
+"""Merging: the folder computes what base and adapter compute, and what does not belong together
+is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def save_adapter(base: Path, folder: Path, modules: list[str] | None = None) -> Path:
     """An adapter whose second factor is not zero, as after training."""
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=modules or ["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=modules or ["q_proj", "down_proj"], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -53,7 +56,9 @@ def test_merged_folder_has_the_adapters_logits(base, adapter, tmp_path):
 
 def test_base_type_is_kept(tmp_path):
     base = save_model(tmp_path / "base", dtype=torch.bfloat16)
-    out = merge_lora(str(base), str(save_adapter(base, tmp_path / "adapter")), str(tmp_path / "merged"))
+    out = merge_lora(
+        str(base), str(save_adapter(base, tmp_path / "adapter")), str(tmp_path / "merged")
+    )
     assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -90,10 +95,15 @@ def test_what_is_merged_already_is_left_as_it_is(base, adapter, tmp_path, capsys
     assert {path: path.stat().st_mtime_ns for path in Path(out).iterdir()} == before
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")
-    others = [(base, save_adapter(base, tmp_path / "other", ["k_proj"])), (save_model(tmp_path / "base2"), adapter)]
+    others = [
+        (base, save_adapter(base, tmp_path / "other", ["k_proj"])),
+        (save_model(tmp_path / "base2"), adapter),
+    ]
     commands = [[str(b), str(a), out] for b, a in others]
     for arguments in (*commands, [str(base), str(adapter), out, "--chat_template", str(template)]):
-        with pytest.raises(SystemExit, match="exists already, merged from .*; delete it or give another folder"):
+        with pytest.raises(
+            SystemExit, match="exists already, merged from .*; delete it or give another folder"
+        ):
             main(arguments)
 
 
@@ -109,5 +119,8 @@ def test_folder_without_adapter_is_refused(base, tmp_path):
 
 
 def test_digest_follows_the_weights(base, adapter, tmp_path):
-    same, other = save_adapter(base, tmp_path / "same"), save_adapter(base, tmp_path / "o", ["k_proj"])
+    same, other = (
+        save_adapter(base, tmp_path / "same"),
+        save_adapter(base, tmp_path / "o", ["k_proj"]),
+    )
     assert adapter_digest(adapter) == adapter_digest(same) != adapter_digest(other)

@@ -1,4 +1,5 @@
-"""The miniature's world: problems, slips, traces and files, against values worked out by hand and an independent solver."""
+"""The miniature's world: problems, slips, traces and files, against values worked out by hand
+and an independent solver."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ import pytest
 
 from miniature.build import SPLITS, draw_splits, write_problems
 from miniature.oracle import boxed_answer, right_results, stated_result, stated_results
-from miniature.world import LEVELS, NUM_STEPS, apply_step, carries, forget_carry, make_problem, make_trace
+from miniature.world import (
+    LEVELS,
+    NUM_STEPS,
+    apply_step,
+    carries,
+    forget_carry,
+    make_problem,
+    make_trace,
+)
 
 DATASET = Path(__file__).parents[2] / "dataset" / "miniature"
 
@@ -48,7 +57,10 @@ def test_committed_problems_follow_from_the_seed(splits, tmp_path):
         digest, name = line.split()
         assert hashlib.sha256((DATASET / name).read_bytes()).hexdigest() == digest
         assert (tmp_path / name).read_bytes() == (DATASET / name).read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"SHA256SUMS", *(f"{name}.json" for name in SPLITS)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "SHA256SUMS",
+        *(f"{name}.json" for name in SPLITS),
+    }
 
 
 def test_no_question_is_in_two_splits(splits):
@@ -84,7 +96,11 @@ def in_order(terms: str) -> int:
     start, *steps = re.findall(r"[-+*]?\d+", terms.replace("(", "").replace(")", ""))
     value = int(start)
     for step in steps:
-        value = {"+": value + int(step[1:]), "-": value - int(step[1:]), "*": value * int(step[1:])}[step[0]]
+        value = {
+            "+": value + int(step[1:]),
+            "-": value - int(step[1:]),
+            "*": value * int(step[1:]),
+        }[step[0]]
     return value
 
 

@@ -1,4 +1,5 @@
-"""Monitors of a policy in training: their warnings and metrics, the end of a run; and the best checkpoint."""
+"""Monitors of a policy in training: their warnings and metrics, the end of a run; and the best
+checkpoint."""
 
 from __future__ import annotations
 
@@ -34,14 +35,16 @@ def warned(caplog, keys, metric, values, start=1):
 @pytest.mark.parametrize(
     ("metric", "values", "steps"),
     [
-        # The first five have 0.02 on average; below 0.01 over the last five from step 9 on: (0.02 + 4 * 0.002) / 5.
+        # The first five have 0.02 on average; below 0.01 over the last five from step 9 on: (0.02 +
+        # 4 * 0.002) / 5.
         ("reflection/density", [0.02] * 5 + [0.002] * 6, [8]),
         ("reflection/density", [0.02, 0.021, 0.018, 0.02, 0.019] * 4, []),
         ("reflection/density", [0.02] * 5 + [0.012] * 10, []),
         ("entropy", [1.0] * 5 + [0.1] * 10, [10]),
         ("entropy", [1.0] * 5 + [0.3] * 10, []),
         ("rollout/truncated", [0.0] * 5 + [0.6] * 5, [8]),
-        ("rollout/truncated", [0.0] * 5 + [0.6] * 5 + [0.0] * 5 + [0.9] * 5, [8, 17]),  # again, after it was over
+        # again, after it was over
+        ("rollout/truncated", [0.0] * 5 + [0.6] * 5 + [0.0] * 5 + [0.9] * 5, [8, 17]),
         ("rollout/truncated", [0.2] * 10, []),
         ("groups/no_signal", [0.5] * 3 + [1.0] * 5, [8]),
         ("groups/no_signal", [0.8] * 10, []),
@@ -54,7 +57,10 @@ def warned(caplog, keys, metric, values, start=1):
 )
 def test_a_monitor_warns_when_its_threshold_is_crossed(caplog, metric, values, steps):
     assert warned(caplog, MonitorKeys(), metric, values)[0] == steps
-    assert all(metric in record.getMessage() and "monitor_" in record.getMessage() for record in caplog.records)
+    assert all(
+        metric in record.getMessage() and "monitor_" in record.getMessage()
+        for record in caplog.records
+    )
 
 
 def test_each_monitor_is_logged_and_can_be_switched_off(caplog):
@@ -78,13 +84,19 @@ def test_first_steps_are_those_of_the_run_also_where_it_logs_seldom(caplog):
     history = [{"step": step, "entropy": 1.0} for step in (10, 20)]
     with caplog.at_level(logging.WARNING):
         Monitors(MonitorKeys()).check(history, {"entropy": 0.1}, 30)
-    assert "step 30: entropy is 0.1 over the last 5 steps, 1 over the first (monitor_entropy: 0.2)" in caplog.text
+    assert (
+        "step 30: entropy is 0.1 over the last 5 steps, 1 over the first (monitor_entropy: 0.2)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"monitor_stop": ["reflection"]}, r"monitor_stop has \['reflection'\]; it takes all, or of reflections, "),
+        (
+            {"monitor_stop": ["reflection"]},
+            r"monitor_stop has \['reflection'\]; it takes all, or of reflections, ",
+        ),
         ({"monitor_truncated": 1.5}, "monitor_truncated is 1.5; it must be a share"),
         ({"monitor_window": 0}, "monitor_window is 0"),
     ],
@@ -92,7 +104,8 @@ def test_first_steps_are_those_of_the_run_also_where_it_logs_seldom(caplog):
 def test_wrong_keys_are_refused(tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says):
         REARLConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2, reflection_model="x",
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=2,
+            reflection_model="x",
             tokens_per_reflection=1.0, **wrong,
         )  # fmt: skip
 
@@ -102,7 +115,12 @@ class Fading(RecordedPaths):
 
     def __init__(self, last=2, accuracies=(1.0,), p_result=(0.1, 0.9, 0.2)):
         super().__init__()
-        self.last, self.accuracies, self.p_result, self.evaluations = last, accuracies, list(p_result), 0
+        self.last, self.accuracies, self.p_result, self.evaluations = (
+            last,
+            accuracies,
+            list(p_result),
+            0,
+        )
 
     def run(self, rows, batch):
         rollouts = super().run(rows, batch)
@@ -123,8 +141,16 @@ def test_a_run_that_gives_up_reflection_says_so_once_and_logs_it(model_folder, t
     trainer = make_trainer(model_folder, tmp_path, Fading(), max_steps=7, monitor_window=2)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    lines = [record.getMessage() for record in caplog.records if "reflection/density is" in record.getMessage()]
-    assert len(lines) == 1 and lines[0].startswith("step 5: ") and "monitor_reflections: 0.5" in lines[0]
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if "reflection/density is" in record.getMessage()
+    ]
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("step 5: ")
+        and "monitor_reflections: 0.5" in lines[0]
+    )
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["monitor/reflections"] for entry in logged] == [0, 0, 0, 0, 1, 1, 1]
     assert {f"monitor/{name}" for name in NAMES if name != "accuracy"} <= logged[0].keys()
@@ -144,21 +170,27 @@ def test_a_resumed_run_remembers_its_first_steps(model_folder, tmp_path, caplog)
 def test_a_monitor_of_monitor_stop_ends_the_run_behind_a_checkpoint(model_folder, tmp_path):
     keys = {"max_steps": 9, "monitor_window": 2, "save_strategy": "steps", "save_steps": 100}
     trainer = make_trainer(model_folder, tmp_path, Fading(), monitor_stop=["reflections"], **keys)
-    with pytest.raises(entry.MonitorError, match="monitor_stop ends the run at step 5: reflection/density is"):
+    with pytest.raises(
+        entry.MonitorError, match="monitor_stop ends the run at step 5: reflection/density is"
+    ):
         entry.train(trainer)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     assert not (tmp_path / "train_results.json").exists()
-    other = make_trainer(model_folder, tmp_path / "other", Fading(), monitor_stop=["truncated"], **keys)
+    other = make_trainer(
+        model_folder, tmp_path / "other", Fading(), monitor_stop=["truncated"], **keys
+    )
     entry.train(other)
     assert other.state.global_step == 9
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_the_best_checkpoint_stays_beside_the_last_ones(model_folder, tmp_path, caplog, limit):
-    """Evaluated after each step, saved after every second one: the best, of step 3, is saved too, and not removed."""
+    """Evaluated after each step, saved after every second one: the best, of step 3, is saved
+    too, and not removed."""
     engine = Fading(last=99, accuracies=(1 / 3, 1 / 3, 1.0, 2 / 3, 2 / 3, 2 / 3, 2 / 3, 2 / 3))
     trainer = make_trainer(
-        model_folder, tmp_path, engine, max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=limit,
+        model_folder, tmp_path, engine, max_steps=8, save_strategy="steps", save_steps=2,
+        save_total_limit=limit,
         eval_strategy="steps", eval_steps=1, num_generations_eval=1,
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
@@ -167,14 +199,21 @@ def test_the_best_checkpoint_stays_beside_the_last_ones(model_folder, tmp_path, 
     assert {"checkpoint-3", "checkpoint-8"} <= kept and len(kept) == max(limit, 2)
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
     assert f"rollout/accuracy was best, 1, in {tmp_path / 'checkpoint-3'}" in caplog.text
-    assert "step 4: eval_rollout/accuracy is 0.6667 against 1 at its best (monitor_accuracy: 0.1)" in caplog.text
+    assert (
+        "step 4: eval_rollout/accuracy is 0.6667 against 1 at its best (monitor_accuracy: 0.1)"
+        in caplog.text
+    )
     evaluations = [entry for entry in trainer.state.log_history if "eval_rollout/accuracy" in entry]
     assert [entry["eval_monitor/accuracy"] for entry in evaluations][:4] == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize(("p_result", "found"), [((0.0, 0.1, 0.2), 0.0), ((0.1, 0.9, 0.2), 1.0), ((), 0.0)])
+@pytest.mark.parametrize(
+    ("p_result", "found"), [((0.0, 0.1, 0.2), 0.0), ((0.1, 0.9, 0.2), 1.0), ((), 0.0)]
+)
 def test_share_of_paths_in_which_the_detector_finds_a_result(p_result, found):
-    rollouts = Fading(p_result=p_result).run([{"problem_id": "p0", "prompt": "<U>1<A>"}], Batch(0, "policy-0", True))
+    rollouts = Fading(p_result=p_result).run(
+        [{"problem_id": "p0", "prompt": "<U>1<A>"}], Batch(0, "policy-0", True)
+    )
     assert detector_metrics(rollouts) == {"reflection/found": found}
     for rollout in rollouts:
         rollout.num_paragraphs = 0  # not labelled

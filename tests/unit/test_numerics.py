@@ -1,4 +1,5 @@
-"""A step whose loss or gradient is no number changes nothing, is counted and named; the third in a row ends the run."""
+"""A step whose loss or gradient is no number changes nothing, is counted and named; the third in
+a row ends the run."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def model_folder(tmp_path_factory):
 
 
 def spoil(trainer, steps, value=float("nan"), what="loss", micro_batch=0):
-    """Let the loss, or only the gradient, of one micro-batch of some optimizer steps (from 0) be `value`."""
+    """Let the loss, or only the gradient, of one micro-batch of some optimizer steps (from 0) be
+    `value`."""
     original, seen = trainer.compute_loss, []
 
     def compute_loss(*args, **kwargs):
@@ -68,18 +70,30 @@ class Weights(TrainerCallback):
     def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         self.after.append(adapter(self.trainer))
         moments = optimizer.state_dict()["state"].values()
-        self.moments.append([{key: torch.as_tensor(value).clone() for key, value in m.items()} for m in moments])
+        self.moments.append(
+            [{key: torch.as_tensor(value).clone() for key, value in m.items()} for m in moments]
+        )
         self.rates.append(lr_scheduler.get_last_lr()[0])
 
 
 def grpo_trainer(model_folder, tmp_path, **changes):
-    keys = {"max_steps": 4, "lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 1}
+    keys = {
+        "max_steps": 4,
+        "lr_scheduler_type": "linear",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     return make_trainer(model_folder, tmp_path / "out", **{**keys, **changes})
 
 
 def sft_trainer(model_folder, tmp_path, **changes):
     flags = {key: str(value).lower() for key, value in changes.items()}
-    flags |= {"weight_decay": "0.1", "save_steps": "1", "logging_steps": "1", "lr_scheduler_type": "linear"}
+    flags |= {
+        "weight_decay": "0.1",
+        "save_steps": "1",
+        "logging_steps": "1",
+        "lr_scheduler_type": "linear",
+    }
     return sft.build_trainer(*sft.parse_recipe(sft_arguments(tmp_path, **flags)))
 
 
@@ -119,11 +133,15 @@ def test_a_step_that_is_no_number_changes_nothing_but_the_count(
     for before, after in zip(weights.moments[0], weights.moments[1], strict=True):
         assert all(torch.equal(before[key], after[key]) for key in before)
     start = trainer.args.learning_rate
-    assert weights.rates == pytest.approx([start * (4 - step) / 4 for step in (1, 2, 3, 4)])  # the schedule counts it
+    # the schedule counts it
+    assert weights.rates == pytest.approx([start * (4 - step) / 4 for step in (1, 2, 3, 4)])
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["non_finite_steps"] for entry in logged] == [0, 1, 1, 1]
     assert all(math.isfinite(entry["loss"]) for entry in logged)
-    assert "step 1 has a non-finite loss or gradient, loss " in caplog.text and "number 1 in a row" in caplog.text
+    assert (
+        "step 1 has a non-finite loss or gradient, loss " in caplog.text
+        and "number 1 in a row" in caplog.text
+    )
 
 
 def test_the_log_names_rows_by_their_place_in_the_file(tmp_path, caplog):
@@ -143,7 +161,9 @@ def test_the_log_names_rows_by_their_place_in_the_file(tmp_path, caplog):
 
 def test_the_log_names_problems_by_their_id(model_folder, tmp_path, caplog):
     engine = RecordedPaths()
-    trainer = spoil(grpo_trainer(model_folder, tmp_path, engine=engine, per_device_train_batch_size=4), {2})
+    trainer = spoil(
+        grpo_trainer(model_folder, tmp_path, engine=engine, per_device_train_batch_size=4), {2}
+    )
     with caplog.at_level(logging.WARNING):
         trainer.train()
     problems = list(dict.fromkeys(engine.batches[2][1]))
@@ -161,7 +181,8 @@ def test_the_third_in_a_row_ends_the_run_behind_a_good_checkpoint(model_folder, 
     assert checkpoint.endswith("checkpoint-8")
     weights = load_file(Path(checkpoint, "adapter_model.safetensors"))
     assert all(weight.isfinite().all() for weight in weights.values())
-    assert not Path(trainer.args.output_dir, "train_results.json").exists()  # the run is not complete
+    # the run is not complete
+    assert not Path(trainer.args.output_dir, "train_results.json").exists()
 
 
 @pytest.mark.parametrize("program", [sft, dpo])
@@ -189,11 +210,18 @@ def test_cudnn_attention_is_off_unless_the_recipe_asks_for_it(model_folder, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
 def test_ranks_skip_together_and_end_together(model_folder, tmp_path, config):
-    """A loss of the second of two ranks is NaN, then infinite with a finite gradient, then NaN three times in a row."""
-    recipe = (Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml").read_text()
+    """A loss of the second of two ranks is NaN, then infinite with a finite gradient, then NaN
+    three times in a row."""
+    recipe = (
+        Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml"
+    ).read_text()
     (tmp_path / "config.yaml").write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
     launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml")]
-    script = [str(Path(__file__).with_name("spoiled_rank.py")), str(model_folder), str(tmp_path / "out")]
+    script = [
+        str(Path(__file__).with_name("spoiled_rank.py")),
+        str(model_folder),
+        str(tmp_path / "out"),
+    ]
     finished = subprocess.run(
         [sys.executable, "-m", *launch, *script], capture_output=True, text=True, timeout=180,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
@@ -205,5 +233,7 @@ def test_ranks_skip_together_and_end_together(model_folder, tmp_path, config):
         assert report["finite"] and "non-finite" in report["error"]
         assert report["rates"] == pytest.approx([1e-2 * (8 - step) / 8 for step in range(1, 8)])
     # Of the second rank's first micro-batch, the one that was spoiled, and not of the other three.
-    assert re.match(r"step 1 has .*, loss nan, rows p\d, p\d; it is skipped", reports[0]["warnings"][0])
+    assert re.match(
+        r"step 1 has .*, loss nan, rows p\d, p\d; it is skipped", reports[0]["warnings"][0]
+    )
     assert last_checkpoint(tmp_path / "out") is not None

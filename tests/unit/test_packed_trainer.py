@@ -27,7 +27,9 @@ class RelatedPaths(RecordedPaths):
             original = super().path(row, batch, i - 1)
             kept = len(original.completion_ids) // 2
             path.completion_ids = original.completion_ids[:kept] + path.completion_ids[:5]
-            path.logprobs = [-7.0] * kept + [None] * 2 + [-6.5] * (len(path.completion_ids) - kept - 2)
+            path.logprobs = (
+                [-7.0] * kept + [None] * 2 + [-6.5] * (len(path.completion_ids) - kept - 2)
+            )
         return path
 
 
@@ -38,8 +40,15 @@ def model_folder(tmp_path_factory):
 
 def run(folder, output_dir, **changes):
     """Adapter and logged metrics of three steps on recorded paths with every kind of outcome."""
-    engine = RelatedPaths(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33))
-    keys = {"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-2, "gradient_checkpointing": True}
+    engine = RelatedPaths(
+        correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)
+    )
+    keys = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "gradient_checkpointing": True,
+    }
     trainer = make_trainer(folder, output_dir, engine, **{**keys, **changes})
     trainer.train()
     return trainer, adapter(trainer), trainer.state.log_history[:3]
@@ -50,14 +59,20 @@ def run(folder, output_dir, **changes):
     [
         {},
         {"tokens_per_forward": 100},  # several forward passes a micro-batch
-        {"tokens_per_forward": 60, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {
+            "tokens_per_forward": 60,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+        },
         {"beta": 0.0, "loss_type": "cispo", "gradient_checkpointing": False},
     ],
 )
 def test_steps_are_those_of_padded_rows(model_folder, tmp_path, changes):
     rest = {key: value for key, value in changes.items() if key != "tokens_per_forward"}
     _, padded, expected = run(model_folder, tmp_path / "none", **rest)
-    trainer, packed, logged = run(model_folder, tmp_path / "packed", packing="shared_prefix", **changes)
+    trainer, packed, logged = run(
+        model_folder, tmp_path / "packed", packing="shared_prefix", **changes
+    )
     assert trainer.packed_step is not None
     for name, value in padded.items():
         torch.testing.assert_close(packed[name], value, atol=2e-5, rtol=2e-4, msg=name)
@@ -66,14 +81,23 @@ def test_steps_are_those_of_padded_rows(model_folder, tmp_path, changes):
         assert ours.keys() == theirs.keys()
         for key in ours:
             # With accumulation, the mean over micro-batches depends on which rows they have.
-            means = "gradient_accumulation_steps" in changes and key.startswith(("entropy", "kl", "sampling/"))
+            means = "gradient_accumulation_steps" in changes and key.startswith(
+                ("entropy", "kl", "sampling/")
+            )
             if not any(word in key for word in times):
-                assert ours[key] == pytest.approx(theirs[key], rel=0.1 if means else 2e-3, abs=2e-5), key
+                assert ours[key] == pytest.approx(
+                    theirs[key], rel=0.1 if means else 2e-3, abs=2e-5
+                ), key
 
 
 def test_reference_pass_shares_too_and_no_other_pass_is_made(model_folder, tmp_path, monkeypatch):
     trainer = make_trainer(
-        model_folder, tmp_path, RelatedPaths(), packing="shared_prefix", per_device_train_batch_size=4, max_steps=1
+        model_folder,
+        tmp_path,
+        RelatedPaths(),
+        packing="shared_prefix",
+        per_device_train_batch_size=4,
+        max_steps=1,
     )
     calls = []
     original = trainer.packed_step.model.forward
@@ -84,7 +108,8 @@ def test_reference_pass_shares_too_and_no_other_pass_is_made(model_folder, tmp_p
 
     monkeypatch.setattr(trainer.packed_step.model, "forward", forward)
     trainer.train()
-    (reference, tokens, trained), training = calls  # one pass each: KL to the base model, and the loss
+    # one pass each: KL to the base model, and the loss
+    (reference, tokens, trained), training = calls
     assert (reference, training) == (False, (True, tokens, trained))
     assert tokens < trained
 
@@ -101,14 +126,18 @@ def test_passes_that_train_nothing_change_nothing(model_folder, tmp_path, monkey
         monkeypatch.setattr(
             trainer.packed_step,
             "_same_on_all_ranks",
-            lambda packs: [([], 2)] * extra + [(rows, total + extra) for rows, total in same(packs)],
+            lambda packs: (
+                [([], 2)] * extra + [(rows, total + extra) for rows, total in same(packs)]
+            ),
         )
         passes = []
         compute = trainer._compute_loss
         monkeypatch.setattr(
             trainer,
             "_compute_loss",
-            lambda m, inputs: passes.append(int(inputs["completion_mask"].sum())) or compute(m, inputs),
+            lambda m, inputs: (
+                passes.append(int(inputs["completion_mask"].sum())) or compute(m, inputs)
+            ),
         )
         trainer.train()
         return passes, adapter(trainer), trainer.state.log_history[0]
@@ -130,7 +159,9 @@ def test_passes_that_train_nothing_change_nothing(model_folder, tmp_path, monkey
         assert logged[key] == pytest.approx(metrics[key], rel=1e-5), key
 
 
-def test_model_that_cannot_be_packed_is_trained_with_padding(model_folder, tmp_path, caplog, monkeypatch):
+def test_model_that_cannot_be_packed_is_trained_with_padding(
+    model_folder, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr("rea_rl.packed_step.unsupported", lambda model: "its attention has sinks")
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(model_folder, tmp_path, packing="shared_prefix", max_steps=1)
@@ -140,17 +171,29 @@ def test_model_that_cannot_be_packed_is_trained_with_padding(model_folder, tmp_p
 
 
 def test_dropout_and_losses_that_do_not_add_up_are_refused(tmp_path):
-    keys = {"output_dir": str(tmp_path), "reflection_model": "x", "tokens_per_reflection": 1.0, "use_cpu": True}
+    keys = {
+        "output_dir": str(tmp_path),
+        "reflection_model": "x",
+        "tokens_per_reflection": 1.0,
+        "use_cpu": True,
+    }
     for wrong, message in (
         ({"packing": "tree"}, "packing is 'tree'; .*'none' or 'shared_prefix'"),
-        ({"packing": "shared_prefix", "loss_type": "bnpo"}, "loss_type is 'bnpo'; with packing: shared_prefix"),
+        (
+            {"packing": "shared_prefix", "loss_type": "bnpo"},
+            "loss_type is 'bnpo'; with packing: shared_prefix",
+        ),
         ({"recompute": "some"}, "recompute is 'some'"),
     ):
         with pytest.raises(ValueError, match=message):
             REARLConfig(**keys, bf16=False, num_generations=2, **wrong)
     recipe = "recipes/miniature/config_GRPO.yaml"
-    parsed = parse_recipe(["--config", recipe, "--packing", "shared_prefix", "--lora_dropout", "0.05"])
-    with pytest.raises(ValueError, match="lora_dropout is 0.05, .* set lora_dropout: 0, or packing: none"):
+    parsed = parse_recipe(
+        ["--config", recipe, "--packing", "shared_prefix", "--lora_dropout", "0.05"]
+    )
+    with pytest.raises(
+        ValueError, match="lora_dropout is 0.05, .* set lora_dropout: 0, or packing: none"
+    ):
         load_inputs(*parsed)
 
 
@@ -159,12 +202,27 @@ def test_two_packed_processes_take_the_steps_of_a_padded_one(model_folder, tmp_p
     """One process with padded rows and two with packed ones take the same steps."""
     script = Path(__file__).with_name("same_step.py")
     for processes, packing in ((1, "none"), (2, "shared_prefix")):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PACKING": packing}
+        launch = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            str(script),
+        ]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "PACKING": packing,
+        }
         subprocess.run(
             [sys.executable, *launch, str(model_folder), str(tmp_path / packing)],
             env=environment, check=True, capture_output=True, timeout=120,
         )  # fmt: skip
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("none", "shared_prefix"))
+    one, two = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("none", "shared_prefix")
+    )
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)

@@ -1,4 +1,5 @@
-"""What a prompt did to the thinking travels with each response: rendering, rollouts, files, scores, data, viewer."""
+"""What a prompt did to the thinking travels with each response: rendering, rollouts, files,
+scores, data, viewer."""
 
 from __future__ import annotations
 
@@ -25,11 +26,14 @@ from rea_rl.viewer import page_data
 
 # As Qwen3's: without thinking the prompt closes it, with thinking it ends with no marker.
 HYBRID = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<A>{{ m['content'] }}<eos>{% else %}<U>{{ m['content'] }}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<A>{{ m['content'] }}<eos>{% else "
+    "%}<U>{{ m['content'] }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<A>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
+    "%}{% endif %}"
 )
-ALWAYS = "{% for m in messages %}<U>{{ m['content'] | trim }}{% endfor %}<A><think>\n"  # with or without a generation prompt
+# with or without a generation prompt
+ALWAYS = "{% for m in messages %}<U>{{ m['content'] | trim }}{% endfor %}<A><think>\n"
 UNFINISHED = "So we get \\boxed{2}. Wait, let me check"
 FINISHED = "Add them.\n\nIt is 2.\n</think>\n\n\\boxed{2}"
 
@@ -80,18 +84,25 @@ def test_text_of_a_prompt_says_what_its_end_did():
     assert {key: prompt_thinking(*key) for key in cases} == cases
 
 
-# --- Rollouts --------------------------------------------------------------------------------------------------------
+# --- Rollouts -------------------------------------------------------------------------------------
 
 
 def one_path(tmp_path: Path, sample: str, prompt: str, **row):
-    with ScriptedServer(policy(sample), [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
+    with (
+        ScriptedServer(policy(sample), [VERSION]) as server,
+        make_engine(tmp_path, server.url) as engine,
+    ):
         facts = {"problem": "2+2?", "problem_id": "p", "answer": "4"}
         (rollout,) = engine.run([{"prompt": prompt, **facts, **row}], Batch(7, VERSION, False))
     return rollout
 
 
 def test_a_box_in_a_thinking_that_never_ended_is_no_answer_of_a_path(tmp_path):
-    open_, closed, neither = "<U>2+2?<A><think>\n", "<U>2+2?<A><think>\n\n</think>\n\n", "<U>2+2?<A>"
+    open_, closed, neither = (
+        "<U>2+2?<A><think>\n",
+        "<U>2+2?<A><think>\n\n</think>\n\n",
+        "<U>2+2?<A>",
+    )
     # Prompt, response, whether it is right, whether all of it is thinking.
     cases = [
         (open_, "so \\boxed{4}. Wait, let me check", False, True),
@@ -127,10 +138,17 @@ def test_verifier_pool_is_told_too(tmp_path):
 
 
 def test_a_path_whose_prompt_closed_the_thinking_is_not_cut(tmp_path):
-    row = {"prompt": "<U>2?<A><think>\n\n</think>\n\n", "problem": "2?", "problem_id": "p", "answer": "4"}
+    row = {
+        "prompt": "<U>2?<A><think>\n\n</think>\n\n",
+        "problem": "2?",
+        "problem_id": "p",
+        "answer": "4",
+    }
     sample = "Set up.\n\nIt is 4.\n\nWait.\n\n\\boxed{4}"
     rollouts, server, reflection = run(tmp_path, policy(sample), labels(0.9), [row])
-    assert [(r.kind, r.correct, r.prompt_thinking) for r in rollouts] == [("original", True, "closed")] * 2
+    assert [(r.kind, r.correct, r.prompt_thinking) for r in rollouts] == [
+        ("original", True, "closed")
+    ] * 2
     assert len(server.bodies("completions")) == 1 and not reflection.bodies("completions")
 
 
@@ -156,7 +174,8 @@ def test_revision_of_a_closed_thinking_is_refused_before_a_model_loads(tmp_path,
     model = save_hybrid(tmp_path / "model")
     closed = "chat_template_kwargs: {enable_thinking: false}"
     with pytest.raises(
-        ValueError, match=r"close the thinking .*9 of 9.*chat_template_kwargs or prefill.*revision: false"
+        ValueError,
+        match=r"close the thinking .*9 of 9.*chat_template_kwargs or prefill.*revision: false",
     ):
         read_recipe(write_recipe(tmp_path, model, closed))
     *_, inputs = read_recipe(write_recipe(tmp_path, model, f"{{{closed}, revision: false}}"))
@@ -166,7 +185,7 @@ def test_revision_of_a_closed_thinking_is_refused_before_a_model_loads(tmp_path,
     assert inputs.train_rows[0]["prompt"].endswith("<A><think>\n")
 
 
-# --- Generation files ------------------------------------------------------------------------------------------------
+# --- Generation files -----------------------------------------------------------------------------
 
 
 def save_hybrid(folder: Path) -> Path:
@@ -186,7 +205,17 @@ def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
         server = FakeServer(text=lambda body: text)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        argv = ["--qaf", "p.json", "--model_dir", str(model), "--api", "--api_base", server.url, "--api_model", "m"]
+        argv = [
+            "--qaf",
+            "p.json",
+            "--model_dir",
+            str(model),
+            "--api",
+            "--api_base",
+            server.url,
+            "--api_model",
+            "m",
+        ]
         generate.main([*argv, "--output_dir", "out", *flags])
         make.bodies = server.bodies
         return Path("out", Path(model).name, "p_math_cot.json")
@@ -205,7 +234,8 @@ def score(file: Path, model: Path, *flags: str) -> dict:
 def counts(file: Path, model: Path, *flags: str) -> dict:
     ((problem,),) = [score(file, model, *flags)["problems"]]
     return {
-        key: problem["responses"][0][key] for key in ("correct", "answered", "num_think_tokens", "num_reflections")
+        key: problem["responses"][0][key]
+        for key in ("correct", "answered", "num_think_tokens", "num_reflections")
     }
 
 
@@ -214,7 +244,12 @@ def test_an_unfinished_thinking_is_no_answer_in_files_and_scores(tmp_path, gener
     file = generated(UNFINISHED, model)
     assert known_thinking(read_generations(file)[0]["responses"][0]) == "open"
     tokens = len(UNFINISHED)
-    expected = {"correct": False, "answered": False, "num_think_tokens": tokens, "num_reflections": 1}
+    expected = {
+        "correct": False,
+        "answered": False,
+        "num_think_tokens": tokens,
+        "num_reflections": 1,
+    }
     assert counts(file, model) == expected
     verdict = json.loads(file.with_suffix(".verdicts.jsonl").read_text())
     assert (verdict["answer"], verdict["correct"]) == (None, False)
@@ -224,7 +259,9 @@ def test_a_budget_that_cuts_the_thinking_leaves_no_answer(tmp_path, generated):
     model = save_model(tmp_path / "open")
     text = "It is \\boxed{2}. Check: 1+1.</think>It is \\boxed{3}"
     scores = score(generated(text, model), model, "--budgets", "20", "99")
-    accuracy = {budget: figures["all"]["accuracy"]["value"] for budget, figures in scores["budgets"].items()}
+    accuracy = {
+        budget: figures["all"]["accuracy"]["value"] for budget, figures in scores["budgets"].items()
+    }
     assert accuracy == {"20": 0.0, "99": 0.0}
 
 
@@ -247,10 +284,19 @@ def test_a_file_that_does_not_say_it_is_scored_by_the_models_template(tmp_path, 
     assert counts(file, hybrid)["correct"] is True
 
 
-def test_a_file_without_a_tokenizer_is_scored_with_the_keywords_that_it_was_asked_with(tmp_path, generated):
+def test_a_file_without_a_tokenizer_is_scored_with_the_keywords_that_it_was_asked_with(
+    tmp_path, generated
+):
     hybrid = save_hybrid(tmp_path / "hybrid")
-    file = generated("<think>" + UNFINISHED, "some-name", "--chat_template_kwargs", '{"enable_thinking": false}')
-    assert counts(file, hybrid) == {"correct": True, "answered": True, "num_think_tokens": 0, "num_reflections": 0}
+    file = generated(
+        "<think>" + UNFINISHED, "some-name", "--chat_template_kwargs", '{"enable_thinking": false}'
+    )
+    assert counts(file, hybrid) == {
+        "correct": True,
+        "answered": True,
+        "num_think_tokens": 0,
+        "num_reflections": 0,
+    }
 
 
 def test_an_engine_keeps_a_special_marker():
@@ -259,7 +305,8 @@ def test_an_engine_keeps_a_special_marker():
     ids = [*tokenizer.encode("a</think>b"), tokenizer.eos_token_id]
     output = SimpleNamespace(text="ab", token_ids=ids, finish_reason="stop", logprobs=None)
     assert _response(output, marker_decoder(tokenizer))["text"] == "a</think>b"
-    assert _response(output, marker_decoder(make_tokenizer()))["text"] == "ab"  # as the engine has it
+    # as the engine has it
+    assert _response(output, marker_decoder(make_tokenizer()))["text"] == "ab"
 
 
 def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
@@ -268,7 +315,12 @@ def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
     write_json(tmp_path / "paths.json", [path])
     columns = {"id": "p/0", "problem": "1+1?", "answer": "2", "problem_id": "p", "cut": 0}
     for text, taken in ((FINISHED, 1), (UNFINISHED, 0)):
-        response = {"text": text, "num_tokens": 9, "finish_reason": "stop", "prompt_thinking": "open"}
+        response = {
+            "text": text,
+            "num_tokens": 9,
+            "finish_reason": "stop",
+            "prompt_thinking": "open",
+        }
         write_json(tmp_path / "finished.json", [columns | {"responses": [response]}])
         flags = [str(tmp_path / "finished.json"), "--paths", str(tmp_path / "paths.json")]
         flags += ["--sft_out", str(tmp_path / "sft.json"), "--rpo_out", str(tmp_path / "rpo.json")]
@@ -276,7 +328,9 @@ def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
             sft_data.main(flags)
             assert len(json.loads((tmp_path / "sft.json").read_text())) == 1
         else:
-            with pytest.raises(SystemExit, match="none of its 1 paths is cut, shorter than before and right"):
+            with pytest.raises(
+                SystemExit, match="none of its 1 paths is cut, shorter than before and right"
+            ):
                 sft_data.main(flags)
 
 
@@ -291,15 +345,30 @@ def test_a_judge_that_thinks_is_read_after_its_thinking(tmp_path):
         (labels, {"prompt_thinking": "open"}, None),
         (labels, {"prompt_thinking": "closed"}, [False, True]),
     ):
-        assert labeling_distill_utils.chunk_candidates(row | {"responses": [{"text": text} | known]}) == expected, text
+        assert (
+            labeling_distill_utils.chunk_candidates(row | {"responses": [{"text": text} | known]})
+            == expected
+        ), text
 
 
 def test_a_closed_thinking_has_no_paragraphs_to_label(tmp_path):
     model = save_model(tmp_path / "model")
-    response = {"text": "One.\n\nTwo.", "num_tokens": 9, "finish_reason": "stop", "prompt_thinking": "closed"}
+    response = {
+        "text": "One.\n\nTwo.",
+        "num_tokens": 9,
+        "finish_reason": "stop",
+        "prompt_thinking": "closed",
+    }
     row = {"id": "p", "problem": "1+1?", "answer": "2", "responses": [response]}
     write_json(tmp_path / "paths.json", [row])
-    flags = ["--qaf", str(tmp_path / "paths.json"), "--model_dir", str(model), "--paragraph_tokenizer", str(model)]
+    flags = [
+        "--qaf",
+        str(tmp_path / "paths.json"),
+        "--model_dir",
+        str(model),
+        "--paragraph_tokenizer",
+        str(model),
+    ]
     with pytest.raises(SystemExit, match="none of its paths has a thinking to label"):
         generate.main([*flags, "--split", "labeling_distill", "--output_dir", str(tmp_path)])
     splitter = labeling_distill_utils.paragraph_splitter(

@@ -11,26 +11,49 @@ from rea_rl.real_report import find_rows, main
 
 PROBLEMS = [
     {"id": "test/0", "problem": "6 x 7?", "answer": "42", "benchmark": "SVAMP"},
-    {"id": "test/1", "problem": "40 + 3?", "answer": "43", "benchmark": "GSM8K", "level": "2 steps"},
+    {
+        "id": "test/1",
+        "problem": "40 + 3?",
+        "answer": "43",
+        "benchmark": "GSM8K",
+        "level": "2 steps",
+    },
 ]
-RIGHT_AT_ONCE = "So the answer is {a}.\n\nWait, let me check.\n\nSo I get {a} again.\n</think>\n\n\\boxed{{{a}}}"
-CORRECTED = "So the answer is 7.\n\nWait, let me check.\n\nSo the answer is {a}.\n</think>\n\n\\boxed{{{a}}}"
+RIGHT_AT_ONCE = (
+    "So the answer is {a}.\n\nWait, let me check.\n\nSo I get {a} "
+    "again.\n</think>\n\n\\boxed{{{a}}}"
+)
+CORRECTED = (
+    "So the answer is 7.\n\nWait, let me check.\n\nSo the answer is "
+    "{a}.\n</think>\n\n\\boxed{{{a}}}"
+)
 WRONG = "So the answer is 7.\n</think>\n\n\\boxed{{7}}"
 
 
 def write(path, responses, thinking="open"):
-    """A generation file with a verdict for each response: (text, tokens, right) for each problem."""
+    """A generation file with a verdict for each response: (text, tokens, right) for each
+    problem."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, verdicts = [], []
     for problem, answers in zip(PROBLEMS, responses, strict=True):
         texts = [
-            {"text": text.format(a=problem["answer"]), "num_tokens": tokens, "finish_reason": "stop", "prompt_thinking": thinking}
+            {
+                "text": text.format(a=problem["answer"]),
+                "num_tokens": tokens,
+                "finish_reason": "stop",
+                "prompt_thinking": thinking,
+            }
             for text, tokens, _ in answers
         ]
         rows.append({**problem, "responses": texts})
-        verdicts += [{"id": problem["id"], "sample": k, "correct": right} for k, (_, _, right) in enumerate(answers)]
+        verdicts += [
+            {"id": problem["id"], "sample": k, "correct": right}
+            for k, (_, _, right) in enumerate(answers)
+        ]
     path.write_text(json.dumps(rows))
-    path.with_suffix(".verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in verdicts))
+    path.with_suffix(".verdicts.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in verdicts)
+    )
 
 
 @pytest.fixture
@@ -45,7 +68,11 @@ def work(tmp_path):
             [(RIGHT_AT_ONCE, tokens, True), (RIGHT_AT_ONCE, tokens, True)],
             [(RIGHT_AT_ONCE, tokens, True), (WRONG, tokens, False)],
         ])  # fmt: skip
-    write(folder / "generated/instruct/base/test_math_cot.json", [[(WRONG, 50, False)] * 2] * 2, thinking="unknown")
+    write(
+        folder / "generated/instruct/base/test_math_cot.json",
+        [[(WRONG, 50, False)] * 2] * 2,
+        thinking="unknown",
+    )
     return folder
 
 
@@ -61,7 +88,12 @@ def test_rows_and_their_figures(work, tmp_path):
     assert list(rows) == ["instruct", "lrm", "rea_rl"]
     assert (rows["lrm"]["accuracy"], rows["lrm"]["tokens"], rows["lrm"]["seeds"]) == (0.5, 400.0, 1)
     trained = rows["rea_rl"]
-    assert (trained["accuracy"], trained["tokens"], trained["tr"], trained["seeds"]) == (0.75, 200.0, 50.0, 2)
+    assert (trained["accuracy"], trained["tokens"], trained["tr"], trained["seeds"]) == (
+        0.75,
+        200.0,
+        50.0,
+        2,
+    )
     overall = rows["lrm"]["groups"]["all"]
     assert overall["tokens_right"]["value"] == 500.0 and overall["tokens_wrong"]["value"] == 300.0
     assert overall["mistakes"]["value"] == 0.75
@@ -81,7 +113,9 @@ def test_the_page_has_tables_and_pictures(work, tmp_path):
     report(work, tmp_path)
     page = (tmp_path / "real" / "README.md").read_text()
     assert "| REA-RL" in page and "50.0 [" in page and "2 test problems, 2 answers each" in page
-    assert (tmp_path / "real" / "tradeoff.png").is_file() and (tmp_path / "real" / "budgets.png").is_file()
+    assert (tmp_path / "real" / "tradeoff.png").is_file() and (
+        tmp_path / "real" / "budgets.png"
+    ).is_file()
 
 
 def test_a_row_with_other_problems_is_an_error(work, tmp_path):

@@ -16,8 +16,16 @@ DPO_NAMES = re.compile(r"config_RPO\w*\.yaml")
 GRPO_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if GRPO_NAMES.fullmatch(path.name))
 SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature", "Qwen2.5-Coder-0.5B-Instruct"]
 OFFLINE_NAMES = ["SFT", "RPO", "reflection_model"]
-NAMES = ["ReflectRL", "ReflectRL_noReflectionModel", "ReflectRL_noReflectReward", "GRPO", "GRPO_len", "GRPO_Gen8"]
-CPU = ["--use_cpu", "true"]  # the GPU recipes ask for bf16 on a GPU, which this machine may not have
+NAMES = [
+    "ReflectRL",
+    "ReflectRL_noReflectionModel",
+    "ReflectRL_noReflectReward",
+    "GRPO",
+    "GRPO_len",
+    "GRPO_Gen8",
+]
+# the GPU recipes ask for bf16 on a GPU, which this machine may not have
+CPU = ["--use_cpu", "true"]
 
 
 def short(path: Path) -> str:
@@ -68,7 +76,9 @@ def test_values_of_the_recipe_reach_the_dataclasses(path):
 
 @pytest.mark.parametrize("path", GRPO_RECIPES, ids=short)
 def test_header_is_true(path):
-    header = " ".join(line.removeprefix("# ") for line in path.read_text().split("\n\n")[0].splitlines())
+    header = " ".join(
+        line.removeprefix("# ") for line in path.read_text().split("\n\n")[0].splitlines()
+    )
     recipe = read(path)
     script = re.search(r"Run by (scripts/\w+\.sh)", header)[1]
     assert (ROOT / script).is_file()
@@ -76,12 +86,14 @@ def test_header_is_true(path):
     paths, size, steps, ranks, group, prompts = map(
         int,
         re.search(
-            r"One step: (\d+) sampled paths \((\d+) x (\d+) accumulation x (\d) \w+\) / num_generations (\d+) = (\d+) prompts",
+            r"One step: (\d+) sampled paths \((\d+) x (\d+) accumulation x (\d) \w+\) / "
+            r"num_generations (\d+) = (\d+) prompts",
             header,
         ).groups(),
     )
     assert (size, steps, group) == (
-        recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"], recipe["num_generations"]
+        recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"],
+        recipe["num_generations"]
     )  # fmt: skip
     assert paths == size * steps * ranks == group * prompts
     revised = f"so {paths} originals and {paths} revisions are trained"
@@ -90,7 +102,9 @@ def test_header_is_true(path):
 
 @pytest.mark.parametrize("folder", SETS)
 def test_set_is_complete(folder):
-    assert {f"config_{name}.yaml" for name in NAMES + OFFLINE_NAMES} <= {path.name for path in (RECIPES / folder).iterdir()}
+    assert {f"config_{name}.yaml" for name in NAMES + OFFLINE_NAMES} <= {
+        path.name for path in (RECIPES / folder).iterdir()
+    }
 
 
 @pytest.mark.parametrize("folder", SETS)
@@ -156,7 +170,10 @@ def test_paper_values_of_the_7b_recipe():
         "gradient_accumulation_steps": 16,
     }
     assert expected.items() <= recipe.items()
-    assert not {"paragraph_min_tokens", "cut_second_half", "cut_threshold", "cut_cap_share"} & recipe.keys()
+    assert (
+        not {"paragraph_min_tokens", "cut_second_half", "cut_threshold", "cut_cap_share"}
+        & recipe.keys()
+    )
 
 
 @pytest.mark.parametrize("folder", SETS)
@@ -165,7 +182,9 @@ def test_rpo_is_sigmoid_plus_sft(folder):
     assert (recipe["loss_type"], recipe["loss_weights"]) == (["sigmoid", "sft"], [1.0, 1.0])
 
 
-@pytest.mark.parametrize("path", [RECIPES / s / f"config_{n}.yaml" for s in SETS for n in OFFLINE_NAMES], ids=short)
+@pytest.mark.parametrize(
+    "path", [RECIPES / s / f"config_{n}.yaml" for s in SETS for n in OFFLINE_NAMES], ids=short
+)
 def test_offline_header_is_true(path):
     header, recipe = path.read_text().split("\n\n")[0], read(path)
     script = re.findall(r"scripts/\w+\.sh", header)
@@ -173,4 +192,7 @@ def test_offline_header_is_true(path):
     program = "rea_rl.dpo" if path.name == "config_RPO.yaml" else "rea_rl.sft"
     assert f"-m {program} --config {path.relative_to(ROOT)}" in re.sub(r"[\s#\\]+", " ", header)
     size, steps = map(int, re.search(r"(\d+) x (\d+) accumulation", header).groups())
-    assert (size, steps) == (recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"])
+    assert (size, steps) == (
+        recipe["per_device_train_batch_size"],
+        recipe["gradient_accumulation_steps"],
+    )

@@ -1,4 +1,5 @@
-"""The reflection model at the start of a run: whether its labels can be read, and whole paths fit its server."""
+"""The reflection model at the start of a run: whether its labels can be read, and whole paths
+fit its server."""
 
 from __future__ import annotations
 
@@ -33,13 +34,20 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     """Words with the mark of a space before them, as Llama 2 and Mistral have them."""
     words = ["<unk>", "▁Think", "▁Result", "[", "]", ".", "1", "▁", "\n"]
     bpe = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Split(".", "isolated")])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(".", "isolated")]
+    )
     bpe.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=bpe)
 
 
 @pytest.mark.parametrize(
-    "tokenizer", [word_tokenizer("Think", "Result"), word_tokenizer(" Think", " Result"), sentencepiece_tokenizer()]
+    "tokenizer",
+    [
+        word_tokenizer("Think", "Result"),
+        word_tokenizer(" Think", " Result"),
+        sentencepiece_tokenizer(),
+    ],
 )
 def test_labels_that_are_tokens_pass(tokenizer):
     check_labels(tokenizer, "m")
@@ -48,15 +56,28 @@ def test_labels_that_are_tokens_pass(tokenizer):
 
 @pytest.mark.parametrize(
     ("words", "label"),
-    [((), "Think"), (("Think",), "Result"), (("Result",), "Think"), (("Think", " Res", "ult"), "Result")],
+    [
+        ((), "Think"),
+        (("Think",), "Result"),
+        (("Result",), "Think"),
+        (("Think", " Res", "ult"), "Result"),
+    ],
 )
 def test_labels_in_pieces_are_refused(words, label):
-    with pytest.raises(ValueError, match=rf"tokenizer of 'm' writes '\[1\]. {label}' as .* set revision: false"):
+    with pytest.raises(
+        ValueError, match=rf"tokenizer of 'm' writes '\[1\]. {label}' as .* set revision: false"
+    ):
         check_labels(word_tokenizer(*words), "m")
 
 
 def make_args(**changes: object) -> REARLConfig:
-    keys = {"use_cpu": True, "bf16": False, "report_to": "none", "reflection_model": "m", "tokens_per_reflection": 9.0}
+    keys = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "reflection_model": "m",
+        "tokens_per_reflection": 9.0,
+    }
     keys |= {"vllm_importance_sampling_clip_max": 2.0}
     return REARLConfig(output_dir="out", **keys | changes)
 
@@ -64,7 +85,10 @@ def make_args(**changes: object) -> REARLConfig:
 def test_needed_tokens_are_those_of_the_request_and_of_the_whole_reply():
     tokenizer = load_tokenizer(MINIATURE)
     messages = reflection_messages("Compute 3 + 4.", ["."] * 5)
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + REFLECTION_PREFILL
+    prompt = (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        + REFLECTION_PREFILL
+    )
     expected = len(tokenizer.encode(prompt)) + max(
         len(tokenizer.encode(reflection_labels([label] * 5))) for label in (True, False)
     )
@@ -77,7 +101,9 @@ def test_a_context_that_is_too_short_for_usual_paths_is_refused_and_for_short_pa
 ):
     tokenizer = load_tokenizer(MINIATURE)
     args = make_args(max_completion_length=length, paragraph_min_tokens=shortest)
-    usual = needed_tokens(length, -(-length // ((max(shortest, 16) + 128) // 2)), tokenizer, "Compute.")
+    usual = needed_tokens(
+        length, -(-length // ((max(shortest, 16) + 128) // 2)), tokenizer, "Compute."
+    )
     most = needed_tokens(length, -(-length // max(shortest, 16)), tokenizer, "Compute.")
     assert length < usual < most
     check_context(args, tokenizer, "Compute.", most)
@@ -85,7 +111,8 @@ def test_a_context_that_is_too_short_for_usual_paths_is_refused_and_for_short_pa
     check_context(args, tokenizer, "Compute.", most - 1)
     assert f"need up to {most} where paragraphs are short" in caplog.text
     with pytest.raises(
-        ValueError, match=rf"its context has {usual - 1} tokens, but {usual} are needed .*max_model_len"
+        ValueError,
+        match=rf"its context has {usual - 1} tokens, but {usual} are needed .*max_model_len",
     ):
         check_context(args, tokenizer, "Compute.", usual - 1)
 
@@ -107,11 +134,19 @@ def start(tmp_path, monkeypatch):
 
     def run(reflection: str, context: int) -> None:
         model = str(save_model(tmp_path / "model"))
-        flags = write_recipe(tmp_path, Path(model), f"{{reflection_model: {reflection}, finish_max_tokens: 8}}")
-        with ScriptedServer(None, [model]) as first, ScriptedServer(None, [reflection], context) as second:
+        flags = write_recipe(
+            tmp_path, Path(model), f"{{reflection_model: {reflection}, finish_max_tokens: 8}}"
+        )
+        with (
+            ScriptedServer(None, [model]) as first,
+            ScriptedServer(None, [reflection], context) as second,
+        ):
             addresses = ["--policy_server", first.url, "--reflection_server", second.url]
             _, args, model_args, inputs = read_recipe([*flags, *addresses])
-            for server, tokenizer in ((first, inputs.tokenizer), (second, load_tokenizer(reflection))):
+            for server, tokenizer in (
+                (first, inputs.tokenizer),
+                (second, load_tokenizer(reflection)),
+            ):
                 server.encode = lambda text, t=tokenizer: t.encode(text, add_special_tokens=False)
             build_engine(args, model, inputs).__exit__()
 
@@ -120,7 +155,9 @@ def start(tmp_path, monkeypatch):
 
 def test_a_run_is_refused_before_it_samples_anything(start, tmp_path):
     start(MINIATURE, 1024)
-    with pytest.raises(ValueError, match="reflection_server: its context has 100 tokens, but .* are needed"):
+    with pytest.raises(
+        ValueError, match="reflection_server: its context has 100 tokens, but .* are needed"
+    ):
         start(MINIATURE, 100)
     with pytest.raises(ValueError, match="in which no token holds the label"):
         start(str(save_model(tmp_path / "bytes")), 1024)

@@ -27,11 +27,14 @@ def test_count_reflections(think, unbounded, word_bounded):
 
 
 def test_threshold_is_the_inverse_of_the_density_quantile():
-    # Densities 0.00, 0.01, 0.02, 0.03, 0.04, 0.05: the 20 % quantile of six values lies on the second.
+    # Densities 0.00, 0.01, 0.02, 0.03, 0.04, 0.05: the 20 % quantile of six values lies on the
+    # second.
     num_reflections, num_think_tokens = [0, 1, 2, 3, 4, 5, 7], [100, 100, 100, 100, 100, 100, 0]
     assert tokens_per_reflection_quantile(num_reflections, num_think_tokens) == pytest.approx(100.0)
     # 0.5 lies half-way between the third and the fourth: 0.025.
-    assert tokens_per_reflection_quantile(num_reflections, num_think_tokens, share=0.5) == pytest.approx(40.0)
+    assert tokens_per_reflection_quantile(
+        num_reflections, num_think_tokens, share=0.5
+    ) == pytest.approx(40.0)
 
 
 def test_threshold_needs_reflections_and_tokens():

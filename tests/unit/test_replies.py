@@ -1,4 +1,5 @@
-"""Replies of foreign servers: what becomes of each kind, over the command that users type, and what is never written."""
+"""Replies of foreign servers: what becomes of each kind, over the command that users type, and
+what is never written."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked += 1
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(200)
-        self.send_header("Content-Type", "text/html" if isinstance(body, bytes) else "application/json")
+        self.send_header(
+            "Content-Type", "text/html" if isinstance(body, bytes) else "application/json"
+        )
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -43,10 +46,24 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def reply(
-    content: object = "x</think>\\boxed{2}", end: object = "stop", usage: object = USAGE, **message: object
+    content: object = "x</think>\\boxed{2}",
+    end: object = "stop",
+    usage: object = USAGE,
+    **message: object,
 ) -> dict:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": end}
-    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content, **message},
+        "finish_reason": end,
+    }
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +86,30 @@ def ask(tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch)
 
     def run(model: str, *bodies: object, flags: tuple[str, ...] = ()) -> dict:
         servers.append(server := Server(*bodies))
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
-        argv = ["--qaf", "p.json", "--model_dir", models[model], "--api", "--api_base", url, "--api_model", "m"]
-        argv += ["--request_retries", "1", "--save_suffix", str(len(servers)), "--output_dir", "out", *flags]
+        argv = [
+            "--qaf",
+            "p.json",
+            "--model_dir",
+            models[model],
+            "--api",
+            "--api_base",
+            url,
+            "--api_model",
+            "m",
+        ]
+        argv += [
+            "--request_retries",
+            "1",
+            "--save_suffix",
+            str(len(servers)),
+            "--output_dir",
+            "out",
+            *flags,
+        ]
         run.file = Path("out", Path(models[model]).name, f"p_math_cot{len(servers)}.json")
         run.server = server
         generate.main(argv)
@@ -93,14 +130,40 @@ def test_every_kind_of_reply_has_its_outcome(ask):
         # A thinking that was returned apart is put back as the model wrote it.
         ("open", reply("\\boxed{2}", reasoning_content="1+1"), "1+1</think>\\boxed{2}", 7, "stop"),
         ("open", reply("\\boxed{2}", reasoning="1+1"), "1+1</think>\\boxed{2}", 7, "stop"),
-        ("hybrid", reply("\\boxed{2}", reasoning_content="1+1"), "<think>1+1</think>\\boxed{2}", 7, "stop"),
-        ("name", reply("\\boxed{2}", reasoning_content="1+1"), "<think>1+1</think>\\boxed{2}", 7, "stop"),
-        ("open", reply(None, "length", reasoning_content="so \\boxed{2}"), "so \\boxed{2}", 7, "length"),
-        ("hybrid", reply(None, "length", reasoning_content="so \\boxed{2}"), "<think>so \\boxed{2}", 7, "length"),
+        (
+            "hybrid",
+            reply("\\boxed{2}", reasoning_content="1+1"),
+            "<think>1+1</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
+        (
+            "name",
+            reply("\\boxed{2}", reasoning_content="1+1"),
+            "<think>1+1</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
+        (
+            "open",
+            reply(None, "length", reasoning_content="so \\boxed{2}"),
+            "so \\boxed{2}",
+            7,
+            "length",
+        ),
+        (
+            "hybrid",
+            reply(None, "length", reasoning_content="so \\boxed{2}"),
+            "<think>so \\boxed{2}",
+            7,
+            "length",
+        ),
         # One that is only counted has an end.
         (
             "open",
-            reply("\\boxed{2}", usage=USAGE | {"completion_tokens_details": {"reasoning_tokens": 5}}),
+            reply(
+                "\\boxed{2}", usage=USAGE | {"completion_tokens_details": {"reasoning_tokens": 5}}
+            ),
             "</think>\\boxed{2}",
             7,
             "stop",
@@ -129,7 +192,10 @@ UNUSABLE = [
     (reply(None, "tool_calls"), "finish_reason is 'tool_calls'"),
     (reply() | {"choices": []}, "no choice with a message"),
     (reply() | {"choices": None}, "no choice with a message"),
-    (reply() | {"choices": [{"index": 0, "message": None, "finish_reason": "stop"}]}, "no choice with a message"),
+    (
+        reply() | {"choices": [{"index": 0, "message": None, "finish_reason": "stop"}]},
+        "no choice with a message",
+    ),
     (reply([{"type": "image"}]), "its content is no text"),
     ({"error": {"message": "overloaded"}}, "no choice with a message"),
     (b"<html>Bad gateway</html>", "no choice with a message"),
@@ -148,7 +214,9 @@ def test_a_reply_that_is_no_response_is_asked_again_and_then_stops_the_run(ask):
 
 
 def test_tokens_that_nobody_can_count_are_refused(ask):
-    with pytest.raises(SystemExit, match="error: api: .*do not say their tokens.*model_dir is no folder"):
+    with pytest.raises(
+        SystemExit, match="error: api: .*do not say their tokens.*model_dir is no folder"
+    ):
         ask("name", reply(usage=None))
 
 
@@ -163,5 +231,9 @@ def test_a_file_of_odd_replies_is_scored(ask, models):
     ask("open", reply(None, "length", reasoning_content="so \\boxed{2}"))
     math_verify_all.main([str(ask.file), "--model_dir", models["open"]])
     figures = json.loads(ask.file.with_suffix(".scores.json").read_text())["groups"]["all"]
-    assert [figures[key]["value"] for key in ("accuracy", "answered", "truncated")] == [0.0, 0.0, 1.0]
+    assert [figures[key]["value"] for key in ("accuracy", "answered", "truncated")] == [
+        0.0,
+        0.0,
+        1.0,
+    ]
     assert figures["think_tokens"]["value"] == len("so \\boxed{2}")

@@ -1,4 +1,5 @@
-"""Revision: ids are cut exactly, rows are paired and replaced, advantages and the token signal are as worked out."""
+"""Revision: ids are cut exactly, rows are paired and replaced, advantages and the token signal
+are as worked out."""
 
 from __future__ import annotations
 
@@ -22,10 +23,15 @@ from rea_rl.revision import (
     think_end_ids,
 )
 
-# Qwen's rule that matters here: punctuation takes the newlines after it, so `.\n\n` becomes one token.
+# Qwen's rule that matters here: punctuation takes the newlines after it, so `.\n\n` becomes one
+# token.
 QWEN_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 GPT2_WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CORPUS = ["So it is two.\n\nWait, let me check.\n\nYes, it is two.\n", "Hmm\n\nWait\n\n", "</think>\n\n"] * 50
+CORPUS = [
+    "So it is two.\n\nWait, let me check.\n\nYes, it is two.\n",
+    "Hmm\n\nWait\n\n",
+    "</think>\n\n",
+] * 50
 
 
 def build_tokenizer(words: str, think_token: bool) -> PreTrainedTokenizerFast:
@@ -54,10 +60,14 @@ def encode(text: str, tokenizer: PreTrainedTokenizerFast = QWEN_LIKE) -> list[in
 
 
 def split(text: str, min_tokens: int = 1) -> list[Paragraph]:
-    return split_paragraphs(text, lambda part: len(part.split()), min_tokens=min_tokens, max_tokens=8)
+    return split_paragraphs(
+        text, lambda part: len(part.split()), min_tokens=min_tokens, max_tokens=8
+    )
 
 
-def cut_text(text: str, last_kept: int, tokenizer=QWEN_LIKE, min_tokens: int = 1) -> tuple[str, str] | None:
+def cut_text(
+    text: str, last_kept: int, tokenizer=QWEN_LIKE, min_tokens: int = 1
+) -> tuple[str, str] | None:
     ids = encode(text, tokenizer)
     cut = cut_completion_ids(ids, tokenizer, split(text, min_tokens), last_kept)
     if cut is None:
@@ -79,7 +89,10 @@ def test_id_with_the_newlines_after_the_text_is_kept_whole():
 
 
 def test_newlines_in_ids_of_their_own_are_left_out():
-    assert cut_text("So it is two.\n\nWait.\n\nYes.\n" + ANSWER, 0, GPT2_LIKE) == ("So it is two.", WITH_NEWLINE)
+    assert cut_text("So it is two.\n\nWait.\n\nYes.\n" + ANSWER, 0, GPT2_LIKE) == (
+        "So it is two.",
+        WITH_NEWLINE,
+    )
     assert cut_text("So it is 2\n\nWait.\n\nYes.\n" + ANSWER, 0, min_tokens=5) == (
         "So it is 2\n\nWait.\n\n",
         WITHOUT_NEWLINE,
@@ -89,9 +102,14 @@ def test_newlines_in_ids_of_their_own_are_left_out():
 @pytest.mark.parametrize("character", ["二", "é", "😀", "👩‍👧"])
 def test_last_character_of_several_ids_is_kept_whole(character):
     assert len(encode(character)) > 1
-    kept, forced = cut_text(f"It is {character}!\n\nIt is {character}\n\nYes.\n\nIt is {character}." + ANSWER, 1)
+    kept, forced = cut_text(
+        f"It is {character}!\n\nIt is {character}\n\nYes.\n\nIt is {character}." + ANSWER, 1
+    )
     # The second paragraph is open until `Yes.`, so the cut before the last part follows below.
-    assert (kept, forced) == (f"It is {character}!\n\nIt is {character}\n\nYes.\n\n", WITHOUT_NEWLINE)
+    assert (kept, forced) == (
+        f"It is {character}!\n\nIt is {character}\n\nYes.\n\n",
+        WITHOUT_NEWLINE,
+    )
     kept, forced = cut_text(f"It is {character}!\n\nIt is {character}\n\nYes." + ANSWER, 1)
     assert (kept, forced) == (f"It is {character}!\n\nIt is {character}", WITH_NEWLINE)
 
@@ -106,7 +124,9 @@ def test_everything_kept_may_be_left_as_it_is():
     ids = encode("One.\n\nTwo.\n\nThree.\n" + ANSWER)
     paragraphs = split("One.\n\nTwo.\n\nThree.\n" + ANSWER)
     assert cut_completion_ids(ids, QWEN_LIKE, paragraphs, 2, always_cut=False) is None
-    assert cut_completion_ids(ids, QWEN_LIKE, paragraphs, 1, always_cut=False).kept_ids == encode("One.\n\nTwo.\n\n")
+    assert cut_completion_ids(ids, QWEN_LIKE, paragraphs, 1, always_cut=False).kept_ids == encode(
+        "One.\n\nTwo.\n\n"
+    )
 
 
 def test_single_part_or_empty_thinking_has_no_revision():
@@ -125,12 +145,16 @@ def test_special_ids_are_no_text_but_stay_in_the_prefix():
     ids = [*encode("One.\n\n"), eos, *encode("Two.\n\nThree."), eos]
     text = decode_completion(QWEN_LIKE, ids)
     assert text == "One.\n\nTwo.\n\nThree."
-    assert cut_completion_ids(ids, QWEN_LIKE, split(text), 0).kept_ids == ids[: len(encode("One.\n\n"))]
+    assert (
+        cut_completion_ids(ids, QWEN_LIKE, split(text), 0).kept_ids
+        == ids[: len(encode("One.\n\n"))]
+    )
     assert eos in cut_completion_ids(ids, QWEN_LIKE, split(text), 1).kept_ids
 
 
 PARTS = st.tuples(
-    st.text("ab1 .,?\n二é😀", max_size=12), st.sampled_from(["\n\n", ".\n\n", "\n\n\n", "二\n\n", " \n\n"])
+    st.text("ab1 .,?\n二é😀", max_size=12),
+    st.sampled_from(["\n\n", ".\n\n", "\n\n\n", "二\n\n", " \n\n"]),
 )
 TEXTS = st.lists(PARTS.map("".join), min_size=2, max_size=10).map("".join)
 
@@ -141,10 +165,14 @@ def check_every_cut(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> None:
     for last_kept, paragraph in enumerate(paragraphs[:-1]):
         kept_ids, forced_text = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
         prefixes = (
-            n for n in range(len(ids)) if decode_completion(tokenizer, ids[:n]).startswith(text[: paragraph.end])
+            n
+            for n in range(len(ids))
+            if decode_completion(tokenizer, ids[:n]).startswith(text[: paragraph.end])
         )
         assert kept_ids == ids[: next(prefixes)]  # what a scan id by id finds
-        assert forced_text.startswith("\n") is not decode_completion(tokenizer, kept_ids).endswith("\n")
+        assert forced_text.startswith("\n") is not decode_completion(tokenizer, kept_ids).endswith(
+            "\n"
+        )
 
 
 @settings(deadline=None, max_examples=150)
@@ -157,7 +185,9 @@ def test_cut_of_any_text(text, tokenizer):
     for last_kept in range(len(paragraphs) - 1):
         kept_ids, _ = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
         kept = split(decode_completion(tokenizer, kept_ids), min_tokens=2)
-        assert [p.text.strip() for p in kept] == [p.text.strip() for p in paragraphs[: last_kept + 1]]
+        assert [p.text.strip() for p in kept] == [
+            p.text.strip() for p in paragraphs[: last_kept + 1]
+        ]
 
 
 @settings(deadline=None, max_examples=150)
@@ -165,13 +195,18 @@ def test_cut_of_any_text(text, tokenizer):
 def test_cut_of_any_ids(data):
     """Sampled ids need not be an encoding of their text, nor valid UTF-8."""
     any_id = st.integers(0, len(QWEN_LIKE) - 1)
-    ids = data.draw(st.lists(any_id | st.sampled_from(encode("Hmm.\n\nWait\n\n二")), min_size=20, max_size=60))
+    ids = data.draw(
+        st.lists(any_id | st.sampled_from(encode("Hmm.\n\nWait\n\n二")), min_size=20, max_size=60)
+    )
     check_every_cut(ids, QWEN_LIKE)
 
 
-@pytest.mark.parametrize("tokenizer", [QWEN_LIKE, GPT2_LIKE, build_tokenizer(QWEN_WORDS, think_token=False)])
+@pytest.mark.parametrize(
+    "tokenizer", [QWEN_LIKE, GPT2_LIKE, build_tokenizer(QWEN_WORDS, think_token=False)]
+)
 def test_end_of_the_thinking_is_found_whatever_follows(tokenizer):
-    """Without a token of its own, a Qwen tokenizer ends it in one that holds the blank line, too."""
+    """Without a token of its own, a Qwen tokenizer ends it in one that holds the blank line,
+    too."""
     find = think_end_finder(tokenizer)
     for after in ("", " so", "\n\n**Final Answer:**", "\n\nNo</think>"):
         ids = encode("It is two.\n</think>" + after, tokenizer)
@@ -194,7 +229,14 @@ def test_think_end_is_one_id_or_several():
 
 @pytest.mark.parametrize(
     ("ids", "marker", "index"),
-    [([5, 9, 9], 9, 1), ([5, 6], 9, 2), ([], 9, 0), ([7, 7, 8, 3], [7, 8], 1), ((7, 8), [7, 8], 0), ([7], [7, 8], 1)],
+    [
+        ([5, 9, 9], 9, 1),
+        ([5, 6], 9, 2),
+        ([], 9, 0),
+        ([7, 7, 8, 3], [7, 8], 1),
+        ((7, 8), [7, 8], 0),
+        ([7], [7, 8], 1),
+    ],
 )
 def test_find_marker(ids, marker, index):
     assert find_marker(ids, marker) == index
@@ -208,35 +250,62 @@ def test_rows_alternate():
 
 def test_wrong_revision_is_replaced_by_its_original():
     # original, revision: right/wrong, wrong/wrong, wrong/right, right/right
-    assert keep_or_replace([True, False, False, False, False, True, True, True]) == [0, 0, 2, 2, 4, 5, 6, 7]
+    assert keep_or_replace([True, False, False, False, False, True, True, True]) == [
+        0,
+        0,
+        2,
+        2,
+        4,
+        5,
+        6,
+        7,
+    ]
     with pytest.raises(ValueError, match="3 rows cannot alternate"):
         keep_or_replace([True, True, True])
 
 
 def test_group_advantages_by_hand():
-    # First group: sums 2, 0, 2, 2; mean 1.5, unbiased standard deviation sqrt((3 x 0.25 + 2.25) / 3) = 1.
+    # First group: sums 2, 0, 2, 2; mean 1.5, unbiased standard deviation sqrt((3 x 0.25 + 2.25) /
+    # 3) = 1.
     rewards = torch.tensor(
-        [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]]
+        [
+            [1.0, 1.0],
+            [0.0, 0.0],
+            [1.0, 1.0],
+            [1.0, 1.0],
+            [1.0, 0.5],
+            [1.0, 0.5],
+            [1.0, 0.5],
+            [1.0, 0.5],
+        ]
     )
     correct = rewards[:, 0] == 1
     unscaled = [0.5, -1.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
     assert group_advantages(rewards, correct, 4, scale=False).tolist() == pytest.approx(unscaled)
-    assert group_advantages(rewards, correct, 4).tolist() == pytest.approx([a / 1.0001 for a in unscaled])
+    assert group_advantages(rewards, correct, 4).tolist() == pytest.approx(
+        [a / 1.0001 for a in unscaled]
+    )
 
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_group_without_a_right_path_has_no_advantage(scale):
     rewards = torch.tensor([[0.0, 0.3], [0.0, 0.9], [1.0, 0.0], [0.0, 0.0]])
-    advantages = group_advantages(rewards, torch.tensor([0.0, 0.0, 1.0, 0.0]), group_size=2, scale=scale)
+    advantages = group_advantages(
+        rewards, torch.tensor([0.0, 0.0, 1.0, 0.0]), group_size=2, scale=scale
+    )
     assert advantages[:2].tolist() == [0.0, 0.0]
     assert advantages[2] > 0 > advantages[3]
     assert torch.isfinite(advantages).all()
-    assert group_advantages(rewards, torch.zeros(4), group_size=4, scale=scale).tolist() == [0.0] * 4
+    assert (
+        group_advantages(rewards, torch.zeros(4), group_size=4, scale=scale).tolist() == [0.0] * 4
+    )
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 3])
 def test_group_size_must_divide_the_rows(group_size):
-    with pytest.raises(ValueError, match=f"group_size {group_size} must be at least 2 and divide the 4 rows"):
+    with pytest.raises(
+        ValueError, match=f"group_size {group_size} must be at least 2 and divide the 4 rows"
+    ):
         group_advantages(torch.zeros(4, 1), torch.zeros(4), group_size)
 
 
@@ -250,9 +319,18 @@ def test_overthinking_signal(marker):
     assert signal.sign == (-1.0, 1.0)
     # A wrong revision keeps the masks and loses the sign; a truncated original ends at its length.
     assert overthinking_signal(original, revision, marker, (True, False)).sign == (0.0, 0.0)
-    assert overthinking_signal([1, 2, 3, 4], revision, marker, (False, True)).mask_original == [0, 0, 1, 1]
+    assert overthinking_signal([1, 2, 3, 4], revision, marker, (False, True)).mask_original == [
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_overthinking_signal_needs_more_than_one_saved_id():
     signal = overthinking_signal([1, 2, 3, 9, 6], [1, 2, 9, 7], 9, (True, True))
-    assert (signal.mask_original, signal.mask_revision, signal.sign) == ([0] * 5, [0] * 4, (0.0, 0.0))
+    assert (signal.mask_original, signal.mask_revision, signal.sign) == (
+        [0] * 5,
+        [0] * 4,
+        (0.0, 0.0),
+    )

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from rea_rl import rewards
-from rea_rl.rewards import REWARD_FUNCS, get_reward_funcs, length_reward_values, refined_length_reward_values
+from rea_rl.rewards import (
+    REWARD_FUNCS,
+    get_reward_funcs,
+    length_reward_values,
+    refined_length_reward_values,
+)
 
 COLUMNS = {
     "problem_id": ["p", "q", "p", "q", "p", "q"],
@@ -16,7 +21,8 @@ COLUMNS = {
 }
 EXPECTED = {
     "accuracy": [1.0, 1.0, 0.0, 0.0, 1.0, 1.0],
-    # p: 50 to 300 over all its paths, so 100 -> 0.5 - 50/250; q: 10 to 40. A wrong path never gains.
+    # p: 50 to 300 over all its paths, so 100 -> 0.5 - 50/250; q: 10 to 40. A wrong path never
+    # gains.
     "length": [0.3, -0.5, 0.0, 0.0, -0.5, -0.5],
     # p: right paths of 100 and 300; q: right paths equally long.
     "refine_length": [0.5, 0.0, -0.5, -0.5, -0.5, 0.0],
@@ -28,7 +34,9 @@ EXPECTED = {
 def evaluate(names: list[str]) -> dict[str, list[float]]:
     funcs = get_reward_funcs(names, tokens_per_reflection=100)
     rows = ["row"] * 6
-    return {f.__name__: f(prompts=rows, completions=rows, trainer_state=None, **COLUMNS) for f in funcs}
+    return {
+        f.__name__: f(prompts=rows, completions=rows, trainer_state=None, **COLUMNS) for f in funcs
+    }
 
 
 def test_rewards_by_hand():
@@ -72,7 +80,9 @@ def test_columns_of_unequal_length_are_refused():
 
 
 def test_unknown_reward_lists_the_valid_names():
-    with pytest.raises(ValueError, match=r"\['brevity'\].*\['accuracy', 'density', .*'truncated_accuracy'\]"):
+    with pytest.raises(
+        ValueError, match=r"\['brevity'\].*\['accuracy', 'density', .*'truncated_accuracy'\]"
+    ):
         get_reward_funcs(["accuracy", "brevity"])
 
 
@@ -99,8 +109,8 @@ GROUPS = {
     "all wrong": ([False, False, False, False], [60, 90, 150, 40]),
     "all truncated": ([False, False, False, False], [200, 200, 200, 200]),
 }
-# mixed: right paths of 60, 90, 150: mean 100, deviation sqrt(1400) = 37.4166, z = -1.0690, -0.2673, 1.3363.
-# sigmoid(z) = 0.25559, 0.43358, 0.79189.
+# mixed: right paths of 60, 90, 150: mean 100, deviation sqrt(1400) = 37.4166, z = -1.0690, -0.2673,
+# 1.3363. sigmoid(z) = 0.25559, 0.43358, 0.79189.
 PEERS = {
     "sigmoid_length": {
         "mixed": [0.948882, 0.913284, 0.841622, 0.0],
@@ -166,7 +176,12 @@ def evaluate_group(name, problem, correct, num_tokens, **changes):
     rows = ["row"] * len(correct)
     columns = {"num_think_tokens": num_tokens, "num_reflections": [1] * len(correct)}
     return func(
-        prompts=rows, completions=rows, problem_id=problem, correct=correct, num_tokens=num_tokens, **columns
+        prompts=rows,
+        completions=rows,
+        problem_id=problem,
+        correct=correct,
+        num_tokens=num_tokens,
+        **columns,
     )
 
 

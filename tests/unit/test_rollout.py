@@ -71,21 +71,34 @@ class Verifier:
         self.closed = True
 
 
-def make_engine(tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", tokenizer=TOKENIZER, **changes):
+def make_engine(
+    tmp_path, policy_url, reflection_url="http://127.0.0.1:9/v1", tokenizer=TOKENIZER, **changes
+):
     keys = {
-        "use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2, "per_device_train_batch_size": 2,
-        "max_completion_length": 200, "temperature": 0.7, "revision": reflection_url != "http://127.0.0.1:9/v1",
-        "reflection_model": "refl", "tokens_per_reflection": 100.0, "finish_max_tokens": 16, "request_retries": 0,
+        "use_cpu": True, "bf16": False, "report_to": "none", "num_generations": 2,
+        "per_device_train_batch_size": 2,
+        "max_completion_length": 200, "temperature": 0.7,
+        "revision": reflection_url != "http://127.0.0.1:9/v1",
+        "reflection_model": "refl", "tokens_per_reflection": 100.0, "finish_max_tokens": 16,
+        "request_retries": 0,
         "paragraph_min_tokens": 1, "cut_second_half": 0.0, "cut_cap_share": 0.0,
     }  # fmt: skip
     args = REARLConfig(
-        output_dir=str(tmp_path), policy_server=policy_url, reflection_server=reflection_url, **{**keys, **changes}
+        output_dir=str(tmp_path),
+        policy_server=policy_url,
+        reflection_server=reflection_url,
+        **{**keys, **changes},
     )
     return RolloutEngine(args, tokenizer, TOKENIZER if args.revision else None, Verifier())
 
 
 def make_row(i=0):
-    return {"prompt": f"<U>2+2? {i}<A><think>\n", "problem": f"2+2? {i}", "problem_id": f"p{i}", "answer": "4"}
+    return {
+        "prompt": f"<U>2+2? {i}<A><think>\n",
+        "problem": f"2+2? {i}",
+        "problem_id": f"p{i}",
+        "answer": "4",
+    }
 
 
 def run(tmp_path, sample_policy, reflection, rows=(make_row(),), context=1024, **changes):  # noqa: B008 - never changed
@@ -113,9 +126,18 @@ def test_original_and_revision_by_hand(tmp_path):
     assert revision.logprobs == (
         original.logprobs[: len(kept)] + [None] * len(forced) + [-i / 8 for i in range(len(finish))]
     )
-    assert (revision.kind, revision.cut, revision.num_paragraphs, revision.correct) == ("revision", 1, 4, True)
-    assert revision.p_result == pytest.approx([0.2, 0.9])  # the first hit is the cut, whatever comes
-    assert (revision.num_label_tokens, revision.num_label_tokens_saved) == (4, len("[3]. Think\n[4]. Think\n"))
+    assert (revision.kind, revision.cut, revision.num_paragraphs, revision.correct) == (
+        "revision",
+        1,
+        4,
+        True,
+    )
+    # the first hit is the cut, whatever comes
+    assert revision.p_result == pytest.approx([0.2, 0.9])
+    assert (revision.num_label_tokens, revision.num_label_tokens_saved) == (
+        4,
+        len("[3]. Think\n[4]. Think\n"),
+    )
     assert revision.num_cached_tokens == 40
     assert revision.num_kept_tokens == len(kept)
     assert revision.text == CUT + FORCED + "\\boxed{4}"
@@ -128,13 +150,26 @@ def test_requests_say_everything_about_sampling(tmp_path):
     # What a request leaves out is taken from the model's generation_config.json by the server.
     _, first, second = run(tmp_path, policy(), labels(0.2, 0.9, 0.1, 0.9))
     sampled, finished = first.bodies("completions")
-    expected = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "logprobs": 0}
+    expected = {
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "logprobs": 0,
+    }
     for body in (sampled, finished):
         assert expected.items() <= body.items()
         assert (body["model"], body["return_token_ids"]) == (VERSION, True)
     assert sampled["max_tokens"] == 200
     (label,) = second.bodies("completions")
-    assert {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "logprobs": 5, "model": "refl"}.items() <= label.items()
+    assert {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "logprobs": 5,
+        "model": "refl",
+    }.items() <= label.items()
 
 
 def test_labels_are_asked_in_the_training_format(tmp_path):
@@ -150,7 +185,8 @@ def test_labels_are_asked_in_the_training_format(tmp_path):
 
 @pytest.mark.parametrize("wave, least", [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
 def test_paths_are_labelled_and_finished_in_waves(tmp_path, wave, least):
-    """Five paths end one after the other; at each request for labels, and for an answer, so many were ready for it."""
+    """Five paths end one after the other; at each request for labels, and for an answer, so many
+    were ready for it."""
     sampled, labelled, before_labels, before_answer = [], [], [], []
 
     def sample(body):
@@ -173,24 +209,39 @@ def test_paths_are_labelled_and_finished_in_waves(tmp_path, wave, least):
     assert [r.problem_id for r in rollouts[::2]] == [row["problem_id"] for row in rows]
     assert [r.cut for r in rollouts[1::2]] == [1] * 5
     for found in (before_labels, before_answer):
-        assert len(found) == 5 and all(ready >= needed for ready, needed in zip(found, least, strict=True))
+        assert len(found) == 5 and all(
+            ready >= needed for ready, needed in zip(found, least, strict=True)
+        )
         assert found[0] < 5 or wave == 9  # the first did not wait for all
 
 
 def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
     """An empty path needs none; the others are fewer than a wave."""
     empty = iter([True, False])
-    replies = lambda body: completion([TOKENIZER.eos_token_id]) if not is_finish(body) and next(empty) else policy()(body)  # noqa: E731
-    rollouts, _, server = run(tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], label_wave=2)
+
+    def replies(body):
+        ends_at_once = not is_finish(body) and next(empty)
+        return completion([TOKENIZER.eos_token_id]) if ends_at_once else policy()(body)
+
+    rollouts, _, server = run(
+        tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], label_wave=2
+    )
     assert len(server.bodies("completions")) == 1
     assert sorted(r.kind for r in rollouts) == ["original", "original", "original", "revision"]
 
 
 def test_a_path_that_fails_ends_those_that_wait_for_it(tmp_path):
-    """The first labels come; the second path's do not, and the first one waits for it before its answer."""
+    """The first labels come; the second path's do not, and the first one waits for it before its
+    answer."""
     replies = iter([labels(0.2, 0.9, 0.1, 0.9), lambda body: (500, {"error": {"message": "boom"}})])
     with pytest.raises(ConnectionError, match="reflection_server .* failed a request 1 times"):
-        run(tmp_path, policy(), lambda body: next(replies)(body), [make_row(0), make_row(1)], label_wave=2)
+        run(
+            tmp_path,
+            policy(),
+            lambda body: next(replies)(body),
+            [make_row(0), make_row(1)],
+            label_wave=2,
+        )
 
 
 def test_reply_is_left_as_soon_as_the_cut_is_decided(tmp_path):
@@ -210,7 +261,8 @@ def test_reply_is_left_as_soon_as_the_cut_is_decided(tmp_path):
 
 
 def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
-    # Half of the four paragraphs are cut off at least, and a normal cut keeps half of them at least.
+    # Half of the four paragraphs are cut off at least, and a normal cut keeps half of them at
+    # least.
     (_, revision), _, server = run(
         tmp_path, policy(), labels(0.9), cut_second_half=0.5, cut_cap_share=1.0, cut_cap_max=2
     )
@@ -220,13 +272,19 @@ def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
 
 
 def test_a_path_without_a_result_may_stay_as_it_is(tmp_path):
-    (original, twin), server, _ = run(tmp_path, policy(), labels(0.1, 0.1, 0.1, 0.1), always_cut=False)
+    (original, twin), server, _ = run(
+        tmp_path, policy(), labels(0.1, 0.1, 0.1, 0.1), always_cut=False
+    )
     assert (twin.kind, twin.completion_ids) == ("original", original.completion_ids)
     assert not any(is_finish(body) for body in server.bodies("completions"))
-    assert original.p_result == twin.p_result == pytest.approx([0.1] * 3)  # labelled until that was decided
+    # labelled until that was decided
+    assert original.p_result == twin.p_result == pytest.approx([0.1] * 3)
     assert "label" in original.seconds and twin.seconds == {}
     metrics = rollout_metrics([original, twin], True)
-    found = [metrics[key] for key in ("revision/impossible", "reflection/labelled", "reflection/result_share")]
+    found = [
+        metrics[key]
+        for key in ("revision/impossible", "reflection/labelled", "reflection/result_share")
+    ]
     assert found == [1, 3 / 4, 0]
 
 
@@ -264,12 +322,18 @@ def test_closing_the_engine_ends_what_is_under_way(tmp_path):
 
 @pytest.mark.parametrize(
     "strength, kept",
-    [("strong", "Set up."), ("normal", CUT), ("weak", THINKING)],  # weak: the last part has to go, see below
+    # weak: the last part has to go, see below
+    [("strong", "Set up."), ("normal", CUT), ("weak", THINKING)],
 )
 def test_strength_chooses_the_cut(tmp_path, strength, kept):
-    # strong: 0.95 is the most certain up to the normal cut; weak: the first result after the normal one.
+    # strong: 0.95 is the most certain up to the normal cut; weak: the first result after the normal
+    # one.
     (_, revision), _, _ = run(
-        tmp_path, policy(), labels(0.95, 0.9, 0.1, 0.9), revision_strength=strength, cut_second_half=0.25
+        tmp_path,
+        policy(),
+        labels(0.95, 0.9, 0.1, 0.9),
+        revision_strength=strength,
+        cut_second_half=0.25,
     )
     if strength == "weak":  # all four would be kept, so the last blank-line part is cut off
         kept = "Set up.\n\nThe result is 4.\n\nWait, check it."
@@ -281,7 +345,8 @@ def test_forced_text_after_a_token_with_the_newline(tmp_path):
     tokenizer.add_tokens([".\n\n"])
     with (
         ScriptedServer(
-            lambda body: completion(tokenizer.encode("\\boxed{4}" if is_finish(body) else SAMPLE)), [VERSION]
+            lambda body: completion(tokenizer.encode("\\boxed{4}" if is_finish(body) else SAMPLE)),
+            [VERSION],
         ) as first,
         ScriptedServer(labels(0.2, 0.9, 0.1, 0.9), ["refl"]) as second,
         make_engine(tmp_path, first.url, second.url) as engine,
@@ -302,15 +367,20 @@ def test_truncated_path_is_cut_and_finished_too(tmp_path):
 
 
 def test_finished_path_without_an_end_of_thinking_is_all_thinking(tmp_path):
-    (original, revision), _, _ = run(tmp_path, policy(THINKING + "\n\n\\boxed{4}"), labels(0.2, 0.9, 0.1, 0.9, 0.9))
-    assert (original.finish_reason, original.correct) == ("stop", False)  # a box inside the thinking is no answer
+    (original, revision), _, _ = run(
+        tmp_path, policy(THINKING + "\n\n\\boxed{4}"), labels(0.2, 0.9, 0.1, 0.9, 0.9)
+    )
+    # a box inside the thinking is no answer
+    assert (original.finish_reason, original.correct) == ("stop", False)
     assert original.num_think_tokens == original.num_tokens
     assert (revision.num_paragraphs, revision.text) == (5, CUT + FORCED + "\\boxed{4}")
 
 
 def test_empty_completion_is_a_wrong_path_that_stands_twice(tmp_path):
     rollouts, server, _ = run(tmp_path, lambda _: completion([TOKENIZER.eos_token_id]), labels(0.9))
-    assert [(r.kind, r.text, r.num_tokens, r.correct) for r in rollouts] == [("original", "", 1, False)] * 2
+    assert [(r.kind, r.text, r.num_tokens, r.correct) for r in rollouts] == [
+        ("original", "", 1, False)
+    ] * 2
     assert len(server.bodies("completions")) == 1
     metrics = rollout_metrics(rollouts, revision=True)
     assert metrics["reflection/density"] == 0 and metrics["revision/impossible"] == 1
@@ -338,7 +408,9 @@ def test_order_of_rows_does_not_depend_on_who_is_first(tmp_path):
             time.sleep(0.05 * (5 - number))
         return policy()(body)
 
-    rollouts, _, _ = run(tmp_path, slow_first, labels(0.2, 0.9, 0.1, 0.9), rows=[make_row(i) for i in range(5)])
+    rollouts, _, _ = run(
+        tmp_path, slow_first, labels(0.2, 0.9, 0.1, 0.9), rows=[make_row(i) for i in range(5)]
+    )
     assert [r.problem_id for r in rollouts] == [f"p{i}" for i in range(5) for _ in range(2)]
     assert [r.kind for r in rollouts] == ["original", "revision"] * 5
 
@@ -349,7 +421,11 @@ def test_open_requests_are_bounded(tmp_path):
         return policy()(body)
 
     _, server, _ = run(
-        tmp_path, slow, labels(0.2, 0.9), rows=[make_row(i) for i in range(9)], max_concurrent_requests=3
+        tmp_path,
+        slow,
+        labels(0.2, 0.9),
+        rows=[make_row(i) for i in range(9)],
+        max_concurrent_requests=3,
     )
     assert server.most_open == 3
     assert len(server.bodies("completions")) == 18
@@ -364,8 +440,13 @@ def test_without_revision_one_row_per_path(tmp_path):
 
 def test_dead_server_is_one_clear_error(tmp_path):
     start = time.perf_counter()
-    with make_engine(tmp_path, "http://127.0.0.1:9/v1", request_retries=2, server_deadline=0.3) as engine:
-        message = r"policy_server \(http://127.0.0.1:9/v1\) does not answer, 0 s \(server_deadline\) after .* start it again"
+    with make_engine(
+        tmp_path, "http://127.0.0.1:9/v1", request_retries=2, server_deadline=0.3
+    ) as engine:
+        message = (
+            r"policy_server \(http://127.0.0.1:9/v1\) does not answer, 0 s "
+            r"\(server_deadline\) after .* start it again"
+        )
         with pytest.raises(ConnectionError, match=message):
             engine.run([make_row(i) for i in range(3)], Batch(0, VERSION, False))
         assert engine.counts["servers/outages"] == 1
@@ -374,7 +455,10 @@ def test_dead_server_is_one_clear_error(tmp_path):
 
 def test_refused_request_stops_the_batch(tmp_path):
     refuse = lambda body: (400, {"error": {"message": "The prompt is too long."}})  # noqa: E731
-    with ScriptedServer(refuse, [VERSION]) as server, make_engine(tmp_path, server.url, request_retries=5) as engine:
+    with (
+        ScriptedServer(refuse, [VERSION]) as server,
+        make_engine(tmp_path, server.url, request_retries=5) as engine,
+    ):
         with pytest.raises(openai.BadRequestError, match="too long"):
             engine.run([make_row()], Batch(0, VERSION, False))
         assert len(server.bodies("completions")) == 1  # it would be refused again
@@ -382,7 +466,10 @@ def test_refused_request_stops_the_batch(tmp_path):
 
 def test_rollouts_use_a_tokenizer_of_their_own(tmp_path, monkeypatch):
     """The trainer's is in use in another thread, and fast tokenizers are for one at a time."""
-    first, second = ScriptedServer(policy(), [VERSION]), ScriptedServer(labels(0.2, 0.9, 0.1, 0.9), ["refl"])
+    first, second = (
+        ScriptedServer(policy(), [VERSION]),
+        ScriptedServer(labels(0.2, 0.9, 0.1, 0.9), ["refl"]),
+    )
     trainers = make_tokenizer()
     with first, second, make_engine(tmp_path, first.url, second.url, trainers) as engine:
 
@@ -396,16 +483,37 @@ def test_rollouts_use_a_tokenizer_of_their_own(tmp_path, monkeypatch):
 
 
 def make_rollout(kind, correct, num_tokens, **fields):
-    defaults = {"num_think_tokens": num_tokens - 10, "num_reflections": 0, "finish_reason": "stop", "logprobs": []}
+    defaults = {
+        "num_think_tokens": num_tokens - 10,
+        "num_reflections": 0,
+        "finish_reason": "stop",
+        "logprobs": [],
+    }
     fields = defaults | fields
     return Rollout(
-        "p", 0, VERSION, kind, [1], [2] * num_tokens, text="", num_tokens=num_tokens, correct=correct, **fields
+        "p",
+        0,
+        VERSION,
+        kind,
+        [1],
+        [2] * num_tokens,
+        text="",
+        num_tokens=num_tokens,
+        correct=correct,
+        **fields,
     )
 
 
 def revised(correct, num_tokens, cut, p_result, **fields):
     return make_rollout(
-        "revision", correct, num_tokens, cut=cut, num_paragraphs=4, p_result=p_result, num_kept_tokens=20, **fields
+        "revision",
+        correct,
+        num_tokens,
+        cut=cut,
+        num_paragraphs=4,
+        p_result=p_result,
+        num_kept_tokens=20,
+        **fields,
     )
 
 
@@ -419,15 +527,19 @@ def test_wrong_revision_gives_its_row_to_its_original():
 
 def test_metrics_by_hand():
     rollouts = [
-        make_rollout("original", True, 100, num_reflections=3, seconds={"sample": 2.0, "verify": 1.0}),
+        make_rollout("original", True, 100, num_reflections=3,
+                     seconds={"sample": 2.0, "verify": 1.0}),
         revised(
             False, 40, 1, [0.1, 0.9, 0.2, 0.2], seconds={"label": 4.0, "verify": 3.0},
-            num_label_tokens=12, num_cached_tokens=16, logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 11,
+            num_label_tokens=12, num_cached_tokens=16,
+            logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 11,
         ),
-        make_rollout("original", False, 210, finish_reason="length", seconds={"sample": 4.0, "verify": 1.0}),
+        make_rollout("original", False, 210, finish_reason="length",
+                     seconds={"sample": 4.0, "verify": 1.0}),
         revised(
             True, 42, 0, [0.6, 0.9], seconds={"label": 2.0, "verify": 3.0}, num_label_tokens=4,
-            num_label_tokens_saved=4, num_cached_tokens=0, logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 13,
+            num_label_tokens_saved=4, num_cached_tokens=0,
+            logprobs=[-0.1] * 20 + [None] * 9 + [-0.1] * 13,
         ),
         make_rollout("original", True, 20, seconds={}),
         make_rollout("original", True, 20, seconds={}),
@@ -464,11 +576,25 @@ def test_a_record_has_five_digits_of_each_probability(tmp_path):
     """In half of the bytes that a float64 takes; all else, and what has no log-prob, stays."""
     values = [-0.123456789012, None, -1e-9, -23.45678912345] * 100
     rollout = Rollout(
-        "p", 0, "v", "original", [1], list(range(400)), values, "text", "stop", 400, 400, 1, p_result=[0.987654321]
+        "p",
+        0,
+        "v",
+        "original",
+        [1],
+        list(range(400)),
+        values,
+        "text",
+        "stop",
+        400,
+        400,
+        1,
+        p_result=[0.987654321],
     )
     line = record_line(rollout)
     read = json.loads(line)
-    assert read["logprobs"][:4] == [-0.12346, None, 0.0, -23.45679] and read["p_result"] == [0.98765]
+    assert read["logprobs"][:4] == [-0.12346, None, 0.0, -23.45679] and read["p_result"] == [
+        0.98765
+    ]
     others = [key for key in vars(rollout) if key not in ("logprobs", "p_result")]
     assert {key: read[key] for key in others} == {key: vars(rollout)[key] for key in others}
     assert rollout.logprobs[0] == values[0]  # what is trained is not rounded

@@ -1,4 +1,5 @@
-"""Files of rows that are read and written one row at a time: the same rows, places and errors as of the whole text."""
+"""Files of rows that are read and written one row at a time: the same rows, places and errors as
+of the whole text."""
 
 from __future__ import annotations
 
@@ -14,11 +15,20 @@ from generation.row_files import GenerationFile, Rows, RowWriter, open_rows, wri
 from generation.utils import read_generations
 
 ROWS = [
-    {"id": str(i), "text": text, "numbers": [i, -0.5, 1e30, {"x": None}], "deep": {"a": [["[", "]"], '"', "\\"]}}
-    for i, text in enumerate(["", "π ≈ 3.14 √2 𝔸", 'a "quoted" \\ \u2028 line', "x" * 300, "日本" * 90, "]},{["])
+    {
+        "id": str(i),
+        "text": text,
+        "numbers": [i, -0.5, 1e30, {"x": None}],
+        "deep": {"a": [["[", "]"], '"', "\\"]},
+    }
+    for i, text in enumerate(
+        ["", "π ≈ 3.14 √2 𝔸", 'a "quoted" \\ \u2028 line', "x" * 300, "日本" * 90, "]},{["]
+    )
 ]
 LAYOUTS = {
-    "one row a line": "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n]\n",
+    "one row a line": "[\n"
+    + ",\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+    + "\n]\n",
     "one line": json.dumps(ROWS),
     "no spaces": json.dumps(ROWS, separators=(",", ":"), ensure_ascii=False),
     "indented": json.dumps(ROWS, indent=2, ensure_ascii=False),
@@ -29,7 +39,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layout_gives_the_same_rows_whatever_is_read_at_once(tmp_path, monkeypatch, layout, chunk):
+def test_any_layout_gives_the_same_rows_whatever_is_read_at_once(
+    tmp_path, monkeypatch, layout, chunk
+):
     monkeypatch.setattr(row_files, "CHUNK", chunk)
     file = tmp_path / ("a.jsonl" if layout == "a row a line" else "a.json")
     file.write_bytes(LAYOUTS[layout].encode())
@@ -46,11 +58,19 @@ def test_any_layout_gives_the_same_rows_whatever_is_read_at_once(tmp_path, monke
     ("name", "content", "message"),
     [
         ("a.json", '[{"a": 1},\n {"a": tru}]', "a.json, line 2, column 8: not JSON"),
-        ("a.json", '[{"a": 1}\n {"a": 2}]', "a.json, line 2, column 2: not JSON .Expecting ',' delimiter"),
+        (
+            "a.json",
+            '[{"a": 1}\n {"a": 2}]',
+            "a.json, line 2, column 2: not JSON .Expecting ',' delimiter",
+        ),
         ("a.json", '[{"a": 1},\n', "a.json, line 2, column 1: not JSON"),
         ("a.json", '[{"a": 1}', "a.json, line 1, column 10: not JSON"),
         ("a.json", '[{"a": 1}]\n[]', "a.json, line 2, column 1: not JSON .Extra data"),
-        ("a.json", '[{"é": 1},\r\n\r\n {"é": "x}]', "a.json, line 3, column 8: not JSON .Unterminated string"),
+        (
+            "a.json",
+            '[{"é": 1},\r\n\r\n {"é": "x}]',
+            "a.json, line 3, column 8: not JSON .Unterminated string",
+        ),
         ("a.json", b'[{"a": 1},\n {"a": "\xff"}]', "a.json, line 2: not UTF-8"),
         ("a.json", '[{"a": 1}, {"b": [NaN]}]', "a.json: row 1 has NaN in 'b'; write a number"),
         ("a.json", '[{"a": 1}, 7, {"a": 1}]', "a.json: row 1 must be an object, but is '7'"),
@@ -72,12 +92,17 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     write_json(tmp_path / "a.json", ROWS)
     rows = open_rows(tmp_path / "a.json")
     write_json(tmp_path / "a.json", ROWS[1:])
-    with pytest.raises(ValueError, match=r"a\.json was changed while it was read; run the command again"):
+    with pytest.raises(
+        ValueError, match=r"a\.json was changed while it was read; run the command again"
+    ):
         list(rows)
 
 
 def test_the_digest_is_of_the_rows_and_not_of_what_is_between_them(tmp_path):
-    for name, content in (("a.json", LAYOUTS["one row a line"]), ("b.jsonl", LAYOUTS["a row a line"])):
+    for name, content in (
+        ("a.json", LAYOUTS["one row a line"]),
+        ("b.jsonl", LAYOUTS["a row a line"]),
+    ):
         (tmp_path / name).write_text(content)
     one, other = open_rows(tmp_path / "a.json"), open_rows(tmp_path / "b.jsonl")
     assert one.digest == other.digest != one[:5].digest
@@ -95,11 +120,16 @@ def test_sections_are_written_one_after_the_other_and_nothing_stays_after_an_err
             out.add({"i": i}, section)
     assert [row["i"] for row in open_rows(tmp_path / "a.json")] == [1, 3, 2, 0, 4]
     before = (tmp_path / "a.json").read_bytes()
-    assert before == b"[\n" + b",\n".join(json.dumps({"i": i}).encode() for i in (1, 3, 2, 0, 4)) + b"\n]\n"
+    assert (
+        before
+        == b"[\n" + b",\n".join(json.dumps({"i": i}).encode() for i in (1, 3, 2, 0, 4)) + b"\n]\n"
+    )
     with pytest.raises(ValueError, match="no more"), RowWriter(tmp_path / "a.json") as out:
         out.add({})
         raise ValueError("no more")
-    assert (tmp_path / "a.json").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_bytes() == before and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["a.json"]
 
 
 def test_written_files_are_as_before(tmp_path):
@@ -112,7 +142,10 @@ def test_written_files_are_as_before(tmp_path):
 
 def paths(file: Path, number: int) -> Path:
     response = {"text": "words of a path " * 1250, "num_tokens": 5000, "finish_reason": "stop"}
-    rows = ({"id": f"p{i}", "problem": "x", "answer": "1", "responses": [response]} for i in range(number))
+    rows = (
+        {"id": f"p{i}", "problem": "x", "answer": "1", "responses": [response]}
+        for i in range(number)
+    )
     write_json(file, rows)
     return file
 

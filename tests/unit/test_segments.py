@@ -31,23 +31,35 @@ def test_part_that_reaches_the_maximum_opens_the_next_paragraph():
 
 def test_overlong_part_is_a_paragraph_only_if_nothing_is_open():
     assert split("a b c d e f\n\ng") == [("a b c d e f", 6), ("g", 1)]
-    # It opens a paragraph here and is not tested again, so the next part joins it or is shut out by it.
+    # It opens a paragraph here and is not tested again, so the next part joins it or is shut out by
+    # it.
     assert split("z\n\na b c d e f\n\ng.") == [("z", 1), ("a b c d e f\n\ng.", 7)]
     assert split("z\n\na b c d e f\n\ng") == [("z", 1), ("a b c d e f", 6), ("g", 1)]
 
 
 def test_only_the_thinking_is_split_and_blank_parts_are_dropped():
-    assert split("a b c.\n\n \n\n\nd e f.\n</think>\n\n\\boxed{1}") == [("a b c.", 3), ("d e f.\n", 3)]
+    assert split("a b c.\n\n \n\n\nd e f.\n</think>\n\n\\boxed{1}") == [
+        ("a b c.", 3),
+        ("d e f.\n", 3),
+    ]
     assert split("\n\n</think>\n\n\\boxed{1}") == []
 
 
 def test_blank_lines_of_all_systems_separate_parts():
     for newline in ("\n", "\r\n", "\r"):
-        for blank in (newline * 2, f"{newline} {newline}", f"{newline}\t{newline}  {newline}", f"{newline}\u3000{newline}"):
+        for blank in (
+            newline * 2,
+            f"{newline} {newline}",
+            f"{newline}\t{newline}  {newline}",
+            f"{newline}\u3000{newline}",
+        ):
             text = f"a b c.{blank}d e{newline}f.{blank}</think>"
             assert split(text) == [("a b c.", 3), (f"d e{newline}f.", 3)], repr(text)
     text = "a b c.\r\n \r\nd e f.\r\n\r\n"
-    ends = [p.end for p in split_paragraphs(text, lambda part: len(part.split()), min_tokens=3, max_tokens=5)]
+    ends = [
+        p.end
+        for p in split_paragraphs(text, lambda part: len(part.split()), min_tokens=3, max_tokens=5)
+    ]
     assert ends == [len("a b c."), len("a b c.\r\n \r\nd e f.")]
 
 
@@ -59,7 +71,9 @@ def test_sentences_end_with_full_width_signs_too():
 
 def test_part_ends_are_offsets_in_the_text():
     text = "a.\n\nb\n\n\n\nc d.\n\ne f g.\n</think>"
-    first, second = split_paragraphs(text, lambda part: len(part.split()), min_tokens=3, max_tokens=5)
+    first, second = split_paragraphs(
+        text, lambda part: len(part.split()), min_tokens=3, max_tokens=5
+    )
     assert (first.text, first.part_ends, first.end) == ("a.\n\nb\n\nc d.", (2, 5, 13), 13)
     assert (second.text, second.part_ends, second.end) == ("e f g.\n", (22,), 22)
 

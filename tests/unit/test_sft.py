@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: which ids carry loss, what is refused, and a run on a tiny model that learns and resumes."""
+"""Supervised fine-tuning: which ids carry loss, what is refused, and a run on a tiny model that
+learns and resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from generation.prompts import REFLECTION_PREFILL, reflection_messages
 from rea_rl.entry import train
 from rea_rl.sft import build_trainer, encode_example, load_examples, main, parse_recipe
 
-ROW = {"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "t</think>A"}]}
+ROW = {
+    "prompt": [{"role": "user", "content": "Q"}],
+    "completion": [{"role": "assistant", "content": "t</think>A"}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,10 @@ def test_text_is_taken_as_it_stands(tokenizer):
 def test_reflection_example_begins_like_the_online_request(tokenizer):
     encoded = encode_example(reflection_example("P", ["a", "b"], [False, True]), tokenizer)
     messages = reflection_messages("P", ["a", "b"])
-    online = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + REFLECTION_PREFILL
+    online = (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        + REFLECTION_PREFILL
+    )
     online_ids = tokenizer.encode(online, add_special_tokens=False)
     assert encoded["input_ids"][: len(online_ids)] == online_ids
     assert tokenizer.decode(encoded["input_ids"][len(online_ids) :]) == " Think\n[2]. Result<eos>"
@@ -67,7 +74,10 @@ def test_malformed_row_is_named(tokenizer, tmp_path):
 
 def arguments(tmp_path: Path, **changes: str) -> list[str]:
     """Flags of a run of four steps on eight rows."""
-    rows = [{"prompt": "<U>1<A>", "completion": "one"}, {"prompt": "<U>2<A>", "completion": "two"}] * 4
+    rows = [
+        {"prompt": "<U>1<A>", "completion": "one"},
+        {"prompt": "<U>2<A>", "completion": "two"},
+    ] * 4
     flags = {
         "model_name_or_path": str(save_model(tmp_path / "model")),
         "dataset_name": write(tmp_path / "train.json", rows),
@@ -113,7 +123,8 @@ def test_run_learns_and_a_killed_one_ends_with_the_same_weights(tmp_path):
     assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
     train(build_trainer(*parse_recipe(killed)))
     expected, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
-    assert expected.keys() == resumed.keys() and len(expected) == 8  # two layers, two modules, two factors
+    # two layers, two modules, two factors
+    assert expected.keys() == resumed.keys() and len(expected) == 8
     for name, weight in expected.items():
         torch.testing.assert_close(resumed[name], weight, msg=name)
 
@@ -155,8 +166,24 @@ def test_the_template_of_the_recipe_renders_the_prompts(tmp_path):
     template.write_text("{% for m in messages %}<U>{{ m['content'] }}{% endfor %}<A><think>Hm.")
     rows = tmp_path / "rows.json"
     rows.write_text('[{"prompt": [{"role": "user", "content": "1?"}], "completion": "2"}]')
-    flags = ["--model_name_or_path", str(save_model(tmp_path / "model")), "--dataset_name", str(rows), "--use_cpu", "true"]
-    flags += ["--output_dir", str(tmp_path / "run"), "--use_peft", "true", "--lora_target_modules", "q_proj", "--bf16", "false"]
+    flags = [
+        "--model_name_or_path",
+        str(save_model(tmp_path / "model")),
+        "--dataset_name",
+        str(rows),
+        "--use_cpu",
+        "true",
+    ]
+    flags += [
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--use_peft",
+        "true",
+        "--lora_target_modules",
+        "q_proj",
+        "--bf16",
+        "false",
+    ]
     trainer = build_trainer(*parse_recipe([*flags, "--chat_template_path", str(template)]))
     ids = trainer.train_dataset[0]["input_ids"]
     assert trainer.processing_class.decode(ids) == "<U>1?<A><think>Hm.2<eos>"

@@ -1,4 +1,5 @@
-"""Packed paths give the log-probs, losses and gradients of separate rows; layout and plan by hand."""
+"""Packed paths give the log-probs, losses and gradients of separate rows; layout and plan by
+hand."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from tiny import save_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from rea_rl import tree_attention
 from rea_rl.fused_lora import fuse_layers
@@ -40,19 +47,21 @@ def group(seed=0, pairs=3, vocabulary=90):
     return paths + [paths[-2]]
 
 
-# --- Layout ------------------------------------------------------------------------------------------------------
+# --- Layout ---------------------------------------------------------------------------------------
 
 
 def test_original_and_revision_by_hand():
     packed = fold([path([1, 2, 3, 4, 5]), path([1, 2, 3, 8])])
-    # The tree forks one token before the paths differ, so that each position has one next token: 3 stands twice.
+    # The tree forks one token before the paths differ, so that each position has one next token: 3
+    # stands twice.
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 3, 8]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
     # Trained: 3 4 5 of the original, 3 8 of the revision; both 3 are predicted by position 1.
     assert packed.predictors.tolist() == [1, 2, 3, 5]
     assert packed.targets.tolist() == [3, 4, 5, 8]
     assert packed.token_index.tolist() == [0, 1, 2, 0, 3]
-    # One run for the original with itself as keys, one for the rest of the revision with the prefix before it.
+    # One run for the original with itself as keys, one for the rest of the revision with the prefix
+    # before it.
     assert packed.tree.bounds == ((0, 0), (5, 5), (7, 9))
     assert packed.tree.kv_index.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6]
     assert packed.tree.max_lengths == (5, 5)
@@ -71,7 +80,13 @@ def test_prompt_alone_trains_nothing():
 
 
 def test_plan_keeps_relatives_together_within_the_budget():
-    paths = [path([5, 6, 7, 8]), path([1, 2, 3, 4]), path([5, 6, 7, 9]), path([1, 2, 3, 5, 6]), path([0] * 20)]
+    paths = [
+        path([5, 6, 7, 8]),
+        path([1, 2, 3, 4]),
+        path([5, 6, 7, 9]),
+        path([1, 2, 3, 5, 6]),
+        path([0] * 20),
+    ]
     assert plan(paths, None) == [[0, 1, 2, 3, 4]]
     # In the order of ids: 4 (20 tokens, alone); 1 and 3 (4 + 2 more); 0 and 2 (4 + 1 more).
     assert plan(paths, 11) == [[4], [0, 1, 2, 3]]
@@ -86,7 +101,7 @@ def test_unique_tokens_are_those_of_the_tree():
     assert num_unique(paths) <= fold(paths).input_ids.numel() <= num_unique(paths) + forks
 
 
-# --- Attention ---------------------------------------------------------------------------------------------------
+# --- Attention ------------------------------------------------------------------------------------
 
 
 def emulated_varlen(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window):
@@ -95,13 +110,19 @@ def emulated_varlen(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, windo
     assert max_q == cu_q.diff().max() and max_k == cu_k.diff().max()
     out = []
     for i in range(len(cu_q) - 1):
-        q, k, v = query[cu_q[i] : cu_q[i + 1]], key[cu_k[i] : cu_k[i + 1]], value[cu_k[i] : cu_k[i + 1]]
+        q, k, v = (
+            query[cu_q[i] : cu_q[i + 1]],
+            key[cu_k[i] : cu_k[i + 1]],
+            value[cu_k[i] : cu_k[i + 1]],
+        )
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
         last = torch.arange(len(q))[:, None] + len(k) - len(q)  # last visible key of each query
         keys = torch.arange(len(k))
         hidden = (keys > last) | ((window[0] >= 0) & (keys < last - window[0]))
-        out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+        out.append(
+            torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+        )
     return torch.cat(out)
 
 
@@ -115,7 +136,10 @@ def test_reference_and_kernel_are_dense_attention_over_each_path(monkeypatch, wi
     for nodes in ancestors(packed):
         visible[nodes[-1], nodes if window is None else nodes[-window:]] = True
     dense = F.scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1))),
+        *(
+            x.transpose(0, 1)
+            for x in (query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1))
+        ),
         attn_mask=visible,
     ).transpose(0, 1)
     monkeypatch.setattr(tree_attention, "_varlen_kernel", lambda: emulated_varlen)
@@ -125,7 +149,8 @@ def test_reference_and_kernel_are_dense_attention_over_each_path(monkeypatch, wi
 
 
 def ancestors(packed):
-    """For each position, its path from the root: the last earlier position of each depth, in pre-order."""
+    """For each position, its path from the root: the last earlier position of each depth, in
+    pre-order."""
     chain = []
     for position, depth in enumerate(packed.position_ids[0].tolist()):
         chain = [*chain[:depth], position]
@@ -141,11 +166,33 @@ def test_gradient_of_a_shared_key_is_summed_before_it_is_rounded():
 def test_torch_kernel_is_called_with_what_its_version_knows(monkeypatch):
     calls = []
 
-    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+    def old(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        return_aux=None,
+        scale=None,
+        window_size=(-1, -1),
+    ):
         calls.append((scale, window_size))
 
     def new(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        scale=None,
+        window_size=(-1, -1),
+        enable_gqa=False,
     ):
         calls.append((scale, window_size, enable_gqa))
 
@@ -158,20 +205,26 @@ def test_torch_kernel_is_called_with_what_its_version_knows(monkeypatch):
     assert calls == [(0.5, (-1, 0)), (0.5, (-1, 0), True)]
 
 
-# --- Log-probs and gradients -------------------------------------------------------------------------------------
+# --- Log-probs and gradients ----------------------------------------------------------------------
 
 
 def test_chunked_logps_are_log_softmax(monkeypatch):
     monkeypatch.setattr("rea_rl.logprobs.CHUNK_TOKENS", 4)
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(10, 6, requires_grad=True), torch.randn(20, 6), torch.randint(20, (10,))
+    hidden, weight, targets = (
+        torch.randn(10, 6, requires_grad=True),
+        torch.randn(20, 6),
+        torch.randint(20, (10,)),
+    )
     factors = torch.randn(10)
     logps, entropies = chunked_logps(hidden, weight, targets, temperature=0.7)
     plain = (hidden @ weight.T / 0.7).log_softmax(-1)
     torch.testing.assert_close(logps, plain.gather(1, targets[:, None])[:, 0])
     torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(-1))
     (ours,) = torch.autograd.grad((logps * factors).sum(), hidden)
-    (theirs,) = torch.autograd.grad((plain.gather(1, targets[:, None])[:, 0] * factors).sum(), hidden)
+    (theirs,) = torch.autograd.grad(
+        (plain.gather(1, targets[:, None])[:, 0] * factors).sum(), hidden
+    )
     torch.testing.assert_close(ours, theirs)
     assert chunked_logps(hidden[:0], weight, targets[:0])[0].shape == (0,)
 
@@ -189,7 +242,8 @@ def make_model(folder, targets=tuple(LINEAR_LAYERS), dtype=torch.float32):
 
 
 def row_by_row(model, paths, factors, temperature):
-    """Log-probs of each path's completion, each path alone through the plain model; gradients of their sum."""
+    """Log-probs of each path's completion, each path alone through the plain model; gradients of
+    their sum."""
     result = []
     for one in paths:
         ids = torch.from_numpy(one.ids)
@@ -210,7 +264,8 @@ def test_packed_forward_is_the_models_own(folder, mode):
     plain, packed_model = make_model(folder), make_model(folder)
     expected = row_by_row(plain, paths, factors, 0.7)
     add_packed_forward(packed_model.get_base_model(), 0.7)
-    assert fuse_layers(packed_model) == 2 * (7 + 2 + 1) + 1  # layers: linear, norms, MLP; and the last norm
+    # layers: linear, norms, MLP; and the last norm
+    assert fuse_layers(packed_model) == 2 * (7 + 2 + 1) + 1
     Recompute(packed_model.get_base_model(), mode, None)
     packed = fold(paths)
     assert packed.input_ids.numel() < 0.75 * sum(len(p.ids) for p in paths)
@@ -218,7 +273,9 @@ def test_packed_forward_is_the_models_own(folder, mode):
     torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
     (logps * factors).sum().backward()
     for name, gradient in gradients(plain).items():
-        torch.testing.assert_close(gradients(packed_model)[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradients(packed_model)[name], gradient, atol=1e-4, rtol=1e-4, msg=name
+        )
 
 
 def test_base_model_is_forwarded_with_adapters_off(folder):
@@ -226,7 +283,9 @@ def test_base_model_is_forwarded_with_adapters_off(folder):
     model = make_model(folder)
     with torch.no_grad(), model.disable_adapter():
         ids = torch.from_numpy(paths[0].ids)
-        expected = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        expected = (
+            model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        )
     add_packed_forward(model.get_base_model())
     fuse_layers(model)
     packed = fold(paths)
@@ -250,7 +309,9 @@ def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch, dtype):
     with torch.autocast("cpu", torch.bfloat16):
         logps = half(packed=packed).logps[packed.token_index]
     (logps * factors).sum().backward()
-    first, second = (torch.cat([g.flatten() for g in gradients(model).values()]) for model in (plain, half))
+    first, second = (
+        torch.cat([g.flatten() for g in gradients(model).values()]) for model in (plain, half)
+    )
     assert F.cosine_similarity(first, second, dim=0) > 0.995
 
 
@@ -266,7 +327,12 @@ def test_llama_and_sliding_window(folder):
         MistralForCausalLM(MistralConfig(**sizes, sliding_window=9)),
     ):
         ids = torch.from_numpy(paths[1].ids)
-        expected = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[4:, 0]
+        expected = (
+            model(input_ids=ids[None])
+            .logits[0, :-1]
+            .log_softmax(-1)
+            .gather(1, ids[1:, None])[4:, 0]
+        )
         assert unsupported(model) is None
         add_packed_forward(model)
         packed = fold(paths)
@@ -295,20 +361,25 @@ def test_layers_that_are_not_plain_stay(folder):
     add_packed_forward(packed_model.get_base_model())
     fuse_layers(packed_model)
     packed = fold(paths)
-    torch.testing.assert_close(packed_model(packed=packed).logps[packed.token_index], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        packed_model(packed=packed).logps[packed.token_index], expected, atol=1e-5, rtol=1e-5
+    )
 
 
-# --- Memory and metrics ------------------------------------------------------------------------------------------
+# --- Memory and metrics ---------------------------------------------------------------------------
 
 
 def test_recomputation_is_as_little_as_memory_allows(folder, monkeypatch, caplog):
-    """First step: all but one layer. That one kept 100 MiB for half of the budget's tokens, the step 400 MiB."""
+    """First step: all but one layer. That one kept 100 MiB for half of the budget's tokens, the
+    step 400 MiB."""
     mib = 2**20
-    allocated = iter([1000 * mib, 1200 * mib, 1300 * mib])  # before the step; before and after the last layer
+    # before the step; before and after the last layer
+    allocated = iter([1000 * mib, 1200 * mib, 1300 * mib])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1400 * mib)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    # Of the memory that is free, or this process's, 0.9 have room for one layer more, at 200 MiB each.
+    # Of the memory that is free, or this process's, 0.9 have room for one layer more, at 200 MiB
+    # each.
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1500 * mib)
     room = (1000 + 800 + 250) * mib / 0.9 - 1500 * mib
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (room, 99000 * mib))
@@ -326,7 +397,11 @@ def test_recomputation_is_as_little_as_memory_allows(folder, monkeypatch, caplog
 
 
 def test_metrics_of_passes_become_those_of_one():
-    metrics = {"kl": [9.0, 1.0, 0.0, 4.0], "clip_ratio/low_min": [0.1, float("nan"), 0.3], "other": [5.0]}
+    metrics = {
+        "kl": [9.0, 1.0, 0.0, 4.0],
+        "clip_ratio/low_min": [0.1, float("nan"), 0.3],
+        "other": [5.0],
+    }
     merge_metrics(metrics, {"kl": 1, "other": 1}, [10, 0, 20])
     assert metrics == {"kl": [9.0, 3.0], "clip_ratio/low_min": [0.1], "other": [5.0]}
 
@@ -341,7 +416,9 @@ def test_micro_batches_keep_relatives():
             "num_items_in_batch": torch.tensor(8),
         }
 
-    first, second = relatives_together([batch([(1, 2, 3), (4, 5, 6)]), batch([(4, 5, 7), (1, 2, 4)])])
+    first, second = relatives_together(
+        [batch([(1, 2, 3), (4, 5, 6)]), batch([(4, 5, 7), (1, 2, 4)])]
+    )
     assert first["completion_ids"].tolist() == [[2, 3], [2, 4]]
     assert second["completion_ids"].tolist() == [[5, 6], [5, 7]]
     assert first["num_items_in_batch"] == 8

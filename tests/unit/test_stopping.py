@@ -1,4 +1,5 @@
-"""SIGTERM during a training: a checkpoint of the last finished step, a status of 143, and the same end after a resume."""
+"""SIGTERM during a training: a checkpoint of the last finished step, a status of 143, and the
+same end after a resume."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from rea_rl import entry, sft
 from rea_rl.rollout import Batch
 from rea_rl.utils import last_checkpoint
 
-SETTINGS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 100, "lr_scheduler_type": "constant"}
+SETTINGS = {
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "lr_scheduler_type": "constant",
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +68,21 @@ def start(model_folder, folder, engine, **changes):
 
 @pytest.mark.parametrize(("waits", "done"), [(True, 2), (False, 3)])
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_signal_is_followed_by_a_checkpoint_and_a_resume_by_the_same_end(model_folder, tmp_path, waits, done, lag):
+def test_a_signal_is_followed_by_a_checkpoint_and_a_resume_by_the_same_end(
+    model_folder, tmp_path, waits, done, lag
+):
     """Paths that are still being made are given up; a step that has its paths is finished."""
     with pytest.raises(entry.Interrupted, match="give the same command"):
         start(model_folder, tmp_path / "run", Signalled(2, waits), max_rollout_lag=lag)
     found = int(last_checkpoint(tmp_path / "run").rsplit("-")[-1])
     # With a lag the paths of step 2 are made while step 1 is taken, which is then finished.
     assert found == (done if not lag else 2)
-    assert not (tmp_path / "run" / "train_results.json").exists() and not list((tmp_path / "run").glob("*.safetensors"))
-    assert not [name for name in os.listdir(tmp_path / "run" / "rollouts") if name.startswith("eval")]
+    assert not (tmp_path / "run" / "train_results.json").exists() and not list(
+        (tmp_path / "run").glob("*.safetensors")
+    )
+    assert not [
+        name for name in os.listdir(tmp_path / "run" / "rollouts") if name.startswith("eval")
+    ]
     resumed = start(model_folder, tmp_path / "run", RecordedPaths(), max_rollout_lag=lag)
     whole = start(model_folder, tmp_path / "whole", RecordedPaths(), max_rollout_lag=lag)
     assert resumed.state.global_step == 4
@@ -101,7 +113,9 @@ def test_a_training_that_nobody_ends_leaves_the_signal_as_it_was(model_folder, t
     before = signal.getsignal(signal.SIGTERM)
     trainer = start(model_folder, tmp_path, RecordedPaths(), max_steps=1)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "StopAtSigterm" not in [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert "StopAtSigterm" not in [
+        type(callback).__name__ for callback in trainer.callback_handler.callbacks
+    ]
 
 
 def test_sft_ends_likewise(tmp_path, monkeypatch, capsys):
@@ -119,7 +133,9 @@ def test_sft_ends_likewise(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         sft.main(flags)
     assert stop.value.code == 143
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: SIGTERM; give the same command")
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: SIGTERM; give the same command")
+    )
     assert last_checkpoint(output) == str(output / "checkpoint-2")
     monkeypatch.setattr(Trainer, "training_step", training_step)
     sft.main(flags)
@@ -135,7 +151,8 @@ def test_paths_under_way_are_given_up_at_once(tmp_path):
 
     with ScriptedServer(hang, [VERSION]) as server, make_engine(tmp_path, server.url) as engine:
         threading.Timer(0.5, engine.cancel).start()
-        for error in (CancelledError, ConnectionError):  # those under way, and those that would follow
+        # those under way, and those that would follow
+        for error in (CancelledError, ConnectionError):
             with pytest.raises(error):
                 engine.run([make_row()], Batch(7, VERSION, False))
         release.set()

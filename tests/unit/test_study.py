@@ -1,4 +1,5 @@
-"""The study: which runs there are, their commands, resuming, and the arithmetic of table, intervals and checks."""
+"""The study: which runs there are, their commands, resuming, and the arithmetic of table,
+intervals and checks."""
 
 from __future__ import annotations
 
@@ -53,50 +54,72 @@ def in_root(monkeypatch):
 
 
 def arguments(tmp_path, *flags):
-    return study.parse_arguments([*flags, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")])
+    return study.parse_arguments(
+        [*flags, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    )
 
 
-# --- runs and commands ---
+# --- runs and commands ----------------------------------------------------------------------------
 
 
 def test_base_comes_first_and_main_rows_have_three_seeds(tmp_path):
     runs = study.all_runs(arguments(tmp_path, "--rows", "rea_rl", "dler"))
     assert [(run.row.name, run.seed) for run in runs] == [
-        ("base", 0), ("base", 1), ("base", 2), ("rea_rl", 0), ("rea_rl", 1), ("rea_rl", 2), ("dler", 0),
+        ("base", 0), ("base", 1), ("base", 2), ("rea_rl", 0), ("rea_rl", 1), ("rea_rl", 2),
+        ("dler", 0),
     ]  # fmt: skip
     one = study.all_runs(arguments(tmp_path, "--rows", "rea_rl", "base", "--seeds", "1"))
-    assert [str(run.directory.relative_to(tmp_path)) for run in one] == ["work/base/seed-0", "work/rea_rl/seed-0"]
+    assert [str(run.directory.relative_to(tmp_path)) for run in one] == [
+        "work/base/seed-0",
+        "work/rea_rl/seed-0",
+    ]
     assert {row.name for row in study.ROWS.values() if row.num_seeds == 3} == {
         "base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl"
     }  # fmt: skip
 
 
 def test_unknown_row_lists_the_others(tmp_path):
-    with pytest.raises(ValueError, match=r"rows \['grpo_long'\] are unknown; there are base, grpo, .*density"):
+    with pytest.raises(
+        ValueError, match=r"rows \['grpo_long'\] are unknown; there are base, grpo, .*density"
+    ):
         study.all_runs(arguments(tmp_path, "--rows", "grpo_long"))
 
 
 def test_command_of_a_row_by_hand(tmp_path):
-    args = arguments(tmp_path, "--rows", "dler", "--steps", "7", "--policy_server", "http://127.0.0.1:1/v1")
+    args = arguments(
+        tmp_path, "--rows", "dler", "--steps", "7", "--policy_server", "http://127.0.0.1:1/v1"
+    )
     assert study.train_command(study.all_runs(args)[-1], args) == [
         sys.executable, "-m", "rea_rl.grpo", "--config", "recipes/miniature/config_GRPO.yaml",
-        "--reward_funcs", "truncated_accuracy", "--target_lengths", "150", "--scale_rewards", "batch",
-        "--dynamic_sampling", "true", "--seed", "0", "--output_dir", str(tmp_path / "work/dler/seed-0"),
+        "--reward_funcs", "truncated_accuracy", "--target_lengths", "150", "--scale_rewards",
+        "batch",
+        "--dynamic_sampling", "true", "--seed", "0", "--output_dir",
+        str(tmp_path / "work/dler/seed-0"),
         "--model_name_or_path", "model/Miniature-LRM",
         "--max_steps", "7",
     ]  # fmt: skip
     (place,) = make_places(args).queue
-    assert place.flags == ["--policy_server", "http://127.0.0.1:1/v1", "--reflection_server", "http://127.0.0.1:12346/v1"]
+    assert place.flags == [
+        "--policy_server",
+        "http://127.0.0.1:1/v1",
+        "--reflection_server",
+        "http://127.0.0.1:12346/v1",
+    ]
 
 
 def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     args = arguments(tmp_path, "--rows", "base", "--gpus", "0", "3", "--runs_per_gpu", "2")
     places = list(make_places(args).queue)
     assert [place.gpu for place in places] == ["0", "3", "0", "3"]
-    assert len({url for place in places for url in (place.policy_server, place.reflection_server)}) == 8
+    assert (
+        len({url for place in places for url in (place.policy_server, place.reflection_server)})
+        == 8
+    )
     assert places[1].environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert places[0].server_flags[:4] == ["--kv_cache_gib", "4", "--compile", "false"]
-    assert len({tuple(place.server_flags) for place in places}) == 4, "servers share a sampling seed"
+    assert len({tuple(place.server_flags) for place in places}) == 4, (
+        "servers share a sampling seed"
+    )
     on_cpu = make_places(arguments(tmp_path, "--rows", "base", "--gpus", "cpu")).get()
     assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
@@ -106,25 +129,36 @@ def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     [
         ("miniature", None, {}),
         ("miniature", 1, {}),
-        ("miniature", 2, {"grpo": "per_device_train_batch_size 24", "grpo_gen8": "per_device_train_batch_size 48"}),
+        ("miniature", 2,
+         {"grpo": "per_device_train_batch_size 24", "grpo_gen8": "per_device_train_batch_size 48"}),
         ("DeepSeek-R1-Distill-Qwen-7B", 2, {}),
         ("DeepSeek-R1-Distill-Qwen-7B", 1, {
             "grpo": "gradient_accumulation_steps 32", "grpo_gen8": "gradient_accumulation_steps 32",
         }),
     ],
 )  # fmt: skip
-def test_each_row_keeps_its_prompts_on_other_processes(tmp_path, recipe_set, num_processes, expected):
-    args = arguments(tmp_path, "--recipe_set", recipe_set, "--rows", "grpo", "grpo_gen8", "--seeds", "1")
+def test_each_row_keeps_its_prompts_on_other_processes(
+    tmp_path, recipe_set, num_processes, expected
+):
+    args = arguments(
+        tmp_path, "--recipe_set", recipe_set, "--rows", "grpo", "grpo_gen8", "--seeds", "1"
+    )
     args.num_processes = num_processes
     for run in study.all_runs(args)[1:]:
         command = " ".join(study.train_command(run, args))
         flags = expected.get(run.row.name)
-        assert f"--{flags}" in command if flags else "batch_size" not in command and "accumulation" not in command
+        assert (
+            f"--{flags}" in command
+            if flags
+            else "batch_size" not in command and "accumulation" not in command
+        )
 
 
 def test_processes_that_do_not_divide_a_batch(tmp_path):
     args = arguments(tmp_path, "--rows", "grpo", "--num_processes", "5")
-    with pytest.raises(ValueError, match="num_processes is 5, which does not divide per_device_train_batch_size"):
+    with pytest.raises(
+        ValueError, match="num_processes is 5, which does not divide per_device_train_batch_size"
+    ):
         study.train_command(study.all_runs(args)[-1], args)
 
 
@@ -133,19 +167,42 @@ def test_row_of_a_script(tmp_path, monkeypatch):
     monkeypatch.setitem(study.ROWS, "sft", row)
     args = arguments(tmp_path, "--rows", "sft")
     run = study.all_runs(args)[-1]
-    assert study.train_command(run, args) == ["env", "RECIPE_SET=miniature", "bash", "scripts/grpo.sh"]
-    assert (run.adapter, run.directory) == (Path("output/miniature/SFT"), tmp_path / "work/sft/seed-0")
+    assert study.train_command(run, args) == [
+        "env",
+        "RECIPE_SET=miniature",
+        "bash",
+        "scripts/grpo.sh",
+    ]
+    assert (run.adapter, run.directory) == (
+        Path("output/miniature/SFT"),
+        tmp_path / "work/sft/seed-0",
+    )
     monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="scripts/nobody.sh"))
     with pytest.raises(ValueError, match="row sft needs scripts/nobody.sh, which does not exist"):
         study.all_runs(args)
 
 
 def test_plan_says_what_is_left(tmp_path, capsys):
-    flags = ["--rows", "grpo", "--seeds", "1", "--dry_run", "--work", str(tmp_path), "--", "trainer", "--flag", "a b"]
+    flags = [
+        "--rows",
+        "grpo",
+        "--seeds",
+        "1",
+        "--dry_run",
+        "--work",
+        str(tmp_path),
+        "--",
+        "trainer",
+        "--flag",
+        "a b",
+    ]
     study.main(flags)
     base, grpo = capsys.readouterr().out.splitlines()
     assert base == "base seed 0: evaluate"
-    assert grpo.startswith("grpo seed 0: train and evaluate  trainer --flag 'a b' --config recipes/miniature/config_GRPO")
+    assert grpo.startswith(
+        "grpo seed 0: train and evaluate  trainer --flag 'a b' --config "
+        "recipes/miniature/config_GRPO"
+    )
     assert not any(tmp_path.iterdir())
 
 
@@ -158,7 +215,9 @@ def test_every_row_is_a_recipe_with_valid_flags(tmp_path, recipe_set, name):
     args = arguments(tmp_path, "--recipe_set", recipe_set, "--rows", name)
     run = study.all_runs(args)[-1]
     _, config, _ = parse_recipe([*study.train_command(run, args)[3:], "--use_cpu", "true"])
-    assert len(get_reward_funcs(config.reward_funcs, 99.0, **config.reward_settings)) == len(config.reward_funcs)
+    assert len(get_reward_funcs(config.reward_funcs, 99.0, **config.reward_settings)) == len(
+        config.reward_funcs
+    )
 
 
 def test_training_goes_on_after_a_failure_and_is_not_repeated(tmp_path):
@@ -177,31 +236,53 @@ def test_a_run_is_not_continued_with_another_command(tmp_path):
     run = study.all_runs(args)[-1]
     run.directory.mkdir(parents=True)
     (run.directory / "command.json").write_text(json.dumps(["earlier", "--max_steps", "2"]))
-    with pytest.raises(ValueError, match="made with another command: earlier --max_steps 2; delete it"):
+    with pytest.raises(
+        ValueError, match="made with another command: earlier --max_steps 2; delete it"
+    ):
         study.train(run, make_places(args).get(), args)
 
 
 def test_a_stopped_study_leaves_no_trainer_behind():
     code = (
-        "import signal, subprocess; from rea_rl import study; signal.signal(signal.SIGTERM, study.stop); "
-        "subprocess.run(['sh', '-c', 'echo $$; exec sleep 60'])"
+        "import signal, subprocess; from rea_rl import study; signal.signal(signal.SIGTERM, "
+        "study.stop); subprocess.run(['sh', '-c', 'echo $$; exec sleep 60'])"
     )
-    study_process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    study_process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
     trainer = int(study_process.stdout.readline())
     study_process.terminate()
     assert study_process.wait(timeout=30) == 128 + signal.SIGTERM
-    assert not psutil.pid_exists(trainer) or psutil.Process(trainer).status() == psutil.STATUS_ZOMBIE
+    assert (
+        not psutil.pid_exists(trainer) or psutil.Process(trainer).status() == psutil.STATUS_ZOMBIE
+    )
 
 
 def test_a_script_is_one_run_however_many_seeds(tmp_path):
     runs = study.all_runs(arguments(tmp_path, "--rows", "sft", "grpo", "--seeds", "2"))
-    assert [(run.row.name, run.seed) for run in runs] == [("base", 0), ("base", 1), ("sft", 0), ("grpo", 0), ("grpo", 1)]
+    assert [(run.row.name, run.seed) for run in runs] == [
+        ("base", 0),
+        ("base", 1),
+        ("sft", 0),
+        ("grpo", 0),
+        ("grpo", 1),
+    ]
 
 
 @pytest.mark.slow
 def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
     server = serve()
-    args = arguments(tmp_path, "--rows", "base", "--seeds", "1", "--eval_problems", "3", "--policy_server", server.url)
+    args = arguments(
+        tmp_path,
+        "--rows",
+        "base",
+        "--seeds",
+        "1",
+        "--eval_problems",
+        "3",
+        "--policy_server",
+        server.url,
+    )
     run = study.all_runs(args)[0]
     study.evaluate(run, make_places(args).get(), args, lambda: run.scores)
     assert run.evaluated and run.generations.name == "test_math_cot.json"
@@ -218,14 +299,17 @@ def test_adapter_is_served_under_a_name_of_its_weights(tmp_path):
         (run.directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         (run.directory / "adapter_model.safetensors").write_bytes(b"weights")
         with study.served(run, args.policy_server, args) as name:
-            assert name.startswith("study-grpo-0-") and server.models == ["model/Miniature-LRM", name]
+            assert name.startswith("study-grpo-0-") and server.models == [
+                "model/Miniature-LRM",
+                name,
+            ]
         assert server.models == ["model/Miniature-LRM"]
         assert server.bodies("load_lora_adapter")[0]["lora_path"] == str(run.directory)
         with study.served(base, args.policy_server, args) as name:
             assert name == "model/Miniature-LRM"
 
 
-# --- figures ---
+# --- figures --------------------------------------------------------------------------------------
 
 
 def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
@@ -237,7 +321,8 @@ def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
         {
             "responses": zeros + 1, "correct": np.array(correct, dtype=float), "num_tokens": tokens,
             "num_think_tokens": tokens, "num_reflections": zeros + (1 if words is None else words),
-            "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros, "corrected": zeros + 0.25,
+            "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros,
+            "corrected": zeros + 0.25,
             "slips": zeros + 0.5, "empty_checks": zeros,
         },
     )  # fmt: skip
@@ -250,11 +335,22 @@ SHORT = counts("short", [[1, 1, 1, 0, 0, 0]], [[50, 50, 100, 100, 150, 150]], wo
 def test_figures_by_hand():
     figures = all_figures([BASE, SHORT], resamples=200)
     base, short = figures["base"], figures["short"]
-    assert base[ALL]["accuracy"].value == pytest.approx(5 / 6) and base["hard"]["accuracy"].value == 0.5
-    assert (short[ALL]["tokens"].value, short["easy"]["tokens"].value, short["hard"]["tokens"].value) == (100, 50, 150)
-    assert base["medium"]["tokens_per_word"].value == 200 and base[ALL]["words"].value == pytest.approx(5.0)
+    assert (
+        base[ALL]["accuracy"].value == pytest.approx(5 / 6)
+        and base["hard"]["accuracy"].value == 0.5
+    )
+    assert (
+        short[ALL]["tokens"].value,
+        short["easy"]["tokens"].value,
+        short["hard"]["tokens"].value,
+    ) == (100, 50, 150)
+    assert base["medium"]["tokens_per_word"].value == 200 and base[ALL][
+        "words"
+    ].value == pytest.approx(5.0)
     # Tokens are halved problem by problem: the paired interval has no width.
-    assert [getattr(short[ALL]["tr"], part) for part in ("value", "low", "high")] == pytest.approx([50, 50, 50])
+    assert [getattr(short[ALL]["tr"], part) for part in ("value", "low", "high")] == pytest.approx(
+        [50, 50, 50]
+    )
     # Half of the tokens saved, accuracy from 5/6 to 3/6: 0.5 - 5 x 0.4.
     assert short[ALL]["aes"].value == pytest.approx(-1.5)
     assert base[ALL]["aes"].value == 0 == base[ALL]["aes"].high
@@ -277,7 +373,8 @@ def test_seeds_that_disagree_widen_the_interval():
         return values.high - values.low
 
     assert width(differ) > width(agree) > 0
-    # All problems right in two seeds of three, so nearly no draw of problems matters: the width is that of the seeds.
+    # All problems right in two seeds of three, so nearly no draw of problems matters: the width is
+    # that of the seeds.
     whole = counts("w", [[1] * 6, [1] * 6, [0] * 6], [[100] * 6] * 3)
     values = interval(Bootstrap(6).ratios(whole, ALL)["accuracy"])
     assert (values.value, values.low, values.high) == pytest.approx((2 / 3, 0.0, 1.0))
@@ -300,11 +397,21 @@ def test_rows_on_other_problems_are_refused():
 
 def test_words_that_outgrow_re_checks():
     wordy = counts("wordy", BASE.counts["correct"], BASE.counts["num_tokens"], words=9, rechecks=1)
-    hollow = counts("hollow", BASE.counts["correct"], BASE.counts["num_tokens"], words=2, rechecks=0)
-    silent = counts("silent", BASE.counts["correct"], BASE.counts["num_tokens"], words=0, rechecks=0)
+    hollow = counts(
+        "hollow", BASE.counts["correct"], BASE.counts["num_tokens"], words=2, rechecks=0
+    )
+    silent = counts(
+        "silent", BASE.counts["correct"], BASE.counts["num_tokens"], words=0, rechecks=0
+    )
     figures = all_figures([BASE, SHORT, wordy, hollow, silent], resamples=100)
     outgrown = {name: words_outgrow_rechecks(f, figures["base"]) for name, f in figures.items()}
-    assert outgrown == {"base": False, "short": False, "wordy": True, "hollow": True, "silent": False}
+    assert outgrown == {
+        "base": False,
+        "short": False,
+        "wordy": True,
+        "hollow": True,
+        "silent": False,
+    }
 
 
 def test_table_and_json_say_the_same():
@@ -313,20 +420,42 @@ def test_table_and_json_say_the_same():
     main, reflection = (part.splitlines() for part in tables(rows, figures, True).split("\n\n"))
     header = [cell.strip() for cell in main[0].strip("|").split("|")]
     assert header == [
-        "", "accuracy %", "easy %", "medium %", "hard %", "tokens", "TR %", "AES", "truncated %", "corrected, hard %",
+        "", "accuracy %", "easy %", "medium %", "hard %", "tokens", "TR %", "AES", "truncated %",
+        "corrected, hard %",
         "of slips, hard %", "seeds",
     ]  # fmt: skip
-    assert main[3].startswith("| row short | 50.0 ±") and "| 25.0 ± 0.0          | 50.0 ± 0.0 " in main[3]
+    assert (
+        main[3].startswith("| row short | 50.0 ±")
+        and "| 25.0 ± 0.0          | 50.0 ± 0.0 " in main[3]
+    )
     assert reflection[2].rstrip("| ").endswith("no")
     row = json_row(SHORT, figures["short"])
-    assert {"name", "accuracy", "accuracy_low", "accuracy_high", "tokens", "hard", "corrected", "seeds"} <= row.keys()
-    assert (row["name"], row["accuracy"], row["tokens"], row["hard"], row["seeds"]) == ("short", 0.5, 100, 0, 1)
+    assert {
+        "name",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "tokens",
+        "hard",
+        "corrected",
+        "seeds",
+    } <= row.keys()
+    assert (row["name"], row["accuracy"], row["tokens"], row["hard"], row["seeds"]) == (
+        "short",
+        0.5,
+        100,
+        0,
+        1,
+    )
     assert row["accuracy_low"] < 0.5 < row["accuracy_high"]
 
 
 def test_time_is_told_by_row_and_device(tmp_path):
     names = [("grpo", 0), ("grpo", 1), ("sft", 0)]
-    runs = [study.Run(study.ROWS[name], seed, tmp_path / f"{name}-{seed}", tmp_path) for name, seed in names]
+    runs = [
+        study.Run(study.ROWS[name], seed, tmp_path / f"{name}-{seed}", tmp_path)
+        for name, seed in names
+    ]
     for run, device in zip(runs, ("GPU", "GPU", "CPU"), strict=True):
         write_json(run.directory / "trained.json", {"seconds": 60.0, "device": device})
     write_json(runs[0].directory / "evaluated.json", {"seconds": 5.0, "device": "CPU"})
@@ -345,7 +474,7 @@ def test_pareto_front():
     assert pareto_front([base, short, worse, ours, tie]) == [short, ours, base]
 
 
-# --- re-checks ---
+# --- re-checks ------------------------------------------------------------------------------------
 
 FIRST = "First, go step by step.\n10+5=15\n15-3=12\nSo the result is 12."
 
@@ -354,7 +483,11 @@ FIRST = "First, go step by step.\n10+5=15\n15-3=12\nSo the result is 12."
     "paragraph, real",
     [
         ("Wait, let me check that again.\n10+5=15\n15-3=12\nYes, the result is 12.", True),
-        ("Let me check by going back from 12.\n12+3=15\n15-5=10\nThis is the start, so the result is 12.", True),
+        (
+            "Let me check by going back from 12.\n12+3=15\n15-5=10\nThis is the start, so the "
+            "result is 12.",
+            True,
+        ),
         ("Some steps at once:\n10+5-3=12\nThat means the result is 12.", True),
         ("Wait, let me check. But wait, alternatively, check. The result is 12.", False),
         ("Check:\n10+5=15\n99-3=96\nYes, the result is 12.", False),
@@ -373,7 +506,7 @@ def test_the_first_pass_is_no_re_check():
     assert count_rechecks("10+5=15\n\nno result yet") == 0
 
 
-# --- report ---
+# --- report ---------------------------------------------------------------------------------------
 
 
 def test_report_of_two_finished_runs(tmp_path):
@@ -386,7 +519,10 @@ def test_report_of_two_finished_runs(tmp_path):
         "study.md", "study.json", "tradeoff.png", "training.png", "reflection.png"
     }  # fmt: skip
     report = json.loads((args.out / "study.json").read_text())
-    assert [(row["name"], row["tokens"], row["tr"]) for row in report["rows"]] == [("base", 200, 100), ("grpo", 150, 75)]
+    assert [(row["name"], row["tokens"], row["tr"]) for row in report["rows"]] == [
+        ("base", 200, 100),
+        ("grpo", 150, 75),
+    ]
     assert report["settings"]["eval_problems"] == 5
     assert "| GRPO" in (args.out / "study.md").read_text()
 
@@ -394,13 +530,25 @@ def test_report_of_two_finished_runs(tmp_path):
 def write_evaluation(run, tokens):
     folder = run.directory / "eval" / "Miniature-LRM"
     folder.mkdir(parents=True)
-    log = [{"step": 1, "rollout/accuracy": 0.9, "rollout/num_tokens": 200.0, "reflection/density": 0.02}]
+    log = [
+        {
+            "step": 1,
+            "rollout/accuracy": 0.9,
+            "rollout/num_tokens": 200.0,
+            "reflection/density": 0.02,
+        }
+    ]
     (run.directory / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     text = f"{FIRST}\n\nWait, check.\n10+5=15\n</think>\n\n\\boxed{{12}}"
     response = {"text": text, "num_tokens": tokens, "finish_reason": "stop"}
-    rows = [{"id": f"p{i}", "problem": "x", "answer": "12", "level": i + 1, "responses": [response]} for i in range(5)]
+    rows = [
+        {"id": f"p{i}", "problem": "x", "answer": "12", "level": i + 1, "responses": [response]}
+        for i in range(5)
+    ]
     (folder / "test_math_cot.json").write_text(json.dumps(rows))
     scored = {"correct": True, "truncated": False, "first_right": True, "num_reflections": 1}
     scored |= {"num_tokens": tokens, "num_think_tokens": tokens}
     problems = [{"id": row["id"], "level": row["level"], "responses": [scored]} for row in rows]
-    (folder / "test_math_cot.scores.json").write_text(json.dumps({"groups": {}, "problems": problems}))
+    (folder / "test_math_cot.scores.json").write_text(
+        json.dumps({"groups": {}, "problems": problems})
+    )

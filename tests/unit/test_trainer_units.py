@@ -1,4 +1,5 @@
-"""REARLTrainer on a tiny model with recorded paths: rows, advantages, correction and order, without a server."""
+"""REARLTrainer on a tiny model with recorded paths: rows, advantages, correction and order,
+without a server."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ REWARDS = ["accuracy", "refine_length"]
 
 
 class RecordedPaths:
-    """Engine with paths from a script: `correct[i]` for the i-th row of a batch, `lengths[i]` its tokens."""
+    """Engine with paths from a script: `correct[i]` for the i-th row of a batch, `lengths[i]`
+    its tokens."""
 
     counts = {"verifier/pairs": 0}
 
@@ -47,15 +49,19 @@ class RecordedPaths:
     def path(self, row, batch, i):
         generator = torch.Generator().manual_seed(i)
         length = self.lengths[i % len(self.lengths)]
-        ids = torch.randint(97, 122, (length - 1,), generator=generator).tolist() + [TOKENIZER.eos_token_id]
+        ids = torch.randint(97, 122, (length - 1,), generator=generator).tolist() + [
+            TOKENIZER.eos_token_id
+        ]
         is_revision = batch.revision and i % 2 == 1
         logprobs = (-7.0 + 2 * torch.rand(length, generator=generator)).tolist()
         if is_revision:
             logprobs[2:5] = [None] * 3
         return Rollout(
-            row["problem_id"], batch.step, batch.policy_version, "revision" if is_revision else "original",
+            row["problem_id"], batch.step, batch.policy_version,
+            "revision" if is_revision else "original",
             TOKENIZER.encode(row["prompt"]), ids, logprobs, "", "stop", length, length - 3, 1,
-            correct=self.correct[i % len(self.correct)], num_paragraphs=3, cut=1, p_result=[0.1, 0.9, 0.9],
+            correct=self.correct[i % len(self.correct)], num_paragraphs=3, cut=1,
+            p_result=[0.1, 0.9, 0.9],
             num_kept_tokens=2, seconds={"sample": 0.5},
         )  # fmt: skip
 
@@ -78,7 +84,10 @@ def model_folder(tmp_path_factory):
 
 
 def make_rows(n=8):
-    return [{"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"} for i in range(n)]
+    return [
+        {"prompt": f"<U>{'x' * i}<A>", "problem": "", "problem_id": f"p{i}", "answer": "4"}
+        for i in range(n)
+    ]
 
 
 def make_trainer(
@@ -86,14 +95,22 @@ def make_trainer(
     targets=("q_proj", "v_proj"), **changes,
 ):  # fmt: skip
     keys = {
-        "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2, "num_generations": 2,
-        "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "beta": 0.04,
-        "learning_rate": 1e-2, "reflection_model": "x", "reward_funcs": list(rewards), "disable_tqdm": True, "seed": 3,
-        "vllm_importance_sampling_clip_max": 2.0, "tokens_per_reflection": 9.0, "max_rollout_lag": 0,
+        "use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 2,
+        "num_generations": 2,
+        "gradient_checkpointing": False, "max_steps": 2, "logging_steps": 1, "save_strategy": "no",
+        "beta": 0.04,
+        "learning_rate": 1e-2, "reflection_model": "x", "reward_funcs": list(rewards),
+        "disable_tqdm": True, "seed": 3,
+        "vllm_importance_sampling_clip_max": 2.0, "tokens_per_reflection": 9.0,
+        "max_rollout_lag": 0,
     }  # fmt: skip
     args = REARLConfig(output_dir=str(output_dir), **{**keys, **changes})
     before = copy.deepcopy(args.to_dict())
-    extra = {"engine": engine or RecordedPaths(), "weight_sync": NamedVersions()} if cls is REARLTrainer else {}
+    extra = (
+        {"engine": engine or RecordedPaths(), "weight_sync": NamedVersions()}
+        if cls is REARLTrainer
+        else {}
+    )
     torch.manual_seed(1)
     trainer = cls(
         args=args,
@@ -112,11 +129,16 @@ def make_trainer(
 
 
 def records(output_dir, name):
-    return [json.loads(line) for line in (output_dir / "rollouts" / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (output_dir / "rollouts" / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def adapter(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
 
 
 def test_two_steps_train_and_log_finite_numbers(model_folder, tmp_path):
@@ -127,13 +149,23 @@ def test_two_steps_train_and_log_finite_numbers(model_folder, tmp_path):
     first, second = trainer.state.log_history[:2]
     for key, value in {**first, **second}.items():
         assert math.isfinite(value), key
-    expected = {"rollout/accuracy", "revision/success", "reflection/density", "timing/rollout", "timing/weight_sync"}
-    assert expected | {"sampling/ratio", "sampling/logp_difference", "verifier/pairs", "kl"} <= first.keys()
+    expected = {
+        "rollout/accuracy",
+        "revision/success",
+        "reflection/density",
+        "timing/rollout",
+        "timing/weight_sync",
+    }
+    assert (
+        expected | {"sampling/ratio", "sampling/logp_difference", "verifier/pairs", "kl"}
+        <= first.keys()
+    )
     assert trainer.weight_sync.steps == [0, 1]  # once before each set of rollouts
 
 
 def test_groups_and_advantages_by_hand(model_folder, tmp_path):
-    # One prompt, G = 2: original right (40), revision right (12); original wrong, its revision right (9).
+    # One prompt, G = 2: original right (40), revision right (12); original wrong, its revision
+    # right (9).
     engine = RecordedPaths(correct=(True, True, False, True), lengths=(40, 12, 30, 9))
     make_trainer(model_folder, tmp_path, engine, max_steps=1).train()
     rows = records(tmp_path, "step-0")
@@ -147,7 +179,9 @@ def test_groups_and_advantages_by_hand(model_folder, tmp_path):
 
 
 def test_wrong_revision_is_replaced_in_the_batch(model_folder, tmp_path):
-    trainer = make_trainer(model_folder, tmp_path, RecordedPaths(correct=(True, False, False, True)))
+    trainer = make_trainer(
+        model_folder, tmp_path, RecordedPaths(correct=(True, False, False, True))
+    )
     trainer.model.train()
     batch = trainer._generate_and_score_completions([make_rows()[0]] * 2)
     rows = records(tmp_path, "step-0")
@@ -162,7 +196,12 @@ def test_wrong_revision_is_replaced_in_the_batch(model_folder, tmp_path):
 def test_group_without_a_right_answer_learns_nothing_and_stays_finite(model_folder, tmp_path):
     for scale in ("group", "none"):
         trainer = make_trainer(
-            model_folder, tmp_path / scale, RecordedPaths(correct=(False,)), max_steps=1, beta=0.0, scale_rewards=scale
+            model_folder,
+            tmp_path / scale,
+            RecordedPaths(correct=(False,)),
+            max_steps=1,
+            beta=0.0,
+            scale_rewards=scale,
         )
         before = adapter(trainer)
         trainer.train()
@@ -178,18 +217,34 @@ def test_empty_completions_stay_finite(model_folder, tmp_path, packing, empty):
         def path(self, row, batch, i):
             path = super().path(row, batch, i)
             if i in empty:
-                path.completion_ids, path.logprobs, path.num_tokens = [TOKENIZER.eos_token_id], [-0.5], 1
-                path.kind, path.correct, path.num_think_tokens, path.num_reflections = "original", False, 1 if i else 0, 0
+                path.completion_ids, path.logprobs, path.num_tokens = (
+                    [TOKENIZER.eos_token_id],
+                    [-0.5],
+                    1,
+                )
+                path.kind, path.correct, path.num_think_tokens, path.num_reflections = (
+                    "original",
+                    False,
+                    1 if i else 0,
+                    0,
+                )
             return path
 
     trainer = make_trainer(
-        model_folder, tmp_path, Empty(), rewards=(*REWARDS, "reflect"), packing=packing, tokens_per_forward=60
+        model_folder,
+        tmp_path,
+        Empty(),
+        rewards=(*REWARDS, "reflect"),
+        packing=packing,
+        tokens_per_forward=60,
     )
     trainer.train()
     for entry in trainer.state.log_history[:2]:
         assert all(math.isfinite(value) for value in entry.values())
     assert all(p.isfinite().all() for p in adapter(trainer).values())
-    assert [len(row["completion_ids"]) == 1 for row in records(tmp_path, "step-1")] == [i in empty for i in range(4)]
+    assert [len(row["completion_ids"]) == 1 for row in records(tmp_path, "step-1")] == [
+        i in empty for i in range(4)
+    ]
 
 
 def test_order_of_rewards_does_not_matter(model_folder, tmp_path):
@@ -203,7 +258,8 @@ def test_order_of_rewards_does_not_matter(model_folder, tmp_path):
 
 
 def test_gradient_is_that_of_trl_with_its_extra_pass(model_folder, tmp_path):
-    """Correction by the loss's own log-probs equals TRL's token_truncate with a separate pass for the old ones."""
+    """Correction by the loss's own log-probs equals TRL's token_truncate with a separate pass
+    for the old ones."""
 
     class Reference(GRPOTrainer):
         """TRL's own way, with the same paths."""
@@ -217,8 +273,12 @@ def test_gradient_is_that_of_trl_with_its_extra_pass(model_folder, tmp_path):
             return [0, 0]
 
         def _generate_and_score_completions(self, inputs):
-            output = super()._generate_and_score_completions([dict(row) for row in inputs for _ in range(2)])
-            assert "old_per_token_logps" in output and output["importance_sampling_ratio"].max() == 2.0
+            output = super()._generate_and_score_completions(
+                [dict(row) for row in inputs for _ in range(2)]
+            )
+            assert (
+                "old_per_token_logps" in output and output["importance_sampling_ratio"].max() == 2.0
+            )
             return output
 
     # All right: TRL's advantages are ours.
@@ -227,20 +287,31 @@ def test_gradient_is_that_of_trl_with_its_extra_pass(model_folder, tmp_path):
     ours.train()
     rows = records(tmp_path / "ours", "step-0")
     names = ("prompt_ids", "completion_ids", "logprobs", "problem_id", "correct", "num_tokens")
-    columns = {name: [row[name] for row in rows] for name in (*names, "num_think_tokens", "num_reflections")}
+    columns = {
+        name: [row[name] for row in rows]
+        for name in (*names, "num_think_tokens", "num_reflections")
+    }
     reference = make_trainer(model_folder, tmp_path / "trl", cls=Reference, max_steps=1)
     reference.train()
     for key in ("loss", "grad_norm", "kl"):
-        assert ours.state.log_history[0][key] == pytest.approx(reference.state.log_history[0][key], rel=1e-4, abs=1e-7)
-    for (name, mine), theirs in zip(adapter(ours).items(), adapter(reference).values(), strict=True):
+        assert ours.state.log_history[0][key] == pytest.approx(
+            reference.state.log_history[0][key], rel=1e-4, abs=1e-7
+        )
+    for (name, mine), theirs in zip(
+        adapter(ours).items(), adapter(reference).values(), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, msg=name)
 
 
 @pytest.mark.parametrize("rows_per_forward", [1, 3, 8])
-def test_log_probs_do_not_depend_on_how_rows_are_forwarded(model_folder, tmp_path, rows_per_forward):
+def test_log_probs_do_not_depend_on_how_rows_are_forwarded(
+    model_folder, tmp_path, rows_per_forward
+):
     trainer = make_trainer(model_folder, tmp_path, RecordedPaths(lengths=(40, 12, 30, 9, 3, 22)))
     trainer.model.train()
-    batch = trainer._generate_and_score_completions([row for row in make_rows()[2:6] for _ in range(2)])
+    batch = trainer._generate_and_score_completions(
+        [row for row in make_rows()[2:6] for _ in range(2)]
+    )
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     whole, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(
@@ -291,7 +362,9 @@ def test_evaluation_samples_without_revision(model_folder, tmp_path):
 def test_evaluation_does_not_change_the_training_order(model_folder, tmp_path):
     def trained(**changes):
         engine = RecordedPaths()
-        make_trainer(model_folder, tmp_path / str(len(changes)), engine, max_steps=3, **changes).train()
+        make_trainer(
+            model_folder, tmp_path / str(len(changes)), engine, max_steps=3, **changes
+        ).train()
         return [problems for batch, problems in engine.batches if batch.revision]
 
     assert trained() == trained(eval_strategy="steps", eval_steps=1)
@@ -300,26 +373,37 @@ def test_evaluation_does_not_change_the_training_order(model_folder, tmp_path):
 def test_resumed_run_continues_the_order_of_batches(model_folder, tmp_path):
     def order(folder, resume=None, **changes):
         engine = RecordedPaths()
-        trainer = make_trainer(model_folder, folder, engine, save_strategy="steps", save_steps=1, **changes)
+        trainer = make_trainer(
+            model_folder, folder, engine, save_strategy="steps", save_steps=1, **changes
+        )
         trainer.train(resume_from_checkpoint=resume)
         return [(batch.step, problems) for batch, problems in engine.batches], trainer
 
-    # 8 prompts, one a step: step 8 begins the second epoch with an order of its own, step 10 is inside it.
+    # 8 prompts, one a step: step 8 begins the second epoch with an order of its own, step 10 is
+    # inside it.
     whole, _ = order(tmp_path / "whole", max_steps=12)
     assert sorted(problems[0] for _, problems in whole[:8]) == [f"p{i}" for i in range(8)]
     assert [problems for _, problems in whole[8:]] != [problems for _, problems in whole[:4]]
     for stop in (3, 8, 10):
         part, _ = order(tmp_path / f"part{stop}", max_steps=stop, lr_scheduler_type="constant")
         rest, trainer = order(
-            tmp_path / f"part{stop}", resume=str(tmp_path / f"part{stop}" / f"checkpoint-{stop}"), max_steps=12
+            tmp_path / f"part{stop}",
+            resume=str(tmp_path / f"part{stop}" / f"checkpoint-{stop}"),
+            max_steps=12,
         )
         assert part + rest == whole
-        assert trainer.weight_sync.steps[0] == stop  # the resumed adapter is on the server before the first sample
+        # the resumed adapter is on the server before the first sample
+        assert trainer.weight_sync.steps[0] == stop
 
 
 def test_a_run_that_is_complete_trains_nothing_more(model_folder, tmp_path):
     """It was stopped after its last checkpoint, in the middle of an epoch."""
-    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    settings = {
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "constant",
+    }
     first = make_trainer(model_folder, tmp_path, **settings)
     first.train()
     engine = RecordedPaths()
@@ -346,23 +430,32 @@ def test_rows_without_a_trained_token_are_forwarded_too(rows_per_forward):
 
 @pytest.mark.parametrize(
     ("checkpointing", "kwargs", "expected"),
-    [(True, None, False), (True, {"use_reentrant": False}, False), (True, {"use_reentrant": True}, True)]
+    [
+        (True, None, False),
+        (True, {"use_reentrant": False}, False),
+        (True, {"use_reentrant": True}, True),
+    ]
     + [(True, {"preserve_rng_state": False}, True), (False, {"use_reentrant": True}, False)],
 )
 def test_reentrant_checkpointing_takes_one_pass(tmp_path, caplog, checkpointing, kwargs, expected):
     args = REARLConfig(
-        str(tmp_path), use_cpu=True, bf16=False, report_to="none", reflection_model="x", tokens_per_reflection=9.0,
-        gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=kwargs, rows_per_forward=1, num_generations=2,
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", reflection_model="x",
+        tokens_per_reflection=9.0,
+        gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=kwargs,
+        rows_per_forward=1, num_generations=2,
     )  # fmt: skip
     assert takes_one_pass(args) is expected
     assert ("rows_per_forward: 1 is not possible" in caplog.text) is expected
 
 
 def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
-    trainer = make_trainer(model_folder, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = make_trainer(
+        model_folder, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
     assert trainer.num_generations == 4
     order = list(trainer._get_train_sampler())
-    assert len(order) == 8 // 4 * 4 * 2 * 2  # full batches of 4 prompts, 2 rows each, dealt once per micro-step
+    # full batches of 4 prompts, 2 rows each, dealt once per micro-step
+    assert len(order) == 8 // 4 * 4 * 2 * 2
     assert order[:8:2] == order[1:8:2] and len(set(order[:8])) == 4
     plain = make_trainer(model_folder, tmp_path, revision=False, reflection_model=None)
     assert plain.num_generations == 2
@@ -371,7 +464,13 @@ def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
 def run_same_step(launch, model_folder, output_dir, **variables):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(output_dir)]
-    subprocess.run([sys.executable, "-m", *launch, *script], env=environment, check=True, capture_output=True, timeout=180)
+    subprocess.run(
+        [sys.executable, "-m", *launch, *script],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=180,
+    )
     return load_file(output_dir / "adapter_model.safetensors")
 
 
@@ -392,12 +491,18 @@ def one_process(model_folder, tmp_path_factory):
         ("zero3", "none", "true", ["0"]),
     ],
 )
-def test_two_processes_take_the_step_of_one(config, packing, checkpointing, stops, one_process, model_folder, tmp_path):
-    """Same batches, also those looked up ahead; gradients averaged over several forward passes: same weights.
+def test_two_processes_take_the_step_of_one(
+    config, packing, checkpointing, stops, one_process, model_folder, tmp_path
+):
+    """Same batches, also those looked up ahead; gradients averaged over several forward passes:
+    same weights.
 
-    With ZeRO-2 also over an interruption behind step 2, with ZeRO-3 also with reentrant checkpointing.
+    With ZeRO-2 also over an interruption behind step 2, with ZeRO-3 also with reentrant
+    checkpointing.
     """
-    recipe = (Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml").read_text()
+    recipe = (
+        Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml"
+    ).read_text()
     config_file = tmp_path / "config.yaml"
     assert "use_cpu: false" in recipe
     config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
@@ -412,7 +517,9 @@ def test_two_processes_take_the_step_of_one(config, packing, checkpointing, stop
     for step in ("step-0", "step-1", "step-2"):
         rows = records(folder, step), records(tmp_path, step)
         assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
-        assert [row["advantage"] for row in rows[0]] == pytest.approx([row["advantage"] for row in rows[1]], abs=1e-5)
+        assert [row["advantage"] for row in rows[0]] == pytest.approx(
+            [row["advantage"] for row in rows[1]], abs=1e-5
+        )
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
 
@@ -486,5 +593,7 @@ def test_refused_adapter_is_an_error_with_the_servers_words(tmp_path, model_fold
     with ScriptedServer(None, ["base"]) as server:
         sync = AdapterSync(server.url, tmp_path)
         monkeypatch.setattr(sync, "_save", lambda model, step: "refused")
-        with pytest.raises(ConnectionError, match="rank 32 is greater than max_lora_rank 16.*at least lora_r"):
+        with pytest.raises(
+            ConnectionError, match="rank 32 is greater than max_lora_rank 16.*at least lora_r"
+        ):
             sync.publish(make_adapter(model_folder), 0)

@@ -1,4 +1,5 @@
-"""Keys of TRL and transformers that could only fail later, or that would change nothing, are refused when a recipe is read."""
+"""Keys of TRL and transformers that could only fail later, or that would change nothing, are
+refused when a recipe is read."""
 
 from __future__ import annotations
 
@@ -19,16 +20,30 @@ PROGRAMS = {"rl": (grpo, RL), "sft": (sft, SFT), "dpo": (dpo, DPO)}
 EVALUATES = "--eval_strategy steps --eval_steps 1"
 
 REFUSED = [
-    # Each boolean and choice that failed at the start, in the first step, or at the first evaluation.
+    # Each boolean and choice that failed at the start, in the first step, or at the first
+    # evaluation.
     *[
         (program, f"--{key} true", (f"{key} is true", "leave it out"))
         for program in PROGRAMS
-        for key in ("use_liger_kernel", "auto_find_batch_size", "torch_compile", "use_cache", "batch_eval_metrics")
+        for key in (
+            "use_liger_kernel",
+            "auto_find_batch_size",
+            "torch_compile",
+            "use_cache",
+            "batch_eval_metrics",
+        )
     ],
     *[
         (program, f"--optim {name}", (f"optim is {name}", "not installed", "adamw_torch"))
         for program in PROGRAMS
-        for name in ("adamw_8bit", "paged_adamw_32bit", "lion_8bit", "adamw_torch_4bit", "schedule_free_adamw", "lomo")
+        for name in (
+            "adamw_8bit",
+            "paged_adamw_32bit",
+            "lion_8bit",
+            "adamw_torch_4bit",
+            "schedule_free_adamw",
+            "lomo",
+        )
     ],
     ("rl", "--optim galore_adamw", ("optim is galore_adamw", "adamw_torch")),
     ("rl", "--optim grokadamw", ("optim is grokadamw", "grokadamw", "adamw_torch")),
@@ -51,7 +66,11 @@ REFUSED = [
         for program in PROGRAMS
     ],
     *[
-        (program, '--accelerator_config {"dispatch_batches":true}', ("dispatch_batches: true", "leave it out"))
+        (
+            program,
+            '--accelerator_config {"dispatch_batches":true}',
+            ("dispatch_batches: true", "leave it out"),
+        )
         for program in PROGRAMS
     ],
     *[
@@ -62,8 +81,16 @@ REFUSED = [
         )
         for program in PROGRAMS
     ],
-    ("rl", f"{EVALUATES} --metric_for_best_model loss", ("metric_for_best_model is 'loss'", "rollout/accuracy")),
-    ("sft", f"{EVALUATES} --metric_for_best_model rollout/accuracy", ("rollout/accuracy", "mean_token_accuracy")),
+    (
+        "rl",
+        f"{EVALUATES} --metric_for_best_model loss",
+        ("metric_for_best_model is 'loss'", "rollout/accuracy"),
+    ),
+    (
+        "sft",
+        f"{EVALUATES} --metric_for_best_model rollout/accuracy",
+        ("rollout/accuracy", "mean_token_accuracy"),
+    ),
     *[
         (
             program,
@@ -72,9 +99,17 @@ REFUSED = [
         )
         for program in PROGRAMS
     ],
-    ("rl", "--remove_unused_columns true", ("remove_unused_columns is true", "rewards read", "leave it out")),
+    (
+        "rl",
+        "--remove_unused_columns true",
+        ("remove_unused_columns is true", "rewards read", "leave it out"),
+    ),
     ("dpo", "--sync_ref_model true", ("sync_ref_model is true", "base model", "leave it out")),
-    ("sft", "--activation_offloading true", ("activation_offloading is true", "use_cpu", "leave it out")),
+    (
+        "sft",
+        "--activation_offloading true",
+        ("activation_offloading is true", "use_cpu", "leave it out"),
+    ),
     ("sft", "--eval_packing true", ("eval_packing is true", "one by one", "leave it out")),
     ("sft", "--padding_free true", ("padding_free is true", "one by one", "leave it out")),
     ("dpo", "--padding_free true", ("padding_free is true", "one by one", "leave it out")),
@@ -83,26 +118,46 @@ REFUSED = [
         "--packing shared_prefix --cast_lm_head_to_fp32 true",
         ("cast_lm_head_to_fp32 is True", "packing: shared_prefix"),
     ),
-    ("rl", "--importance_sampling_level group", ("importance_sampling_level is 'group'", "token, sequence")),
+    (
+        "rl",
+        "--importance_sampling_level group",
+        ("importance_sampling_level is 'group'", "token, sequence"),
+    ),
     ("rl", "--top_entropy_quantile 1.5 --packing none", ("top_entropy_quantile", "1.5")),
     (
         "rl",
         '--gradient_checkpointing_kwargs {"reentrant":false}',
         ("gradient_checkpointing_kwargs has ['reentrant']", "use_re"),
     ),
-    ("sft", '--accelerator_config {"split":true}', ("accelerator_config has ['split']", "split_batches")),
+    (
+        "sft",
+        '--accelerator_config {"split":true}',
+        ("accelerator_config has ['split']", "split_batches"),
+    ),
     ("sft", "--adam_beta1 1.5", ("optim is adamw_torch_fused", "beta", "correct it")),
     ("dpo", "--loss_type sigmoit sft", ("loss_type has ['sigmoit']", "sigmoid")),
     ("dpo", "--f_divergence_type kl", ("f_divergence_type is 'kl'", "reverse_kl")),
-    ("dpo", "--use_weighting true", ("use_weighting is true", "loss_type is ['sigmoid', 'sft']", "change one")),
-    ("dpo", "--train_sampling_strategy group_by_length", ("train_sampling_strategy is 'group_by_length'", "random")),
+    (
+        "dpo",
+        "--use_weighting true",
+        ("use_weighting is true", "loss_type is ['sigmoid', 'sft']", "change one"),
+    ),
+    (
+        "dpo",
+        "--train_sampling_strategy group_by_length",
+        ("train_sampling_strategy is 'group_by_length'", "random"),
+    ),
     (
         "dpo",
         "--label_smoothing_factor 0.1",
         ("label_smoothing_factor is 0.1", "label_smoothing is theirs", "leave it out"),
     ),
     *[
-        (program, "--lr_scheduler_kwargs {min_lr:1}", ("lr_scheduler_kwargs is '{min_lr:1}'", "no JSON", "write"))
+        (
+            program,
+            "--lr_scheduler_kwargs {min_lr:1}",
+            ("lr_scheduler_kwargs is '{min_lr:1}'", "no JSON", "write"),
+        )
         for program in PROGRAMS
     ],
     # Silently ignored.
@@ -110,30 +165,82 @@ REFUSED = [
     ("rl", "--vespo_k_pos 3.0", ("vespo_k_pos is 3.0", "leave it out")),
     ("rl", "--vllm_mode server", ("vllm_mode is server", "policy_server", "leave it out")),
     ("rl", "--vllm_server_port 1", ("vllm_server_port is 1", "policy_server", "leave it out")),
-    ("rl", "--cache_implementation static", ("cache_implementation is static", "policy_server", "leave it out")),
+    (
+        "rl",
+        "--cache_implementation static",
+        ("cache_implementation is static", "policy_server", "leave it out"),
+    ),
     ("rl", "--use_transformers_continuous_batching true", ("policy_server", "leave it out")),
-    ("rl", "--train_sampling_strategy group_by_length", ("train_sampling_strategy is", "seed", "leave it out")),
+    (
+        "rl",
+        "--train_sampling_strategy group_by_length",
+        ("train_sampling_strategy is", "seed", "leave it out"),
+    ),
     ("rl", "--data_seed 3", ("data_seed is 3", "seed", "leave it out")),
-    ("rl", "--label_smoothing_factor 0.1", ("label_smoothing_factor is 0.1", "loss_type", "leave it out")),
-    ("rl", "--neftune_noise_alpha 5", ("neftune_noise_alpha is 5.0", "without noise", "leave it out")),
-    ("rl", "--bf16_full_eval true", ("bf16_full_eval is true", "samples responses", "leave it out")),
-    ("rl", "--num_completions_to_print 3", ("num_completions_to_print is 3", "rollouts", "leave it out")),
+    (
+        "rl",
+        "--label_smoothing_factor 0.1",
+        ("label_smoothing_factor is 0.1", "loss_type", "leave it out"),
+    ),
+    (
+        "rl",
+        "--neftune_noise_alpha 5",
+        ("neftune_noise_alpha is 5.0", "without noise", "leave it out"),
+    ),
+    (
+        "rl",
+        "--bf16_full_eval true",
+        ("bf16_full_eval is true", "samples responses", "leave it out"),
+    ),
+    (
+        "rl",
+        "--num_completions_to_print 3",
+        ("num_completions_to_print is 3", "rollouts", "leave it out"),
+    ),
     ("rl", "--max_tool_calling_iterations 2", ("max_tool_calling_iterations is 2", "leave it out")),
-    ("rl", "--sapo_temperature_pos 2.0", ("sapo_temperature_pos is 2.0", "loss_type: sapo", "leave")),
-    ("rl", "--entropy_target 0.3", ("entropy_target is 0.3", "use_adaptive_entropy: true", "leave")),
+    (
+        "rl",
+        "--sapo_temperature_pos 2.0",
+        ("sapo_temperature_pos is 2.0", "loss_type: sapo", "leave"),
+    ),
+    (
+        "rl",
+        "--entropy_target 0.3",
+        ("entropy_target is 0.3", "use_adaptive_entropy: true", "leave"),
+    ),
     ("rl", "--hub_model_id x/y", ("hub_model_id is x/y", "push_to_hub: true", "leave")),
-    ("rl", '--model_init_kwargs {"dtype":"bfloat16"}', ("model_init_kwargs is", "model_name_or_path", "leave it out")),
+    (
+        "rl",
+        '--model_init_kwargs {"dtype":"bfloat16"}',
+        ("model_init_kwargs is", "model_name_or_path", "leave it out"),
+    ),
     ("sft", "--eos_token x", ("eos_token is x", "tokens", "leave it out")),
-    ("sft", "--truncation_mode keep_end", ("truncation_mode is keep_end", "max_length", "leave it out")),
-    ("dpo", "--truncation_mode keep_end", ("truncation_mode is keep_end", "max_length", "leave it out")),
+    (
+        "sft",
+        "--truncation_mode keep_end",
+        ("truncation_mode is keep_end", "max_length", "leave it out"),
+    ),
+    (
+        "dpo",
+        "--truncation_mode keep_end",
+        ("truncation_mode is keep_end", "max_length", "leave it out"),
+    ),
     (
         "dpo",
         "--precompute_ref_batch_size 2",
         ("precompute_ref_batch_size is 2", "precompute_ref_log_probs: true", "leave"),
     ),
     # The correction would compare log-probs of two vocabularies.
-    ("rl", "--top_p 0.95", ("top_p is 0.95", "leave top_p out", "vllm_importance_sampling_correction: false")),
-    ("rl", "--top_k 20", ("top_k is 20", "leave top_k out", "vllm_importance_sampling_correction: false")),
+    (
+        "rl",
+        "--top_p 0.95",
+        ("top_p is 0.95", "leave top_p out", "vllm_importance_sampling_correction: false"),
+    ),
+    (
+        "rl",
+        "--top_k 20",
+        ("top_k is 20", "leave top_k out", "vllm_importance_sampling_correction: false"),
+    ),
     ("rl", "--min_p 0.1", ("min_p is 0.1", "leave min_p out", "max_rollout_lag: 0")),
     (
         "rl",
@@ -148,7 +255,9 @@ def read(program, flags):
     return module.parse_recipe([*recipe, "--report_to", "none", *flags.split()])
 
 
-@pytest.mark.parametrize(("program", "flags", "says"), REFUSED, ids=[f"{p}: {f}" for p, f, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("program", "flags", "says"), REFUSED, ids=[f"{p}: {f}" for p, f, _ in REFUSED]
+)
 def test_a_key_that_cannot_be_is_refused_with_the_way_out(program, flags, says):
     with pytest.raises(ValueError) as refused:
         read(program, flags)
@@ -166,8 +275,15 @@ def test_a_key_that_cannot_be_is_refused_with_the_way_out(program, flags, says):
         ("rl", f"{EVALUATES} --metric_for_best_model eval_rollout/num_tokens"),
         ("rl", "--loss_type sapo --packing none --sapo_temperature_pos 2.0"),
         ("rl", '--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {"min_lr":1e-6}'),
-        ("rl", '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":3}'),
-        ("sft", '--optim adafactor --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {"min_lr_rate":0.1}'),
+        (
+            "rl",
+            '--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs {"num_decay_steps":3}',
+        ),
+        (
+            "sft",
+            "--optim adafactor --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs "
+            '{"min_lr_rate":0.1}',
+        ),
         ("sft", f"{EVALUATES} --metric_for_best_model loss --save_strategy steps"),
         ("sft", "--loss_type dft --label_smoothing_factor 0.0 --neftune_noise_alpha 5"),
         ("dpo", f"{EVALUATES} --metric_for_best_model rewards/accuracies --save_strategy steps"),
@@ -192,11 +308,15 @@ def test_the_best_checkpoint_is_by_accuracy_unless_said():
 def test_the_hub_is_asked_before_anything_else(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for program in PROGRAMS:
-        with pytest.raises(ValueError, match="push_to_hub is true, but the Hub does not take the run .*leave it out"):
+        with pytest.raises(
+            ValueError,
+            match="push_to_hub is true, but the Hub does not take the run .*leave it out",
+        ):
             read(program, "--push_to_hub true")
 
 
-# What the programs read or hand on, or that is checked elsewhere. A new key of TRL or transformers has to be put here, or refused.
+# What the programs read or hand on, or that is checked elsewhere. A new key of TRL or transformers
+# has to be put here, or refused.
 READ = {
     *(
         "bf16",
@@ -208,31 +328,91 @@ READ = {
         "full_determinism",
         "cudnn_attention",
     ),
-    *("logging_first_step", "log_on_each_node", "logging_nan_inf_filter", "disable_tqdm", "skip_memory_metrics"),
-    *("include_num_input_tokens_seen", "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub"),
-    *("hub_private_repo", "hub_always_push", "load_best_model_at_end", "greater_is_better", "ignore_data_skip"),
+    *(
+        "logging_first_step",
+        "log_on_each_node",
+        "logging_nan_inf_filter",
+        "disable_tqdm",
+        "skip_memory_metrics",
+    ),
+    *(
+        "include_num_input_tokens_seen",
+        "save_only_model",
+        "save_on_each_node",
+        "enable_jit_checkpoint",
+        "push_to_hub",
+    ),
+    *(
+        "hub_private_repo",
+        "hub_always_push",
+        "load_best_model_at_end",
+        "greater_is_better",
+        "ignore_data_skip",
+    ),
     *(
         "restore_callback_states_from_checkpoint",
         "dataloader_drop_last",
         "dataloader_pin_memory",
         "dataloader_in_order",
     ),
-    *("dataloader_persistent_workers", "remove_unused_columns", "eval_on_start", "ddp_find_unused_parameters"),
-    *("ddp_broadcast_buffers", "ddp_static_graph", "do_train", "do_eval", "do_predict", "trackio_static_space_id"),
-    *("average_tokens_across_devices", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "shuffle_dataset"),
-    *("eval_do_concat_batches", "eval_use_gather_object", "disable_dropout", "activation_offloading", "use_weighting"),
-    *("precompute_ref_log_probs", "sync_ref_model", "cast_lm_head_to_fp32", "use_vllm", "log_completions"),
+    *(
+        "dataloader_persistent_workers",
+        "remove_unused_columns",
+        "eval_on_start",
+        "ddp_find_unused_parameters",
+    ),
+    *(
+        "ddp_broadcast_buffers",
+        "ddp_static_graph",
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "trackio_static_space_id",
+    ),
+    *(
+        "average_tokens_across_devices",
+        "bf16_full_eval",
+        "fp16_full_eval",
+        "prediction_loss_only",
+        "shuffle_dataset",
+    ),
+    *(
+        "eval_do_concat_batches",
+        "eval_use_gather_object",
+        "disable_dropout",
+        "activation_offloading",
+        "use_weighting",
+    ),
+    *(
+        "precompute_ref_log_probs",
+        "sync_ref_model",
+        "cast_lm_head_to_fp32",
+        "use_vllm",
+        "log_completions",
+    ),
     *("mask_truncated_completions", "use_adaptive_entropy", "vllm_importance_sampling_correction"),
-    *("use_bias_correction_kl", "revision", "dynamic_sampling", "label_until_decided", "always_cut"),
+    *(
+        "use_bias_correction_kl",
+        "revision",
+        "dynamic_sampling",
+        "label_until_decided",
+        "always_cut",
+    ),
     "word_bounded_reflections",
 }
 
 
 def test_every_boolean_is_read_or_refused():
-    for config, refused in ((REARLConfig, REINFORCEMENT), (REARLSFTConfig, SUPERVISED), (REARLDPOConfig, PREFERENCE)):
+    for config, refused in (
+        (REARLConfig, REINFORCEMENT),
+        (REARLSFTConfig, SUPERVISED),
+        (REARLDPOConfig, PREFERENCE),
+    ):
         hints = typing.get_type_hints(config)
         booleans = {
-            f.name for f in dataclasses.fields(config) if bool in (hints[f.name], *typing.get_args(hints[f.name]))
+            f.name
+            for f in dataclasses.fields(config)
+            if bool in (hints[f.name], *typing.get_args(hints[f.name]))
         }
         assert booleans <= READ | refused.keys(), config
         assert refused.keys() <= hints.keys(), config  # a key that is gone

@@ -49,7 +49,9 @@ def test_page_is_whole_and_refers_to_nothing(run):
     main([str(run)])
     page = Page((run / "viewer.html").read_text())
     assert set(page.scripts) == {"index", "step-0", "step-1", "eval-2", "program"}
-    assert page.references == [] and "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", page.scripts["program"])
+    assert page.references == [] and "http" not in re.sub(
+        r"http://www\.w3\.org/2000/svg", "", page.scripts["program"]
+    )
     assert {"step", "problem", "show", "sort", "list", "original", "revision", "curves"} <= page.ids
     index = json.loads(page.scripts["index"])
     assert [len(json.loads(page.scripts[name])) for name in index["batches"]] == [6, 6, 2]
@@ -92,19 +94,26 @@ def test_pieces_of_a_pair_by_hand(tmp_path):
 
 
 def test_list_says_what_the_filters_need(run):
-    row = page_data(run, ["step-1"])["index"]["paths"][0]  # seed 6: original right, its revision wrong and replaced
+    # seed 6: original right, its revision wrong and replaced
+    row = page_data(run, ["step-1"])["index"]["paths"][0]
     original, revision = pair("train-0", 1, 6)
     assert row == {
-        "batch": "step-1", "at": 0, "problem": "train-0", "correct": True, "revised": True, "revision_correct": False,
-        "kept": False, "tokens": len(original["text"]), "saved": len(original["text"]) - len(revision["text"]),
+        "batch": "step-1", "at": 0, "problem": "train-0", "correct": True, "revised": True,
+        "revision_correct": False,
+        "kept": False, "tokens": len(original["text"]),
+        "saved": len(original["text"]) - len(revision["text"]),
         "advantage": 0.5,
     }  # fmt: skip
 
 
 def test_original_that_stands_twice_is_one_path():
     first, second = pair("p", 0, 1), pair("q", 0, 2)
-    assert list(pairs([*first, second[0], dict(second[0])])) == [(first[0], first[1]), (second[0], None)]
-    assert list(pairs([second[0], dict(second[0])])) == [(second[0], None)] * 2  # sampled without revision
+    assert list(pairs([*first, second[0], dict(second[0])])) == [
+        (first[0], first[1]),
+        (second[0], None),
+    ]
+    # sampled without revision
+    assert list(pairs([second[0], dict(second[0])])) == [(second[0], None)] * 2
 
 
 def test_curves_have_training_and_held_out_values(run):
@@ -134,7 +143,9 @@ def test_prompts_are_decoded_once_the_run_has_saved_its_tokenizer(run):
     assert page_data(run)["step-0"][0]["prompt"] != ""
 
 
-@pytest.mark.parametrize("arguments, message", [([], "has no rollouts"), (["--batches", "step-9"], "step-9")])
+@pytest.mark.parametrize(
+    "arguments, message", [([], "has no rollouts"), (["--batches", "step-9"], "step-9")]
+)
 def test_mistakes_end_with_one_line(tmp_path, arguments, message):
     run = tmp_path / "run"
     if arguments:

@@ -1,6 +1,7 @@
 """The viewer's page in headless Chromium: opened, clicked, scrolled through 10,000 paths.
 
-    pytest -m browser            # needs Chromium and its driver: apt-get install chromium chromium-driver
+pytest -m browser            # needs Chromium and its driver: apt-get install chromium
+                             chromium-driver
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ def driver():
     # Named, or selenium asks the network for a driver first.
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,950"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1500,950",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options=options, service=service) as driver:
@@ -67,7 +73,12 @@ def test_opens_without_errors_and_shows_the_first_path(small):
     assert small.title == "Rollouts of run" and count(small) == "14 of 14 paths"
     assert [entry for entry in small.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert find(small, "#original .part")[0].text.splitlines() == ["P(Result) 0.10", HOSTILE]
-    assert {mark.text.lower() for mark in find(small, "#original mark")} <= {"wait", "but", "check", "alternatively"}
+    assert {mark.text.lower() for mark in find(small, "#original mark")} <= {
+        "wait",
+        "but",
+        "check",
+        "alternatively",
+    }
     assert len(find(small, "#original .cut")) == len(find(small, "#revision .cut")) == 1
     assert len(find(small, "#curves svg")) == 3
     assert "advantage 0.500" in find(small, "#original .facts")[0].text
@@ -100,10 +111,14 @@ def test_filters_and_orders(small):
     assert count(small) == "2 of 14 paths"
     choose(small, "show", "all")
     choose(small, "sort", "longest")
-    lengths = [int(row.find_elements("css selector", ".num")[0].text) for row in find(small, "#list .row")]
+    lengths = [
+        int(row.find_elements("css selector", ".num")[0].text) for row in find(small, "#list .row")
+    ]
     assert lengths == sorted(lengths, reverse=True)
     choose(small, "sort", "saved")
-    saved = [int(row.find_elements("css selector", ".num")[1].text) for row in find(small, "#list .row")]
+    saved = [
+        int(row.find_elements("css selector", ".num")[1].text) for row in find(small, "#list .row")
+    ]
     assert saved == sorted(saved, reverse=True) and saved != lengths
     find(small, "#problem")[0].send_keys("train-1")
     assert count(small) == "2 of 14 paths"
@@ -121,7 +136,13 @@ def test_ten_thousand_paths_do_not_freeze(driver, tmp_path):
     open_run(driver, tmp_path / "run", pairs_a_step=1000, steps=10)
     assert count(driver) == "10,002 of 10,002 paths"
     assert time.perf_counter() - begin < 60
-    for control, value in (("sort", "longest"), ("show", "wrong"), ("sort", "saved"), ("show", "all"), ("step", "step-9")):
+    for control, value in (
+        ("sort", "longest"),
+        ("show", "wrong"),
+        ("sort", "saved"),
+        ("show", "all"),
+        ("step", "step-9"),
+    ):
         begin = time.perf_counter()
         choose(driver, control, value)
         assert count(driver).endswith("of 10,002 paths")
@@ -129,9 +150,9 @@ def test_ten_thousand_paths_do_not_freeze(driver, tmp_path):
     choose(driver, "step", "all")
     for position in (0.1, 0.5, 0.99):
         took = driver.execute_async_script(
-            "const [share, done] = arguments, list = document.getElementById('list'), begin = performance.now();"
-            "list.scrollTop = share * list.scrollHeight;"
-            "requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - begin)));",
+            "const [share, done] = arguments, list = document.getElementById('list'), begin = "
+            "performance.now();list.scrollTop = share * list.scrollHeight;requestAnimationFrame(() "
+            "=> requestAnimationFrame(() => done(performance.now() - begin)));",
             position,
         )
         assert took < 1000 * SECONDS

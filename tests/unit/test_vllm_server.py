@@ -1,4 +1,5 @@
-"""Commands, checks and the life of a server process; vLLM itself is started by tests/integration/test_vllm_server.py."""
+"""Commands, checks and the life of a server process; vLLM itself is started by
+tests/integration/test_vllm_server.py."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[ThreadingHTTPServer, dict[str, tuple[int, bytes]]]]:
-    """A web server with settable answers; unknown routes are 404, and a key other than `secret` is 401."""
+    """A web server with settable answers; unknown routes are 404, and a key other than `secret`
+    is 401."""
     answers: dict[str, tuple[int, bytes]] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +54,9 @@ def listener() -> Iterator[tuple[ThreadingHTTPServer, dict[str, tuple[int, bytes
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield server, answers
     server.shutdown()
     server.server_close()
@@ -61,14 +65,20 @@ def listener() -> Iterator[tuple[ThreadingHTTPServer, dict[str, tuple[int, bytes
 def pretend(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Run a Python program in vLLM's place; `sys.argv[1]` is the port."""
     monkeypatch.setattr(
-        vllm_server, "server_command", lambda config, device: [sys.executable, "-c", program, str(config.port)]
+        vllm_server,
+        "server_command",
+        lambda config, device: [sys.executable, "-c", program, str(config.port)],
     )
 
 
 def options(command: list[str]) -> dict[str, str | None]:
     """Each option with its value, None for a switch."""
     pairs = zip(command, [*command[1:], "--"], strict=True)
-    return {name: None if value.startswith("--") else value for name, value in pairs if name.startswith("--")}
+    return {
+        name: None if value.startswith("--") else value
+        for name, value in pairs
+        if name.startswith("--")
+    }
 
 
 def test_policy_command_on_the_cpu(model):
@@ -95,17 +105,22 @@ def test_policy_command_on_the_cpu(model):
 
 
 def test_reflection_command_on_two_gpus(model):
-    config = ServerConfig(model, 1, "reflection", gpu="2,3", gpu_memory_utilization=0.45, extra_args=["--seed", "1"])
+    config = ServerConfig(
+        model, 1, "reflection", gpu="2,3", gpu_memory_utilization=0.45, extra_args=["--seed", "1"]
+    )
     command = options(vllm_server.server_command(config, "cuda"))
     assert command["--tensor-parallel-size"] == "2"
     assert command["--gpu-memory-utilization"] == "0.45"
     assert command["--max-logprobs"] == "20"
     assert command["--seed"] == "1"
-    assert not {"--enforce-eager", "--enable-lora", "--logprobs-mode", "--max-model-len"} & set(command)
+    assert not {"--enforce-eager", "--enable-lora", "--logprobs-mode", "--max-model-len"} & set(
+        command
+    )
 
 
 @pytest.mark.parametrize(
-    ("given", "device", "eager"), [(None, "cuda", False), (True, "cuda", True), (False, "cpu", False)]
+    ("given", "device", "eager"),
+    [(None, "cuda", False), (True, "cuda", True), (False, "cpu", False)],
 )
 def test_enforce_eager_overrides_the_device(model, given, device, eager):
     config = ServerConfig(model, 1, "policy", enforce_eager=given)
@@ -114,7 +129,9 @@ def test_enforce_eager_overrides_the_device(model, given, device, eager):
 
 def test_environment_of_the_policy_on_the_cpu(model, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    variables = vllm_server.server_environment(ServerConfig(model, 1, "policy", kv_cache_gib=3), "cpu")
+    variables = vllm_server.server_environment(
+        ServerConfig(model, 1, "policy", kv_cache_gib=3), "cpu"
+    )
     assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert variables["OMP_NUM_THREADS"] == "4"
@@ -128,11 +145,16 @@ def test_environment_of_a_hub_model_on_a_gpu():
     variables = vllm_server.server_environment(config, "cuda")
     assert variables["CUDA_VISIBLE_DEVICES"] == "2"
     assert variables["VLLM_API_KEY"] == "secret"
-    assert not {"HF_HUB_OFFLINE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "OMP_NUM_THREADS"} & set(variables)
+    assert not {"HF_HUB_OFFLINE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "OMP_NUM_THREADS"} & set(
+        variables
+    )
     assert "secret" not in vllm_server.server_command(config, "cuda")
 
 
-@pytest.mark.parametrize(("keys", "full"), [("use_peft: false\nlora_r: 32\n", True), ("use_peft: true\n", False), ("", False)])
+@pytest.mark.parametrize(
+    ("keys", "full"),
+    [("use_peft: false\nlora_r: 32\n", True), ("use_peft: true\n", False), ("", False)],
+)
 def test_a_recipe_says_whether_all_weights_are_sent(tmp_path, keys, full):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model_name_or_path: m\npolicy_server: http://127.0.0.1:1/v1\n{keys}")
@@ -146,7 +168,10 @@ def test_a_server_that_takes_all_weights_has_no_adapters(model):
     assert command[command.index("--weight-transfer-config") + 1] == '{"backend": "nccl"}'
     assert "--enable-lora" not in command and "--max-loras" not in command
     variables = vllm_server.server_environment(config, "cuda")
-    assert variables["VLLM_SERVER_DEV_MODE"] == "1" and "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in variables
+    assert (
+        variables["VLLM_SERVER_DEV_MODE"] == "1"
+        and "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in variables
+    )
     adapters = vllm_server.server_environment(ServerConfig(model, 1, "policy"), "cuda")
     assert "VLLM_SERVER_DEV_MODE" not in adapters  # its routes are not for everyone
 
@@ -160,9 +185,15 @@ def test_a_server_that_takes_all_weights_has_no_adapters(model):
         ({"gpu": ""}, "gpu is ''"),
         ({"gpu": "0,"}, "gpu is '0,'"),
         ({"max_lora_rank": 12}, "max_lora_rank is 12; vLLM takes 8, 16"),
-        ({"full_weights": True, "device": "cpu"}, "full_weights is for the policy server on a GPU, .* device cpu"),
+        (
+            {"full_weights": True, "device": "cpu"},
+            "full_weights is for the policy server on a GPU, .* device cpu",
+        ),
         ({"full_weights": True, "role": "reflection"}, "but role is reflection"),
-        ({"full_weights": True, "host": "0.0.0.0", "api_key": "secret"}, "needs no key, .* host 0.0.0.0"),
+        (
+            {"full_weights": True, "host": "0.0.0.0", "api_key": "secret"},
+            "needs no key, .* host 0.0.0.0",
+        ),
         ({"host": "0.0.0.0"}, "host is 0.0.0.0, which other machines may reach; give api_key"),
     ],
 )
@@ -172,7 +203,9 @@ def test_mistakes_in_the_configuration(monkeypatch, changes, message):
         ServerConfig(**({"model": "m", "port": 1, "role": "policy"} | changes))
 
 
-@pytest.mark.parametrize("gpu", ["0", "2,3", "GPU-5f2e7c9a-0000-1111", "MIG-1d4b-aaaa", "MIG-GPU-5f2e/7/0"])
+@pytest.mark.parametrize(
+    "gpu", ["0", "2,3", "GPU-5f2e7c9a-0000-1111", "MIG-1d4b-aaaa", "MIG-GPU-5f2e/7/0"]
+)
 def test_gpus_may_be_named_by_index_or_uuid(gpu):
     config = ServerConfig("m", 1, "reflection", gpu=gpu)
     assert vllm_server.server_environment(config, "cuda")["CUDA_VISIBLE_DEVICES"] == gpu
@@ -202,7 +235,9 @@ def test_busy_port_is_refused_at_start(model, tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        server = VLLMServer(ServerConfig(model, port, "policy", device="cpu", log_dir=str(tmp_path / "logs")))
+        server = VLLMServer(
+            ServerConfig(model, port, "policy", device="cpu", log_dir=str(tmp_path / "logs"))
+        )
         with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 cannot be used"):
             server.start()
     assert server.pid is None
@@ -229,7 +264,10 @@ def test_check_server_without_a_server(free_port):
 
 def test_check_server_waits_for_a_late_server(listener):
     server, answers = listener
-    answers |= {"/health": (503, b""), "/v1/models": (200, b'{"data": [{"id": "base", "max_model_len": 8}]}')}
+    answers |= {
+        "/health": (503, b""),
+        "/v1/models": (200, b'{"data": [{"id": "base", "max_model_len": 8}]}'),
+    }
     timer = threading.Timer(0.5, lambda: answers.update({"/health": (200, b"")}))
     timer.start()
     check_server(f"http://127.0.0.1:{server.server_port}/v1", "base", timeout=20, key="secret")
@@ -263,7 +301,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 def test_stop_ends_the_children_too(model, tmp_path, free_port, monkeypatch):
     pretend(monkeypatch, f"MODEL = {model!r}\n" + SERVE_WITH_CHILD)
     monkeypatch.setattr(vllm_server, "STOP_SECONDS", 1.0)
-    server = VLLMServer(ServerConfig(model, free_port(), "policy", device="cpu", log_dir=str(tmp_path)))
+    server = VLLMServer(
+        ServerConfig(model, free_port(), "policy", device="cpu", log_dir=str(tmp_path))
+    )
     with server:
         pid, child = server.pid, int(server.log_path.read_text().split()[1])
         assert psutil.pid_exists(pid) and psutil.pid_exists(child)
@@ -274,23 +314,37 @@ def test_stop_ends_the_children_too(model, tmp_path, free_port, monkeypatch):
 
 
 def test_a_server_that_dies_is_reported_with_its_log(model, tmp_path, free_port, monkeypatch):
-    lines = "\\n".join(["(Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"] + ["later"] * 30)
-    pretend(monkeypatch, f"import sys; print({lines!r}.replace(chr(92) + 'n', chr(10))); sys.exit(3)")
-    server = VLLMServer(ServerConfig(model, free_port(), "reflection", device="cpu", log_dir=str(tmp_path)))
+    lines = "\\n".join(
+        ["(Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"] + ["later"] * 30
+    )
+    pretend(
+        monkeypatch, f"import sys; print({lines!r}.replace(chr(92) + 'n', chr(10))); sys.exit(3)"
+    )
+    server = VLLMServer(
+        ServerConfig(model, free_port(), "reflection", device="cpu", log_dir=str(tmp_path))
+    )
     with pytest.raises(ConnectionError) as caught, server:
         pass
     message = str(caught.value).splitlines()
     assert message[0] == (
-        f"the reflection server for {model} ended with exit code 3; the end of its log {server.log_path}:"
+        f"the reflection server for {model} ended with exit code 3; the end of its log "
+        f"{server.log_path}:"
     )
-    assert message[1] == "    first error: (Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"
+    assert (
+        message[1]
+        == "    first error: (Worker pid=7) ERROR 01-01 [core.py:1] RuntimeError: out of memory"
+    )
     assert message[2:] == ["    later"] * vllm_server.LOG_TAIL_LINES
     assert server.pid is None
 
 
-def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(model, tmp_path, free_port, monkeypatch):
+def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(
+    model, tmp_path, free_port, monkeypatch
+):
     pretend(monkeypatch, "import time; print('loading', flush=True); time.sleep(600)")
-    config = ServerConfig(model, free_port(), "policy", device="cpu", log_dir=str(tmp_path), startup_timeout=0.5)
+    config = ServerConfig(
+        model, free_port(), "policy", device="cpu", log_dir=str(tmp_path), startup_timeout=0.5
+    )
     server = VLLMServer(config)
     server.start()
     pid = server.pid
@@ -302,7 +356,8 @@ def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(model, tmp_path
 
 @pytest.fixture
 def command(model, tmp_path, free_port):
-    """Function that starts `rea_rl.vllm_server` as a process, with a Python program in vLLM's place."""
+    """Function that starts `rea_rl.vllm_server` as a process, with a Python program in vLLM's
+    place."""
     started = []
 
     def start(program=SERVE_WITH_CHILD, *flags):
@@ -310,12 +365,23 @@ def command(model, tmp_path, free_port):
         main = f"""
 import os, sys
 from rea_rl import vllm_server
-vllm_server.server_command = lambda config, device: [sys.executable, "-c", {served!r}, str(config.port)]
+start = [sys.executable, "-c", {served!r}]
+vllm_server.server_command = lambda config, device: [*start, str(config.port)]
 vllm_server.STOP_SECONDS = 1.0
 vllm_server.RESTART_WINDOW = float(os.environ.get("WINDOW", vllm_server.RESTART_WINDOW))
 vllm_server.main(sys.argv[1:])
 """
-        given = ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", *flags]
+        given = [
+            "--role",
+            "policy",
+            "--model",
+            model,
+            "--port",
+            str(free_port()),
+            "--device",
+            "cpu",
+            *flags,
+        ]
         line = [sys.executable, "-c", main, *given, "--log_dir", str(tmp_path)]
         started.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
         return started[-1]
@@ -344,7 +410,8 @@ def alive(processes):
     "signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]]
 )
 def test_the_command_stops_its_server_on_a_signal(command, signals):
-    """Also where Ctrl-C reaches the whole group and the launcher adds its own SIGTERM while the server stops."""
+    """Also where Ctrl-C reaches the whole group and the launcher adds its own SIGTERM while the
+    server stops."""
     process = command()
     read_until(process, "ready after")
     tree = psutil.Process(process.pid).children(recursive=True)
@@ -385,7 +452,11 @@ def test_a_server_that_ends_is_started_again(command, tmp_path, monkeypatch):
     assert log.count("ended with exit code 7; the end of its log") == 2
     assert "restart 1 of at most 3" in log and "restart 2 of at most 3" in log
     (path,) = tmp_path.glob("vllm_policy_*.log")
-    assert [line for line in path.read_text().splitlines() if "start" in line] == ["start 1", "start 2", "start 3"]
+    assert [line for line in path.read_text().splitlines() if "start" in line] == [
+        "start 1",
+        "start 2",
+        "start 3",
+    ]
     tree = psutil.Process(process.pid).children(recursive=True)
     assert len(tree) == 2  # nothing of the first two is left
     process.terminate()
@@ -423,29 +494,63 @@ def test_recipe_gives_model_address_and_rank(tmp_path):
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    config, _ = vllm_server.parse_args(["--recipe", str(path), "--role", "policy", "--port", "5000"])
-    assert (config.model, config.port, config.host, config.max_lora_rank) == ("model/LRM", 5000, "127.0.0.1", 16)
+    config, _ = vllm_server.parse_args(
+        ["--recipe", str(path), "--role", "policy", "--port", "5000"]
+    )
+    assert (config.model, config.port, config.host, config.max_lora_rank) == (
+        "model/LRM",
+        5000,
+        "127.0.0.1",
+        16,
+    )
     config, given = vllm_server.parse_args(
         ["--recipe", str(path), "--role", "reflection", "--wait", "--max-num-seqs", "8"]
     )
-    assert (config.model, config.port, config.role, given.wait) == ("owner/name", 4001, "reflection", True)
+    assert (config.model, config.port, config.role, given.wait) == (
+        "owner/name",
+        4001,
+        "reflection",
+        True,
+    )
     assert config.extra_args == ["--max-num-seqs", "8"]
 
 
 def test_recipe_without_a_reflection_model(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("model_name_or_path: m\npolicy_server: http://127.0.0.1:4000/v1\n")
-    with pytest.raises(ValueError, match="config.yaml has no reflection_model and no reflection_server"):
+    with pytest.raises(
+        ValueError, match="config.yaml has no reflection_model and no reflection_server"
+    ):
         vllm_server.parse_args(["--recipe", str(path), "--role", "reflection"])
 
 
 def test_main_ends_with_one_line_for_a_mistake(tmp_path, free_port):
     with pytest.raises(SystemExit, match="error: there is no model folder"):
-        vllm_server.main(["--role", "policy", "--model", str(tmp_path / "x"), "--port", str(free_port()), "--dry_run"])
+        vllm_server.main(
+            [
+                "--role",
+                "policy",
+                "--model",
+                str(tmp_path / "x"),
+                "--port",
+                str(free_port()),
+                "--dry_run",
+            ]
+        )
 
 
 def test_dry_run_prints_the_command(model, free_port, capsys):
     vllm_server.main(
-        ["--role", "policy", "--model", model, "--port", str(free_port()), "--device", "cpu", "--dry_run"]
+        [
+            "--role",
+            "policy",
+            "--model",
+            model,
+            "--port",
+            str(free_port()),
+            "--device",
+            "cpu",
+            "--dry_run",
+        ]
     )
     assert f"-m vllm.entrypoints.openai.api_server --model {model} " in capsys.readouterr().out

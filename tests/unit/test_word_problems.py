@@ -31,7 +31,13 @@ def test_files_of_the_stages():
     assert {name: len(rows) for name, rows in stages.items()} == {
         "bootstrap": 6, "detector": 8, "train": 2, "heldout": 3, "test": 3,
     }  # fmt: skip
-    assert stages["train"][1] == {"id": "train/1", "problem": "Problem 2?", "answer": "2", "benchmark": "ASDiv", "level": "grade 3"}
+    assert stages["train"][1] == {
+        "id": "train/1",
+        "problem": "Problem 2?",
+        "answer": "2",
+        "benchmark": "ASDiv",
+        "level": "grade 3",
+    }
     assert [row.get("level") for row in stages["test"]] == [None, "grade 1", "3 steps"]
     assert stages["heldout"][1]["level"] == "2 steps"  # the mark of the answer is no step
 
@@ -52,14 +58,28 @@ def test_files_from_a_folder(tmp_path):
 
 def test_files_from_the_hub_are_numeric_and_unique(monkeypatch):
     hub = {
-        "ChilleD/SVAMP": [{"Body": f"There are {i} cats.", "Question": "How many?", "Answer": f"{i}.0"} for i in range(410)],
-        "EleutherAI/asdiv": [{"body": f"He has {i} nets.", "question": "How many?", "answer": f"{i} (nets)"} for i in range(410)]
+        "ChilleD/SVAMP": [
+            {"Body": f"There are {i} cats.", "Question": "How many?", "Answer": f"{i}.0"}
+            for i in range(410)
+        ],
+        "EleutherAI/asdiv": [
+            {"body": f"He has {i} nets.", "question": "How many?", "answer": f"{i} (nets)"}
+            for i in range(410)
+        ]
         + [{"body": "Which?", "question": "Say.", "answer": "red"}],
-        "openai/gsm8k": [{"question": "1 + 1,199?", "answer": "It is <<1+1199=1200>>1200.\n#### 1,200"}],
+        "openai/gsm8k": [
+            {"question": "1 + 1,199?", "answer": "It is <<1+1199=1200>>1200.\n#### 1,200"}
+        ],
     }
     monkeypatch.setattr(word_problems, "read_rows", lambda name, split, config=None: hub[name])
     found = fetch()
     assert set(found) == set(FILES)
-    assert len(found["svamp_test"]) == 300 and len(found["words_validation"]) == 200 and len(found["words_train"]) == 20
+    assert (
+        len(found["svamp_test"]) == 300
+        and len(found["words_validation"]) == 200
+        and len(found["words_train"]) == 20
+    )
     assert all(row["answer"].isdecimal() for row in found["words_train"])
-    assert found["GSM8K_test"] == [{"problem": "1 + 1,199?", "answer": "1200", "solution": "It is 1200.", "source": "GSM8K"}]
+    assert found["GSM8K_test"] == [
+        {"problem": "1 + 1,199?", "answer": "1200", "solution": "It is 1200.", "source": "GSM8K"}
+    ]

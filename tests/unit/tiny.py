@@ -8,10 +8,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-# As R1's: the prompt ends in an opened thinking, and an assistant's turn is rendered without its thinking.
+# As R1's: the prompt ends in an opened thinking, and an assistant's turn is rendered without its
+# thinking.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<A>{{ m['content'].split('</think>')[-1] }}<eos>"
-    "{% else %}<U>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<A><think>\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<A>{{ "
+    "m['content'].split('</think>')[-1] }}<eos>"
+    "{% else %}<U>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt "
+    "%}<A><think>\n{% endif %}"
 )
 
 
