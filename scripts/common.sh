@@ -72,7 +72,7 @@ place() {
     NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1)}
     ((NUM_GPUS == 0 || NUM_PROCESSES <= $([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1))) ||
         die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
-    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--label_wave 1) # no path has to wait for others
+    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--stage_batch_size 1) # no path has to wait for others
     [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
 }

@@ -59,7 +59,7 @@ POSITIVE = (
         "finish_max_tokens",
     ),
     *(
-        "label_wave",
+        "stage_batch_size",
         "max_concurrent_requests",
         "request_timeout",
         "server_deadline",
@@ -217,12 +217,11 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
             "help": "Stop the reflection model's reply once no further label can change the cut."
         },
     )
-    label_wave: int = field(
+    stage_batch_size: int = field(
         default=1,
         metadata={
-            "help": "Paths of a rank's batch that wait for each other before they are labelled, "
-            "and again before they are "
-            "finished; 1: none waits. For servers that share a GPU."
+            "help": "Responses of a rank that are labelled together, and finished together; "
+            "1: each response by itself. Larger values are for servers that share a GPU."
         },
     )
     finish_max_tokens: int = field(

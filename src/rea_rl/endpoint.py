@@ -66,7 +66,7 @@ class ServerWatch:
         adapters: folder of the adapters that it must serve; None where it serves a plain model.
 
     Attributes:
-        counts: since the start: `failed_requests`; `outages` and their `seconds_away`;
+        counts: since the start: `failed_requests`; `outages` and their `downtime_seconds`;
             `reloaded_adapters`.
     """
 
@@ -75,7 +75,7 @@ class ServerWatch:
         self.counts = {
             "failed_requests": 0,
             "outages": 0,
-            "seconds_away": 0.0,
+            "downtime_seconds": 0.0,
             "reloaded_adapters": 0,
         }
         self._url, self._deadline, self._adapters = url, deadline, adapters
@@ -121,7 +121,7 @@ class ServerWatch:
                 was_away = await self._wait_well(client, model, _words(error), start)
             self._back = time.monotonic()
             if was_away:
-                self.counts["seconds_away"] += self._back - start
+                self.counts["downtime_seconds"] += self._back - start
                 logger.warning(
                     "%s: is back after %.1f s; repeating requests", self.name, self._back - start
                 )

@@ -1,7 +1,7 @@
 """The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
 
 Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch,
-unless `label_wave` says so. Ids are kept as the server sampled them; a revision is the original's
+unless `stage_batch_size` says so. Ids are kept as the server sampled them; a revision is the original's
 ids up to the cut, the forced end of the thinking, and the policy's answer.
 """
 
@@ -267,7 +267,7 @@ class RolloutEngine:
             raise ConnectionError("the run is being ended")
         if batch.revision:
             rows = rows[:: self.args.num_serial_cuts + 1]
-        waves = Waves(self.args.label_wave, len(rows))
+        waves = Waves(self.args.stage_batch_size, len(rows))
         progress = tqdm(
             total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None
         )
@@ -573,7 +573,7 @@ def rollout_metrics(
         pairs = [
             (originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"
         ]
-        metrics["revision/impossible"] = 1 - len(pairs) / (len(rollouts) - len(originals))
+        metrics["revision/missing"] = 1 - len(pairs) / (len(rollouts) - len(originals))
         metrics |= _revision_metrics(pairs) if pairs else {}
         # cut or not
         labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]

@@ -115,7 +115,7 @@ SERVERS = (
     *(
         "server_deadline",
         "ddp_timeout",
-        "label_wave",
+        "stage_batch_size",
         "label_until_decided",
         "verifier_workers",
         "verifier_timeout",

@@ -37,7 +37,7 @@ def test_two_thousand_paths_with_a_fault_every_hundred(make_run, pair, took):
     assert [entry["step"] for entry in run.steps()] == list(range(1, STEPS + 1))
     last = run.steps()[-1]
     assert last["servers/outages"] == STEPS and last["servers/failed_requests"] >= STEPS
-    took("away", last["servers/seconds_away"])
+    took("away", last["servers/downtime_seconds"])
     files = {
         path.name: path.read_text().splitlines() for path in (run.output / "rollouts").iterdir()
     }

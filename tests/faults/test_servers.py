@@ -38,7 +38,7 @@ def check_recovered(run: Run, key: str, steps: int = STEPS) -> float:
     (seconds,) = re.findall(rf"{key} \(http\S+\): is back after (\S+) s", run.log)
     entry = run.steps()[-1]
     assert entry["servers/outages"] == 1 and entry["servers/failed_requests"] >= 1
-    assert entry["servers/seconds_away"] == pytest.approx(float(seconds), abs=0.1)
+    assert entry["servers/downtime_seconds"] == pytest.approx(float(seconds), abs=0.1)
     return float(seconds)
 
 

@@ -126,7 +126,7 @@ def test_serial_exits_share_the_sampled_path(tmp_path):
         for r in rollouts[1:]
     )
     metrics = rollout_metrics(rollouts, revision=True, num_revisions=3)
-    assert (metrics["revision/impossible"], metrics["revision/success"]) == (0, 1)
+    assert (metrics["revision/missing"], metrics["revision/success"]) == (0, 1)
     assert metrics["revision/cut_position"] == pytest.approx((0.25 + 0.5 + 0.75) / 3)
     assert trained_rows(rollouts, "serial") == rollouts
 

@@ -189,7 +189,7 @@ def test_restarted_server_gets_its_adapter_before_any_sample(tmp_path, caplog):
         "/v1/load_lora_adapter", {"lora_name": VERSION, "lora_path": str(folder)}
     )  # fmt: skip
     assert (counts["servers/outages"], counts["servers/reloaded_adapters"]) == (1, 1)
-    assert 0.5 < counts["servers/seconds_away"] < 10
+    assert 0.5 < counts["servers/downtime_seconds"] < 10
     assert (
         "it is away" in caplog.text
         and "loaded it again" in caplog.text

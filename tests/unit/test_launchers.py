@@ -241,7 +241,7 @@ def test_processes_that_do_not_divide_the_batch_are_refused(shell):
 def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
     line = 'place; role_args reflection; echo "${ROLE_ARGS[*]} ${LABEL_ARGS[*]}"'
     assert shell(line, 3, REFLECTION_GPU="1")[1].endswith(
-        "--role reflection --gpu 1 --label_wave 1"
+        "--role reflection --gpu 1 --stage_batch_size 1"
     )
     assert shell(line, 3)[1].endswith("--role reflection --gpu 2")
     status, output = shell(line, 3, REFLECTION_GPU="0")

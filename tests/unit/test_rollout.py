@@ -205,7 +205,7 @@ def test_paths_are_labelled_and_finished_in_waves(tmp_path, wave, least):
         return labels(0.2, 0.9, 0.1, 0.9)(body)
 
     rows = [make_row(i) for i in range(5)]
-    rollouts, _, _ = run(tmp_path, sample, label, rows, label_wave=wave)
+    rollouts, _, _ = run(tmp_path, sample, label, rows, stage_batch_size=wave)
     assert [r.problem_id for r in rollouts[::2]] == [row["problem_id"] for row in rows]
     assert [r.cut for r in rollouts[1::2]] == [1] * 5
     for found in (before_labels, before_answer):
@@ -224,7 +224,7 @@ def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
         return completion([TOKENIZER.eos_token_id]) if ends_at_once else policy()(body)
 
     rollouts, _, server = run(
-        tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], label_wave=2
+        tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], stage_batch_size=2
     )
     assert len(server.bodies("completions")) == 1
     assert sorted(r.kind for r in rollouts) == ["original", "original", "original", "revision"]
@@ -240,7 +240,7 @@ def test_a_path_that_fails_ends_those_that_wait_for_it(tmp_path):
             policy(),
             lambda body: next(replies)(body),
             [make_row(0), make_row(1)],
-            label_wave=2,
+            stage_batch_size=2,
         )
 
 
@@ -283,7 +283,7 @@ def test_a_path_without_a_result_may_stay_as_it_is(tmp_path):
     metrics = rollout_metrics([original, twin], True)
     found = [
         metrics[key]
-        for key in ("revision/impossible", "reflection/labelled", "reflection/result_share")
+        for key in ("revision/missing", "reflection/labelled", "reflection/result_share")
     ]
     assert found == [1, 3 / 4, 0]
 
@@ -383,7 +383,7 @@ def test_empty_completion_is_a_wrong_path_that_stands_twice(tmp_path):
     ] * 2
     assert len(server.bodies("completions")) == 1
     metrics = rollout_metrics(rollouts, revision=True)
-    assert metrics["reflection/density"] == 0 and metrics["revision/impossible"] == 1
+    assert metrics["reflection/density"] == 0 and metrics["revision/missing"] == 1
 
 
 def test_single_part_stands_twice(tmp_path):
@@ -391,7 +391,7 @@ def test_single_part_stands_twice(tmp_path):
     assert [r.kind for r in rollouts] == ["original", "original"]
     assert rollouts[0].completion_ids == rollouts[1].completion_ids
     assert len(server.bodies("completions")) == 1  # nothing was finished
-    assert rollout_metrics(rollouts, revision=True)["revision/impossible"] == 1
+    assert rollout_metrics(rollouts, revision=True)["revision/missing"] == 1
 
 
 def test_no_labels_where_the_reflection_context_is_too_short(tmp_path):
@@ -552,7 +552,7 @@ def test_metrics_by_hand():
             "rollout/num_think_tokens": 100,
             "rollout/truncated": 1 / 3,
             "reflection/density": 3 / 300,
-            "revision/impossible": 1 / 3,
+            "revision/missing": 1 / 3,
             "revision/success": 1 / 2,
             "revision/broken": 1 / 2,
             "revision/repaired": 1 / 2,
