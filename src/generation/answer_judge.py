@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
     from generation.math_verify import VerifierPool
+
+MOST_WAITING = 256  # tasks whose values are compared
 
 _BOX = r"\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 # A value: a box, a formula between dollars, a number with its signs, or up to four words.
@@ -111,9 +114,13 @@ class AnswerJudge:
 
         Without the answer every announced value is a Result.
         """
+        return self._open_labels(paragraphs, gold, use_answer)()
+
+    def _open_labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool) -> Callable[[], list[str]]:
+        """The same, as a function that waits for the comparisons, which begin at once."""
         stated = [stated_values(paragraph) for paragraph in paragraphs]
         if not use_answer:
-            return [RESULT if values.announced else REASONING for values in stated]
+            return lambda: [RESULT if values.announced else REASONING for values in stated]
         # An announced value decides: `the answer is 24, but before I had 72` concludes with another one.
         verdicts = {v: self._pool.submit(gold, v) for values in stated if (v := values.announced or values.concluded)}
 
@@ -123,17 +130,28 @@ class AnswerJudge:
                 return RIGHT_RESULT
             return WRONG_RESULT if values.announced and _looks_like_value(values.announced) else REASONING
 
-        return [label(values) for values in stated]
+        return lambda: [label(values) for values in stated]
 
     def reply(self, row: Row) -> str:
         """Reply to a chunk of numbered parts, or to one part of the second judgement."""
-        if "paragraphs" not in row:
-            (label,) = self.labels([row["paragraph"]], row["answer"])
-            return "Yes" if label == RIGHT_RESULT else "No"
-        labels = self.labels(row["paragraphs"], row["answer"], row["use_answer"])
-        return "\n\n".join(
-            f"[{number}]. Think: {_REASONS[label]}\nLabel: {label}" for number, label in enumerate(labels, 1)
-        )
+        return self.open_reply(row)()
+
+    def open_reply(self, row: Row) -> Callable[[], str]:
+        """The same, as a function that waits for the comparisons, which begin at once."""
+        is_second = "paragraphs" not in row
+        parts, use_answer = ([row["paragraph"]], True) if is_second else (row["paragraphs"], row["use_answer"])
+        labels = self._open_labels(parts, row["answer"], use_answer)
+        return lambda: _yes_or_no(*labels()) if is_second else _numbered(labels())
+
+
+def _yes_or_no(label: str) -> str:
+    return "Yes" if label == RIGHT_RESULT else "No"
+
+
+def _numbered(labels: Sequence[str]) -> str:
+    return "\n\n".join(
+        f"[{number}]. Think: {_REASONS[label]}\nLabel: {label}" for number, label in enumerate(labels, 1)
+    )
 
 
 _REASONS = {
@@ -149,16 +167,26 @@ def _looks_like_value(value: str) -> bool:
     return any(character.isdigit() or character == "\\" for character in value)
 
 
-def respond(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Answer all tasks of both judgements. Raises ValueError for splits that are no judgement."""
     from generation.math_verify import VerifierPool
 
     if args.split in ("math_cot", "labeling"):
         raise ValueError(f"split is {args.split}, but this is a judge: give labeling_distill* or json")
+    waiting: deque[tuple[int, Callable[[], str]]] = deque()  # replies whose values are still compared
     with VerifierPool(max((os.cpu_count() or 2) // 2, 1)) as pool:
         judge = AnswerJudge(pool)
+
+        def settle() -> None:
+            index, reply = waiting.popleft()
+            keep(index, [{"text": reply(), "num_tokens": 0, "finish_reason": "stop"}])
+
         for task in tasks:
-            keep(task.index, [{"text": judge.reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
+            waiting.append((task.index, judge.open_reply(task.row)))
+            if len(waiting) > MOST_WAITING:
+                settle()
+        while waiting:
+            settle()
 
 
 def main(argv: list[str] | None = None) -> None:

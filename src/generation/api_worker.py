@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from generation.prompts import THINK_END, THINK_START
@@ -98,7 +98,7 @@ def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | N
 
 
 def ask_server(
-    args: GenerateArguments, tasks: list[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase | None
+    args: GenerateArguments, tasks: Iterator[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """Run the tasks on a server.
 
@@ -128,7 +128,7 @@ def _known(task: Task) -> str | None:
     return task.rendered.thinking if task.rendered else None
 
 
-async def _ask_all(args: GenerateArguments, tasks: list[Task], keep: Keep, read: Callable[[Any, Task], Row]) -> None:
+async def _ask_all(args: GenerateArguments, tasks: Iterator[Task], keep: Keep, read: Callable[[Any, Task], Row]) -> None:
     slots = asyncio.Semaphore(args.max_concurrent_requests)
     key = os.environ.get(args.api_key_env, "EMPTY")
     settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
@@ -137,9 +137,11 @@ async def _ask_all(args: GenerateArguments, tasks: list[Task], keep: Keep, read:
         async def respond(task: Task) -> None:
             samples = (_ask(client, args, task, seed, slots, read) for seed in task.seeds(args))
             keep(task.index, await asyncio.gather(*samples))
+            rows.release()
 
+        rows = asyncio.Semaphore(args.max_concurrent_requests)  # that are open, each with at least one request
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
+            while await rows.acquire() and (task := await asyncio.to_thread(next, tasks, None)) is not None:
                 group.create_task(respond(task))
 
 

@@ -22,21 +22,24 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from generation.api_worker import ask_server
+from generation.parallel import Shared, map_rows
 from generation.prompts import MATH_COT
-from generation.provenance import weights_digest
+from generation.provenance import read_settings, weights_digest
 from generation.rendering import PromptFormat, RenderedPrompt, encode_continuation, encode_text
 from generation.segments import check_paragraph_tokens
 from generation.splits import LABELING_SPLITS, SPLITS, Prompt
-from generation.utils import NO_ROOM, GenerationFile, Row, check_numbers, check_output, digest, sample_seed
+from generation.utils import NO_ROOM, GenerationFile, Row, Rows, check_numbers, check_output, digest, sample_seed
 from generation.vllm_worker import EngineError
 from rea_rl.clients import split_url
 from rea_rl.recipe import RecipeParser
@@ -52,7 +55,7 @@ Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its res
 
 # Arguments whose numbers have a range.
 POSITIVE = (
-    *("qaf_limit", "chunk_tokens", "top_p", "max_tokens", "logprobs", "n_gpu", "max_model_len", "max_num_seqs"),
+    *("qaf_limit", "chunk_tokens", "top_p", "max_tokens", "logprobs", "n_gpu", "num_workers", "max_model_len", "max_num_seqs"),
     *("gpu_memory_utilization", "kv_cache_gib", "max_concurrent_requests", "request_timeout"),
 )
 NOT_NEGATIVE = ("temperature", "seed", "request_retries")
@@ -107,6 +110,10 @@ class GenerateArguments:
     seed: int | None = field(
         default=0,
         metadata={"help": "Seed from which every response has its own; empty: none, which makes engines twice as fast."},
+    )
+
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that make prompts; default: one a core."}
     )
 
     # Engine
@@ -194,7 +201,10 @@ class Task:
 
     index: int  # place in the output
     prompt: Prompt
-    rendered: RenderedPrompt | None = None  # None before it is asked, and where no tokenizer is known
+    rendered: RenderedPrompt | None = None  # None where nothing is asked, and where no tokenizer is known
+    # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
+    prompt_ids: list[int] | None = None
+    num_given: int = 0
 
     @property
     def row(self) -> Row:
@@ -208,16 +218,61 @@ class Task:
         return [sample_seed(args.seed, self.row["id"], sample) for sample in range(args.n_generate_sample)]
 
 
-# Makes the responses of tasks and hands over each task's as soon as they are all there.
-Respond = Callable[[GenerateArguments, list[Task], Keep], None]
+# Makes the responses of tasks, which come as they are made, and hands over each task's as soon as they are all there.
+Respond = Callable[[GenerateArguments, Iterator[Task], Keep], None]
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a process needs to make tasks; it is called there, for its tokenizers.
+
+    Args:
+        args: of the command.
+        paragraphs: tokenizer that counts the tokens of paragraphs; None where there are none.
+        model: tokenizer of the prompts; None where they are not rendered.
+    """
+
+    args: GenerateArguments
+    paragraphs: Shared | PreTrainedTokenizerBase | None
+    model: Shared | PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def of(cls, args: GenerateArguments, tokenizer: PreTrainedTokenizerBase | None) -> Making:
+        """For the split of a command, whose tokenizers are loaded here so that a mistake shows at once."""
+        paragraphs = None
+        if args.split in LABELING_SPLITS:
+            paragraphs = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
+        return cls(args, paragraphs, Shared(tokenizer) if tokenizer else None)
+
+    def __call__(self) -> Making:
+        return replace(self, paragraphs=self.paragraphs and self.paragraphs(), model=self.model and self.model())
+
+    def prompts(self, row: Row) -> Iterable[Prompt]:
+        """Prompts of a row."""
+        return SPLITS[self.args.split].prompts(self.args, row, self.paragraphs)
+
+    def tasks(self, rows: Iterable[Row]) -> list[list[Task]]:
+        """Tasks of each row, as the model sees them where its tokenizer is known. Their indices are still 0."""
+        return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
+
+    def _render(self, task: Task) -> Task:
+        if self.model is None or task.prompt.responses is not None:
+            return task
+        (task,) = render_tasks(self.args, [task], self.model)
+        if self.args.api:
+            return task
+        # What the model goes on from is encoded by itself, as in training, where it is sampled or a completion.
+        given = encode_continuation(task.prompt.prefill, self.model)
+        return replace(task, prompt_ids=encode_text(task.rendered.text, self.model) + given, num_given=len(given))
 
 
 def build_tasks(args: GenerateArguments) -> list[Task]:
-    """Prompts of the stage for all rows of `qaf`. Raises ValueError naming file and row of a malformed one."""
-    prompts = SPLITS[args.split](args)
-    if args.api and any(prompt.prefill for prompt in prompts):
-        raise ValueError(f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it out")
-    return [Task(index, prompt) for index, prompt in enumerate(prompts)]
+    """Tasks of the stage for all rows of `qaf`, not yet rendered and all in memory.
+
+    Raises ValueError naming file and row of a malformed one.
+    """
+    rows, making = SPLITS[args.split].open(args), Making.of(args, None)()
+    return [Task(index, prompt) for index, prompt in enumerate(prompt for row in rows for prompt in making.prompts(row))]
 
 
 def render_tasks(
@@ -235,7 +290,7 @@ def render_tasks(
         try:
             prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
         except ValueError as error:
-            raise ValueError(f"{args.qaf}: row {task.index} ({task.row['id']!r}): {error}") from error
+            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
         rendered.append(replace(task, rendered=prompt))
     return rendered
 
@@ -297,50 +352,86 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         split_url(args.api_base, "api_base")
     elif respond is None:
         check_model_folder(args)
-    tasks = build_tasks(args)
-    output = GenerationFile(args.output_path, _settings(args, tasks))
+    rows = SPLITS[args.split].open(args)
+    making = Making.of(args, _tokenizer(args) if respond is None else None)
+    output = GenerationFile(args.output_path, _settings(args, rows, making))
     if output.complete:
         logger.info("%s is complete", output.path)
         return output.path
-    missing = [task for task in tasks if task.index not in output.finished]
-    unanswered = [task for task in missing if task.prompt.responses is None]
-    if respond is None and unanswered:
-        tokenizer = _tokenizer(args)
-        unanswered = render_tasks(args, unanswered, tokenizer)
-        respond = partial(ask_server if args.api else _run_engines, tokenizer=tokenizer)
-    with tqdm(total=len(tasks), initial=len(output.finished), desc=output.path.name, unit="row", mininterval=1.0) as bar:
-        keep = partial(_keep, args, output, {task.index: task for task in [*missing, *unanswered]}, bar)
-        for task in missing:
-            if task.prompt.responses is not None:
-                keep(task.index, task.prompt.responses)
-        if unanswered:
-            respond(args, unanswered, keep)
+    with tqdm(initial=len(output.finished), desc=output.path.name, unit="row", mininterval=1.0) as bar:
+        run = _Run(args, output, bar)
+        tasks = run.unanswered(rows, making)
+        if (first := next(tasks, None)) is not None:
+            if respond is None:
+                respond = partial(ask_server, tokenizer=making().model) if args.api else _run_engines
+            respond(args, chain([first], tasks), run.keep)
+        assert run.is_done and next(tasks, None) is None, "a task was left unanswered"
     output.close()
-    logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(tasks), output.num_tokens)
+    logger.info("wrote %s: %d rows, %d tokens in this run", output.path, len(output.finished), output.num_tokens)
     return output.path
 
 
-def _keep(
-    args: GenerateArguments, output: GenerationFile, tasks: dict[int, Task], bar: tqdm, index: int, responses: list[Row]
-) -> None:
-    """Keep the responses to a task, and what is known of its prompt."""
-    task = tasks[index]
-    is_asked = args.split == "math_cot" and task.prompt.responses is None
-    columns = {"prompt_format": args.prompt_format.record} if is_asked else {}
-    known = {"prompt_thinking": task.rendered.thinking} if task.rendered else {}
-    output.append(index, {**task.row, **columns, "responses": [{**response, **known} for response in responses]})
-    output.num_tokens += sum(response["num_tokens"] for response in responses)
-    rate = output.num_tokens / max(bar.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
-    bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-    bar.update()
+class _Run:
+    """The tasks that are made and not yet answered, and what becomes of them.
+
+    Args:
+        args: of the command.
+        output: keeps rows as they come.
+        bar: shows them; how many there will be is told from the share of the input that was read.
+    """
+
+    def __init__(self, args: GenerateArguments, output: GenerationFile, bar: tqdm):
+        self._args, self._output, self._bar = args, output, bar
+        self._open: dict[int, Task] = {}
+        self._lock = threading.Lock()  # tasks may be made in another thread than they are kept
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all tasks that were made are answered."""
+        return not self._open
+
+    def unanswered(self, rows: Rows | list[Row], making: Making) -> Iterator[Task]:
+        """Tasks that are to be asked, made while the first ones are answered. What needs no answer is kept at once."""
+        index = 0
+        for read, tasks in enumerate(map_rows(Making.tasks, rows, making, self._args.num_workers), 1):
+            self._bar.total = round((index + len(tasks)) * len(rows) / read)
+            for task in tasks:
+                if index not in self._output.finished:
+                    self._open[index] = task = replace(task, index=index)
+                    if task.prompt.responses is None:
+                        yield task
+                    else:
+                        self.keep(index, task.prompt.responses)
+                index += 1
+
+    def keep(self, index: int, responses: list[Row]) -> None:
+        """Keep the responses to a task, and what is known of its prompt."""
+        with self._lock:
+            self._keep(self._open.pop(index), index, responses)
+
+    def _keep(self, task: Task, index: int, responses: list[Row]) -> None:
+        args = self._args
+        is_asked = args.split == "math_cot" and task.prompt.responses is None
+        columns = {"prompt_format": args.prompt_format.record} if is_asked else {}
+        known = {"prompt_thinking": task.rendered.thinking} if task.rendered else {}
+        self._output.append(index, {**task.row, **columns, "responses": [{**r, **known} for r in responses]})
+        self._output.num_tokens += sum(response["num_tokens"] for response in responses)
+        rate = self._output.num_tokens / max(self._bar.format_dict["elapsed"], 1e-9)  # 0 where TQDM_DISABLE is set
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update()
 
 
-def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
-    """What the output depends on."""
+def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -> dict[str, Any]:
+    """What the output depends on: arguments, the rows that are read, the weights, and how a prompt is made of a row."""
     speed_only = ("n_gpu", "compile", "max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "api_base", "api_key_env")
-    requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir")
+    requests_only = ("max_concurrent_requests", "request_timeout", "request_retries", "output_dir", "num_workers")
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only + requests_only}
-    settings["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in tasks)
+    making = replace(making, model=None)()
+    settings["input_digest"] = rows.digest if isinstance(rows, Rows) else digest(map(repr, rows))
+    settings["first_prompt"] = digest(map(repr, making.prompts(rows[0])))
+    if "prompts" in read_settings(args.output_path):  # of an earlier version, which made all prompts before it asked any
+        prompts = (prompt for row in rows for prompt in making.prompts(row))
+        settings["prompts"] = digest(f"{prompt.row['id']} {prompt}" for prompt in prompts)
     settings["model_digest"] = None if args.api else weights_digest(args.model_dir)
     if args.lora:
         from rea_rl.merge_lora import adapter_digest
@@ -349,35 +440,34 @@ def _settings(args: GenerateArguments, tasks: list[Task]) -> dict[str, Any]:
     return settings
 
 
-def _run_engines(
-    args: GenerateArguments, tasks: list[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Run the tasks on engines of our own, one per `n_gpu` GPUs."""
     from generation.vllm_worker import EngineTask, run_engines
 
-    prefill_ids = {task.index: encode_continuation(task.prompt.prefill, tokenizer) for task in tasks}
-    texts = {task.index: task.prompt.prefill for task in tasks}
-    engine_tasks = []
-    for task in tasks:
-        # What the model goes on from is encoded by itself, as in training, where it is sampled or a completion.
-        prompt_ids = encode_text(task.rendered.text, tokenizer) + prefill_ids[task.index]
-        if args.max_model_len and len(prompt_ids) >= args.max_model_len:
-            unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
-            keep(task.index, [unasked] * args.n_generate_sample)
-        else:
-            engine_tasks.append(EngineTask(task.index, prompt_ids, task.seeds(args)))
-    if len(engine_tasks) < len(tasks):
+    given: dict[int, tuple[str, int]] = {}  # of open tasks: begin of the reply, and its tokens
+    num_without_room = 0
+
+    def with_room() -> Iterator[EngineTask]:
+        nonlocal num_without_room
+        for task in tasks:
+            if args.max_model_len and len(task.prompt_ids) >= args.max_model_len:
+                num_without_room += 1
+                unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
+                keep(task.index, [unasked] * args.n_generate_sample)
+            else:
+                given[task.index] = task.prompt.prefill, task.num_given
+                yield EngineTask(task.index, task.prompt_ids, task.seeds(args))
+
+    engine_tasks = with_room()
+    if (first := next(engine_tasks, None)) is not None:
+        for index, responses in run_engines(chain([first], engine_tasks), args):
+            text, num_given = given.pop(index)
+            keep(index, [{**r, "text": text + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses])
+    if num_without_room:
         logger.warning(
             "%s: %d prompts leave no room in max_model_len (%d tokens); they count as unanswered",
-            args.qaf,
-            len(tasks) - len(engine_tasks),
-            args.max_model_len,
+            *(args.qaf, num_without_room, args.max_model_len),
         )
-    if engine_tasks:
-        for index, responses in run_engines(engine_tasks, args):
-            given, num_given = texts[index], len(prefill_ids[index])
-            whole = [{**r, "text": given + r["text"], "num_tokens": num_given + r["num_tokens"]} for r in responses]
-            keep(index, whole)
 
 
 def main(argv: list[str] | None = None) -> None:

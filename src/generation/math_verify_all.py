@@ -17,8 +17,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
@@ -26,17 +28,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from tabulate import tabulate
-from tqdm import tqdm
 
-from generation.prompts import THINK_START
+from generation.counting import CountedRow, Counting, count_rows, gold_list, head_of
+from generation.parallel import Shared, map_rows, num_cores
 from generation.provenance import check_comparable, known_parts, made_by, prompt_format_of, verifier_version
-from generation.reflection_words import count_reflections, tokens_per_reflection_quantile
-from generation.rendering import PromptFormat, answer_of, known_thinking
-from generation.scoring import ALL, Interval, ScoredProblem, ScoredResponse, figures, groups
-from generation.segments import thinking_of
+from generation.reflection_words import tokens_per_reflection_quantile
+from generation.rendering import PromptFormat
+from generation.scoring import ALL, Interval, ScoredProblem, figures, groups
 from generation.utils import (
-    NO_ROOM,
     NUMBER,
+    Row,
+    Rows,
+    RowWriter,
     check_columns,
     check_numbers,
     check_output,
@@ -45,108 +48,22 @@ from generation.utils import (
     read_json,
     write_json,
 )
-from rea_rl.utils import load_tokenizer, setup_logging, write_atomically
+from rea_rl.utils import load_tokenizer, setup_logging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from generation.math_verify import VerifierPool
+    from generation.math_verify.extract import Thinking
 
 logger = logging.getLogger(__name__)
 
-Rows = list[dict[str, Any]]
-
-
-def cut_rows(rows: Rows, budget: int | None, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Rows as they were if no response had been allowed more than `budget` tokens; None leaves all as they are.
-
-    A longer response keeps the first `budget` tokens of its text and counts as truncated.
-    """
-    if budget is None:
-        return rows
-
-    def cut(response: dict[str, Any]) -> dict[str, Any]:
-        if response["num_tokens"] <= budget:
-            return response
-        ids = tokenizer.encode(response["text"], add_special_tokens=False)[:budget]
-        cut_off = {"text": tokenizer.decode(ids), "num_tokens": budget, "finish_reason": "length"}
-        return {key: cut_off.get(key, value) for key, value in response.items() if key != "logprobs"}
-
-    return [{**row, "responses": [cut(response) for response in row["responses"]]} for row in rows]
-
-
-def score_rows(
-    rows: Sequence[dict[str, Any]],
-    correct: Sequence[bool],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    word_bounded: bool = False,
-    slips: bool = False,
-) -> list[ScoredProblem]:
-    """Count what is counted of every response.
-
-    Args:
-        rows: of a generation file.
-        correct: one verdict per response, in order.
-        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt that has closed its
-            thinking.
-        word_bounded: count whole reflection words only.
-        slips: read the first stated result of each thinking, which the miniature's oracle knows how to do.
-    """
-    responses = [response for row in rows for response in row["responses"]]
-    thinkings = [thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses]
-    num_think_tokens = [len(ids) for ids in tokenizer(thinkings, add_special_tokens=False).input_ids]
-    verdicts = zip(correct, thinkings, num_think_tokens, strict=True)
-
-    def score(response: dict[str, Any], answer: str | list[str]) -> ScoredResponse:
-        is_correct, thinking, tokens = next(verdicts)
-        return ScoredResponse(
-            correct=is_correct,
-            num_tokens=response["num_tokens"],
-            num_think_tokens=tokens,
-            num_reflections=count_reflections(thinking, word_bounded),
-            truncated=response["finish_reason"] == "length",
-            answered=answer_of(response) is not None,
-            no_room=response["finish_reason"] == NO_ROOM,
-            first_right=_first_right(thinking, *gold_list(answer)) if slips else None,
-        )
-
-    problems: dict[str, ScoredProblem] = {}
-    for row in rows:
-        new = ScoredProblem(problem_id(row), row.get("level"), [], row.get("benchmark"))
-        problems.setdefault(new.id, new).responses.extend(score(r, row["answer"]) for r in row["responses"])
-    return list(problems.values())
-
-
-def gold_list(answer: str | list[str]) -> list[str]:
-    """Golds of a row, any of which is right."""
-    return answer if isinstance(answer, list) else [answer]
+MOST_WAITING = 4096  # rows whose verdicts are open
 
 
 def problem_id(row: dict[str, Any]) -> str:
     """Problem of a row: several rows may be paths of one, which then stay together in the intervals."""
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
-
-
-def _first_right(thinking: str, answer: str) -> bool:
-    from miniature.oracle import stated_results
-
-    results = stated_results(thinking)
-    return bool(results) and results[0][1] == int(answer)
-
-
-def verify_all(views: Sequence[Rows], pool: VerifierPool) -> list[list[bool]]:
-    """Verdicts on all responses of all files at once, with a progress bar; an empty gold has no right answer."""
-    pairs = [[(row["answer"], r) for row in rows for r in row["responses"]] for rows in views]
-    open_verdicts = [[pool.submit(gold, answer_of(response)) for gold, response in view] for view in pairs]
-    with tqdm(total=sum(map(len, pairs)), desc="answers", unit="pair", mininterval=1.0) as progress:
-
-        def result(verdict: Any) -> bool:
-            correct = verdict.result()
-            progress.update()
-            return correct
-
-        return [[result(verdict) for verdict in verdicts] for verdicts in open_verdicts]
 
 
 def score_files(
@@ -155,38 +72,90 @@ def score_files(
     """Scores of generation files as they are written: figures by group and budget, and every problem's counts."""
     from generation.math_verify import VerifierPool
 
-    budgets = sorted(args.budgets) or [None]
-    files = [with_prompt_thinking(read_generations(path), path, tokenizer) for path in paths]
-    for path, rows in zip(paths, files, strict=True):
-        check_rows(path, rows, args)
-    views = [cut_rows(rows, budget, tokenizer) for rows in files for budget in budgets]
-    with VerifierPool(args.num_workers, timeout=args.timeout, mode=args.mode) as pool:
-        verdicts = verify_all(views, pool)
-    options = {"word_bounded": args.word_bounded, "slips": args.slips}
-    scored = [score_rows(rows, v, tokenizer, **options) for rows, v in zip(views, verdicts, strict=True)]
-    for i, path in enumerate(paths):
-        place = slice(i * len(budgets), (i + 1) * len(budgets))
-        by_budget = dict(zip(budgets, scored[place], strict=True))
-        write_verdicts(path, dict(zip(budgets, views[place], strict=True)), by_budget)
-        scores = file_scores(path, by_budget, args)
-        yield path, scores | {"made_by": made_by(path, files[i]) | {"scoring": scoring(args)}}
+    files = [open_file(path) for path in paths]
+    for path, (_, heads) in zip(paths, files, strict=True):
+        check_rows(path, heads, args)
+    num_workers = args.num_workers or num_cores()
+    with VerifierPool(num_workers, timeout=args.timeout, mode=args.mode) as pool:
+        for path, (rows, heads) in zip(paths, files, strict=True):
+            counting = Counting(
+                Shared(tokenizer),
+                sorted(args.budgets) or [None],
+                args.word_bounded,
+                args.slips,
+                thinking_of_prompts(path, rows, heads, tokenizer),
+            )
+            counted = map_rows(count_rows, rows, counting, num_workers, progress=path.name)
+            by_budget = score_counted(path, counted, counting.budgets, pool)
+            scores = file_scores(path, by_budget, args)
+            yield path, scores | {"made_by": made_by(path, heads) | {"scoring": scoring(args)}}
 
 
-def with_prompt_thinking(rows: Rows, path: Path, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Rows whose responses all have `prompt_thinking`; where it was not recorded, the model's template says it."""
-    lacking = sum("prompt_thinking" not in r for row in rows for r in row["responses"])
+def open_file(path: Path) -> tuple[Rows, list[Row]]:
+    """Rows of a generation file, and of each what is kept in memory; `lacking` says how many responses do not say what
+    their prompts did to the thinking."""
+    heads: list[Row] = []
+    formats: dict[str, Any] = {}  # one object for all rows that were asked alike
+
+    def look(row: Row) -> None:
+        head = head_of(row)
+        if "prompt_format" in head:
+            head["prompt_format"] = formats.setdefault(json.dumps(head["prompt_format"]), head["prompt_format"])
+        head["lacking"] = sum("prompt_thinking" not in response for response in row["responses"])
+        heads.append(head)
+
+    return read_generations(path, look=look), heads
+
+
+def score_counted(
+    path: Path, rows: Iterable[CountedRow], budgets: Sequence[int | None], pool: VerifierPool
+) -> dict[int | None, list[ScoredProblem]]:
+    """Scored problems by budget, and `<file stem>.verdicts.jsonl`: what was extracted, and what was made of it.
+
+    Rows are let go as soon as they are judged; an empty gold has no right answer.
+    """
+    problems: dict[int | None, dict[str, ScoredProblem]] = {budget: {} for budget in budgets}
+    waiting: deque[tuple[CountedRow, list[list[Future[bool]]]]] = deque()
+    with RowWriter(path.with_suffix(".verdicts.jsonl"), num_sections=len(budgets)) as out:
+
+        def settle() -> None:
+            row, verdicts = waiting.popleft()
+            for section, budget in enumerate(budgets):
+                new = ScoredProblem(problem_id(row.head), row.head.get("level"), [], row.head.get("benchmark"))
+                responses = problems[budget].setdefault(new.id, new).responses
+                cells = zip(row.responses[section], verdicts[section], strict=True)
+                for sample, ((answer, counts), verdict) in enumerate(cells):
+                    responses.append(scored := replace(counts, correct=verdict.result()))
+                    place = {"id": row.head["id"], "sample": sample, "budget": budget, "gold": row.head["answer"]}
+                    out.add({**place, "answer": answer, **asdict(scored)}, section)
+
+        for row in rows:
+            gold = row.head["answer"]
+            waiting.append((row, [[pool.submit(gold, answer) for answer, _ in cut] for cut in row.responses]))
+            if len(waiting) > MOST_WAITING:
+                settle()
+        while waiting:
+            settle()
+    return {budget: list(found.values()) for budget, found in problems.items()}
+
+
+def thinking_of_prompts(
+    path: Path, rows: Rows, heads: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Thinking:
+    """What the prompts of a file did to the thinking, where responses do not say it: the model's template does."""
+    lacking = sum(head["lacking"] for head in heads)
     if not lacking:
-        return rows
-    prompts = PromptFormat.of(prompt_format_of(rows, path))
+        return "unknown"
+    prompts = PromptFormat.of(prompt_format_of(heads, path))
     thinking = prompts.ask(rows[0]["problem"], tokenizer).thinking
     logger.info(
         "%s: %d responses do not say what their prompts did to the thinking; derived from the chat template of model_dir: %s",
         *(path, lacking, thinking),
     )
-    return [{**row, "responses": [{"prompt_thinking": thinking, **r} for r in row["responses"]]} for row in rows]
+    return thinking
 
 
-def check_rows(path: Path, rows: Rows, args: argparse.Namespace) -> None:
+def check_rows(path: Path, rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Raise ValueError for rows that cannot be scored as asked, before any answer is verified."""
     if args.base:
         read_base_tokens(args.base, {problem_id(row) for row in rows})
@@ -203,7 +172,7 @@ def check_rows(path: Path, rows: Rows, args: argparse.Namespace) -> None:
             )
 
 
-def check_groups(path: Path, rows: Rows) -> None:
+def check_groups(path: Path, rows: Sequence[Row]) -> None:
     """Raise ValueError for levels and benchmarks that rows cannot be grouped by."""
     columns = {"level": (int, float, str, NoneType), "benchmark": (str, NoneType), "problem_id": (str, int, NoneType)}
     for i, row in enumerate(rows):
@@ -269,27 +238,6 @@ def file_scores(
 def _figures_by_group(problems: list[ScoredProblem], base: dict[str, float] | None) -> dict[str, Any]:
     by_group = {name: figures(group, base) for name, group in groups(problems).items()}
     return {name: {key: asdict(value) for key, value in f.items()} for name, f in by_group.items()}
-
-
-def write_verdicts(
-    path: Path, views: dict[int | None, Rows], by_budget: dict[int | None, list[ScoredProblem]]
-) -> None:
-    """Write `<file stem>.verdicts.jsonl`: what was extracted from each response, and what was made of it."""
-    lines = [
-        {
-            "id": row["id"],
-            "sample": sample,
-            "budget": budget,
-            "gold": row["answer"],
-            "answer": answer_of(response),
-            **asdict(next(scored[problem_id(row)])),
-        }
-        for budget, rows in views.items()
-        for scored in [{problem.id: iter(problem.responses) for problem in by_budget[budget]}]
-        for row in rows
-        for sample, response in enumerate(row["responses"])
-    ]
-    write_atomically(path.with_suffix(".verdicts.jsonl"), (json.dumps(line, ensure_ascii=False) for line in lines))
 
 
 def append_result(results: Path, scores: dict[str, Any]) -> None:
@@ -395,7 +343,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--reflection_quantile", type=float, help="also write tokens_per_reflection, the reflect reward's threshold"
     )
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
+    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
     return parser.parse_args(argv)
 

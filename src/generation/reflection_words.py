@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,15 +11,8 @@ REFLECTION_WORDS = ("wait", "alternatively", "check", "but")
 # Words at most 59 characters apart on one line are one cluster and count once. The published thresholds were measured
 # without word boundaries ("distribution" counts through its "but"), so that is the default of the 7B recipes.
 _MAX_GAP = 59
-
-
-def _cluster_pattern(word: str) -> re.Pattern[str]:
-    return re.compile(rf"{word}(?:.{{0,{_MAX_GAP}}}{word})*", re.IGNORECASE)
-
-
-_WORD = f"(?:{'|'.join(REFLECTION_WORDS)})"
-_UNBOUNDED = _cluster_pattern(_WORD)
-_WORD_BOUNDED = _cluster_pattern(rf"\b{_WORD}\b")
+# Letters that a search without case takes for `i` and `k`, or that are no single letter in lower case.
+_LETTERS = str.maketrans("\u0130\u0131\u212a", "iik")
 
 
 def count_reflections(think: str, word_bounded: bool = False) -> int:
@@ -27,8 +20,27 @@ def count_reflections(think: str, word_bounded: bool = False) -> int:
 
     `word_bounded` counts whole words only; a threshold measured with one setting is not valid for the other.
     """
-    pattern = _WORD_BOUNDED if word_bounded else _UNBOUNDED
-    return sum(1 for _ in pattern.finditer(think))
+    lowered = (think if think.isascii() else think.translate(_LETTERS)).lower()
+    words = sorted(span for word in REFLECTION_WORDS for span in _find(word, lowered))
+    if word_bounded:
+        words = [(start, end) for start, end in words if not (_goes_on(think, start - 1) or _goes_on(think, end))]
+    ends = [-_MAX_GAP - 1, *(end for _, end in words)]
+    return sum(
+        start - before > _MAX_GAP or "\n" in think[max(before, 0) : start] for (start, _), before in zip(words, ends, strict=False)
+    )
+
+
+def _find(word: str, text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of a word wherever it stands; no two of the words can overlap."""
+    start = text.find(word)
+    while start >= 0:
+        yield start, start + len(word)
+        start = text.find(word, start + len(word))
+
+
+def _goes_on(text: str, place: int) -> bool:
+    """Whether there is a letter, digit or underscore at a place."""
+    return 0 <= place < len(text) and (text[place].isalnum() or text[place] == "_")
 
 
 def tokens_per_reflection_quantile(

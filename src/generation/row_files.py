@@ -341,9 +341,11 @@ def _place(path: Path, byte: int) -> tuple[int, int]:
 
 # --- Writing ---
 
+JSON_LIST, JSON_LINES = (b"[\n", b",\n", b"\n]\n"), (b"", b"\n", b"\n")  # begin, between two rows, end
+
 
 class RowWriter:
-    """A `.json` file of rows, one a line, which is either complete or absent.
+    """A `.json` or `.jsonl` file of rows, one a line, which is either complete or absent.
 
     Args:
         path: file.
@@ -356,11 +358,12 @@ class RowWriter:
         begin = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._names = [begin.with_name(f"{begin.name}.{i}") for i in range(num_sections)]
         self._files: list[BinaryIO] = []
+        self._begin, self._between, self._end = JSON_LIST if self.path.suffix == ".json" else JSON_LINES
         self.num_rows = 0
 
     def __enter__(self) -> RowWriter:
         self._files = [name.open("w+b", buffering=BUFFER) for name in self._names]
-        self._files[0].write(b"[\n")
+        self._files[0].write(self._begin)
         return self
 
     def add(self, row: Any, section: int = 0) -> None:
@@ -369,7 +372,7 @@ class RowWriter:
 
     def add_text(self, text: bytes, section: int = 0) -> None:
         """Write a row that is JSON already."""
-        self._files[section].write(text + b",\n")
+        self._files[section].write(text + self._between)
         self.num_rows += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -387,9 +390,9 @@ class RowWriter:
             shutil.copyfileobj(file, first, CHUNK)
             file.truncate(0)
         if self.num_rows:
-            first.seek(-2, os.SEEK_END)
+            first.seek(-len(self._between), os.SEEK_END)
             first.truncate()
-        first.write(b"\n]\n")
+        first.write(self._end)
         first.flush()
         os.replace(self._names[0], self.path)
 

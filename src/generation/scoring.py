@@ -14,6 +14,8 @@ from math import comb
 import numpy as np
 
 NUM_RESAMPLES = 2000
+BLOCK = 1 << 22  # draws that are held at once
+Ratio = tuple[Sequence[float], Sequence[float]]  # numerators and denominators, one of each per problem
 ALL = "all"  # the group of all responses, beside one group per level
 
 
@@ -33,7 +35,7 @@ class Interval:
         return f"{self.value * scale:.{digits}f}{half}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScoredResponse:
     """What is counted of one response."""
 
@@ -75,7 +77,7 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], s
     return mean_interval([(numerators, denominators)], seed)
 
 
-def mean_interval(benchmarks: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Interval:
+def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
     """Mean over benchmarks of a ratio of sums, each benchmark weighing the same whatever its number of problems.
 
     Args:
@@ -83,16 +85,33 @@ def mean_interval(benchmarks: Sequence[tuple[Sequence[float], Sequence[float]]],
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    values, resampled = [], []
-    for numerators, denominators in benchmarks:
-        num, den = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)  # (P,)
-        # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
-        draws = rng.multinomial(len(num), np.full(len(num), 1 / len(num)), size=NUM_RESAMPLES)  # (R, P)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values.append(num.sum() / den.sum())
-            resampled.append((draws @ num) / (draws @ den))
-    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
-    return Interval(*(float(x) if math.isfinite(x) else None for x in (np.mean(values), low, high)))
+    values, resampled = zip(*(_ratios([ratio], rng) for ratio in benchmarks), strict=True)
+    return _interval(np.mean(values), np.mean(resampled, axis=0)[:, 0])
+
+
+def ratio_intervals(ratios: Sequence[Ratio], seed: int = 0) -> list[Interval]:
+    """`ratio_interval` of several pairs of numerators and denominators of the same problems, which are drawn once."""
+    values, resampled = _ratios(ratios, np.random.default_rng(seed))
+    return [_interval(value, column) for value, column in zip(values, resampled.T, strict=True)]
+
+
+def _ratios(
+    ratios: Sequence[Ratio], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ratios of sums (F,), and those of each resample (R, F)."""
+    sums = np.array(ratios, dtype=float).reshape(2 * len(ratios), -1).T  # (P, 2F)
+    num_problems = len(sums)
+    # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
+    shares, size = np.full(num_problems, 1 / num_problems), max(BLOCK // num_problems, 1)
+    blocks = [min(size, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, size)]
+    drawn = np.concatenate([rng.multinomial(num_problems, shares, size=block) @ sums for block in blocks])  # (R, 2F)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums[:, ::2].sum(axis=0) / sums[:, 1::2].sum(axis=0), drawn[:, ::2] / drawn[:, 1::2]
+
+
+def _interval(value: float, resampled: np.ndarray) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(*(float(x) if math.isfinite(x) else None for x in (value, low, high)))
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -123,9 +142,9 @@ def figures(problems: Sequence[ScoredProblem], base: dict[str, float] | None = N
         base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base model's.
     """
 
-    def over(numerator: str, denominator: str | None = None, correct: bool | None = None) -> Interval:
+    def over(numerator: str, denominator: str | None = None, correct: bool | None = None) -> Ratio:
         counted = [[r for r in p.responses if correct in (None, r.correct)] for p in problems]
-        return ratio_interval(
+        return (
             [sum(getattr(r, numerator) for r in group) for group in counted],
             [sum(getattr(r, denominator) for r in group) if denominator else len(group) for group in counted],
         )
@@ -146,15 +165,15 @@ def figures(problems: Sequence[ScoredProblem], base: dict[str, float] | None = N
     if all(r.first_right is not None for p in problems for r in p.responses):
         result |= {"first_right": over("first_right"), "corrected": over("corrected")}
     if base is not None:
-        result["tr"] = ratio_interval([100 * p.mean_tokens for p in problems], [base[p.id] for p in problems])
-    return result
+        result["tr"] = [100 * p.mean_tokens for p in problems], [base[p.id] for p in problems]
+    return dict(zip(result, ratio_intervals(list(result.values())), strict=True))
 
 
-def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Interval]:
+def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Ratio]:
     """pass@k for the powers of two above 1, up to the responses that every problem has."""
     most = min(len(p.responses) for p in problems)
     return {
-        f"pass@{k}": ratio_interval(
+        f"pass@{k}": (
             [pass_at_k(len(p.responses), sum(r.correct for r in p.responses), k) for p in problems],
             [1] * len(problems),
         )

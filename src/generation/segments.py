@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from generation.prompts import THINK_END
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from generation.math_verify.extract import Thinking
 
 _SENTENCE_ENDS = ("!", ".", ";", "?", "！", "。", "；", "？")
@@ -83,6 +85,24 @@ def split_paragraphs(
     return [_join(group) for group in groups if group]
 
 
+def token_counter(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], int]:
+    """Function from a blank-line part of one of the texts to its tokens; all parts are encoded at once."""
+    parts = list({text[start:end] for text in texts for start, end in _spans(thinking_of(text))})
+    return dict(zip(parts, num_tokens(parts, tokenizer), strict=True)).__getitem__
+
+
+def num_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each text, without special ones around it."""
+    if not tokenizer.is_fast or not texts:
+        return [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    backend = tokenizer.backend_tokenizer  # by itself it makes no lists of ids, which takes as long as the encoding
+    backend.no_truncation()
+    backend.no_padding()
+    return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
 def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
     """Group consecutive paragraphs greedily into chunks of at most `limit` tokens.
 
@@ -101,10 +121,15 @@ def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
 
 
 def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[_Part]:
+    parts = ((thinking[start:end], end) for start, end in _spans(thinking))
+    return [_Part(part, count_tokens(part), end) for part, end in parts]
+
+
+def _spans(thinking: str) -> list[tuple[int, int]]:
+    """Begin and end of each part that is not blank."""
     separators = [match.span() for match in BLANK_LINES.finditer(thinking)]
     starts, ends = [0, *(end for _, end in separators)], [*(start for start, _ in separators), len(thinking)]
-    parts = ((thinking[start:end], end) for start, end in zip(starts, ends, strict=True))
-    return [_Part(part, count_tokens(part), end) for part, end in parts if part.strip()]
+    return [(start, end) for start, end in zip(starts, ends, strict=True) if thinking[start:end].strip()]
 
 
 def _join(parts: list[_Part]) -> Paragraph:

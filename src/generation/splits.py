@@ -12,19 +12,22 @@ and the number `path` k; chunk c of a path has the `id` `p/k/c`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
 from generation.provenance import differences
 from generation.rendering import known_thinking
-from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs
-from generation.utils import Row, check_ids, read_generations, read_rows
+from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs, thinking_of, token_counter
+from generation.utils import Row, Rows, any_rows, check_id, read_generations
 from rea_rl.dialogues import is_dialogue
-from rea_rl.utils import load_problems, load_tokenizer
+from rea_rl.utils import open_problems
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from generation.generate import GenerateArguments
 
 Messages = list[dict[str, str]]
@@ -40,69 +43,86 @@ class Prompt:
     responses: list[Row] | None = None  # a path of which nothing could be cut off: nothing is asked
 
 
-def math_cot(args: GenerateArguments) -> list[Prompt]:
-    """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null passes them on."""
-    rows = load_problems(
+@dataclass(frozen=True)
+class Split:
+    """A stage: `open` returns its rows, all of them checked, and `prompts` makes those of a row, with the tokenizer that
+    counts the tokens of paragraphs."""
+
+    open: Callable[[GenerateArguments], Rows | list[Row]]
+    prompts: Callable[[GenerateArguments, Row, PreTrainedTokenizerBase | None], Iterable[Prompt]]
+
+
+def _open_problems(args: GenerateArguments) -> Rows | list[Row]:
+    rows = open_problems(
         args.qaf,
         args.qaf_split,
         problem_column=args.problem_column,
         answer_column=args.answer_column,
         gold_needed=False,
+        check=partial(_check_begun, args),
     )
-    return [_solve(row, args) for row in rows[: args.qaf_limit]]
+    return rows[: args.qaf_limit]
 
 
-def _solve(row: Row, args: GenerateArguments) -> Prompt:
-    messages = args.prompt_format.messages(row["problem"])
+def _check_begun(args: GenerateArguments, row: Row, _: int) -> None:
+    """Raise ValueError for a path that was begun, if it cannot be finished as asked."""
     if "prefix" not in row:
-        return Prompt(row, messages)
+        return
     begun, asked = row.get("prompt_format") or {}, args.prompt_format.record
     if differs := differences({"prompt_format": begun}, {"prompt_format": asked}):
         raise ValueError(
             f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be finished with: {differs}; give "
             "the settings that its path was sampled with"
         )
+    if args.api and row["prefix"]:
+        raise ValueError(f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it out")
+
+
+def math_cot(args: GenerateArguments, row: Row, _: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+    """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null passes them on."""
+    messages = args.prompt_format.messages(row["problem"])
+    if "prefix" not in row:
+        return [Prompt(row, messages)]
     columns = {key: value for key, value in row.items() if key not in ("prefix", "responses")}
     if row["prefix"] is None:
-        return Prompt(columns, messages, responses=row["responses"])
-    return Prompt(columns, messages, prefill=row["prefix"])
+        return [Prompt(columns, messages, responses=row["responses"])]
+    return [Prompt(columns, messages, prefill=row["prefix"])]
 
 
-def labeling(args: GenerateArguments) -> list[Prompt]:
+def labeling(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
     """Labels of the reflection model, in exactly the format of training and of the rollouts."""
-    return [
-        Prompt({**row, "paragraphs": texts}, reflection_messages(row["problem"], texts), prefill=REFLECTION_PREFILL)
-        for row, paragraphs in _paths(args)
-        for texts in [[paragraph.text for paragraph in paragraphs]]
-    ]
+    for columns, paragraphs in _paths(args, row, tokenizer):
+        texts = [paragraph.text for paragraph in paragraphs]
+        messages = reflection_messages(row["problem"], texts)
+        yield Prompt({**columns, "paragraphs": texts}, messages, prefill=REFLECTION_PREFILL)
 
 
-def labeling_distill(args: GenerateArguments) -> list[Prompt]:
+def labeling_distill(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
     """Labels of the judge, which has to find the results by itself: one row per chunk of a path."""
-    return _judged(args, use_answer=False)
+    return _judged(args, row, tokenizer, use_answer=False)
 
 
-def labeling_distill_use_asw(args: GenerateArguments) -> list[Prompt]:
+def labeling_distill_use_asw(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
     """Labels of the judge, which compares with the gold answer: one row per chunk of a path."""
-    return _judged(args, use_answer=True)
+    return _judged(args, row, tokenizer, use_answer=True)
 
 
-def _judged(args: GenerateArguments, use_answer: bool) -> list[Prompt]:
-    prompts = []
-    for row, paragraphs in _paths(args):
+def _judged(
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase, use_answer: bool
+) -> Iterator[Prompt]:
+    for path, paragraphs in _paths(args, row, tokenizer):
         chunks = chunk_paragraphs([paragraph.num_tokens for paragraph in paragraphs], args.chunk_tokens)
         for number, chunk in enumerate(chunks):
             texts = [paragraphs[i].text for i in chunk]
-            columns = {"id": f"{row['id']}/{number}", "chunk": number, "use_answer": use_answer, "paragraphs": texts}
+            columns = {"id": f"{path['id']}/{number}", "chunk": number, "use_answer": use_answer, "paragraphs": texts}
             messages = judge_messages(row["problem"], texts, row["answer"] if use_answer else None)
-            prompts.append(Prompt({**row, **columns}, messages))
-    return prompts
+            yield Prompt({**path, **columns}, messages)
 
 
-def json(args: GenerateArguments) -> list[Prompt]:
-    """Whatever the row's `messages` ask."""
-    rows = read_rows(args.qaf, args.qaf_split)[: args.qaf_limit]
-    for i, row in enumerate(rows):
+def _open_messages(args: GenerateArguments) -> Rows | list[Row]:
+    first: dict[str, int] = {}
+
+    def check(row: Row, i: int) -> None:
         if not row.get("messages") or "id" not in row:
             raise ValueError(f"{args.qaf}: row {i} needs an 'id' and its 'messages', but has {sorted(row)}")
         if not is_dialogue(row["messages"]):
@@ -110,11 +130,17 @@ def json(args: GenerateArguments) -> list[Prompt]:
                 f"{args.qaf}: row {i} has the 'messages' {str(row['messages'])[:60]!r}; write a list of messages, each "
                 "with a 'role' and a text as its 'content'"
             )
-    check_ids(rows, args.qaf)
-    return [Prompt({key: v for key, v in row.items() if key != "messages"}, row["messages"]) for row in rows]
+        check_id(row, i, args.qaf, first)
+
+    return any_rows(args.qaf, args.qaf_split, check=check)[: args.qaf_limit]
 
 
-def path_rows(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
+def json(_: GenerateArguments, row: Row, __: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+    """Whatever the row's `messages` ask."""
+    return [Prompt({key: v for key, v in row.items() if key != "messages"}, row["messages"])]
+
+
+def path_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
     """(columns, response) of every path of a generation file."""
     for row in rows:
         columns = {key: value for key, value in row.items() if key != "responses"}
@@ -122,26 +148,42 @@ def path_rows(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
             yield {**columns, "id": f"{row['id']}/{k}", "problem_id": row["id"], "path": k}, response
 
 
-def _paths(args: GenerateArguments) -> Iterator[tuple[Row, list[Paragraph]]]:
-    """Paths that have a thinking, with its paragraphs. Raises ValueError where none has."""
-    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+def _open_paths(args: GenerateArguments) -> Rows:
+    """Rows with paths. Raises ValueError where none of them has a thinking."""
     found = 0
-    for row, response in path_rows(read_generations(args.qaf)[: args.qaf_limit]):
+
+    def look(row: Row) -> None:
+        nonlocal found
+        found += any(thinking_of(response["text"], known_thinking(response)).strip() for response in row["responses"])
+
+    rows = read_generations(args.qaf, look=look)[: args.qaf_limit]
+    if not found:
+        raise ValueError(f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking")
+    return rows
+
+
+def _paths(
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Row, list[Paragraph]]]:
+    """Paths that have a thinking, with its paragraphs."""
+    count_tokens = token_counter((response["text"] for response in row["responses"]), tokenizer)
+    for columns, response in path_rows([row]):
         paragraphs = split_paragraphs(
             response["text"],
-            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+            count_tokens,
             min_tokens=args.paragraph_min_tokens,
             max_tokens=args.paragraph_max_tokens,
             prompt_thinking=known_thinking(response),
         )
         if paragraphs:
-            found += 1
-            yield row, paragraphs
-    if not found:
-        raise ValueError(f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking")
+            yield columns, paragraphs
 
 
-SPLITS: dict[str, Callable[[GenerateArguments], list[Prompt]]] = {
-    split.__name__: split for split in (math_cot, json, labeling, labeling_distill, labeling_distill_use_asw)
+SPLITS: dict[str, Split] = {
+    "math_cot": Split(_open_problems, math_cot),
+    "json": Split(_open_messages, json),
+    "labeling": Split(_open_paths, labeling),
+    "labeling_distill": Split(_open_paths, labeling_distill),
+    "labeling_distill_use_asw": Split(_open_paths, labeling_distill_use_asw),
 }
 LABELING_SPLITS = ("labeling", "labeling_distill", "labeling_distill_use_asw")

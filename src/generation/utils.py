@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,19 @@ def read_rows(name: str, split: str | None = None, config: str | None = None) ->
     return list(any_rows(name, split, config))
 
 
-def any_rows(name: str, split: str | None = None, config: str | None = None) -> Rows | list[Row]:
-    """The same; those of a local file are read when they are asked for."""
-    return open_rows(name) if Path(name).suffix in (".json", ".jsonl") else _read_hub(name, split, config)
+def any_rows(
+    name: str,
+    split: str | None = None,
+    config: str | None = None,
+    check: Callable[[Row, int], None] = lambda row, i: None,
+) -> Rows | list[Row]:
+    """The same; those of a local file are read when they are asked for. `check` is called with every row, see `open_rows`."""
+    if Path(name).suffix in (".json", ".jsonl"):
+        return open_rows(name, check)
+    rows = _read_hub(name, split, config)
+    for i, row in enumerate(rows):
+        check(row, i)
+    return rows
 
 
 def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
@@ -174,7 +184,12 @@ def check_id(row: Row, i: int, name: str | Path, first: dict[str, int]) -> None:
 
 
 def read_generations(
-    path: str | Path, columns: Mapping[str, type | tuple[type, ...]] | None = None, remedy: str = "", single: bool = False
+    path: str | Path,
+    columns: Mapping[str, type | tuple[type, ...]] | None = None,
+    remedy: str = "",
+    *,
+    single: bool = False,
+    look: Callable[[Row], None] = lambda row: None,
 ) -> Rows:
     """Rows of a file written by `generation.generate`, each read when it is asked for.
 
@@ -185,6 +200,7 @@ def read_generations(
         path: file.
         columns: further columns that rows must have, and their types; `remedy` says what to do where they have not.
         single: refuse rows with several responses.
+        look: called with every row, for what is to be known of all before any is worked on.
 
     Raises ValueError naming the file, and the row where one is at fault.
     """
@@ -196,6 +212,7 @@ def read_generations(
         check_row(row, i, columns or {}, path, remedy)
         if single:
             check_single([row], path, i)
+        look(row)
 
     return open_rows(path, check).mapped(_with_text_id)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from generation.parallel import end_with_parent
 from generation.rendering import marker_decoder
 from rea_rl.utils import load_tokenizer, resolve_dtype
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from generation.generate import GenerateArguments
 
 Response = dict[str, Any]
+AHEAD = 2  # times `max_num_seqs` requests are given to an engine, so that none of its places is ever empty
 
 # Graphs for decoding are captured, but nothing is compiled: an engine starts a minute sooner and is a little slower.
 FAST_START = {
@@ -59,47 +64,61 @@ def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
     return [visible[i : i + n_gpu] for i in range(0, len(visible) - n_gpu + 1, n_gpu)]
 
 
-def run_engines(tasks: list[EngineTask], args: GenerateArguments) -> Iterator[tuple[int, list[Response]]]:
+def run_engines(tasks: Iterator[EngineTask], args: GenerateArguments) -> Iterator[tuple[int, list[Response]]]:
     """Responses of all tasks as (index, responses), in the order in which they finish.
+
+    Tasks are taken as engines need them, so that the first ones are answered while others are still made.
 
     Raises EngineError if an engine ends before its work does; what it died of is on stderr, from itself.
     """
     context = multiprocessing.get_context("spawn")
-    groups = device_groups(_visible_gpus(), args.n_gpu)
     workers = {}
-    for rank, devices in enumerate(groups):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(tasks[rank :: len(groups)], args, devices, sender))
+    for devices in device_groups(_visible_gpus(), args.n_gpu):
+        receiver, results = context.Pipe(duplex=False)
+        orders, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(args, devices, orders, results))
         process.start()
-        sender.close()  # the worker's copy is then the only one: its end closes the pipe
-        workers[receiver] = (process, devices)
+        results.close()  # the worker's copy is then the only one: its end closes the pipe
+        orders.close()
+        workers[receiver] = Worker(process, devices, sender)
     try:
-        yield from _collect(workers)
+        yield from _collect(workers, tasks)
     except BaseException:
-        for process, _ in workers.values():
-            process.terminate()
+        for worker in workers.values():
+            worker.process.terminate()
         raise
     finally:
-        for process, _ in workers.values():
-            process.join()
+        for worker in workers.values():
+            worker.process.join()
 
 
-def _collect(workers: dict[Connection, tuple[Any, list[str]]]) -> Iterator[tuple[int, list[Response]]]:
+class Worker(NamedTuple):
+    """An engine's process, its GPUs, and the pipe through which it gets tasks."""
+
+    process: Any
+    devices: list[str]
+    sender: Connection
+
+
+def _collect(workers: dict[Connection, Worker], tasks: Iterator[EngineTask]) -> Iterator[tuple[int, list[Response]]]:
+    """What workers send: responses; how many tasks they want, which are sent to them; None at their end."""
     running = dict(workers)
     while running:
         for receiver in wait(list(running)):
+            worker = running[receiver]
             try:
                 message = receiver.recv()
-            except EOFError:
-                process, devices = running[receiver]
-                process.join()
-                where = f"GPU {', '.join(devices)}" if devices else "the CPU"
+                if isinstance(message, int):
+                    worker.sender.send(list(islice(tasks, message)))
+            except (EOFError, BrokenPipeError):
+                worker.process.join()
+                where = f"GPU {', '.join(worker.devices)}" if worker.devices else "the CPU"
                 raise EngineError(
-                    f"engine on {where} ended with code {process.exitcode}; its error is above"
+                    f"engine on {where} ended with code {worker.process.exitcode}; its error is above"
                 ) from None
             if message is None:
                 del running[receiver]
-            else:
+            elif not isinstance(message, int):
                 yield message
 
 
@@ -116,18 +135,19 @@ def _visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], results: Connection) -> None:
-    """A worker's life: send (index, responses) for every task, then None."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(args: GenerateArguments, devices: list[str], orders: Connection, results: Connection) -> None:
+    """A worker's life: ask for tasks, send (index, responses) for each of them, then None."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ |= _environment(args, devices)
     engine = _start_engine(args, num_gpus=len(devices))
-    _submit(engine, tasks, args)
-    responses: dict[str, dict[int, Response]] = {str(task.index): {} for task in tasks}
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     decode = marker_decoder(tokenizer)
     if args.logprobs is None and decode is None:  # the engine leaves it to us, see `_submit`
         decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    while engine.has_unfinished_requests():
+    responses: dict[str, dict[int, Response]] = {}
+    for tasks in _orders(engine, args, orders, results):
+        responses |= {str(task.index): {} for task in tasks}
+        _submit(engine, tasks, args)
         for output in engine.step():
             if output.finished:
                 index, _, sample = output.request_id.partition("/")
@@ -139,10 +159,35 @@ def _work(tasks: list[EngineTask], args: GenerateArguments, devices: list[str], 
     results.send(None)
 
 
-def _end_with_parent() -> None:
-    """A killed run must not leave an engine behind, which would hold the GPU that the next one needs."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _orders(
+    engine: LLMEngine, args: GenerateArguments, orders: Connection, results: Connection
+) -> Iterator[list[EngineTask]]:
+    """New tasks before each step of an engine, mostly none; it ends when all are answered.
+
+    An engine has at most `AHEAD` times the requests that it works on, in the order of the rows: their first ones are
+    finished, and kept, while the last ones wait.
+    """
+    arrived: queue.SimpleQueue[list[EngineTask]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(orders, arrived), daemon=True).start()
+    asked, more = 0, True  # tasks that were asked for and are not here yet; whether there may be others
+    while more or engine.has_unfinished_requests():
+        tasks: list[EngineTask] = []
+        missing = AHEAD * args.max_num_seqs - engine.get_num_unfinished_requests()
+        if more and not asked and missing > 0:
+            asked = -(-missing // args.n_generate_sample)
+            results.send(asked)
+        if asked and not (arrived.empty() and engine.has_unfinished_requests()):
+            tasks = arrived.get()
+            more, asked = len(tasks) == asked, 0
+        if tasks or engine.has_unfinished_requests():
+            yield tasks
+
+
+def _receive(orders: Connection, arrived: queue.SimpleQueue[list[EngineTask]]) -> None:
+    """Take tasks at once, so that neither side waits for the other to read."""
+    with suppress(EOFError):
+        while True:
+            arrived.put(orders.recv())
 
 
 def _environment(args: GenerateArguments, devices: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ Same flags, same prompts, same files; only the replies come from `miniature.orac
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from generation.generate import GenerateArguments, Keep, Task, generate
 from generation.utils import Row
@@ -24,17 +25,16 @@ def reply(row: Row) -> str:
     return confirm_reply(row["paragraph"], int(row["answer"]))
 
 
-def respond(args: GenerateArguments, tasks: list[Task], keep: Keep) -> None:
+def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Answer all tasks; what the oracle writes costs no tokens. Raises ValueError for rows that it cannot judge."""
     if args.split in ("math_cot", "labeling"):
         raise ValueError(f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json")
-    for row in (task.row for task in tasks):
-        if not row["answer"].removeprefix("-").isdecimal():
+    for task in tasks:
+        if not (row := task.row)["answer"].removeprefix("-").isdecimal():
             raise ValueError(
                 f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges the miniature's "
                 "problems, whose answers are whole numbers; take a large judge"
             )
-    for task in tasks:
         keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
 
 

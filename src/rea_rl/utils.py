@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.utils import NUMBER, check_ids, is_a, read_json, read_rows, read_text
+from generation.utils import NUMBER, Rows, any_rows, check_id, is_a, read_json, read_text
 from rea_rl.model_files import read_tokenizer, text_config
 
 if TYPE_CHECKING:
@@ -106,11 +107,36 @@ def load_problems(
 
     Raises ValueError naming the file, and the row where one is at fault.
     """
-    rows = enumerate(read_rows(name, split, config))
-    problems = [_problem(row, i, name, problem_column, answer_column, gold_needed) for i, row in rows]
-    check_ids(problems, name)
-    warn_of_duplicates(problems, name)
-    return problems
+    columns = {"problem_column": problem_column, "answer_column": answer_column}
+    return list(open_problems(name, split, config=config, gold_needed=gold_needed, **columns))
+
+
+def open_problems(
+    name: str,
+    split: str | None = None,
+    *,
+    config: str | None = None,
+    problem_column: str | None = None,
+    answer_column: str = "answer",
+    gold_needed: bool = True,
+    check: Callable[[dict[str, Any], int], None] = lambda row, i: None,
+) -> Rows | list[dict[str, Any]]:
+    """The same; those of a local file are read when they are asked for. `check` raises ValueError for further faults."""
+    columns = {"problem_column": problem_column, "answer_column": answer_column, "gold_needed": gold_needed}
+    convert = partial(_problem, name=name, **columns)
+    first: dict[str, int] = {}
+    known: list[dict[str, Any]] = []  # what tells duplicates
+
+    def look(row: dict[str, Any], i: int) -> None:
+        problem = convert(row, i)
+        check_id(problem, i, name, first)
+        check(problem, i)
+        known.append({key: problem[key] for key in ("problem", "answer")} if "problem_id" not in problem else problem_id)
+
+    problem_id = {"problem_id": True}
+    rows = any_rows(name, split, config, look)
+    warn_of_duplicates(known, name)
+    return rows.mapped(convert) if isinstance(rows, Rows) else [convert(row, i) for i, row in enumerate(rows)]
 
 
 def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:

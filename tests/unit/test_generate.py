@@ -21,7 +21,7 @@ from tiny import save_model
 
 from generation.generate import GenerateArguments, build_tasks, generate, main
 from generation.utils import GenerationFile, read_generations, sample_seed, write_json
-from generation.vllm_worker import _collect, device_groups, lora_rank
+from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
 
 ROWS = [{"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2} for i in range(12)]
 
@@ -296,7 +296,7 @@ def test_engine_that_dies_stops_the_run():
     sender.send((3, [{"text": "a"}]))
     sender.close()
     process = SimpleNamespace(exitcode=-9, join=lambda: None)
-    results = _collect({receiver: (process, ["1"])})
+    results = _collect({receiver: Worker(process, ["1"], sender)}, iter(()))
     assert next(results) == (3, [{"text": "a"}])
     with pytest.raises(RuntimeError, match="engine on GPU 1 ended with code -9"):
         next(results)

@@ -152,6 +152,7 @@ def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, mo
     lengths = []
 
     def run_engines(tasks, args):
+        tasks = list(tasks)
         lengths.extend(len(task.prompt_ids) for task in tasks)
         steps = [[(-0.1, " Result"), (-2.5, " Think")]]
         reply = {"text": " Result", "num_tokens": 3, "finish_reason": "stop", "logprobs": steps}

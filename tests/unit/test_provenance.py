@@ -26,7 +26,8 @@ from generation import (
 from generation.generate import GenerateArguments
 from generation.provenance import made_by, weights_digest
 from generation.rendering import PromptFormat
-from generation.utils import read_generations, write_json
+from generation.splits import SPLITS
+from generation.utils import digest, read_generations, write_json
 from rea_rl import study
 from rea_rl.sft import encode_example
 
@@ -127,6 +128,7 @@ def test_responses_of_other_weights_are_not_continued(work, monkeypatch):
     engines = []
 
     def run_engines(tasks, args):
+        tasks = list(tasks)
         engines.append(len(tasks))
         yield from ((task.index, [{"text": TEXT, "num_tokens": 9, "finish_reason": "stop"}]) for task in tasks)
 
@@ -292,14 +294,18 @@ def test_a_picture_refuses_scores_of_different_makes(work):
 def test_a_finished_file_of_an_earlier_version_is_complete(work):
     """Its settings have neither the keys nor the digest that were added since."""
     args = GenerateArguments(qaf="p.json", model_dir="model", output_dir="out")
-    settings = generate._settings(args, generate.build_tasks(args))
-    added = ("system_prompt", "chat_template_kwargs", "prefill", "model_digest")
+    settings = generate._settings(args, SPLITS["math_cot"].open(args), generate.Making.of(args, None))
+    added = ("system_prompt", "chat_template_kwargs", "prefill", "model_digest", "input_digest", "first_prompt", "num_workers")
     write_json(work / "out/model/p_math_cot.json", [])
     old = {key: value for key, value in settings.items() if key not in added}
+    old["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in generate.build_tasks(args))
     write_json(work / "out/model/p_math_cot.settings.json", old)
     assert generate.generate(args) == Path("out/model/p_math_cot.json")
     with pytest.raises(ValueError, match=r"other settings: prefill \(None, now 'So '\)"):
         generate.generate(GenerateArguments(qaf="p.json", model_dir="model", output_dir="out", prefill="So "))
+    write_json(work / "p.json", [{"id": "p", "problem": "1+1?", "answer": "3"}])
+    with pytest.raises(ValueError, match=r"other settings: prompts"):
+        generate.generate(args)
 
 
 # --- The table of all models -----------------------------------------------------------------------------------------

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import make_tokenizer, save_model
 
-from generation.math_verify_all import append_result, cut_rows, main, read_base_tokens, score_rows, table
+from generation.counting import Counting, count_rows, within_budgets
+from generation.math_verify_all import (
+    append_result,
+    main,
+    read_base_tokens,
+    table,
+)
 from generation.plots import draw, read_log, running_mean, series
 from generation.plots import main as plot
 from generation.scoring import (
@@ -139,17 +146,19 @@ def test_responses_are_counted():
         {"text": "<think>The result is 42.", "num_tokens": 99, "finish_reason": "length"},
     ]
     row = {"id": "p", "problem": "17+25?", "answer": "42", "level": 3, "responses": responses}
-    (problem,) = score_rows([row], [True, False], make_tokenizer(), slips=True)
-    assert problem == ScoredProblem(
-        "p",
-        3,
+    (counted,) = count_rows(Counting(make_tokenizer(), slips=True), [row])
+    assert counted.head == {"id": "p", "answer": "42", "level": 3}
+    assert counted.responses == [
         [
             # One token a byte, the newline before `</think>` included; "Wait, check" is one cluster.
-            ScoredResponse(True, 90, len(thinking) + 1, 1, truncated=False, first_right=False),
-            ScoredResponse(False, 99, len("The result is 42."), 0, truncated=True, answered=False, first_right=True),
-        ],
-    )
-    assert [r.corrected for r in problem.responses] == [True, False]
+            ("42", ScoredResponse(False, 90, len(thinking) + 1, 1, truncated=False, first_right=False)),
+            (
+                None,
+                ScoredResponse(False, 99, len("The result is 42."), 0, truncated=True, answered=False, first_right=True),
+            ),
+        ]
+    ]
+    assert [replace(r, correct=r.answered).corrected for _, r in counted.responses[0]] == [True, False]
 
 
 # --- Files and table -------------------------------------------------------------------------------------------------
@@ -185,10 +194,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_budgets_judge_what_is_left():
     text = "Wait.</think>\\boxed{7} and then some"  # a token a byte, one for the marker: 5 + 1 + 9
-    rows = [{"id": "a", "responses": [{"text": text, "num_tokens": len(text) + 1, "finish_reason": "stop"}]}]
-    tokenizer = make_tokenizer()
-    assert cut_rows(rows, None, tokenizer) == cut_rows(rows, 99, tokenizer) == rows
-    (cut,) = cut_rows(rows, 15, tokenizer)[0]["responses"]
+    response = {"text": text, "num_tokens": len(text) + 1, "finish_reason": "stop"}
+    whole, within, cut = within_budgets(response, [None, 99, 15], make_tokenizer())
+    assert whole == within == response
     assert cut == {"text": "Wait.</think>\\boxed{7}", "num_tokens": 15, "finish_reason": "length"}
 
 

@@ -1,0 +1,117 @@
+"""What is counted of every response of a generation file; work for many processes, which import this module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from generation.parallel import Shared
+from generation.prompts import THINK_START
+from generation.reflection_words import count_reflections
+from generation.rendering import answer_of, known_thinking
+from generation.scoring import ScoredResponse
+from generation.segments import num_tokens, thinking_of
+from generation.utils import NO_ROOM, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format")
+
+
+def head_of(row: Row) -> Row:
+    """A row's columns that are kept of every row."""
+    return {key: row[key] for key in HEAD if key in row}
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What a process needs to count responses; it is called there, for its tokenizer.
+
+    Args:
+        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt that has closed its
+            thinking.
+        budgets: tokens that responses are cut to, one after the other; None leaves them as they are.
+        word_bounded: count whole reflection words only.
+        slips: read the first stated result of each thinking, which the miniature's oracle knows how to do.
+        prompt_thinking: what the prompts did to the thinking of responses that do not say it.
+    """
+
+    tokenizer: Shared | PreTrainedTokenizerBase
+    budgets: Sequence[int | None] = (None,)
+    word_bounded: bool = False
+    slips: bool = False
+    prompt_thinking: str = "unknown"
+
+    def __call__(self) -> Counting:
+        return replace(self, tokenizer=self.tokenizer())
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRow:
+    """A row of a generation file without its texts, and what was counted of each response within each budget."""
+
+    head: Row
+    responses: list[list[tuple[str | None, ScoredResponse]]]  # (budgets, responses): answer, and counts without verdict
+
+
+def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
+    """Count what is counted of every response; texts are encoded together and let go."""
+    rows = list(rows)
+    views = [
+        [within_budgets(r, counting.budgets, counting.tokenizer) for r in row["responses"]] for row in rows
+    ]  # by row, response and budget
+    responses = [{"prompt_thinking": counting.prompt_thinking, **r} for row in views for cuts in row for r in cuts]
+    thinkings = [thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses]
+    tokens = num_tokens(thinkings, counting.tokenizer)
+    counted = iter(zip(responses, thinkings, tokens, strict=True))
+    result = []
+    for row, view in zip(rows, views, strict=True):
+        found = [[_count(counting, row, *next(counted)) for _ in cuts] for cuts in view]
+        result.append(CountedRow(head_of(row), [list(column) for column in zip(*found, strict=True)]))
+    return result
+
+
+def _count(counting: Counting, row: Row, response: Row, thinking: str, tokens: int) -> tuple[str | None, ScoredResponse]:
+    answer = answer_of(response)
+    return answer, ScoredResponse(
+        correct=False,
+        num_tokens=response["num_tokens"],
+        num_think_tokens=tokens,
+        num_reflections=count_reflections(thinking, counting.word_bounded),
+        truncated=response["finish_reason"] == "length",
+        answered=answer is not None,
+        no_room=response["finish_reason"] == NO_ROOM,
+        first_right=_first_right(thinking, *gold_list(row["answer"])) if counting.slips else None,
+    )
+
+
+def within_budgets(
+    response: Row, budgets: Sequence[int | None], tokenizer: PreTrainedTokenizerBase
+) -> list[Row]:
+    """A response as if it had been allowed no more tokens than each budget; None leaves it as it is.
+
+    A longer response keeps the first `budget` tokens of its text and counts as truncated. It is encoded once.
+    """
+    whole = {key: value for key, value in response.items() if key != "logprobs"}
+    is_longer = [budget is not None and response["num_tokens"] > budget for budget in budgets]
+    ids = tokenizer.encode(response["text"], add_special_tokens=False) if any(is_longer) else []
+    return [
+        {**whole, "text": tokenizer.decode(ids[:budget]), "num_tokens": budget, "finish_reason": "length"} if cut else whole
+        for budget, cut in zip(budgets, is_longer, strict=True)
+    ]
+
+
+def gold_list(answer: str | list[str]) -> list[str]:
+    """Golds of a row, any of which is right."""
+    return answer if isinstance(answer, list) else [answer]
+
+
+def _first_right(thinking: str, answer: str) -> bool:
+    from miniature.oracle import stated_results
+
+    results = stated_results(thinking)
+    return bool(results) and results[0][1] == int(answer)
+
+
