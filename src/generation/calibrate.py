@@ -19,28 +19,32 @@ import argparse
 import logging
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from generation.labeling_distill_utils import add_paragraph_arguments, cut_row
-from generation.labeling_to_prefix import SplitPath, choose_cuts, label_probabilities, label_rows, split_paths
-from generation.rendering import answer_of
+from generation.counting import submit_answers
+from generation.cuts import SplitPath, Splitting, Wanted
+from generation.labeling_distill_utils import add_paragraph_arguments
+from generation.labeling_to_prefix import PathFile, choose_cuts, label_probabilities
+from generation.parallel import Shared, num_cores, ordered_map
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
-from generation.strategy_report import read_judged
-from generation.utils import Row, check_columns, check_numbers, check_output, read_generations, write_json
+from generation.strategy_report import open_judged
+from generation.utils import Row, RowWriter, check_numbers, check_output, open_rows, read_generations, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 20))  # 0.1 ... 0.95
 SECOND_HALVES = (0.0, 0.25, 0.5)
-WHOLE = "whole"  # the uncut response among the rows
+LABELS_AT_ONCE = 256  # paths whose cuts a process chooses
 EVERYWHERE = 0.95  # share of paragraphs over the threshold from which a detector tells nothing
 
 
@@ -51,7 +55,7 @@ class Rule:
     threshold: float
     second_half: float
 
-    def cut(self, p_result: list[float], num_paragraphs: int, cap: dict[str, Any]) -> int:
+    def cut(self, p_result: Sequence[float], num_paragraphs: int, cap: dict[str, Any]) -> int:
         """Index of the last kept paragraph."""
         settings = {"threshold": self.threshold, "second_half": self.second_half, "strong_threshold": 0.0, **cap}
         return choose_cuts(p_result, num_paragraphs, **settings).normal
@@ -60,36 +64,31 @@ class Rule:
 RULES = tuple(Rule(threshold, half) for half in SECOND_HALVES for threshold in THRESHOLDS)
 
 
-def rule_cuts(paths: Sequence[SplitPath], p_result: dict[str, list[float]], rule: Rule, cap: dict[str, Any]) -> list[int]:
-    """Cut of every path by a rule."""
-    return [rule.cut(p_result[path.row["id"]], len(path.paragraphs), cap) for path in paths]
+def rule_cuts(cap: dict[str, Any], paths: Sequence[tuple[Sequence[float], int]]) -> list[list[int]]:
+    """Cuts of each path by all rules, from its P(Result) and the number of its paragraphs."""
+    return [[rule.cut(list(p_result), number, cap) for rule in RULES] for p_result, number in paths]
 
 
-def random_cuts(paths: Sequence[SplitPath], cuts: Sequence[int], seed: int) -> list[int]:
-    """Control of the same budget: the shares of kept tokens are exchanged at random between the paths."""
-    shares = [path.share(cut) for path, cut in zip(paths, cuts, strict=True)]
-    random.Random(seed).shuffle(shares)
-    return [path.nearest_cut(share) for path, share in zip(paths, shares, strict=True)]
-
-
-def rows_to_finish(
-    paths: Sequence[SplitPath], p_result: dict[str, list[float]], judged: dict[str, Row], args: argparse.Namespace, tokenizer: Any
-) -> list[Row]:
-    """One row for each path and cut that any rule, its random control or the judge chooses, and the whole path."""
-    wanted: list[set[int]] = [{len(path.paragraphs) - 1} for path in paths]
-    for rule in RULES:
-        cuts = rule_cuts(paths, p_result, rule, cap_of(args))
-        for chosen in (cuts, random_cuts(paths, cuts, args.seed)):
-            for place, cut in zip(wanted, chosen, strict=True):
-                place.add(cut)
-    rows = []
-    for path, cuts in zip(paths, wanted, strict=True):
-        first = judged[path.row["id"]]["confirmed"][:1]
-        for cut in sorted(cuts.union(first)):
-            row = cut_row({**path.row, "id": f"{path.row['id']}/{cut}"}, path.response, path.paragraphs, cut, tokenizer)
-            shares = {"thinking": [p.num_tokens for p in path.paragraphs], "path_id": path.row["id"], "last_kept": cut}
-            rows.append({**row, **shares})
-    return rows
+def cuts_to_finish(
+    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], judged: Mapping[str, int | None], args: argparse.Namespace
+) -> list[list[int]]:
+    """Cuts of each path that any rule, its random control or the judge chooses, and the whole path; in order."""
+    labels = [(p_result[path.id], len(path.tokens)) for path in paths]
+    batches = (labels[i : i + LABELS_AT_ONCE] for i in range(0, len(labels), LABELS_AT_ONCE))
+    processes = max(1, min(args.num_workers or num_cores(), len(labels) // (4 * LABELS_AT_ONCE)))
+    setup = partial(cap_of, args)
+    by_rule = np.array([*chain.from_iterable(ordered_map(rule_cuts, batches, setup, processes))], dtype=np.int32)
+    shares = np.array([[path.share(cut) for cut in cuts] for path, cuts in zip(paths, by_rule, strict=True)])
+    for place in range(len(RULES)):  # the control of the same budget: shares are exchanged between the paths
+        column = list(shares[:, place])
+        random.Random(args.seed).shuffle(column)
+        shares[:, place] = column
+    found = []
+    for i, path in enumerate(paths):
+        first = judged[path.id]
+        wanted = {len(path.tokens) - 1, *by_rule[i].tolist(), *path.nearest_cuts(shares[i]).tolist()}
+        found.append(sorted(wanted if first is None else wanted | {first}))
+    return found
 
 
 def cap_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class HeldOut:
 
     problem: str
     thinking: list[int]  # tokens of each paragraph
-    p_result: list[float]
+    p_result: Sequence[float]
     confirmed: set[int]  # paragraphs with a right result, by the judge
     finished: dict[int, CutResponse]  # by the last kept paragraph
 
@@ -170,13 +169,13 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
 
 
 def held_out(
-    rows: Iterable[Row], correct: Iterable[bool], p_result: dict[str, list[float]], judged: dict[str, Row]
+    rows: Iterable[Row], correct: Iterable[bool], p_result: Mapping[str, Sequence[float]], confirmed: Mapping[str, set[int]]
 ) -> list[HeldOut]:
     """Responses with all their cuts, from finished rows and a verdict for each."""
     found: dict[str, HeldOut] = {}
     for row, is_correct in zip(rows, correct, strict=True):
         path, response = row["path_id"], row["responses"][0]
-        new = HeldOut(row["problem_id"], row["thinking"], p_result[path], set(judged[path]["confirmed"]), {})
+        new = HeldOut(row["problem_id"], row["thinking"], p_result[path], confirmed[path], {})
         finished = found.setdefault(path, new).finished
         finished[row["last_kept"]] = CutResponse(is_correct, response["num_tokens"])
     return list(found.values())
@@ -312,17 +311,29 @@ def draw(responses: Sequence[HeldOut], by_rule: dict[Rule, Outcome], rule: Rule,
 
 def run_rows(args: argparse.Namespace) -> None:
     """Write the cuts that are to be finished."""
+    check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
         raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the responses")
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    judged = {row["id"]: row for row in read_judged(args.judge_cuts)}
-    labelled = [row for row in label_rows(args.labels) if row["id"] in judged]
-    paths, p_result = split_paths(args.file, labelled, tokenizer, args), label_probabilities(args.labels)
-    rows = rows_to_finish(paths, p_result, judged, args, tokenizer)
-    write_json(args.out, rows)
-    logger.info("wrote %s: %d cuts of %d responses", args.out, len(rows), len(paths))
+    judged: dict[str, int | None] = {}  # first right result of each path
+    open_judged(args.judge_cuts, lambda row, _: judged.update({row["id"]: next(iter(row["confirmed"]), None)}))
+    p_result = label_probabilities(args.labels)
+    ids = [path if path in judged else None for path in p_result]
+    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
+    file = PathFile(args.file, open_rows(args.labels), args.labels, ids, splitting, args.num_workers)
+    cuts = cuts_to_finish(file.paths, p_result, judged, args)
+
+    def wanted(i: int) -> list[Wanted]:
+        path = file.paths[i]
+        shared = {"thinking": list(path.tokens), "path_id": path.id}
+        return [Wanted(cut, {"id": f"{path.id}/{cut}"}, {**shared, "last_kept": cut}) for cut in cuts[i]]
+
+    with RowWriter(args.out) as out:
+        for line in chain.from_iterable(file.cut(wanted, tokenizer)):
+            out.add_text(line)
+    logger.info("wrote %s: %d cuts of %d responses", args.out, out.num_rows, len(file.paths))
 
 
 def run_choose(args: argparse.Namespace) -> str:
@@ -331,15 +342,14 @@ def run_choose(args: argparse.Namespace) -> str:
 
     check_numbers(vars(args), not_negative=("margin",), shares=("min_safe",), positive=("num_workers", "timeout"))
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
-    rows = read_generations(args.file)
     columns = {"path_id": str, "last_kept": int, "thinking": list}
-    check_columns(rows, columns, args.file, "finish a file of `generation.calibrate rows`")
+    rows = read_generations(args.file, columns, "finish a file of `generation.calibrate rows`")
     p_result = label_probabilities(args.labels)
-    judged = {row["id"]: row for row in read_judged(args.judge_cuts)}
-    with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
-        verdicts = [pool.submit(row["answer"], answer_of(row["responses"][0])) for row in rows]
-        correct = [verdict.result() for verdict in verdicts]
-    responses = held_out(rows, correct, p_result, judged)
+    confirmed: dict[str, set[int]] = {}
+    open_judged(args.judge_cuts, lambda row, _: confirmed.update({row["id"]: set(row["confirmed"])}))
+    with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
+        correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
+    responses = held_out(rows, correct, p_result, confirmed)
     check_detector(responses)
     by_rule = outcomes(responses, cap_of(args))
     rule = choose(by_rule, args.margin / 100, args.min_safe)
@@ -391,7 +401,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             add_paragraph_arguments(step)
     step.add_argument("--margin", type=float, default=1.0, help="points of accuracy that cut responses may lose")
     step.add_argument("--min_safe", type=float, default=0.97, help="share of right responses that must keep their result")
-    step.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
+    step.add_argument("--num_workers", type=int, help="processes; default: one a core")
     step.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
     return parser.parse_args(argv)
 

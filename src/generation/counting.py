@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from generation.parallel import Shared
+from generation.parallel import Shared, map_rows
 from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections
 from generation.rendering import answer_of, known_thinking
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens, thinking_of
-from generation.utils import NO_ROOM, Row
+from generation.utils import NO_ROOM, Row, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from generation.math_verify import VerifierPool
 
 HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format")
 
@@ -115,3 +118,15 @@ def _first_right(thinking: str, answer: str) -> bool:
     return bool(results) and results[0][1] == int(answer)
 
 
+
+
+def answers_of(_: None, rows: Iterable[Row]) -> list[list[str | None]]:
+    """Answers in the responses of each row."""
+    return [[answer_of(response) for response in row["responses"]] for row in rows]
+
+
+def submit_answers(rows: Rows, pool: VerifierPool, num_workers: int | None) -> list[Future[bool]]:
+    """Open verdicts on the first response of each row; answers are read by many processes."""
+    golds = (row["answer"] for row in rows)
+    answers = map_rows(answers_of, rows, Shared(None), num_workers, progress="answers")
+    return [pool.submit(gold, answer) for gold, (answer, *_) in zip(golds, answers, strict=True)]

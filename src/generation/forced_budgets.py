@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.cuts import to_json
+from generation.parallel import Shared, map_rows
 from generation.prompts import forced_answer
 from generation.rendering import known_thinking
 from generation.segments import thinking_of
 from generation.splits import path_rows
-from generation.utils import Row, check_numbers, check_output, read_generations, write_json
+from generation.utils import Row, RowWriter, check_numbers, check_output, read_generations
 from rea_rl.utils import load_tokenizer, setup_logging
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def budget_rows(rows: list[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int) -> Iterator[Row]:
+def budget_rows(rows: Iterable[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int) -> Iterator[Row]:
     """One row per response and budget.
 
     Args:
@@ -50,6 +53,24 @@ def budget_rows(rows: list[Row], budgets: list[int], tokenizer: PreTrainedTokeni
                 yield {**columns, "prefix": kept + forced_answer(kept.endswith("\n"))}
 
 
+@dataclass(frozen=True)
+class Forcing:
+    """The settings of `budget_rows`; it is called in each process, for its tokenizer."""
+
+    tokenizer: Shared | PreTrainedTokenizerBase
+    budgets: list[int]
+    num_samples: int
+
+    def __call__(self) -> Forcing:
+        return replace(self, tokenizer=self.tokenizer())
+
+
+def forced_lines(forcing: Forcing, rows: Iterable[Row]) -> list[list[bytes]]:
+    """Rows, as JSON, that are made of each row."""
+    settings = forcing.budgets, forcing.tokenizer, forcing.num_samples
+    return [[to_json(row) for row in budget_rows([whole], *settings)] for whole in rows]
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Rows that force an answer after so many tokens of thinking.")
@@ -58,6 +79,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_dir", required=True, help="model that wrote the responses; its tokenizer counts tokens")
     parser.add_argument("--budgets", type=int, nargs="+", required=True, help="tokens of the thinking")
     parser.add_argument("--num_samples", type=int, default=1, help="responses of each problem that are taken")
+    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
     return parser.parse_args(argv)
 
 
@@ -68,12 +90,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if min(args.budgets) < 1:
             raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
-        check_numbers(vars(args), positive=("num_samples",))
+        check_numbers(vars(args), positive=("num_samples", "num_workers"))
         check_output(args.out, "out", (args.file,))
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
-        rows = list(budget_rows(read_generations(args.file), sorted(args.budgets), tokenizer, args.num_samples))
-        write_json(args.out, rows)
-        logger.info("wrote %s: %d rows", args.out, len(rows))
+        forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
+        with RowWriter(args.out) as out:
+            for lines in map_rows(forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name):
+                for line in lines:
+                    out.add_text(line)
+        logger.info("wrote %s: %d rows", args.out, out.num_rows)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

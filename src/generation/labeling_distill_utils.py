@@ -19,15 +19,23 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from generation import prompts
+from generation.cuts import Splitting, check_paragraphs, cut_row, to_json
+from generation.parallel import Shared, ordered_map, processes_for
 from generation.provenance import check_same_prompts
-from generation.rendering import after_thinking, known_thinking
-from generation.segments import Paragraph, check_paragraph_tokens, split_paragraphs
-from generation.utils import Row, check_columns, check_output, check_single, read_generations, write_json
+from generation.rendering import after_thinking
+from generation.segments import Paragraph, check_paragraph_tokens
+from generation.splits import path_rows
+from generation.utils import Row, Rows, RowWriter, check_numbers, check_output, read_generations
 from rea_rl.utils import setup_logging
 
 if TYPE_CHECKING:
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAIN_FILE = Path("dataset/deepscaler_reflection_training.json")
+
+PATHS_AT_ONCE = 16  # that a process works on
 
 # Judges decorate: `**[1].** Think: ...` and `**Label:** Right Result` are read like the plain form.
 _PART_START = re.compile(r"^\**\[(\d+)\]\.", re.MULTILINE)
@@ -153,38 +163,6 @@ def _confirm(candidate: str, confirmations: dict[str, str]) -> bool | None:
     return parse_confirmation(confirmations[candidate])
 
 
-def cut_after(
-    text: str, paragraphs: list[Paragraph], last_kept: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, float]:
-    """Prefix from which a path is finished when it is cut after a paragraph, and the share of its thinking that stays.
-
-    The same cut that the rollouts make: kept text, end of the thinking, heading of the answer. `last_kept` must not be
-    the last paragraph.
-    """
-    from rea_rl.revision import cut_completion_ids, decode_completion, think_end_finder
-
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    kept_ids, forced_text = cut_completion_ids(ids, tokenizer, paragraphs, last_kept)
-    share = len(kept_ids) / think_end_finder(tokenizer)(ids)
-    return decode_completion(tokenizer, kept_ids) + forced_text, share
-
-
-def cut_row(
-    row: Row, response: Row, paragraphs: list[Paragraph], last_kept: int | None, tokenizer: PreTrainedTokenizerBase
-) -> Row:
-    """Row that split `math_cot` finishes.
-
-    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`), `cut` (the last kept
-    paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and `truncated` (no `</think>`).
-    """
-    ended = known_thinking(response) == "closed" or prompts.THINK_END in response["text"]
-    columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}
-    if last_kept is None or last_kept + 1 >= len(paragraphs):
-        return {**row, **columns, "cut": None, "kept": 1.0, "prefix": None, "responses": [response]}
-    prefix, kept = cut_after(response["text"], paragraphs, last_kept, tokenizer)
-    return {**row, **columns, "cut": last_kept, "kept": kept, "prefix": prefix}
-
-
 def clean(
     paths: Iterable[LabelledPath],
     confirmations: dict[str, str],
@@ -218,26 +196,11 @@ def clean(
     return rows, examples
 
 
-def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[str]) -> None:
-    """Raise ValueError where a path has other paragraphs than those that were labelled."""
-    if [paragraph.text for paragraph in paragraphs] != labelled:
-        raise ValueError(
-            f"paths: {path_id} has other paragraphs than its labels; give the paths that were labelled, and the same "
-            "paragraph_tokenizer, paragraph_min_tokens and paragraph_max_tokens"
-        )
-
-
 def paragraph_splitter(
     tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> Callable[[Row], list[Paragraph]]:
     """Function from a response to its paragraphs, with the tokenizer and the settings of a command line."""
-    return lambda response: split_paragraphs(
-        response["text"],
-        lambda part: len(tokenizer.encode(part, add_special_tokens=False)),
-        min_tokens=args.paragraph_min_tokens,
-        max_tokens=args.paragraph_max_tokens,
-        prompt_thinking=known_thinking(response),
-    )
+    return Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens).paragraphs
 
 
 def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,39 +210,105 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least")
     parser.add_argument("--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed")
+    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
 
 
-def responses_by_path(rows: list[Row]) -> dict[str, Row]:
+def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
     """Responses of the rows of a generation file by path id."""
-    from generation.splits import path_rows
-
     return {row["id"]: response for row, response in path_rows(rows)}
 
 
-def read_labels(file: Path) -> list[LabelledPath]:
-    """Paths of a labels file; replies that could not be parsed are counted in the log."""
-    rows = read_generations(file)
-    columns = {"use_answer": bool, "paragraphs": list}
-    check_columns(rows, columns, file, "it must come from a split labeling_distill*")
-    check_single(rows, file)
-    unparsed = sum(chunk_candidates(row) is None for row in rows)
-    logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(rows))
-    return labelled_paths(rows)
+class LabelFile:
+    """Paths of a labels file; replies that could not be parsed are counted in the log.
+
+    Args:
+        file: of a split `labeling_distill*`.
+    """
+
+    def __init__(self, file: Path):
+        self.places: dict[str, list[int]] = {}  # rows of each path, in order
+        unparsed, numbers = 0, count()
+
+        def look(row: Row) -> None:
+            nonlocal unparsed
+            unparsed += chunk_candidates(row) is None
+            self.places.setdefault(str(row["id"]).rpartition("/")[0], []).append(next(numbers))
+
+        columns = {"use_answer": bool, "paragraphs": list}
+        remedy = "it must come from a split labeling_distill*"
+        self.rows = read_generations(file, columns, remedy, single=True, look=look)
+        logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[LabelledPath]:
+        for places in self.places.values():
+            yield from labelled_paths(self.rows.select(places))
 
 
 def run_candidates(args: argparse.Namespace) -> None:
     """Write the candidates of a labels file."""
     check_output(args.candidates, "candidates", (args.labels,))
-    paths = read_labels(args.labels)
-    candidates = list(candidate_rows(paths))
-    if not candidates:
-        raise ValueError(f"{args.labels}: none of its {len(paths)} paths has a result, so there is nothing to confirm")
-    write_json(args.candidates, candidates)
-    logger.info("wrote %s: %d candidates in %d paths", args.candidates, len(candidates), len(paths))
+    paths = LabelFile(args.labels)
+    with RowWriter(args.candidates) as out:
+        for candidate in candidate_rows(paths):
+            out.add(candidate)
+        if not out.num_rows:
+            raise ValueError(f"{args.labels}: none of its {len(paths)} paths has a result, so there is nothing to confirm")
+    logger.info("wrote %s: %d candidates in %d paths", args.candidates, out.num_rows, len(paths))
+
+
+def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
+    """Replies of the second judgement, shortened to their verdict, by path and candidate id."""
+    found: dict[str, dict[str, str]] = {}
+    words = {True: "Yes", False: "No", None: ""}
+
+    def look(row: Row) -> None:
+        candidate = str(row["id"])
+        verdict = parse_confirmation(after_thinking(row["responses"][0]))
+        found.setdefault(candidate.rpartition("/")[0], {})[candidate] = words[verdict]
+
+    num_rows = len(read_generations(file, single=True, look=look))
+    unparsed = sum(word == "" for words in found.values() for word in words.values())
+    logger.info("%s: %d of %d replies are neither Yes nor No", file, unparsed, num_rows)
+    return found
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """Some labelled paths: the rows of their labels and of their own responses, and the second judgements."""
+
+    labels: Rows
+    paths: Rows
+    confirmations: dict[str, str]
+
+
+def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
+    """Share that is kept, whether it is cut, row and training example of each path, the latter two as JSON."""
+    paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
+    rows, examples = clean(paths, batch.confirmations, responses, splitting.tokenizer, splitting.paragraphs)
+    made = zip(rows, examples, strict=True)
+    return [(row["kept"], row["prefix"] is not None, to_json(row), to_json(example)) for row, example in made]
+
+
+def clean_batches(
+    labels: LabelFile, written: Rows, places: dict[str, int], confirmations: dict[str, dict[str, str]]
+) -> Iterator[CleanBatch]:
+    """All labelled paths in batches. `places` are the rows of the paths' responses by path id."""
+    ids = list(labels.places)
+    for start in range(0, len(ids), PATHS_AT_ONCE):
+        some = ids[start : start + PATHS_AT_ONCE]
+        yield CleanBatch(
+            labels.rows.select(place for path in some for place in labels.places[path]),
+            written.select(dict.fromkeys(places[path] for path in some if path in places)),
+            {key: reply for path in some for key, reply in confirmations.get(path, {}).items()},
+        )
 
 
 def run_clean(args: argparse.Namespace) -> None:
     """Write cut paths and, where asked for, the reflection model's training file."""
+    check_numbers(vars(args), positive=("num_workers",))
     from rea_rl.utils import load_tokenizer
 
     for key in ("confirmations", "paths", "out"):
@@ -293,27 +322,39 @@ def run_clean(args: argparse.Namespace) -> None:
     if args.train_file is not None:
         check_output(args.train_file, "train_file", (*inputs, args.out))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    judged = read_generations(args.confirmations)
-    check_single(judged, args.confirmations)
-    confirmations = {row["id"]: after_thinking(row["responses"][0]) for row in judged}
-    unparsed = sum(parse_confirmation(reply) is None for reply in confirmations.values())
-    logger.info("%s: %d of %d replies are neither Yes nor No", args.confirmations, unparsed, len(confirmations))
-    paths, written = read_labels(args.labels), read_generations(args.paths)
-    check_same_prompts(written, args.paths, [path.row for path in paths], args.labels)
-    responses, split = responses_by_path(written), paragraph_splitter(tokenizer, args)
-    rows, examples = clean(paths, confirmations, responses, tokenizer, split)
-    if not rows:
-        raise ValueError(f"{args.labels}: no path is left; none of the judge's replies could be parsed")
-    write_json(args.out, rows)
-    kept = sum(row["kept"] for row in rows) / len(rows)
-    cut = sum(row["prefix"] is not None for row in rows)
+    confirmations, labels = read_confirmations(args.confirmations), LabelFile(args.labels)
+    places: dict[str, int] = {}  # row of each path
+    written = read_generations(args.paths, look=partial(_place_paths, places, count()))
+    check_same_prompts(written, args.paths, labels.rows, args.labels)
+    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
+    processes = processes_for(written, args.num_workers)
+    kept, cut = 0.0, 0
+    with ExitStack() as stack:
+        out = stack.enter_context(RowWriter(args.out))
+        examples = stack.enter_context(RowWriter(args.train_file)) if args.train_file is not None else None
+        batches = clean_batches(labels, written, places, confirmations)
+        results = ordered_map(clean_batch, batches, splitting, processes)
+        num_batches = -(-len(labels) // PATHS_AT_ONCE)
+        bar = tqdm(results, desc=args.out.name, total=num_batches, unit=f" {PATHS_AT_ONCE} paths", mininterval=1.0)
+        for share, is_cut, row, example in chain.from_iterable(bar):
+            kept, cut = kept + share, cut + is_cut
+            out.add_text(row)
+            if examples is not None:
+                examples.add_text(example)
+        if not out.num_rows:
+            raise ValueError(f"{args.labels}: no path is left; none of the judge's replies could be parsed")
     logger.info(
         "wrote %s: %d of %d paths could be parsed, %d are cut, %.1f %% of the thinking is kept",
-        *(args.out, len(rows), len(paths), cut, 100 * kept),
+        *(args.out, out.num_rows, len(labels), cut, 100 * kept / out.num_rows),
     )
-    if args.train_file is not None:
-        write_json(args.train_file, examples)
-        logger.info("wrote %s: %d examples", args.train_file, len(examples))
+    if examples is not None:
+        logger.info("wrote %s: %d examples", args.train_file, examples.num_rows)
+
+
+def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> None:
+    number = next(numbers)
+    for k in range(len(row["responses"])):
+        places[f"{row['id']}/{k}"] = number
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -21,29 +21,36 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from generation.labeling_distill_utils import (
-    add_paragraph_arguments,
-    check_paragraphs,
-    cut_row,
-    paragraph_splitter,
+from tqdm import tqdm
+
+from generation.cuts import (
+    SplitPath,
+    Splitting,
+    Wanted,
+    cut_labelled,
+    labelled_batches,
+    split_labelled,
 )
+from generation.labeling_distill_utils import add_paragraph_arguments
+from generation.parallel import Shared, ordered_map, processes_for
 from generation.provenance import check_same_prompts
-from generation.segments import Paragraph, check_paragraph_tokens
+from generation.segments import check_paragraph_tokens
 from generation.utils import (
     Row,
-    check_columns,
+    Rows,
+    RowWriter,
     check_numbers,
     check_output,
-    check_single,
+    check_row,
+    open_rows,
     read_generations,
-    read_rows,
-    write_json,
 )
 from rea_rl.utils import load_tokenizer, read_cut_file, setup_logging
 
@@ -164,60 +171,40 @@ def _weak(hits: set[int], normal: int | None) -> int | None:
     return min((i for i in hits if i > run_end), default=run_end)
 
 
-@dataclass(frozen=True)
-class SplitPath:
-    """A path with its paragraphs."""
+def label_probabilities(file: Path, look: Callable[[Row], None] = lambda row: None) -> dict[str, Sequence[float]]:
+    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long.
 
-    row: Row
-    response: Row
-    paragraphs: list[Paragraph]
+    `look` is called with every row. Raises ValueError where one has no log-probs.
+    """
+    found: dict[str, Sequence[float]] = {}
 
-    def share(self, last_kept: int) -> float:
-        """Share of the thinking's tokens up to a paragraph."""
-        tokens = [paragraph.num_tokens for paragraph in self.paragraphs]
-        return sum(tokens[: last_kept + 1]) / sum(tokens)
+    def look_up(row: Row) -> None:
+        steps = row["responses"][0].get("logprobs")
+        if not isinstance(steps, list):
+            raise ValueError(f"{file}: row {len(found)} has no logprobs; it must come from split labeling with --logprobs 5")
+        found[str(row["id"])] = array("d", result_probabilities(steps))
+        look(row)
 
-    def nearest_cut(self, share: float) -> int:
-        """Last kept paragraph such that the share of kept tokens is nearest to `share`; the earlier one of equals."""
-        return min(range(len(self.paragraphs)), key=lambda cut: abs(self.share(cut) - share))
-
-
-def label_rows(file: Path) -> list[Row]:
-    """Rows of a file of split `labeling`. Raises ValueError where one has no log-probs."""
-    rows = read_generations(file)
-    check_single(rows, file)
-    for i, row in enumerate(rows):
-        if not isinstance(row["responses"][0].get("logprobs"), list):
-            raise ValueError(f"{file}: row {i} has no logprobs; it must come from split labeling with --logprobs 5")
-    return rows
-
-
-def label_probabilities(file: Path) -> dict[str, list[float]]:
-    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long."""
-    return _probabilities(label_rows(file))
-
-
-def _probabilities(rows: Iterable[Row]) -> dict[str, list[float]]:
-    return {row["id"]: result_probabilities(row["responses"][0]["logprobs"]) for row in rows}
+    read_generations(file, single=True, look=look_up)
+    return found
 
 
 def reflection_cuts(
-    paths: Sequence[SplitPath], p_result: dict[str, list[float]], settings: dict[str, Any]
+    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], settings: dict[str, Any]
 ) -> dict[str, list[int]]:
     """Last kept paragraph of every path for each strength."""
-    chosen = [choose_cuts(p_result[path.row["id"]], len(path.paragraphs), **settings) for path in paths]
+    chosen = [choose_cuts(list(p_result[path.id]), len(path.tokens), **settings) for path in paths]
     return {strength: [getattr(cuts, strength) for cuts in chosen] for strength in STRENGTHS}
 
 
-def judge_cuts(paths: Sequence[SplitPath], rows: list[Row]) -> list[int]:
-    """Last kept paragraph of every path by the rows of `labeling_distill_utils --clean`."""
-    cut = {row["id"]: row["cut"] for row in rows}
-    return [len(p.paragraphs) - 1 if cut[p.row["id"]] is None else cut[p.row["id"]] for p in paths]
+def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> list[int]:
+    """Last kept paragraph of every path by what `labeling_distill_utils --clean` cut."""
+    return [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
 
 
 def with_controls(paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
     """The strategies and their random controls of the same budget, and the controls of fixed percentages."""
-    strategies = {"none": [len(path.paragraphs) - 1 for path in paths], **cuts}
+    strategies = {"none": [len(path.tokens) - 1 for path in paths], **cuts}
     for name, chosen in cuts.items():
         shares = [path.share(cut) for path, cut in zip(paths, chosen, strict=True)]
         random.Random(f"{seed}/{name}").shuffle(shares)
@@ -227,39 +214,76 @@ def with_controls(paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: 
     return strategies
 
 
-def prefix_rows(
-    paths: Sequence[SplitPath], strategies: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
-) -> list[Row]:
-    """One row per path and strategy; the `id` ends in the strategy."""
-    rows = []
-    for strategy, cuts in strategies.items():
-        for path, cut in zip(paths, cuts, strict=True):
-            row = {**path.row, "id": f"{path.row['id']}/{strategy}", "strategy": strategy}
-            rows.append(cut_row(row, path.response, path.paragraphs, cut, tokenizer))
-    return rows
-
-
-def split_paths(
-    file: Path, labelled: Sequence[Row], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
-) -> list[SplitPath]:
+class PathFile:
     """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log.
+
+    Args:
+        file: generation file.
+        labels, labels_file: rows of the labels, of split `labeling` or from `labeling_distill_utils --clean`.
+        ids: path of each of these rows; None for one that is left out.
+        splitting: how paths are split.
+        num_workers: processes.
+
+    Attributes:
+        rows: of the generation file.
+        paths: labelled paths, in order.
 
     Raises ValueError where the labels are of paths that were asked in another way, or of other paragraphs.
     """
-    from generation.splits import path_rows
 
-    split = paragraph_splitter(tokenizer, args)
-    rows, known = read_generations(file), {row["id"]: row for row in labelled}
-    check_same_prompts(rows, file, labelled, args.labels or args.judge_cuts)
-    found = list(path_rows(rows))
-    paths = [SplitPath(row, response, split(response)) for row, response in found if row["id"] in known]
-    if not paths:
-        raise ValueError(f"{file}: none of its {len(found)} paths has labels; give the file that was labelled")
-    for path in paths:
-        if "paragraphs" in (label := known[path.row["id"]]):  # cuts of a judge, which were compared before, have none
-            check_paragraphs(path.row["id"], path.paragraphs, label["paragraphs"])
-    logger.info("%s: %d of %d paths have labels", file, len(paths), len(found))
-    return paths
+    def __init__(
+        self, file: Path, labels: Rows, labels_file: Path, ids: Sequence[str | None], splitting: Splitting, num_workers: int | None
+    ):
+        self._ids: list[list[str]] = []  # of the paths of each row
+
+        def look(row: Row) -> None:
+            self._ids.append([f"{row['id']}/{k}" for k in range(len(row["responses"]))])
+
+        self.rows = read_generations(file, look=look)
+        check_same_prompts(self.rows, file, labels, labels_file)
+        # Cuts of a judge, which were compared before, have no paragraphs.
+        has_paragraphs = "paragraphs" in labels[0]
+        places = {path: i for i, path in enumerate(ids) if path is not None}
+        self._num_processes = processes_for(self.rows, num_workers)
+        label = (lambda i: labels[i : i + 1]) if has_paragraphs else (lambda i: None)
+        self.paths = list(self._map(split_labelled, splitting, places, label, "paragraphs"))
+        num_paths = sum(map(len, self._ids))
+        if not self.paths:
+            raise ValueError(f"{file}: none of its {num_paths} paths has labels; give the file that was labelled")
+        logger.info("%s: %d of %d paths have labels", file, len(self.paths), num_paths)
+
+    def cut(self, wanted: Callable[[int], list[Wanted]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[bytes]]:
+        """Rows, as JSON, of all cuts that are wanted of each path, by its number."""
+        places = {path.id: i for i, path in enumerate(self.paths)}
+        return self._map(cut_labelled, Shared(tokenizer), places, lambda i: (self.paths[i], wanted(i)), "cuts")
+
+    def _map(
+        self, work: Callable[..., list[Any]], setup: Any, places: dict[str, int], about: Callable[[int], object], name: str
+    ) -> Iterator[Any]:
+        batches = labelled_batches(self.rows, self._ids, places, about)
+        with tqdm(total=len(places), desc=name, unit="path", mininterval=1.0) as bar:
+            for results in ordered_map(work, batches, setup, self._num_processes):
+                bar.update(len(results))
+                yield from results
+
+
+def write_strategies(
+    file: PathFile, strategies: Mapping[str, Sequence[int]], tokenizer: PreTrainedTokenizerBase, out: Path
+) -> int:
+    """Write one row per path and strategy, all paths of a strategy together; the `id` ends in the strategy.
+
+    Returns the number of rows.
+    """
+
+    def wanted(i: int) -> list[Wanted]:
+        columns = ({"id": f"{file.paths[i].id}/{name}", "strategy": name} for name in strategies)
+        return [Wanted(cuts[i], before, {}) for cuts, before in zip(strategies.values(), columns, strict=True)]
+
+    with RowWriter(out, num_sections=len(strategies)) as rows:
+        for lines in file.cut(wanted, tokenizer):
+            for section, line in enumerate(lines):
+                rows.add_text(line, section)
+    return rows.num_rows
 
 
 def run(args: argparse.Namespace) -> None:
@@ -268,26 +292,35 @@ def run(args: argparse.Namespace) -> None:
         vars(args).update(read_cut_file(args.cut_file))
         args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
     check_cuts(vars(args))
+    check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
         raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the paths")
     check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
     if args.labels is not None:
-        labelled = label_rows(args.labels)
-        paths, p_result = split_paths(args.paths, labelled, tokenizer, args), _probabilities(labelled)
+        p_result = label_probabilities(args.labels)
+        labels = open_rows(args.labels)
+        file = PathFile(args.paths, labels, args.labels, list(p_result), splitting, args.num_workers)
         keys = ("second_half", "strong_threshold", "threshold", "cap_share", "cap_offset", "cap_max")
-        cuts = reflection_cuts(paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
+        cuts = reflection_cuts(file.paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
         cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
     else:
-        judged = read_rows(str(args.judge_cuts))
-        check_columns(judged, {"id": str, "cut": (int, NoneType)}, args.judge_cuts, "give a file of labeling_distill_utils --clean")
-        paths = split_paths(args.paths, judged, tokenizer, args)
-        cuts = {"judge": judge_cuts(paths, judged)}
-    strategies = cuts if args.strategies else with_controls(paths, cuts, args.seed)
-    rows = prefix_rows(paths, strategies, tokenizer)
-    write_json(args.out, rows)
-    logger.info("wrote %s: %d paths, %d rows", args.out, len(paths), len(rows))
+        remedy = "give a file of labeling_distill_utils --clean"
+        columns = {"id": str, "cut": (int, NoneType)}
+        judged: dict[str, int | None] = {}
+
+        def look(row: Row, i: int) -> None:
+            check_row(row, i, columns, args.judge_cuts, remedy)
+            judged[row["id"]] = row["cut"]
+
+        labels = open_rows(args.judge_cuts, look)
+        file = PathFile(args.paths, labels, args.judge_cuts, list(judged), splitting, args.num_workers)
+        cuts = {"judge": judge_cuts(file.paths, judged)}
+    strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
+    num_rows = write_strategies(file, strategies, tokenizer, args.out)
+    logger.info("wrote %s: %d paths, %d rows", args.out, len(file.paths), num_rows)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 BATCH_BYTES = 1 << 18  # of rows that a process works on at once
 ROWS_IN_MEMORY = 64  # the same, where they are in memory
 BYTES_PER_PROCESS = 1 << 22  # starting a process takes as long as the work on so many bytes
-PRELOADED = ["generation.counting", "generation.generate"]  # imported once for all processes
+PRELOADED = ["generation.counting", "generation.cuts", "generation.generate"]  # imported once for all processes
 _state: Any = None  # of a process of a pool
 
 

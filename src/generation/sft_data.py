@@ -12,30 +12,24 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from types import NoneType
 
-from generation.labeling_distill_utils import responses_by_path
+from generation.counting import submit_answers
+from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
-from generation.rendering import PromptFormat, answer_of
-from generation.utils import (
-    Row,
-    check_columns,
-    check_numbers,
-    check_output,
-    check_single,
-    read_generations,
-    write_json,
-)
+from generation.rendering import PromptFormat
+from generation.utils import Row, RowWriter, check_numbers, check_output, read_generations
 from rea_rl.utils import setup_logging
 
 logger = logging.getLogger(__name__)
 
 
 def shortened_paths(
-    rows: Sequence[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
+    rows: Iterable[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
 ) -> Iterator[tuple[Row, Row, Row]]:
     """(row, shortened response, original response) of the paths that count, in order, at most so many a problem.
 
@@ -93,25 +87,35 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
     check_output(args.sft_out, "sft_out", (args.finished, args.paths))
     check_output(args.rpo_out, "rpo_out", (args.finished, args.paths, args.sft_out))
-    rows = read_generations(args.finished)
     columns = {"cut": (int, NoneType), "problem_id": str}
-    check_columns(rows, columns, args.finished, "finish a file of labeling_distill_utils --clean")
-    check_single(rows, args.finished)
-    written = read_generations(args.paths)
+    remedy = "finish a file of labeling_distill_utils --clean"
+    rows = read_generations(args.finished, columns, remedy, single=True)
+    tokens: dict[str, Row] = {}  # of the original paths, and where they are
+    numbers = count()
+
+    def look(row: Row) -> None:
+        place = next(numbers)
+        for k, response in enumerate(row["responses"]):
+            tokens[f"{row['id']}/{k}"] = {"num_tokens": response["num_tokens"], "place": (place, k)}
+
+    written = read_generations(args.paths, look=look)
     check_prompts(rows, written, args)
-    originals = responses_by_path(written)
-    if unknown := [row["id"] for row in rows if row["id"] not in originals]:
-        raise ValueError(f"{args.finished}: path {unknown[0]} is not in {args.paths}; give the file that was cut")
-    with VerifierPool(args.num_workers, timeout=args.timeout) as pool:
-        verdicts = [pool.submit(row["answer"], answer_of(row["responses"][0])) for row in rows]
-        correct = [verdict.result() for verdict in verdicts]
-    paths = list(shortened_paths(rows, correct, originals, args.max_per_problem))
-    if not paths:
-        raise ValueError(f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and right")
-    sft, pairs = training_rows(paths, args.prompt_template)
-    for file, data in ((args.sft_out, sft), (args.rpo_out, pairs)):
-        write_json(file, data)
-        logger.info("wrote %s: %d of %d paths", file, len(data), len(rows))
+    for row in rows:
+        if row["id"] not in tokens:
+            raise ValueError(f"{args.finished}: path {row['id']} is not in {args.paths}; give the file that was cut")
+    with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
+        correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
+    with RowWriter(args.sft_out) as sft, RowWriter(args.rpo_out) as pairs:
+        for row, shortened, known in shortened_paths(rows, correct, tokens, args.max_per_problem):
+            place, k = known["place"]
+            original = written[place]["responses"][k]
+            ((example,), (pair,)) = training_rows([(row, shortened, original)], args.prompt_template)
+            sft.add(example)
+            pairs.add(pair)
+        if not sft.num_rows:
+            raise ValueError(f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and right")
+    for out in (sft, pairs):
+        logger.info("wrote %s: %d of %d paths", out.path, out.num_rows, len(rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -125,7 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompt_template", help="as in the training recipe, for files that do not say how their prompts were made"
     )
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
+    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
     return parser.parse_args(argv)
 

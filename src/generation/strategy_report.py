@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
-from generation.utils import NUMBER, Row, check_columns, check_output_folder, read_generations, read_rows, write_json
+from generation.utils import NUMBER, Row, Rows, check_output_folder, check_row, open_rows, read_generations, write_json
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
     }
 
 
-def detected_paths(p_result: dict[str, list[float]], judged: Iterable[Row]) -> list[DetectedPath]:
+def detected_paths(p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]) -> list[DetectedPath]:
     """Paths that both the reflection model and the judge labelled; labels beyond the last paragraph are dropped."""
     return [
         DetectedPath(
@@ -92,18 +92,18 @@ def detected_paths(p_result: dict[str, list[float]], judged: Iterable[Row]) -> l
     ]
 
 
-def by_strategy(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows of each strategy, and where there are truncated paths those again apart."""
-    strategies: dict[str, list[Row]] = {}
-    for row in rows:
-        strategies.setdefault(row["strategy"], []).append(row)
-    truncated = {
-        f"{name}{TRUNCATED}": [row for row in group if row["truncated"]] for name, group in strategies.items()
-    }
+def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
+    """Numbers of the rows of each strategy, and where there are truncated paths those again apart."""
+    strategies: dict[str, list[int]] = {}
+    truncated: dict[str, list[int]] = {}
+    for i, row in enumerate(heads):
+        strategies.setdefault(row["strategy"], []).append(i)
+        group = truncated.setdefault(f"{row['strategy']}{TRUNCATED}", [])
+        group.extend([i] if row["truncated"] else [])
     return strategies | {name: group for name, group in truncated.items() if group}
 
 
-def kept_tokens(rows: list[Row]) -> Interval:
+def kept_tokens(rows: Iterable[Row]) -> Interval:
     """Mean share of the thinking's tokens that a strategy keeps."""
     kept: dict[str, list[float]] = {}
     for row in rows:
@@ -111,18 +111,21 @@ def kept_tokens(rows: list[Row]) -> Interval:
     return ratio_interval([sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()])
 
 
-def score_strategies(strategies: dict[str, list[Row]], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Scores of every strategy, each also written beside its file; `none` comes first and is the base of TR."""
+def score_strategies(rows: Rows, heads: Sequence[Row], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Scores of every strategy, each also written beside its file; `none` comes first and is the base of TR.
+
+    `heads` are the rows without their texts.
+    """
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     scored = {}
-    for name, rows in strategies.items():
+    for name, places in by_strategy(heads).items():
         path = args.out / f"{name}.json"
-        write_json(path, rows)
+        write_json(path, rows.select(places))
         base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
         is_base = base.with_suffix("").with_suffix(".json") == path
         options = _scoring_options(args, path, *([] if is_base else ["--base", str(base)]))
         ((_, scored[name]),) = score_files([path], tokenizer, options)
-        scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(rows))
+        scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(heads[i] for i in places))
         write_json(path.with_suffix(".scores.json"), scored[name])
     return scored
 
@@ -152,12 +155,15 @@ def detector_table(figures: dict[str, Interval]) -> str:
     return tabulate([["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right")
 
 
-def read_judged(file: Path) -> list[Row]:
-    """Rows of the judge's cuts. Raises ValueError for a file of another stage."""
-    rows = read_rows(str(file))
+def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
+    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for a file of another stage."""
     columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
-    check_columns(rows, columns, file, "give a file of labeling_distill_utils --clean")
-    return rows
+
+    def check(row: Row, i: int) -> None:
+        check_row(row, i, columns, file, "give a file of labeling_distill_utils --clean")
+        look(row, i)
+
+    return open_rows(file, check)
 
 
 def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
@@ -172,9 +178,12 @@ def report(args: argparse.Namespace) -> str:
     if (args.labels is None) != (args.judge_cuts is None):
         raise ValueError("labels and judge_cuts belong together, but only one is given; give both, or neither")
     check_output_folder(args.out, "out")
-    rows = read_generations(args.finished)
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
-    check_columns(rows, columns, args.finished, "finish a file of generation.labeling_to_prefix")
+    heads: list[Row] = []
+    kept = ("id", "problem_id", "strategy", "truncated", "kept")
+    remedy = "finish a file of generation.labeling_to_prefix"
+    look = lambda row: heads.append({key: row[key] for key in kept if key in row})  # noqa: E731
+    rows = read_generations(args.finished, columns, remedy, look=look)
     models = read_models(args.models)
     # The paths are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished), }
@@ -183,8 +192,8 @@ def report(args: argparse.Namespace) -> str:
     check_all_comparable(made, "evaluate and score the models as the paths")
     paths = None
     if args.labels:
-        paths = detected_paths(label_probabilities(args.labels), read_judged(args.judge_cuts))
-    scored = score_strategies(by_strategy(rows), args)
+        paths = detected_paths(label_probabilities(args.labels), open_judged(args.judge_cuts))
+    scored = score_strategies(rows, heads, args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
     parts = [table(whole), table(truncated) if truncated else "No path is truncated."]

@@ -150,7 +150,7 @@ def check_columns(
 def check_row(
     row: Row, i: int, columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
 ) -> None:
-    """The same for row `i` alone."""
+    """Raise ValueError for row `i` without all of the columns, or with a value of another type in one."""
     for column, kind in columns.items():
         if column not in row:
             raise ValueError(f"{name}: row {i} has no {column!r}; {remedy}")

@@ -82,7 +82,7 @@ def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
 
     def find(ids: Sequence[int]) -> int:
         place = decode_completion(tokenizer, ids).find(THINK_END)
-        return len(ids) if place < 0 else len(_shortest_prefix(ids, tokenizer, place + 1)) - 1
+        return len(ids) if place < 0 else len(shortest_prefix(ids, tokenizer, place + 1)) - 1
 
     return find
 
@@ -118,11 +118,11 @@ def cut_completion_ids(
         kept_ends = kept_ends[:-1] if always_cut else []
     if not kept_ends:
         return None
-    kept_ids = _shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
+    kept_ids = shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
     return CutCompletion(kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n")))
 
 
-def _shortest_prefix(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> Sequence[int]:
+def shortest_prefix(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> Sequence[int]:
     """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or beyond.
 
     A prefix that ends inside a character decodes to a replacement character, so it does not match; once matched, more
