@@ -118,8 +118,6 @@ def _first_right(thinking: str, answer: str) -> bool:
     return bool(results) and results[0][1] == int(answer)
 
 
-
-
 def answers_of(_: None, rows: Iterable[Row]) -> list[list[str | None]]:
     """Answers in the responses of each row."""
     return [[answer_of(response) for response in row["responses"]] for row in rows]

@@ -186,7 +186,7 @@ def report(args: argparse.Namespace) -> str:
     rows = read_generations(args.finished, columns, remedy, look=look)
     models = read_models(args.models)
     # The paths are finished with fewer tokens than models are sampled with.
-    known = {"prompt_format": prompt_format_of(rows, args.finished), }
+    known = {"prompt_format": prompt_format_of(rows, args.finished)}
     known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
     made = [(str(args.finished), known), *((f"models: {name}", known_parts(scores)) for name, scores in models.items())]
     check_all_comparable(made, "evaluate and score the models as the paths")

@@ -1,0 +1,141 @@
+"""Large files: work by many processes gives the same as by one, cuts are those of the rollouts, memory stays flat."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_tokenizer, save_model
+
+from generation import math_verify_all, parallel
+from generation.counting import Counting, answers_of, count_rows
+from generation.cuts import PathCuts
+from generation.parallel import Shared, map_rows
+from generation.segments import split_paragraphs
+from generation.utils import read_generations, write_json
+from rea_rl.revision import cut_completion_ids, decode_completion, think_end_finder
+from rea_rl.utils import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+WORDS = "so the sum is 12 and x = 3.5, wait, let me check, but then √2 · π ≈ 4.44 “naïve” 日本 𝔸 it's".split()
+
+
+def text(rng: random.Random, size: int, ends: bool = True) -> str:
+    """Thinking of about so many characters, and an answer."""
+    parts = []
+    while sum(map(len, parts)) < size:
+        parts.append(" ".join(rng.choice(WORDS) for _ in range(rng.randint(3, 40))) + rng.choice([".", "", "。", "?"]))
+    thinking = "".join(part + rng.choice(["\n\n", "\n \n", "\n\n\n"]) for part in parts)
+    return f"{thinking}</think>\n\n\\boxed{{7}}" if ends else thinking
+
+
+def paths(file: Path, number: int, size: int) -> Path:
+    rng = random.Random(0)
+    rows = (
+        {
+            "id": f"p{i}",
+            "problem": "3+4?",
+            "answer": "7",
+            "responses": [{"text": text(rng, size, i % 5 > 0), "num_tokens": 9, "finish_reason": "stop"}],
+        }
+        for i in range(number)
+    )
+    write_json(file, rows)
+    return file
+
+
+def test_many_processes_give_what_one_gives_in_order(tmp_path, monkeypatch):
+    rows = read_generations(paths(tmp_path / "a.json", 60, 500))
+    counting = Counting(Shared(make_tokenizer()), [None, 100], word_bounded=True)
+    alone = list(map_rows(count_rows, rows, counting, 1))
+    monkeypatch.setattr(parallel, "BYTES_PER_PROCESS", 1000)
+    monkeypatch.setattr(parallel, "BATCH_BYTES", 4000)
+    assert parallel.processes_for(rows, 2) == 2
+    assert list(map_rows(count_rows, rows, counting, 2)) == alone
+    assert [row.head["id"] for row in alone] == [f"p{i}" for i in range(60)]
+
+
+def test_a_mistake_in_a_process_is_an_error_here(tmp_path, monkeypatch):
+    rows = read_generations(paths(tmp_path / "a.json", 8, 500))
+    monkeypatch.setattr(parallel, "BYTES_PER_PROCESS", 1000)
+    with pytest.raises(AttributeError, match="encode"):
+        list(map_rows(count_rows, rows, Counting(Shared(None), [1]), 2))
+    rows.path.write_text("[]")
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        list(map_rows(answers_of, rows, Shared(None), 2))
+
+
+@pytest.mark.parametrize("name", ["bytes", "model/Miniature-LRM", "model/Miniature-Instruct"])
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_cuts_of_a_text_are_those_of_the_rollouts(monkeypatch, name, is_fast):
+    tokenizer = make_tokenizer() if name == "bytes" else load_tokenizer(str(ROOT / name))
+    rng = random.Random(1)
+    for ends in (True, True, False):
+        whole = text(rng, 600, ends)
+        ids = tokenizer.encode(whole, add_special_tokens=False)
+        if decode_completion(tokenizer, ids) != whole:  # a tokenizer that does not know all letters
+            whole = decode_completion(tokenizer, ids)
+            ids = tokenizer.encode(whole, add_special_tokens=False)
+        paragraphs = split_paragraphs(whole, len, min_tokens=1, max_tokens=40)
+        assert len(paragraphs) > 5
+        cuts = PathCuts(whole, tokenizer)
+        if not is_fast:
+            monkeypatch.setattr(cuts, "_starts", None)
+        for last in range(len(paragraphs) - 1):
+            kept, forced = cut_completion_ids(ids, tokenizer, paragraphs, last)
+            share = len(kept) / think_end_finder(tokenizer)(ids)
+            assert cuts.after(paragraphs[last].end) == (decode_completion(tokenizer, kept) + forced, share)
+
+
+def test_the_lookup_is_used_where_it_can_be():
+    assert PathCuts("So π.\n\nYes.</think>", make_tokenizer())._starts is not None
+
+
+PEAK = """
+import sys
+from generation.{module} import main
+main({argv})
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+sys.stderr.write("PEAK " + peak.split()[1])
+"""
+
+
+def peak_mb(module: str, argv: list[str], folder: Path) -> float:
+    """Largest memory of a command in MB."""
+    code = PEAK.format(module=module, argv=argv)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return int(done.stderr.rpartition("PEAK ")[2]) / 1024
+
+
+@pytest.mark.parametrize("module", ["math_verify_all", "forced_budgets", "answer_judge"])
+def test_memory_does_not_grow_with_the_file(tmp_path, module):
+    """300 paths of 20,000 characters are 6 MB of text: 350 MB of it, its tokens and their places were held before."""
+    model = str(save_model(tmp_path / "model"))
+    peaks = {}
+    for number in (20, 320):
+        folder = tmp_path / str(number)
+        file = str(paths(folder / "a.json", number, 20_000))
+        argv = {
+            "math_verify_all": [file, "--model_dir", model, "--num_workers", "1"],
+            "forced_budgets": [file, "--model_dir", model, "--num_workers", "1", "--budgets", "900", "--out", "b.json"],
+            "answer_judge": ["--qaf", file, "--split", "labeling_distill_use_asw", "--model_dir", "judge", "--num_workers", "1"]
+            + ["--paragraph_tokenizer", model, "--output_dir", str(folder)],
+        }[module]
+        peaks[number] = peak_mb(module, argv, folder)
+    assert peaks[320] - peaks[20] < 40, peaks
+
+
+def test_a_file_is_scored_alike_by_one_and_by_many(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = str(save_model(tmp_path / "model"))
+    written = []
+    for workers in (1, 2):
+        monkeypatch.setattr(parallel, "BYTES_PER_PROCESS", 10_000)
+        file = paths(tmp_path / "a.json", 40, 900)
+        math_verify_all.main([str(file), "--model_dir", model, "--num_workers", str(workers), "--budgets", "400", "9000"])
+        written.append((tmp_path / "a.scores.json").read_text() + (tmp_path / "a.verdicts.jsonl").read_text())
+    assert written[0] == written[1] and json.loads((tmp_path / "a.scores.json").read_text())["num_responses"] == 40
