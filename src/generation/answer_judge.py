@@ -1,11 +1,13 @@
-r"""A judge without a large model: a paragraph that states the gold answer as its result is a Right Result.
+r"""A judge without a large model: a paragraph that states the gold answer as its result is a Right
+Result.
 
-    python -m generation.answer_judge --config recipes/generation/qwen_0.5b_reflection.yaml --qaf PATHS \
+    python -m generation.answer_judge --config recipes/generation/qwen_0.5b_reflection.yaml \
+        --qaf PATHS \
         --split labeling_distill_use_asw --model_dir answer_judge --paragraph_tokenizer MODEL
 
-It stands in for `generation.generate` with a large judge: same flags, same prompts, same files, for both judgements.
-`--model_dir` is only the name of its output folder. Which value a paragraph states is read from its words; whether that
-is the gold answer is decided by `generation.math_verify`.
+It stands in for `generation.generate` with a large judge: same flags, same prompts, same files, for
+both judgements. `--model_dir` is only the name of its output folder. Which value a paragraph states
+is read from its words; whether that is the gold answer is decided by `generation.math_verify`.
 """
 
 from __future__ import annotations
@@ -37,13 +39,16 @@ _VALUE = (
 )
 _END = r"(?=$|\n|[.;!?](?:\s|$)|,(?:\s|$)|\s)"
 _FILLER = r"(?:\s+(?:indeed|therefore|then|now|just|simply|still|again|equal to|exactly))?"
-# Sentences that announce the result of the whole problem. The last one of a paragraph says which value it states.
+# Sentences that announce the result of the whole problem. The last one of a paragraph says which
+# value it states.
 _STATEMENTS = re.compile(
     "|".join(
         (
-            rf"\b(?:answer|final result|result)\b[^.\n=:]{{0,40}}?(?:\bis\b|\bbe\b|=|:){_FILLER}:?\s*"
+            r"\b(?:answer|final "
+            rf"result|result)\b[^.\n=:]{{0,40}}?(?:\bis\b|\bbe\b|=|:){_FILLER}:?\s*"
             rf"(?:{_FILLER}\s*)?(?P<answer>{_VALUE}){_END}",
-            rf"\b(?:I|we)(?:'ve)? (?:now |still |again |also )?(?:get|got|obtain|arrive at|end up with)\s+(?P<get>{_VALUE})\s+"
+            r"\b(?:I|we)(?:'ve)? (?:now |still |again |also )?(?:get|got|obtain|arrive at|end up "
+            rf"with)\s+(?P<get>{_VALUE})\s+"
             r"(?:again|as well|too|once more|instead)\b",
             rf"\b(?:gives|is|makes)\s+(?P<gives>{_VALUE})\s+(?:again|as well|once more)\b",
             rf"\b(?:stay|stick|go|stuck) with\s+(?P<stay>{_VALUE}){_END}",
@@ -53,9 +58,11 @@ _STATEMENTS = re.compile(
     ),
     re.IGNORECASE,
 )
-# A sentence that concludes may state the result, or an intermediate value: it only counts where that is the gold answer.
+# A sentence that concludes may state the result, or an intermediate value: it only counts where
+# that is the gold answer.
 _CONCLUDES = re.compile(
-    r"(?:^|[.!?]\s+|\n)\**(?:so|thus|hence|therefore|in total|altogether|finally|in conclusion|(?:this|that|which) means)\b",
+    r"(?:^|[.!?]\s+|\n)\**(?:so|thus|hence|therefore|in total|altogether|finally|in "
+    r"conclusion|(?:this|that|which) means)\b",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[-+]?\\?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?\\?%?")
@@ -64,7 +71,8 @@ _WRAPPING = re.compile(r"^(?:\*\*|\$|\\\(|\s)+|(?:\*\*|\$|\\\)|[.,;:]|\s)+$")
 
 @dataclass(frozen=True)
 class Stated:
-    """Values that a paragraph states: announced as the answer, and in the last place of a conclusion."""
+    """Values that a paragraph states: announced as the answer, and in the last place of a
+    conclusion."""
 
     announced: str | None
     concluded: str | None
@@ -91,7 +99,8 @@ def _clean(value: str) -> str:
 
 
 def _conclusion(paragraph: str) -> str | None:
-    """Last number of the last sentence that concludes, or of a last line that ends in an equation."""
+    """Last number of the last sentence that concludes, or of a last line that ends in an
+    equation."""
     last_line = paragraph.strip().splitlines()[-1] if paragraph.strip() else ""
     starts = [match.start() for match in _CONCLUDES.finditer(paragraph)]
     text = paragraph[starts[-1] :] if starts else last_line if "=" in last_line else ""
@@ -110,25 +119,37 @@ class AnswerJudge:
         self._pool = pool
 
     def labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool = True) -> list[str]:
-        """One label per paragraph, as `generation.labeling_distill_utils` reads them from a judge's reply.
+        """One label per paragraph, as `generation.labeling_distill_utils` reads them from a judge's
+        reply.
 
         Without the answer every announced value is a Result.
         """
         return self._open_labels(paragraphs, gold, use_answer)()
 
-    def _open_labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool) -> Callable[[], list[str]]:
+    def _open_labels(
+        self, paragraphs: Sequence[str], gold: str, use_answer: bool
+    ) -> Callable[[], list[str]]:
         """The same, as a function that waits for the comparisons, which begin at once."""
         stated = [stated_values(paragraph) for paragraph in paragraphs]
         if not use_answer:
             return lambda: [RESULT if values.announced else REASONING for values in stated]
-        # An announced value decides: `the answer is 24, but before I had 72` concludes with another one.
-        verdicts = {v: self._pool.submit(gold, v) for values in stated if (v := values.announced or values.concluded)}
+        # An announced value decides: `the answer is 24, but before I had 72` concludes with another
+        # one.
+        verdicts = {
+            v: self._pool.submit(gold, v)
+            for values in stated
+            if (v := values.announced or values.concluded)
+        }
 
         def label(values: Stated) -> str:
             value = values.announced or values.concluded
             if value and verdicts[value].result():
                 return RIGHT_RESULT
-            return WRONG_RESULT if values.announced and _looks_like_value(values.announced) else REASONING
+            return (
+                WRONG_RESULT
+                if values.announced and _looks_like_value(values.announced)
+                else REASONING
+            )
 
         return lambda: [label(values) for values in stated]
 
@@ -139,7 +160,9 @@ class AnswerJudge:
     def open_reply(self, row: Row) -> Callable[[], str]:
         """The same, as a function that waits for the comparisons, which begin at once."""
         is_second = "paragraphs" not in row
-        parts, use_answer = ([row["paragraph"]], True) if is_second else (row["paragraphs"], row["use_answer"])
+        parts, use_answer = (
+            ([row["paragraph"]], True) if is_second else (row["paragraphs"], row["use_answer"])
+        )
         labels = self._open_labels(parts, row["answer"], use_answer)
         return lambda: _yes_or_no(*labels()) if is_second else _numbered(labels())
 
@@ -150,7 +173,8 @@ def _yes_or_no(label: str) -> str:
 
 def _numbered(labels: Sequence[str]) -> str:
     return "\n\n".join(
-        f"[{number}]. Think: {_REASONS[label]}\nLabel: {label}" for number, label in enumerate(labels, 1)
+        f"[{number}]. Think: {_REASONS[label]}\nLabel: {label}"
+        for number, label in enumerate(labels, 1)
     )
 
 
@@ -172,8 +196,11 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     from generation.math_verify import VerifierPool
 
     if args.split in ("math_cot", "labeling"):
-        raise ValueError(f"split is {args.split}, but this is a judge: give labeling_distill* or json")
-    waiting: deque[tuple[int, Callable[[], str]]] = deque()  # replies whose values are still compared
+        raise ValueError(
+            f"split is {args.split}, but this is a judge: give labeling_distill* or json"
+        )
+    # replies whose values are still compared
+    waiting: deque[tuple[int, Callable[[], str]]] = deque()
     with VerifierPool(max((os.cpu_count() or 2) // 2, 1)) as pool:
         judge = AnswerJudge(pool)
 

@@ -1,8 +1,11 @@
-"""Responses from an OpenAI-style server. Every reply has a clear outcome, and none is written as null.
+"""Responses from an OpenAI-style server. Every reply has a clear outcome, and none is written as
+null.
 
-content                     the response; a thinking that the server returns apart is put back before it
+content                     the response; a thinking that the server returns apart is put back
+                            before it
 no content                  an empty response, which is unanswered; counted in the log
-content_filter              what is left of the response, which the server withheld; counted in the log
+content_filter              what is left of the response, which the server withheld; counted in the
+                            log
 no choice, aborted, or an end that is not known    asked again, and after the last try the run stops
 """
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
-THINKING_KEYS = ("reasoning_content", "reasoning")  # where servers put a thinking that they return apart
+# where servers put a thinking that they return apart
+THINKING_KEYS = ("reasoning_content", "reasoning")
 
 
 class UnusableReply(Exception):
@@ -37,14 +41,18 @@ class UnusableReply(Exception):
 
 
 def response_of(
-    reply: Any, prompt_thinking: str | None, tokenizer: PreTrainedTokenizerBase | None, counts: Counter[str]
+    reply: Any,
+    prompt_thinking: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    counts: Counter[str],
 ) -> Row:
     """Response in a server's reply: `text`, `num_tokens`, `finish_reason`.
 
     Args:
         reply: of the OpenAI client, which checks nothing of it.
         prompt_thinking: what the prompt did to the thinking; None where that is not known.
-        tokenizer: counts the tokens of a reply that does not say them; None where no model is known.
+        tokenizer: counts the tokens of a reply that does not say them; None where no model is
+            known.
         counts: of replies out of the ordinary, for the log; changed.
 
     Raises UnusableReply where there is no response, ValueError where its tokens cannot be counted.
@@ -54,12 +62,18 @@ def response_of(
         raise UnusableReply("it has no choice with a message")
     choice = choices[0]
     if choice.finish_reason not in ENDS:
-        raise UnusableReply(f"its finish_reason is {choice.finish_reason!r}, so that it is not known how it ended")
+        raise UnusableReply(
+            f"its finish_reason is {choice.finish_reason!r}, so that it is not known how it ended"
+        )
     usage = getattr(reply, "usage", None)
     details = getattr(usage, "completion_tokens_details", None)
-    text = _text(choice.message, prompt_thinking, bool(getattr(details, "reasoning_tokens", None)), counts)
+    text = _text(
+        choice.message, prompt_thinking, bool(getattr(details, "reasoning_tokens", None)), counts
+    )
     counts["are empty, and count as unanswered"] += not text
-    counts["were withheld by the server (content_filter)"] += choice.finish_reason == "content_filter"
+    counts["were withheld by the server (content_filter)"] += (
+        choice.finish_reason == "content_filter"
+    )
     num_tokens = getattr(usage, "completion_tokens", None)
     if not isinstance(num_tokens, int):
         num_tokens = _count(text, choice.finish_reason, tokenizer)
@@ -67,16 +81,20 @@ def response_of(
     return {"text": text, "num_tokens": num_tokens, "finish_reason": choice.finish_reason}
 
 
-def _text(message: Any, prompt_thinking: str | None, has_thought: bool, counts: Counter[str]) -> str:
+def _text(
+    message: Any, prompt_thinking: str | None, has_thought: bool, counts: Counter[str]
+) -> str:
     """Text of a message, with a thinking that was returned apart where the model wrote it.
 
-    A server may count a thinking (`has_thought`) that it does not return; then only its end is put back.
+    A server may count a thinking (`has_thought`) that it does not return; then only its end is put
+    back.
     """
     content = message.content or getattr(message, "refusal", None) or ""
     thinking = next((value for key in THINKING_KEYS if (value := getattr(message, key, None))), "")
     if not isinstance(content, str) or not isinstance(thinking, str):
         raise UnusableReply(f"its content is no text but {str(content)[:60]!r}")
-    if prompt_thinking == "closed":  # nothing of the response is thinking, whatever the server takes it for
+    # nothing of the response is thinking, whatever the server takes it for
+    if prompt_thinking == "closed":
         return thinking + content
     counts["had their thinking apart, which was put back"] += bool(thinking)
     is_kept_back = has_thought and not thinking and bool(content) and THINK_END not in content
@@ -91,32 +109,44 @@ def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | N
     """Tokens of a response, end of sequence included."""
     if tokenizer is None:
         raise ValueError(
-            "api: the server's replies do not say their tokens (usage.completion_tokens), and model_dir is no folder of a "
-            "model whose tokenizer could count them; name one, or let the server send usage"
+            "api: the server's replies do not say their tokens (usage.completion_tokens), and "
+            "model_dir is no folder of a model whose tokenizer could count them; name one, or let "
+            "the server send usage"
         )
     return len(encode_continuation(text, tokenizer)) + (finish_reason == "stop")
 
 
 def ask_server(
-    args: GenerateArguments, tasks: Iterator[Task], keep: Keep, tokenizer: PreTrainedTokenizerBase | None
+    args: GenerateArguments,
+    tasks: Iterator[Task],
+    keep: Keep,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Run the tasks on a server.
 
-    Raises ConnectionError when a request failed for good, ValueError where tokens cannot be counted.
+    Raises ConnectionError when a request failed for good, ValueError where tokens cannot be
+    counted.
     """
     import openai
 
     counts: Counter[str] = Counter()
     try:
         asyncio.run(
-            _ask_all(args, tasks, keep, lambda reply, task: response_of(reply, _known(task), tokenizer, counts))
+            _ask_all(
+                args,
+                tasks,
+                keep,
+                lambda reply, task: response_of(reply, _known(task), tokenizer, counts),
+            )
         )
     except ExceptionGroup as failures:  # the first one stopped the run
         error = failures.exceptions[0]
         if isinstance(error, openai.APIConnectionError):
             raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
         if isinstance(error, openai.APIError):
-            raise ConnectionError(f"api_base: {args.api_base} refuses a request: {error}") from error
+            raise ConnectionError(
+                f"api_base: {args.api_base} refuses a request: {error}"
+            ) from error
         raise error from None
     finally:
         for what, number in sorted(counts.items()):
@@ -128,7 +158,9 @@ def _known(task: Task) -> str | None:
     return task.rendered.thinking if task.rendered else None
 
 
-async def _ask_all(args: GenerateArguments, tasks: Iterator[Task], keep: Keep, read: Callable[[Any, Task], Row]) -> None:
+async def _ask_all(
+    args: GenerateArguments, tasks: Iterator[Task], keep: Keep, read: Callable[[Any, Task], Row]
+) -> None:
     slots = asyncio.Semaphore(args.max_concurrent_requests)
     key = os.environ.get(args.api_key_env, "EMPTY")
     settings = {"timeout": args.request_timeout, "max_retries": args.request_retries}
@@ -139,9 +171,13 @@ async def _ask_all(args: GenerateArguments, tasks: Iterator[Task], keep: Keep, r
             keep(task.index, await asyncio.gather(*samples))
             rows.release()
 
-        rows = asyncio.Semaphore(args.max_concurrent_requests)  # that are open, each with at least one request
+        # that are open, each with at least one request
+        rows = asyncio.Semaphore(args.max_concurrent_requests)
         async with asyncio.TaskGroup() as group:
-            while await rows.acquire() and (task := await asyncio.to_thread(next, tasks, None)) is not None:
+            while (
+                await rows.acquire()
+                and (task := await asyncio.to_thread(next, tasks, None)) is not None
+            ):
                 group.create_task(respond(task))
 
 
@@ -154,7 +190,9 @@ async def _ask(
     read: Callable[[Any, Task], Row],
 ) -> Row:
     """One response; a reply that is none is asked for again, as often as a request that fails."""
-    template = {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
+    template = (
+        {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
+    )
     tries = args.request_retries + 1
     for _ in range(tries):
         async with slots:
@@ -173,6 +211,6 @@ async def _ask(
             logger.warning("api: a reply for row %r cannot be used: %s", task.row["id"], error)
             cause = error
     raise ConnectionError(
-        f"api_base: {args.api_base} sent {tries} replies for row {task.row['id']!r} that cannot be used: {cause}; see "
-        "its log"
+        f"api_base: {args.api_base} sent {tries} replies for row {task.row['id']!r} that cannot be "
+        f"used: {cause}; see its log"
     )

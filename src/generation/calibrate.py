@@ -1,16 +1,20 @@
-r"""Choose from which P(Result) a response is cut, on held-out responses, and write it where recipes read it.
+r"""Choose from which P(Result) a response is cut, on held-out responses, and write it where recipes
+read it.
 
-    python -m generation.calibrate rows PATHS --labels LABELS --judge_cuts CUTS --out ROWS --paragraph_tokenizer MODEL
+    python -m generation.calibrate rows PATHS --labels LABELS --judge_cuts CUTS --out ROWS \
+        --paragraph_tokenizer MODEL
     python -m generation.calibrate choose FINISHED --labels LABELS --judge_cuts CUTS --out cut.json
 
-LABELS is a file of split `labeling`, CUTS one of `labeling_distill_utils --clean`, both for PATHS. ROWS has every cut that
-a setting of the grid can choose, and random ones; split `math_cot` finishes them to FINISHED. The second command compares
-all settings without further generation. It takes the one that keeps the fewest tokens while
+LABELS is a file of split `labeling`, CUTS one of `labeling_distill_utils --clean`, both for PATHS.
+ROWS has every cut that a setting of the grid can choose, and random ones; split `math_cot` finishes
+them to FINISHED. The second command compares all settings without further generation. It takes the
+one that keeps the fewest tokens while
 
 - the accuracy of cut responses is at most `--margin` points below that of whole ones, and
 - at least `--min_safe` of the right responses keep their first right result (a safe cut).
 
-`cut.json` is for the recipe key `cut_file`. `<out stem>.png` shows the choice and how reliable P(Result) is.
+`cut.json` is for the recipe key `cut_file`. `<out stem>.png` shows the choice and how reliable
+P(Result) is.
 """
 
 from __future__ import annotations
@@ -37,7 +41,15 @@ from generation.parallel import Shared, num_cores, ordered_map
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
 from generation.strategy_report import open_judged
-from generation.utils import Row, RowWriter, check_numbers, check_output, open_rows, read_generations, write_json
+from generation.utils import (
+    Row,
+    RowWriter,
+    check_numbers,
+    check_output,
+    open_rows,
+    read_generations,
+    write_json,
+)
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -57,7 +69,12 @@ class Rule:
 
     def cut(self, p_result: Sequence[float], num_paragraphs: int, cap: dict[str, Any]) -> int:
         """Index of the last kept paragraph."""
-        settings = {"threshold": self.threshold, "second_half": self.second_half, "strong_threshold": 0.0, **cap}
+        settings = {
+            "threshold": self.threshold,
+            "second_half": self.second_half,
+            "strong_threshold": 0.0,
+            **cap,
+        }
         return choose_cuts(p_result, num_paragraphs, **settings).normal
 
 
@@ -70,23 +87,36 @@ def rule_cuts(cap: dict[str, Any], paths: Sequence[tuple[Sequence[float], int]])
 
 
 def cuts_to_finish(
-    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], judged: Mapping[str, int | None], args: argparse.Namespace
+    paths: Sequence[SplitPath],
+    p_result: Mapping[str, Sequence[float]],
+    judged: Mapping[str, int | None],
+    args: argparse.Namespace,
 ) -> list[list[int]]:
-    """Cuts of each path that any rule, its random control or the judge chooses, and the whole path; in order."""
+    """Cuts of each path that any rule, its random control or the judge chooses, and the whole
+    path; in order."""
     labels = [(p_result[path.id], len(path.tokens)) for path in paths]
     batches = (labels[i : i + LABELS_AT_ONCE] for i in range(0, len(labels), LABELS_AT_ONCE))
     processes = max(1, min(args.num_workers or num_cores(), len(labels) // (4 * LABELS_AT_ONCE)))
     setup = partial(cap_of, args)
-    by_rule = np.array([*chain.from_iterable(ordered_map(rule_cuts, batches, setup, processes))], dtype=np.int32)
-    shares = np.array([[path.share(cut) for cut in cuts] for path, cuts in zip(paths, by_rule, strict=True)])
-    for place in range(len(RULES)):  # the control of the same budget: shares are exchanged between the paths
+    by_rule = np.array(
+        [*chain.from_iterable(ordered_map(rule_cuts, batches, setup, processes))], dtype=np.int32
+    )
+    shares = np.array(
+        [[path.share(cut) for cut in cuts] for path, cuts in zip(paths, by_rule, strict=True)]
+    )
+    # the control of the same budget: shares are exchanged between the paths
+    for place in range(len(RULES)):
         column = list(shares[:, place])
         random.Random(args.seed).shuffle(column)
         shares[:, place] = column
     found = []
     for i, path in enumerate(paths):
         first = judged[path.id]
-        wanted = {len(path.tokens) - 1, *by_rule[i].tolist(), *path.nearest_cuts(shares[i]).tolist()}
+        wanted = {
+            len(path.tokens) - 1,
+            *by_rule[i].tolist(),
+            *path.nearest_cuts(shares[i]).tolist(),
+        }
         found.append(sorted(wanted if first is None else wanted | {first}))
     return found
 
@@ -96,7 +126,7 @@ def cap_of(args: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(args, f"cut_{key}") for key in ("cap_share", "cap_offset", "cap_max")}
 
 
-# --- Choosing ---
+# --- Choosing -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,7 +181,8 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
     for i, response in enumerate(responses):
         groups.setdefault(response.problem, []).append(i)
     accuracy = ratio_interval(
-        [sum(chosen[i].correct for i in group) for group in groups.values()], [len(group) for group in groups.values()]
+        [sum(chosen[i].correct for i in group) for group in groups.values()],
+        [len(group) for group in groups.values()],
     )
     at_risk = [
         cut >= min(response.confirmed)
@@ -169,7 +200,10 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
 
 
 def held_out(
-    rows: Iterable[Row], correct: Iterable[bool], p_result: Mapping[str, Sequence[float]], confirmed: Mapping[str, set[int]]
+    rows: Iterable[Row],
+    correct: Iterable[bool],
+    p_result: Mapping[str, Sequence[float]],
+    confirmed: Mapping[str, set[int]],
 ) -> list[HeldOut]:
     """Responses with all their cuts, from finished rows and a verdict for each."""
     found: dict[str, HeldOut] = {}
@@ -183,7 +217,10 @@ def held_out(
 
 def outcomes(responses: Sequence[HeldOut], cap: dict[str, Any]) -> dict[Rule, Outcome]:
     """Outcome of every rule."""
-    return {rule: outcome(responses, [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]) for rule in RULES}
+    return {
+        rule: outcome(responses, [rule.cut(r.p_result, len(r.thinking), cap) for r in responses])
+        for rule in RULES
+    }
 
 
 def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule:
@@ -198,14 +235,18 @@ def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule
     """
     cutting = {rule: o for rule, o in by_rule.items() if o.cut > 0}
     if not cutting:
-        raise ValueError("no setting cuts any response: the reflection model finds no result; train it on more responses")
+        raise ValueError(
+            "no setting cuts any response: the reflection model finds no result; train it on more "
+            "responses"
+        )
     within = {rule: o for rule, o in cutting.items() if o.drop <= margin and o.safe >= min_safe}
     if not within:
         best = min(cutting.values(), key=lambda o: (o.safe < min_safe, o.drop))
         raise ValueError(
-            f"no setting of the cut keeps accuracy within {100 * margin:.1f} points with {100 * min_safe:.0f} % safe cuts: the "
-            f"best loses {100 * best.drop:.1f} points with {100 * best.safe:.1f} %; train the reflection model on more "
-            "responses, or give a larger --margin or a smaller --min_safe"
+            f"no setting of the cut keeps accuracy within {100 * margin:.1f} points with "
+            f"{100 * min_safe:.0f} % safe cuts: the best loses {100 * best.drop:.1f} points with "
+            f"{100 * best.safe:.1f} %; train the reflection model on more responses, or give a "
+            "larger --margin or a smaller --min_safe"
         )
     return min(within, key=lambda rule: (within[rule].tokens, -rule.threshold))
 
@@ -214,16 +255,20 @@ def check_detector(responses: Sequence[HeldOut]) -> None:
     """Raise ValueError for labels that tell nothing: none is a result anywhere, or all are."""
     p = [value for r in responses for value in r.p_result]
     if not p:
-        raise ValueError("the reflection model gave no label at all; does its tokenizer write Think and Result as one token?")
+        raise ValueError(
+            "the reflection model gave no label at all; does its tokenizer write Think and Result "
+            "as one token?"
+        )
     if max(p) < THRESHOLDS[0]:
         raise ValueError(
-            f"the reflection model never says Result: its largest P(Result) over {len(p)} paragraphs is {max(p):.2f}; train it "
-            "on more responses, or on a model that is right more often"
+            f"the reflection model never says Result: its largest P(Result) over {len(p)} "
+            f"paragraphs is {max(p):.2f}; train it on more responses, or on a model that is right "
+            "more often"
         )
     if sum(value >= THRESHOLDS[-1] for value in p) >= EVERYWHERE * len(p):
         raise ValueError(
-            f"the reflection model says Result everywhere: P(Result) is {THRESHOLDS[-1]} or more in {EVERYWHERE:.0%} of "
-            f"{len(p)} paragraphs; look at its training file"
+            f"the reflection model says Result everywhere: P(Result) is {THRESHOLDS[-1]} or more "
+            f"in {EVERYWHERE:.0%} of {len(p)} paragraphs; look at its training file"
         )
 
 
@@ -232,15 +277,24 @@ def reliability(responses: Sequence[HeldOut], bins: int = 10) -> list[dict[str, 
     p, hit = label_arrays(responses)
     places = np.minimum((p * bins).astype(int), bins - 1)
     return [
-        {"p": float(p[here].mean()), "share": float(hit[here].mean()), "paragraphs": int(here.sum())}
+        {
+            "p": float(p[here].mean()),
+            "share": float(hit[here].mean()),
+            "paragraphs": int(here.sum()),
+        }
         for here in (places == i for i in range(bins))
         if here.any()
     ]
 
 
 def label_arrays(responses: Sequence[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
-    """P(Result) and whether the judge confirmed a right result, both (N,), of all labelled paragraphs."""
-    pairs = [(p, i in r.confirmed) for r in responses for i, p in enumerate(r.p_result[: len(r.thinking)])]
+    """P(Result) and whether the judge confirmed a right result, both (N,), of all labelled
+    paragraphs."""
+    pairs = [
+        (p, i in r.confirmed)
+        for r in responses
+        for i, p in enumerate(r.p_result[: len(r.thinking)])
+    ]
     return np.array([p for p, _ in pairs]), np.array([hit for _, hit in pairs])
 
 
@@ -261,8 +315,11 @@ def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str
     }
 
 
-def controls(responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed: int) -> dict[str, Outcome]:
-    """The chosen rule next to whole responses, the judge's cuts and random cuts of the same budget."""
+def controls(
+    responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed: int
+) -> dict[str, Outcome]:
+    """The chosen rule next to whole responses, the judge's cuts and random cuts of the same
+    budget."""
     cuts = [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]
     shares = [r.share(cut) for r, cut in zip(responses, cuts, strict=True)]
     random.Random(seed).shuffle(shares)
@@ -270,7 +327,9 @@ def controls(responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed
         "whole": [r.last for r in responses],
         "judge": [min(r.confirmed, default=r.last) for r in responses],
         "reflection model": cuts,
-        "random, same budget": [r.nearest_cut(share) for r, share in zip(responses, shares, strict=True)],
+        "random, same budget": [
+            r.nearest_cut(share) for r, share in zip(responses, shares, strict=True)
+        ],
     }
     return {name: outcome(responses, chosen) for name, chosen in by_name.items()}
 
@@ -278,30 +337,60 @@ def controls(responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed
 def table(by_name: dict[str, Outcome]) -> str:
     """One line per kind of cut."""
     rows = [
-        [name, o.accuracy.format(100), f"{100 * o.tokens:.1f}", f"{100 * o.safe:.1f}", f"{100 * o.cut:.1f}"]
+        [
+            name,
+            o.accuracy.format(100),
+            f"{100 * o.tokens:.1f}",
+            f"{100 * o.safe:.1f}",
+            f"{100 * o.cut:.1f}",
+        ]
         for name, o in by_name.items()
     ]
     heads = ["cut", "accuracy %", "tokens %", "safe %", "responses cut %"]
     return tabulate(rows, heads, disable_numparse=True, stralign="right") + "\n"
 
 
-def draw(responses: Sequence[HeldOut], by_rule: dict[Rule, Outcome], rule: Rule, names: dict[str, Outcome], save_to: Path) -> None:
-    """Two panels: accuracy against tokens of all rules and controls, and the reliability of P(Result)."""
+def draw(
+    responses: Sequence[HeldOut],
+    by_rule: dict[Rule, Outcome],
+    rule: Rule,
+    names: dict[str, Outcome],
+    save_to: Path,
+) -> None:
+    """Two panels: accuracy against tokens of all rules and controls, and the reliability of
+    P(Result)."""
     from generation.plots import COLOURS, GREY, save_panels
 
     def tradeoff(axes: Any) -> None:
         points = [(100 * o.tokens, 100 * o.accuracy.value) for o in by_rule.values()]
         axes.scatter(*zip(*points, strict=True), color=GREY, s=12, label="settings of the cut")
         for i, (name, o) in enumerate(names.items()):
-            axes.scatter(100 * o.tokens, 100 * o.accuracy.value, color=COLOURS[i], marker="osD^"[i], s=60, label=name)
+            axes.scatter(
+                100 * o.tokens,
+                100 * o.accuracy.value,
+                color=COLOURS[i],
+                marker="osD^"[i],
+                s=60,
+                label=name,
+            )
         axes.set(xlabel="tokens (% of whole responses)", ylabel="accuracy (%)")
-        axes.set_title(f"chosen: P(Result) >= {rule.threshold}, from {rule.second_half:.0%} of the paragraphs on", fontsize=9)
+        axes.set_title(
+            f"chosen: P(Result) >= {rule.threshold}, from {rule.second_half:.0%} of the paragraphs "
+            "on",
+            fontsize=9,
+        )
         axes.legend(frameon=False, fontsize=8)
 
     def reliable(axes: Any) -> None:
         bins = reliability(responses)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-        axes.plot([b["p"] for b in bins], [b["share"] for b in bins], color=COLOURS[0], marker="o", label="reflection model")
+        axes.plot(
+            [b["p"] for b in bins],
+            [b["share"] for b in bins],
+            color=COLOURS[0],
+            marker="o",
+            label="reflection model",
+        )
         axes.axvline(rule.threshold, color=COLOURS[1], linewidth=1, label="threshold")
         axes.set(xlabel="P(Result)", ylabel="share of right results")
         axes.legend(frameon=False, fontsize=8)
@@ -314,21 +403,31 @@ def run_rows(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
-        raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the responses")
+        raise ValueError(
+            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
+            "responses"
+        )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
     judged: dict[str, int | None] = {}  # first right result of each path
-    open_judged(args.judge_cuts, lambda row, _: judged.update({row["id"]: next(iter(row["confirmed"]), None)}))
+    open_judged(
+        args.judge_cuts,
+        lambda row, _: judged.update({row["id"]: next(iter(row["confirmed"]), None)}),
+    )
     p_result = label_probabilities(args.labels)
     ids = [path if path in judged else None for path in p_result]
     splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
-    file = PathFile(args.file, open_rows(args.labels), args.labels, ids, splitting, args.num_workers)
+    file = PathFile(
+        args.file, open_rows(args.labels), args.labels, ids, splitting, args.num_workers
+    )
     cuts = cuts_to_finish(file.paths, p_result, judged, args)
 
     def wanted(i: int) -> list[Wanted]:
         path = file.paths[i]
         shared = {"thinking": list(path.tokens), "path_id": path.id}
-        return [Wanted(cut, {"id": f"{path.id}/{cut}"}, {**shared, "last_kept": cut}) for cut in cuts[i]]
+        return [
+            Wanted(cut, {"id": f"{path.id}/{cut}"}, {**shared, "last_kept": cut}) for cut in cuts[i]
+        ]
 
     with RowWriter(args.out) as out:
         for line in chain.from_iterable(file.cut(wanted, tokenizer)):
@@ -340,13 +439,20 @@ def run_choose(args: argparse.Namespace) -> str:
     """Write the chosen setting with its figures and picture; returns the table."""
     from generation.math_verify import VerifierPool
 
-    check_numbers(vars(args), not_negative=("margin",), shares=("min_safe",), positive=("num_workers", "timeout"))
+    check_numbers(
+        vars(args),
+        not_negative=("margin",),
+        shares=("min_safe",),
+        positive=("num_workers", "timeout"),
+    )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     columns = {"path_id": str, "last_kept": int, "thinking": list}
     rows = read_generations(args.file, columns, "finish a file of `generation.calibrate rows`")
     p_result = label_probabilities(args.labels)
     confirmed: dict[str, set[int]] = {}
-    open_judged(args.judge_cuts, lambda row, _: confirmed.update({row["id"]: set(row["confirmed"])}))
+    open_judged(
+        args.judge_cuts, lambda row, _: confirmed.update({row["id"]: set(row["confirmed"])})
+    )
     with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
         correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
     responses = held_out(rows, correct, p_result, confirmed)
@@ -356,15 +462,20 @@ def run_choose(args: argparse.Namespace) -> str:
     names = controls(responses, rule, cap_of(args), args.seed)
     write_json(args.out, report(responses, rule, names, args))
     draw(responses, by_rule, rule, names, args.out.with_suffix(".png"))
-    logger.info("wrote %s: cut_threshold %s, cut_second_half %s", args.out, rule.threshold, rule.second_half)
+    logger.info(
+        "wrote %s: cut_threshold %s, cut_second_half %s", args.out, rule.threshold, rule.second_half
+    )
     return table(names)
 
 
-def report(responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace) -> dict[str, Any]:
+def report(
+    responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace
+) -> dict[str, Any]:
     """What `cut.json` holds: the chosen keys, and the figures that they were chosen by."""
     figures = {
         name: {
-            "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low, "accuracy_high": o.accuracy.high,
+            "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low,
+            "accuracy_high": o.accuracy.high,
             "drop": o.drop, "tokens": o.tokens, "safe": o.safe, "cut": o.cut,
         }
         for name, o in names.items()
@@ -385,29 +496,50 @@ def report(responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line; the cut_* flags are those of the training recipe."""
-    parser = argparse.ArgumentParser(description="Choose the threshold of the cut on held-out responses.")
+    parser = argparse.ArgumentParser(
+        description="Choose the threshold of the cut on held-out responses."
+    )
     steps = parser.add_subparsers(dest="step", required=True)
     for name, words in (("rows", "generation file"), ("choose", "finished file of the first step")):
         step = steps.add_parser(name)
         step.add_argument("file", type=Path, help=words)
         step.add_argument("--labels", type=Path, required=True, help="file of split labeling")
-        step.add_argument("--judge_cuts", type=Path, required=True, help="file of labeling_distill_utils --clean")
-        step.add_argument("--out", type=Path, required=True, help="rows for split math_cot, or the chosen setting")
-        step.add_argument("--cut_cap_share", type=float, default=0.05, help="at least min((n + offset) * this, max) go")
+        step.add_argument(
+            "--judge_cuts", type=Path, required=True, help="file of labeling_distill_utils --clean"
+        )
+        step.add_argument(
+            "--out", type=Path, required=True, help="rows for split math_cot, or the chosen setting"
+        )
+        step.add_argument(
+            "--cut_cap_share",
+            type=float,
+            default=0.05,
+            help="at least min((n + offset) * this, max) go",
+        )
         step.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
         step.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
         step.add_argument("--seed", type=int, default=0, help="of the random controls")
         if name == "rows":
             add_paragraph_arguments(step)
-    step.add_argument("--margin", type=float, default=1.0, help="points of accuracy that cut responses may lose")
-    step.add_argument("--min_safe", type=float, default=0.97, help="share of right responses that must keep their result")
+    step.add_argument(
+        "--margin", type=float, default=1.0, help="points of accuracy that cut responses may lose"
+    )
+    step.add_argument(
+        "--min_safe",
+        type=float,
+        default=0.97,
+        help="share of right responses that must keep their result",
+    )
     step.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    step.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
+    step.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files, or a detector that tells nothing."""
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files, or a detector
+    that tells nothing."""
     setup_logging()
     args = parse_arguments(argv)
     try:

@@ -1,4 +1,5 @@
-"""What is counted of every response of a generation file; work for many processes, which import this module."""
+"""What is counted of every response of a generation file; work for many processes, which import
+this module."""
 
 from __future__ import annotations
 
@@ -33,11 +34,13 @@ class Counting:
     """What a process needs to count responses; it is called there, for its tokenizer.
 
     Args:
-        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt that has closed its
-            thinking.
-        budgets: tokens that responses are cut to, one after the other; None leaves them as they are.
+        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt
+            that has closed its thinking.
+        budgets: tokens that responses are cut to, one after the other; None leaves them as they
+            are.
         word_bounded: count whole reflection words only.
-        slips: read the first stated result of each thinking, which the miniature's oracle knows how to do.
+        slips: read the first stated result of each thinking, which the miniature's oracle knows how
+            to do.
         prompt_thinking: what the prompts did to the thinking of responses that do not say it.
     """
 
@@ -53,30 +56,44 @@ class Counting:
 
 @dataclass(frozen=True, slots=True)
 class CountedRow:
-    """A row of a generation file without its texts, and what was counted of each response within each budget."""
+    """A row of a generation file without its texts, and what was counted of each response within
+    each budget."""
 
     head: Row
-    responses: list[list[tuple[str | None, ScoredResponse]]]  # (budgets, responses): answer, and counts without verdict
+    # (budgets, responses): answer, and counts without verdict
+    responses: list[list[tuple[str | None, ScoredResponse]]]
 
 
 def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
     """Count what is counted of every response; texts are encoded together and let go."""
     rows = list(rows)
     views = [
-        [within_budgets(r, counting.budgets, counting.tokenizer) for r in row["responses"]] for row in rows
+        [within_budgets(r, counting.budgets, counting.tokenizer) for r in row["responses"]]
+        for row in rows
     ]  # by row, response and budget
-    responses = [{"prompt_thinking": counting.prompt_thinking, **r} for row in views for cuts in row for r in cuts]
-    thinkings = [thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses]
+    responses = [
+        {"prompt_thinking": counting.prompt_thinking, **r}
+        for row in views
+        for cuts in row
+        for r in cuts
+    ]
+    thinkings = [
+        thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses
+    ]
     tokens = num_tokens(thinkings, counting.tokenizer)
     counted = iter(zip(responses, thinkings, tokens, strict=True))
     result = []
     for row, view in zip(rows, views, strict=True):
         found = [[_count(counting, row, *next(counted)) for _ in cuts] for cuts in view]
-        result.append(CountedRow(head_of(row), [list(column) for column in zip(*found, strict=True)]))
+        result.append(
+            CountedRow(head_of(row), [list(column) for column in zip(*found, strict=True)])
+        )
     return result
 
 
-def _count(counting: Counting, row: Row, response: Row, thinking: str, tokens: int) -> tuple[str | None, ScoredResponse]:
+def _count(
+    counting: Counting, row: Row, response: Row, thinking: str, tokens: int
+) -> tuple[str | None, ScoredResponse]:
     answer = answer_of(response)
     return answer, ScoredResponse(
         correct=False,
@@ -93,15 +110,24 @@ def _count(counting: Counting, row: Row, response: Row, thinking: str, tokens: i
 def within_budgets(
     response: Row, budgets: Sequence[int | None], tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
-    """A response as if it had been allowed no more tokens than each budget; None leaves it as it is.
+    """A response as if it had been allowed no more tokens than each budget; None leaves it as it
+    is.
 
-    A longer response keeps the first `budget` tokens of its text and counts as truncated. It is encoded once.
+    A longer response keeps the first `budget` tokens of its text and counts as truncated. It is
+    encoded once.
     """
     whole = {key: value for key, value in response.items() if key != "logprobs"}
     is_longer = [budget is not None and response["num_tokens"] > budget for budget in budgets]
     ids = tokenizer.encode(response["text"], add_special_tokens=False) if any(is_longer) else []
     return [
-        {**whole, "text": tokenizer.decode(ids[:budget]), "num_tokens": budget, "finish_reason": "length"} if cut else whole
+        {
+            **whole,
+            "text": tokenizer.decode(ids[:budget]),
+            "num_tokens": budget,
+            "finish_reason": "length",
+        }
+        if cut
+        else whole
         for budget, cut in zip(budgets, is_longer, strict=True)
     ]
 

@@ -1,4 +1,5 @@
-"""Cut a path after any of its paragraphs, from one encoding of it; work for many processes, which import this module."""
+"""Cut a path after any of its paragraphs, from one encoding of it; work for many processes,
+which import this module."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 
 class PathCuts:
-    """Cuts of one text, the same that the rollouts make: kept text, end of the thinking, heading of the answer.
+    """Cuts of one text, the same that the rollouts make: kept text, end of the thinking, heading of
+    the answer.
 
-    The kept text is that of the fewest ids that hold all up to the end of a paragraph. Where the tokenizer says which
-    characters an id holds, all cuts are looked up in that; the others are found by decoding (`rea_rl.revision`).
+    The kept text is that of the fewest ids that hold all up to the end of a paragraph. Where the
+    tokenizer says which characters an id holds, all cuts are looked up in that; the others are
+    found by decoding (`rea_rl.revision`).
 
     Args:
         text: whole response.
@@ -49,13 +52,19 @@ class PathCuts:
         self._num_thinking = self._count_thinking()
 
     def after(self, end: int) -> tuple[str, float]:
-        """Prefix from which the path is finished if it is cut at a character, and the share of its thinking that stays."""
+        """Prefix from which the path is finished if it is cut at a character, and the share of
+        its thinking that stays."""
         num_kept, kept = self._keep(end)
         return kept + forced_answer(kept.endswith("\n")), num_kept / self._num_thinking
 
     def _look_up(self, offsets: list[tuple[int, int]]) -> None:
-        """Take the ids' characters for granted if they are all characters, and the ids decode to just this text."""
-        starts, ends = (array("Q", places) for places in zip(*offsets, strict=True)) if offsets else (array("Q"),) * 2
+        """Take the ids' characters for granted if they are all characters, and the ids decode to
+        just this text."""
+        starts, ends = (
+            (array("Q", places) for places in zip(*offsets, strict=True))
+            if offsets
+            else (array("Q"),) * 2
+        )
         firsts, lasts = np.frombuffer(starts, np.uint64), np.frombuffer(ends, np.uint64)
         whole = len(starts) > 0 and starts[0] == 0 and ends[-1] == len(self._text)
         gapless = bool((firsts[1:] <= lasts[:-1]).all() and (firsts[1:] >= firsts[:-1]).all())
@@ -71,7 +80,8 @@ class PathCuts:
             return len(kept), self._decode(kept)
         num_kept = bisect_left(self._starts, end)
         last = self._ends[num_kept - 1]
-        if num_kept < len(self._starts) and self._starts[num_kept] < last:  # the last id ends inside a character
+        # the last id ends inside a character
+        if num_kept < len(self._starts) and self._starts[num_kept] < last:
             return num_kept, self._decode(self._ids[:num_kept])
         return num_kept, self._text[:last]
 
@@ -87,7 +97,9 @@ class PathCuts:
         return len(self._ids) if place < 0 else bisect_left(self._starts, place + 1) - 1
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def cut_row(
@@ -100,9 +112,9 @@ def cut_row(
 ) -> Row:
     """Row that split `math_cot` finishes.
 
-    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`), `cut` (the last kept
-    paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and `truncated` (no `</think>`). `cuts` are
-    those of the response, where it is cut several times.
+    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`),
+    `cut` (the last kept paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and
+    `truncated` (no `</think>`). `cuts` are those of the response, where it is cut several times.
     """
     ended = known_thinking(response) == "closed" or THINK_END in response["text"]
     columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}
@@ -136,7 +148,8 @@ class Splitting:
 
 @dataclass(frozen=True)
 class SplitPath:
-    """A path by its id, and of each of its paragraphs the tokens and where it ends; its text is left in the file."""
+    """A path by its id, and of each of its paragraphs the tokens and where it ends; its text is
+    left in the file."""
 
     id: str
     tokens: Sequence[int]
@@ -147,7 +160,8 @@ class SplitPath:
         return sum(self.tokens[: last_kept + 1]) / sum(self.tokens)
 
     def nearest_cut(self, share: float) -> int:
-        """Last kept paragraph such that the share of kept tokens is nearest to `share`; the earlier one of equals."""
+        """Last kept paragraph such that the share of kept tokens is nearest to `share`; the
+        earlier one of equals."""
         return int(self.nearest_cuts([share])[0])
 
     def nearest_cuts(self, shares: Sequence[float]) -> np.ndarray:
@@ -158,29 +172,39 @@ class SplitPath:
     @property
     def paragraphs(self) -> list[Paragraph]:
         """Paragraphs without their texts."""
-        return [Paragraph("", *place) for place in zip(self.tokens, ((end,) for end in self.ends), strict=True)]
+        return [
+            Paragraph("", *place)
+            for place in zip(self.tokens, ((end,) for end in self.ends), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Some rows of a generation file, and what is known of those of their paths that were labelled."""
+    """Some rows of a generation file, and what is known of those of their paths that were
+    labelled."""
 
     rows: Rows
     known: Mapping[str, object]
 
     def paths(self) -> Iterable[tuple[Row, Row]]:
         """(columns, response) of the labelled paths."""
-        return ((row, response) for row, response in path_rows(self.rows) if row["id"] in self.known)
+        return (
+            (row, response) for row, response in path_rows(self.rows) if row["id"] in self.known
+        )
 
 
 def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
-    """Labelled paths, split. `known` are places of their labels, whose paragraphs must be the same; None for no check."""
+    """Labelled paths, split. `known` are places of their labels, whose paragraphs must be the
+    same; None for no check."""
     found = []
     for row, response in labelled.paths():
         paragraphs = splitting.paragraphs(response)
         if (labels := labelled.known[row["id"]]) is not None:
             check_paragraphs(row["id"], paragraphs, labels[0]["paragraphs"])
-        tokens, ends = (array("I", values) for values in ([p.num_tokens for p in paragraphs], [p.end for p in paragraphs]))
+        tokens, ends = (
+            array("I", values)
+            for values in ([p.num_tokens for p in paragraphs], [p.end for p in paragraphs])
+        )
         found.append(SplitPath(row["id"], tokens, ends))
     return found
 
@@ -189,13 +213,15 @@ def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[s
     """Raise ValueError where a path has other paragraphs than those that were labelled."""
     if [paragraph.text for paragraph in paragraphs] != labelled:
         raise ValueError(
-            f"paths: {path_id} has other paragraphs than its labels; give the paths that were labelled, and the same "
-            "paragraph_tokenizer, paragraph_min_tokens and paragraph_max_tokens"
+            f"paths: {path_id} has other paragraphs than its labels; give the paths that were "
+            "labelled, and the same paragraph_tokenizer, paragraph_min_tokens and "
+            "paragraph_max_tokens"
         )
 
 
 class Wanted(NamedTuple):
-    """A cut that is wanted of a path: the last kept paragraph, and columns before and after those of `cut_row`."""
+    """A cut that is wanted of a path: the last kept paragraph, and columns before and after
+    those of `cut_row`."""
 
     last_kept: int
     before: Row
@@ -212,7 +238,12 @@ def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list
         cuts = PathCuts(response["text"], tokenizer) if is_cut else None
         found.append(
             [
-                to_json({**cut_row({**row, **before}, response, paragraphs, last, tokenizer, cuts), **after})
+                to_json(
+                    {
+                        **cut_row({**row, **before}, response, paragraphs, last, tokenizer, cuts),
+                        **after,
+                    }
+                )
                 for last, before, after in wanted
             ]
         )
@@ -220,9 +251,13 @@ def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list
 
 
 def labelled_batches(
-    rows: Rows, path_ids: Sequence[Sequence[str]], places: Mapping[str, int], about: Callable[[int], object]
+    rows: Rows,
+    path_ids: Sequence[Sequence[str]],
+    places: Mapping[str, int],
+    about: Callable[[int], object],
 ) -> Iterator[Labelled]:
-    """All rows in batches, with what is known of their labelled paths, which is made for each batch.
+    """All rows in batches, with what is known of their labelled paths, which is made for each
+    batch.
 
     Args:
         rows: of a generation file.

@@ -1,9 +1,12 @@
-"""Responses that are stopped at a token budget and must answer then: rows for split `math_cot` of `generation.generate`.
+"""Responses that are stopped at a token budget and must answer then: rows for split `math_cot` of
+`generation.generate`.
 
-    python -m generation.forced_budgets FILE --out ROWS --budgets 64 128 256 512 1024 --model_dir MODEL
+    python -m generation.forced_budgets FILE --out ROWS --budgets 64 128 256 512 1024 \
+        --model_dir MODEL
 
-FILE is a generation file of a reasoning model. A row's `prefix` is the first tokens of the thinking and the forced end;
-a response whose thinking ended within the budget is passed on as it is. Ids end in the budget.
+FILE is a generation file of a reasoning model. A row's `prefix` is the first tokens of the thinking
+and the forced end; a response whose thinking ended within the budget is passed on as it is. Ids end
+in the budget.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def budget_rows(rows: Iterable[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int) -> Iterator[Row]:
+def budget_rows(
+    rows: Iterable[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int
+) -> Iterator[Row]:
     """One row per response and budget.
 
     Args:
@@ -43,7 +48,9 @@ def budget_rows(rows: Iterable[Row], budgets: list[int], tokenizer: PreTrainedTo
     for row, response in path_rows(rows):
         if row["path"] >= num_samples:
             continue
-        ids = tokenizer.encode(thinking_of(response["text"], known_thinking(response)), add_special_tokens=False)
+        ids = tokenizer.encode(
+            thinking_of(response["text"], known_thinking(response)), add_special_tokens=False
+        )
         for budget in budgets:
             columns = {**row, "id": f"{row['id']}/{budget}", "budget": budget}
             if len(ids) <= budget and response["finish_reason"] == "stop":
@@ -73,12 +80,22 @@ def forced_lines(forcing: Forcing, rows: Iterable[Row]) -> list[list[bytes]]:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Rows that force an answer after so many tokens of thinking.")
+    parser = argparse.ArgumentParser(
+        description="Rows that force an answer after so many tokens of thinking."
+    )
     parser.add_argument("file", type=Path, help="generation file of a reasoning model")
     parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
-    parser.add_argument("--model_dir", required=True, help="model that wrote the responses; its tokenizer counts tokens")
-    parser.add_argument("--budgets", type=int, nargs="+", required=True, help="tokens of the thinking")
-    parser.add_argument("--num_samples", type=int, default=1, help="responses of each problem that are taken")
+    parser.add_argument(
+        "--model_dir",
+        required=True,
+        help="model that wrote the responses; its tokenizer counts tokens",
+    )
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", required=True, help="tokens of the thinking"
+    )
+    parser.add_argument(
+        "--num_samples", type=int, default=1, help="responses of each problem that are taken"
+    )
     parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
     return parser.parse_args(argv)
 
@@ -95,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
         forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
         with RowWriter(args.out) as out:
-            for lines in map_rows(forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name):
+            for lines in map_rows(
+                forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name
+            ):
                 for line in lines:
                     out.add_text(line)
         logger.info("wrote %s: %d rows", args.out, out.num_rows)

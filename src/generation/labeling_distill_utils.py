@@ -1,15 +1,18 @@
-"""From a large judge's replies to confirmed results, cut paths, and training examples of the reflection model.
+"""From a large judge's replies to confirmed results, cut paths, and training examples of the
+reflection model.
 
     python -m generation.labeling_distill_utils LABELS --candidates OUT
     python -m generation.labeling_distill_utils LABELS --clean --confirmations FILE --paths PATHS \
         --paragraph_tokenizer model/DeepSeek-R1-Distill-Qwen-7B --out OUT --train_file
 
-LABELS is what `generation.generate` wrote with split `labeling_distill_use_asw` (or `labeling_distill`) for PATHS. The
-first command writes every paragraph that was called a result, as rows for split `json`: the second judgement. With its
-replies, the second command (`--clean`) writes a row per path: the confirmed results, the share of its tokens that is
-kept by a cut after the first one, and the prefix from which split `math_cot` finishes the path.
+LABELS is what `generation.generate` wrote with split `labeling_distill_use_asw` (or
+`labeling_distill`) for PATHS. The first command writes every paragraph that was called a result, as
+rows for split `json`: the second judgement. With its replies, the second command (`--clean`) writes
+a row per path: the confirmed results, the share of its tokens that is kept by a cut after the first
+one, and the prefix from which split `math_cot` finishes the path.
 
-A reply that cannot be parsed is counted and reported, and its path is left out: where its first result is, is unknown.
+A reply that cannot be parsed is counted and reported, and its path is left out: where its first
+result is, is unknown.
 """
 
 from __future__ import annotations
@@ -55,9 +58,11 @@ _CANDIDATES = {label.casefold() for label in (prompts.RIGHT_RESULT, prompts.RESU
 
 
 def parse_judge_labels(response: str) -> dict[int, str]:
-    """Labels of the parts `[i]. Think: ... / Label: ...` of a judge's reply, verbatim, by the number i.
+    """Labels of the parts `[i]. Think: ... / Label: ...` of a judge's reply, verbatim, by the
+    number i.
 
-    A reply in which any part has no label yields none at all: it is counted as unusable, not guessed.
+    A reply in which any part has no label yields none at all: it is counted as unusable, not
+    guessed.
     """
     _, *fields = _PART_START.split(response)
     labels = {}
@@ -75,13 +80,19 @@ def parse_confirmation(response: str) -> bool | None:
     return None if match is None else match.group(1).casefold() == "yes"
 
 
-def reflection_example(problem: str, paragraphs: list[str], is_result: list[bool]) -> dict[str, list[dict[str, str]]]:
-    """Training example of the reflection model: a prompt-completion row in the format that is used online.
+def reflection_example(
+    problem: str, paragraphs: list[str], is_result: list[bool]
+) -> dict[str, list[dict[str, str]]]:
+    """Training example of the reflection model: a prompt-completion row in the format that is used
+    online.
 
     `is_result` holds one confirmed verdict per paragraph; a different length raises ValueError.
     """
     if len(is_result) != len(paragraphs):
-        raise ValueError(f"{len(paragraphs)} paragraphs but {len(is_result)} verdicts; give one verdict a paragraph")
+        raise ValueError(
+            f"{len(paragraphs)} paragraphs but {len(is_result)} verdicts; give one verdict a "
+            "paragraph"
+        )
     return {
         "prompt": prompts.reflection_messages(problem, paragraphs),
         "completion": [{"role": "assistant", "content": prompts.reflection_labels(is_result)}],
@@ -95,7 +106,8 @@ class LabelledPath:
     row: Row  # columns of its problem, `id` of the path, `problem_id`, `path`
     use_answer: bool  # whether the judge knew the gold answer
     paragraphs: list[str]
-    is_candidate: list[bool] | None  # a verdict per paragraph; None where a reply could not be parsed
+    # a verdict per paragraph; None where a reply could not be parsed
+    is_candidate: list[bool] | None
 
     def candidate_id(self, index: int) -> str:
         """`id` of a paragraph's second judgement."""
@@ -103,7 +115,8 @@ class LabelledPath:
 
 
 def chunk_candidates(row: Row) -> list[bool] | None:
-    """Whether each part of a chunk was called a (right) result; None where the reply has not a label for each part."""
+    """Whether each part of a chunk was called a (right) result; None where the reply has not a
+    label for each part."""
     labels = parse_judge_labels(after_thinking(row["responses"][0]))
     if labels.keys() != set(range(1, len(row["paragraphs"]) + 1)):
         return None
@@ -111,7 +124,8 @@ def chunk_candidates(row: Row) -> list[bool] | None:
 
 
 def labelled_paths(rows: Iterable[Row]) -> list[LabelledPath]:
-    """Paths, in order, of the rows of a `labeling_distill*` file: one row per chunk, chunks of a path in sequence."""
+    """Paths, in order, of the rows of a `labeling_distill*` file: one row per chunk, chunks of a
+    path in sequence."""
     chunks: dict[str, list[Row]] = {}
     for row in rows:
         chunks.setdefault(row["id"].rpartition("/")[0], []).append(row)
@@ -120,7 +134,11 @@ def labelled_paths(rows: Iterable[Row]) -> list[LabelledPath]:
 
 def _join_chunks(path_id: str, chunks: list[Row]) -> LabelledPath:
     verdicts = [chunk_candidates(chunk) for chunk in chunks]
-    columns = {k: v for k, v in chunks[0].items() if k not in ("responses", "paragraphs", "chunk", "use_answer")}
+    columns = {
+        k: v
+        for k, v in chunks[0].items()
+        if k not in ("responses", "paragraphs", "chunk", "use_answer")
+    }
     return LabelledPath(
         row={**columns, "id": path_id},
         use_answer=chunks[0]["use_answer"],
@@ -134,32 +152,44 @@ def candidate_rows(paths: Iterable[LabelledPath]) -> Iterator[Row]:
     for path in paths:
         for index, hit in enumerate(path.is_candidate or []):
             if hit:
-                paragraph, problem, answer = path.paragraphs[index], path.row["problem"], path.row["answer"]
+                paragraph, problem, answer = (
+                    path.paragraphs[index],
+                    path.row["problem"],
+                    path.row["answer"],
+                )
                 yield {
                     "id": path.candidate_id(index),
                     "problem": problem,
                     "answer": answer,
                     "paragraph": paragraph,
-                    "messages": prompts.confirmation_messages(problem, paragraph, answer if path.use_answer else None),
+                    "messages": prompts.confirmation_messages(
+                        problem, paragraph, answer if path.use_answer else None
+                    ),
                 }
 
 
 def confirmed_results(path: LabelledPath, confirmations: dict[str, str]) -> list[bool] | None:
-    """One confirmed verdict per paragraph, or None where a reply of either judgement could not be parsed.
+    """One confirmed verdict per paragraph, or None where a reply of either judgement could not be
+    parsed.
 
-    `confirmations` are the replies of the second judgement by candidate id; a missing one raises ValueError.
+    `confirmations` are the replies of the second judgement by candidate id; a missing one raises
+    ValueError.
     """
     if path.is_candidate is None:
         return None
     verdicts = [
-        _confirm(path.candidate_id(i), confirmations) if hit else False for i, hit in enumerate(path.is_candidate)
+        _confirm(path.candidate_id(i), confirmations) if hit else False
+        for i, hit in enumerate(path.is_candidate)
     ]
     return None if None in verdicts else verdicts
 
 
 def _confirm(candidate: str, confirmations: dict[str, str]) -> bool | None:
     if candidate not in confirmations:
-        raise ValueError(f"confirmations: no reply for candidate {candidate}; judge the candidates of these labels")
+        raise ValueError(
+            f"confirmations: no reply for candidate {candidate}; judge the candidates of these "
+            "labels"
+        )
     return parse_confirmation(confirmations[candidate])
 
 
@@ -185,12 +215,15 @@ def clean(
             continue
         if (response := responses.get(path.row["id"])) is None:
             raise ValueError(
-                f"paths: there is no path {path.row['id']}, which has labels; give the file that was judged"
+                f"paths: there is no path {path.row['id']}, which has labels; give the file that "
+                "was judged"
             )
         paragraphs = split(response)
         check_paragraphs(path.row["id"], paragraphs, path.paragraphs)
         confirmed = [i for i, hit in enumerate(verdicts) if hit]
-        row = cut_row(path.row, response, paragraphs, confirmed[0] if confirmed else None, tokenizer)
+        row = cut_row(
+            path.row, response, paragraphs, confirmed[0] if confirmed else None, tokenizer
+        )
         rows.append({**row, "strategy": "judge", "confirmed": confirmed})
         examples.append(reflection_example(path.row["problem"], path.paragraphs, verdicts))
     return rows, examples
@@ -199,17 +232,24 @@ def clean(
 def paragraph_splitter(
     tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> Callable[[Row], list[Paragraph]]:
-    """Function from a response to its paragraphs, with the tokenizer and the settings of a command line."""
+    """Function from a response to its paragraphs, with the tokenizer and the settings of a
+    command line."""
     return Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens).paragraphs
 
 
 def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags from which paragraphs follow; the same as those of `generation.generate`."""
     parser.add_argument(
-        "--paragraph_tokenizer", default="", help="model that wrote the paths; its tokenizer counts tokens"
+        "--paragraph_tokenizer",
+        default="",
+        help="model that wrote the paths; its tokenizer counts tokens",
     )
-    parser.add_argument("--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least")
-    parser.add_argument("--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed")
+    parser.add_argument(
+        "--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least"
+    )
+    parser.add_argument(
+        "--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed"
+    )
     parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
 
 
@@ -237,7 +277,9 @@ class LabelFile:
         columns = {"use_answer": bool, "paragraphs": list}
         remedy = "it must come from a split labeling_distill*"
         self.rows = read_generations(file, columns, remedy, single=True, look=look)
-        logger.info("%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(self.rows))
+        logger.info(
+            "%s: %d of %d chunks have a reply that cannot be parsed", file, unparsed, len(self.rows)
+        )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -255,7 +297,10 @@ def run_candidates(args: argparse.Namespace) -> None:
         for candidate in candidate_rows(paths):
             out.add(candidate)
         if not out.num_rows:
-            raise ValueError(f"{args.labels}: none of its {len(paths)} paths has a result, so there is nothing to confirm")
+            raise ValueError(
+                f"{args.labels}: none of its {len(paths)} paths has a result, so there is nothing "
+                "to confirm"
+            )
     logger.info("wrote %s: %d candidates in %d paths", args.candidates, out.num_rows, len(paths))
 
 
@@ -277,7 +322,8 @@ def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """Some labelled paths: the rows of their labels and of their own responses, and the second judgements."""
+    """Some labelled paths: the rows of their labels and of their own responses, and the second
+    judgements."""
 
     labels: Rows
     paths: Rows
@@ -285,15 +331,24 @@ class CleanBatch:
 
 
 def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
-    """Share that is kept, whether it is cut, row and training example of each path, the latter two as JSON."""
+    """Share that is kept, whether it is cut, row and training example of each path, the latter
+    two as JSON."""
     paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
-    rows, examples = clean(paths, batch.confirmations, responses, splitting.tokenizer, splitting.paragraphs)
+    rows, examples = clean(
+        paths, batch.confirmations, responses, splitting.tokenizer, splitting.paragraphs
+    )
     made = zip(rows, examples, strict=True)
-    return [(row["kept"], row["prefix"] is not None, to_json(row), to_json(example)) for row, example in made]
+    return [
+        (row["kept"], row["prefix"] is not None, to_json(row), to_json(example))
+        for row, example in made
+    ]
 
 
 def clean_batches(
-    labels: LabelFile, written: Rows, places: dict[str, int], confirmations: dict[str, dict[str, str]]
+    labels: LabelFile,
+    written: Rows,
+    places: dict[str, int],
+    confirmations: dict[str, dict[str, str]],
 ) -> Iterator[CleanBatch]:
     """All labelled paths in batches. `places` are the rows of the paths' responses by path id."""
     ids = list(labels.places)
@@ -315,7 +370,10 @@ def run_clean(args: argparse.Namespace) -> None:
         if getattr(args, key) is None:
             raise ValueError(f"clean needs {key}; give --{key}")
     if not args.paragraph_tokenizer:
-        raise ValueError("clean needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the paths")
+        raise ValueError(
+            "clean needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the "
+            "paths"
+        )
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     inputs = (args.labels, args.confirmations, args.paths)
     check_output(args.out, "out", inputs)
@@ -331,18 +389,28 @@ def run_clean(args: argparse.Namespace) -> None:
     kept, cut = 0.0, 0
     with ExitStack() as stack:
         out = stack.enter_context(RowWriter(args.out))
-        examples = stack.enter_context(RowWriter(args.train_file)) if args.train_file is not None else None
+        examples = (
+            stack.enter_context(RowWriter(args.train_file)) if args.train_file is not None else None
+        )
         batches = clean_batches(labels, written, places, confirmations)
         results = ordered_map(clean_batch, batches, splitting, processes)
         num_batches = -(-len(labels) // PATHS_AT_ONCE)
-        bar = tqdm(results, desc=args.out.name, total=num_batches, unit=f" {PATHS_AT_ONCE} paths", mininterval=1.0)
+        bar = tqdm(
+            results,
+            desc=args.out.name,
+            total=num_batches,
+            unit=f" {PATHS_AT_ONCE} paths",
+            mininterval=1.0,
+        )
         for share, is_cut, row, example in chain.from_iterable(bar):
             kept, cut = kept + share, cut + is_cut
             out.add_text(row)
             if examples is not None:
                 examples.add_text(example)
         if not out.num_rows:
-            raise ValueError(f"{args.labels}: no path is left; none of the judge's replies could be parsed")
+            raise ValueError(
+                f"{args.labels}: no path is left; none of the judge's replies could be parsed"
+            )
     logger.info(
         "wrote %s: %d of %d paths could be parsed, %d are cut, %.1f %% of the thinking is kept",
         *(args.out, out.num_rows, len(labels), cut, 100 * kept / out.num_rows),
@@ -360,16 +428,23 @@ def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> No
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Confirmed results from a judge's replies.")
-    parser.add_argument("labels", type=Path, help="file of split labeling_distill or labeling_distill_use_asw")
+    parser.add_argument(
+        "labels", type=Path, help="file of split labeling_distill or labeling_distill_use_asw"
+    )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--candidates", type=Path, help="write the candidates for the second judgement here")
+    action.add_argument(
+        "--candidates", type=Path, help="write the candidates for the second judgement here"
+    )
     action.add_argument("--clean", action="store_true", help="write cut paths")
-    parser.add_argument("--confirmations", type=Path, help="clean: replies to the candidates, from split json")
+    parser.add_argument(
+        "--confirmations", type=Path, help="clean: replies to the candidates, from split json"
+    )
     parser.add_argument("--paths", type=Path, help="clean: the file that was judged")
     parser.add_argument("--out", type=Path, help="clean: cut paths")
     parser.add_argument(
         "--train_file", type=Path, nargs="?", const=TRAIN_FILE,
-        help=f"clean: also write the reflection model's training file (without a value: {TRAIN_FILE})",
+        help="clean: also write the reflection model's training file (without a value: "
+             f"{TRAIN_FILE})",
     )  # fmt: skip
     add_paragraph_arguments(parser)
     return parser.parse_args(argv)

@@ -1,14 +1,20 @@
-"""From the reflection model's label log-probabilities to the paragraph after which a thinking is cut.
+"""From the reflection model's label log-probabilities to the paragraph after which a thinking is
+cut.
 
-    python -m generation.labeling_to_prefix PATHS --labels LABELS --out OUT --paragraph_tokenizer model/Miniature-LRM
-    python -m generation.labeling_to_prefix PATHS --judge_cuts CUTS --out OUT --paragraph_tokenizer model/Miniature-LRM
+    python -m generation.labeling_to_prefix PATHS --labels LABELS --out OUT \
+        --paragraph_tokenizer model/Miniature-LRM
+    python -m generation.labeling_to_prefix PATHS --judge_cuts CUTS --out OUT \
+        --paragraph_tokenizer model/Miniature-LRM
 
-LABELS is what split `labeling` wrote for PATHS, CUTS what `labeling_distill_utils --clean` did. OUT has a row per path
-and strategy, for split `math_cot` to finish and `generation.strategy_report` to compare:
+LABELS is what split `labeling` wrote for PATHS, CUTS what `labeling_distill_utils --clean` did. OUT
+has a row per path and strategy, for split `math_cot` to finish and `generation.strategy_report` to
+compare:
 
     none                        the path as it is
-    weak, normal, strong        cut by the reflection model; `judge`: after the judge's first confirmed result
-    random_<one of these>       the control: it keeps the same shares of tokens, exchanged at random between the paths
+    weak, normal, strong        cut by the reflection model; `judge`: after the judge's first
+                                confirmed result
+    random_<one of these>       the control: it keeps the same shares of tokens, exchanged at random
+                                between the paths
     random_50 ... random_90     cut where about that percentage of the tokens is kept
 
 Where a strategy keeps every paragraph, the path is passed on as it is.
@@ -62,12 +68,14 @@ logger = logging.getLogger(__name__)
 STRENGTHS = ("weak", "normal", "strong")
 RANDOM_PERCENT = (50, 60, 70, 80, 90)
 
-Step = list[tuple[float, str]]  # one generated token: (log-probability, text) of its top alternatives, best first
+# one generated token: (log-probability, text) of its top alternatives, best first
+Step = list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Index of the last kept paragraph for each strength; `strong` cuts earliest, training uses `normal`."""
+    """Index of the last kept paragraph for each strength; `strong` cuts earliest, training uses
+    `normal`."""
 
     strong: int
     normal: int
@@ -75,12 +83,14 @@ class Cuts:
 
 
 def label_positions(steps: list[Step]) -> list[int]:
-    """Indices of the label tokens among the generated ones: most likely alternative contains `Think` or `Result`."""
+    """Indices of the label tokens among the generated ones: most likely alternative contains
+    `Think` or `Result`."""
     return [i for i, step in enumerate(steps) if "Think" in step[0][1] or "Result" in step[0][1]]
 
 
 def result_probabilities(steps: list[Step]) -> list[float]:
-    """P(Result) of each label token found, in order, normalized over the alternatives that are a label at all."""
+    """P(Result) of each label token found, in order, normalized over the alternatives that are a
+    label at all."""
     return [_result_probability(steps[i]) for i in label_positions(steps)]
 
 
@@ -104,15 +114,19 @@ def choose_cuts(
     """Choose the last kept paragraph for each strength.
 
     Args:
-        p_result: P(Result) per paragraph; entries beyond `num_paragraphs` are dropped, missing ones are no hit.
+        p_result: P(Result) per paragraph; entries beyond `num_paragraphs` are dropped, missing ones
+            are no hit.
         num_paragraphs: paragraphs of the thinking, at least 1.
         second_half: share of the paragraphs before the first one that `normal` may stop at.
         strong_threshold: smallest P(Result) that `strong` stops at.
         threshold: smallest P(Result) that `normal` and `weak` stop at.
-        cap_share, cap_offset, cap_max: at least min(floor((n + cap_offset) * cap_share), cap_max) of n are removed.
+        cap_share, cap_offset, cap_max: at least min(floor((n + cap_offset) * cap_share), cap_max)
+            of n are removed.
     """
     if num_paragraphs < 1:
-        raise ValueError(f"num_paragraphs is {num_paragraphs}; a thinking without paragraphs has no cut")
+        raise ValueError(
+            f"num_paragraphs is {num_paragraphs}; a thinking without paragraphs has no cut"
+        )
     p_result = p_result[:num_paragraphs]
     hits = {i for i, p in enumerate(p_result) if p >= threshold}
     normal = min((i for i in hits if i >= num_paragraphs * second_half), default=None)
@@ -123,23 +137,27 @@ def choose_cuts(
 
 
 def check_cuts(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for settings of `choose_cuts`, under their recipe keys `cut_*`, that contradict each other."""
+    """Raise ValueError for settings of `choose_cuts`, under their recipe keys `cut_*`, that
+    contradict each other."""
     shares = ("cut_second_half", "cut_threshold", "cut_strong_threshold", "cut_cap_share")
     check_numbers(settings, shares=shares, not_negative=("cut_cap_offset", "cut_cap_max"))
     strong, normal = settings["cut_strong_threshold"], settings["cut_threshold"]
     if strong > normal:
         raise ValueError(
-            f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong cut takes less certain "
-            "results than the normal one; lower the first, or raise the second"
+            f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong cut "
+            "takes less certain results than the normal one; lower the first, or raise the second"
         )
 
 
-def decided_cut(strength: str, p_result: list[float], num_paragraphs: int, **settings: Any) -> int | None:
+def decided_cut(
+    strength: str, p_result: list[float], num_paragraphs: int, **settings: Any
+) -> int | None:
     """Cut of a strength as soon as no further label can change it, else None.
 
-    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of going on reach the
-    smallest and the largest cut that are still possible, so if they agree on a cut, all do: nothing more, a result at
-    the first paragraph where `normal` may stop and nothing after it, and results only.
+    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of
+    going on reach the smallest and the largest cut that are still possible, so if they agree on a
+    cut, all do: nothing more, a result at the first paragraph where `normal` may stop and nothing
+    after it, and results only.
 
     Args:
         strength: `strong`, `normal` or `weak`.
@@ -150,7 +168,10 @@ def decided_cut(strength: str, p_result: list[float], num_paragraphs: int, **set
     rest = max(num_paragraphs - given, 0)
     until_normal = max(math.ceil(num_paragraphs * settings.get("second_half", 0.5)) - given, 0)
     tails = [], [0.0] * until_normal + [1.0], [1.0] * rest
-    cuts = {getattr(choose_cuts(p_result + tail, num_paragraphs, **settings), strength) for tail in tails}
+    cuts = {
+        getattr(choose_cuts(p_result + tail, num_paragraphs, **settings), strength)
+        for tail in tails
+    }
     return cuts.pop() if len(cuts) == 1 else None
 
 
@@ -162,7 +183,8 @@ def _strong(p_result: list[float], normal: int | None, threshold: float) -> int 
 
 
 def _weak(hits: set[int], normal: int | None) -> int | None:
-    """First result after the unbroken run of results that starts at `normal`: one confirmation more."""
+    """First result after the unbroken run of results that starts at `normal`: one confirmation
+    more."""
     if normal is None:
         return None
     run_end = normal
@@ -171,8 +193,11 @@ def _weak(hits: set[int], normal: int | None) -> int | None:
     return min((i for i in hits if i > run_end), default=run_end)
 
 
-def label_probabilities(file: Path, look: Callable[[Row], None] = lambda row: None) -> dict[str, Sequence[float]]:
-    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too long.
+def label_probabilities(
+    file: Path, look: Callable[[Row], None] = lambda row: None
+) -> dict[str, Sequence[float]]:
+    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too
+    long.
 
     `look` is called with every row. Raises ValueError where one has no log-probs.
     """
@@ -181,7 +206,10 @@ def label_probabilities(file: Path, look: Callable[[Row], None] = lambda row: No
     def look_up(row: Row) -> None:
         steps = row["responses"][0].get("logprobs")
         if not isinstance(steps, list):
-            raise ValueError(f"{file}: row {len(found)} has no logprobs; it must come from split labeling with --logprobs 5")
+            raise ValueError(
+                f"{file}: row {len(found)} has no logprobs; it must come from split labeling with "
+                "--logprobs 5"
+            )
         found[str(row["id"])] = array("d", result_probabilities(steps))
         look(row)
 
@@ -202,24 +230,31 @@ def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> li
     return [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
 
 
-def with_controls(paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
-    """The strategies and their random controls of the same budget, and the controls of fixed percentages."""
+def with_controls(
+    paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: int
+) -> dict[str, list[int]]:
+    """The strategies and their random controls of the same budget, and the controls of fixed
+    percentages."""
     strategies = {"none": [len(path.tokens) - 1 for path in paths], **cuts}
     for name, chosen in cuts.items():
         shares = [path.share(cut) for path, cut in zip(paths, chosen, strict=True)]
         random.Random(f"{seed}/{name}").shuffle(shares)
-        strategies[f"random_{name}"] = [path.nearest_cut(share) for path, share in zip(paths, shares, strict=True)]
+        strategies[f"random_{name}"] = [
+            path.nearest_cut(share) for path, share in zip(paths, shares, strict=True)
+        ]
     for percent in RANDOM_PERCENT:
         strategies[f"random_{percent}"] = [path.nearest_cut(percent / 100) for path in paths]
     return strategies
 
 
 class PathFile:
-    """Paths of a generation file that were labelled; the others, which cannot be compared, are counted in the log.
+    """Paths of a generation file that were labelled; the others, which cannot be compared, are
+    counted in the log.
 
     Args:
         file: generation file.
-        labels, labels_file: rows of the labels, of split `labeling` or from `labeling_distill_utils --clean`.
+        labels, labels_file: rows of the labels, of split `labeling` or from `labeling_distill_utils
+            --clean`.
         ids: path of each of these rows; None for one that is left out.
         splitting: how paths are split.
         num_workers: processes.
@@ -228,11 +263,18 @@ class PathFile:
         rows: of the generation file.
         paths: labelled paths, in order.
 
-    Raises ValueError where the labels are of paths that were asked in another way, or of other paragraphs.
+    Raises ValueError where the labels are of paths that were asked in another way, or of other
+    paragraphs.
     """
 
     def __init__(
-        self, file: Path, labels: Rows, labels_file: Path, ids: Sequence[str | None], splitting: Splitting, num_workers: int | None
+        self,
+        file: Path,
+        labels: Rows,
+        labels_file: Path,
+        ids: Sequence[str | None],
+        splitting: Splitting,
+        num_workers: int | None,
     ):
         self._ids: list[list[str]] = []  # of the paths of each row
 
@@ -249,16 +291,27 @@ class PathFile:
         self.paths = list(self._map(split_labelled, splitting, places, label, "paragraphs"))
         num_paths = sum(map(len, self._ids))
         if not self.paths:
-            raise ValueError(f"{file}: none of its {num_paths} paths has labels; give the file that was labelled")
+            raise ValueError(
+                f"{file}: none of its {num_paths} paths has labels; give the file that was labelled"
+            )
         logger.info("%s: %d of %d paths have labels", file, len(self.paths), num_paths)
 
-    def cut(self, wanted: Callable[[int], list[Wanted]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[bytes]]:
+    def cut(
+        self, wanted: Callable[[int], list[Wanted]], tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[list[bytes]]:
         """Rows, as JSON, of all cuts that are wanted of each path, by its number."""
         places = {path.id: i for i, path in enumerate(self.paths)}
-        return self._map(cut_labelled, Shared(tokenizer), places, lambda i: (self.paths[i], wanted(i)), "cuts")
+        return self._map(
+            cut_labelled, Shared(tokenizer), places, lambda i: (self.paths[i], wanted(i)), "cuts"
+        )
 
     def _map(
-        self, work: Callable[..., list[Any]], setup: Any, places: dict[str, int], about: Callable[[int], object], name: str
+        self,
+        work: Callable[..., list[Any]],
+        setup: Any,
+        places: dict[str, int],
+        about: Callable[[int], object],
+        name: str,
     ) -> Iterator[Any]:
         batches = labelled_batches(self.rows, self._ids, places, about)
         with tqdm(total=len(places), desc=name, unit="path", mininterval=1.0) as bar:
@@ -268,16 +321,23 @@ class PathFile:
 
 
 def write_strategies(
-    file: PathFile, strategies: Mapping[str, Sequence[int]], tokenizer: PreTrainedTokenizerBase, out: Path
+    file: PathFile,
+    strategies: Mapping[str, Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
 ) -> int:
-    """Write one row per path and strategy, all paths of a strategy together; the `id` ends in the strategy.
+    """Write one row per path and strategy, all paths of a strategy together; the `id` ends in the
+    strategy.
 
     Returns the number of rows.
     """
 
     def wanted(i: int) -> list[Wanted]:
         columns = ({"id": f"{file.paths[i].id}/{name}", "strategy": name} for name in strategies)
-        return [Wanted(cuts[i], before, {}) for cuts, before in zip(strategies.values(), columns, strict=True)]
+        return [
+            Wanted(cuts[i], before, {})
+            for cuts, before in zip(strategies.values(), columns, strict=True)
+        ]
 
     with RowWriter(out, num_sections=len(strategies)) as rows:
         for lines in file.cut(wanted, tokenizer):
@@ -295,16 +355,30 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
-        raise ValueError("paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the paths")
+        raise ValueError(
+            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
+            "paths"
+        )
     check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
     splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
     if args.labels is not None:
         p_result = label_probabilities(args.labels)
         labels = open_rows(args.labels)
-        file = PathFile(args.paths, labels, args.labels, list(p_result), splitting, args.num_workers)
-        keys = ("second_half", "strong_threshold", "threshold", "cap_share", "cap_offset", "cap_max")
-        cuts = reflection_cuts(file.paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys})
+        file = PathFile(
+            args.paths, labels, args.labels, list(p_result), splitting, args.num_workers
+        )
+        keys = (
+            "second_half",
+            "strong_threshold",
+            "threshold",
+            "cap_share",
+            "cap_offset",
+            "cap_max",
+        )
+        cuts = reflection_cuts(
+            file.paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys}
+        )
         cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
     else:
         remedy = "give a file of labeling_distill_utils --clean"
@@ -316,7 +390,9 @@ def run(args: argparse.Namespace) -> None:
             judged[row["id"]] = row["cut"]
 
         labels = open_rows(args.judge_cuts, look)
-        file = PathFile(args.paths, labels, args.judge_cuts, list(judged), splitting, args.num_workers)
+        file = PathFile(
+            args.paths, labels, args.judge_cuts, list(judged), splitting, args.num_workers
+        )
         cuts = {"judge": judge_cuts(file.paths, judged)}
     strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
     num_rows = write_strategies(file, strategies, tokenizer, args.out)
@@ -325,20 +401,40 @@ def run(args: argparse.Namespace) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line; the cut_* flags are those of the training recipe."""
-    parser = argparse.ArgumentParser(description="Cut paths where they had their result, and at random.")
+    parser = argparse.ArgumentParser(
+        description="Cut paths where they had their result, and at random."
+    )
     parser.add_argument("paths", type=Path, help="generation file")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--labels", type=Path, help="file of split labeling")
     source.add_argument("--judge_cuts", type=Path, help="file of labeling_distill_utils --clean")
     parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
-    parser.add_argument("--cut_second_half", type=float, default=0.5, help="share of paragraphs before a normal cut")
-    parser.add_argument("--cut_strong_threshold", type=float, default=0.25, help="P(Result) of a strong cut")
-    parser.add_argument("--cut_threshold", type=float, default=0.5, help="P(Result) of a normal cut")
-    parser.add_argument("--cut_cap_share", type=float, default=0.05, help="at least min((n + offset) * this, max) go")
+    parser.add_argument(
+        "--cut_second_half", type=float, default=0.5, help="share of paragraphs before a normal cut"
+    )
+    parser.add_argument(
+        "--cut_strong_threshold", type=float, default=0.25, help="P(Result) of a strong cut"
+    )
+    parser.add_argument(
+        "--cut_threshold", type=float, default=0.5, help="P(Result) of a normal cut"
+    )
+    parser.add_argument(
+        "--cut_cap_share",
+        type=float,
+        default=0.05,
+        help="at least min((n + offset) * this, max) go",
+    )
     parser.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
     parser.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
-    parser.add_argument("--cut_file", type=Path, help="file of generation.calibrate: its threshold and second half")
-    parser.add_argument("--strategies", nargs="+", choices=STRENGTHS, help="only these, without controls; default: all")
+    parser.add_argument(
+        "--cut_file", type=Path, help="file of generation.calibrate: its threshold and second half"
+    )
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        choices=STRENGTHS,
+        help="only these, without controls; default: all",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random controls")
     add_paragraph_arguments(parser)
     return parser.parse_args(argv)

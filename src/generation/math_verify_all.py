@@ -1,14 +1,18 @@
-r"""Score files of `generation.generate`: accuracy, tokens, reflection, with intervals, as a table and as JSON.
+r"""Score files of `generation.generate`: accuracy, tokens, reflection, with intervals, as a table
+and as JSON.
 
     python -m generation.math_verify_all output/Miniature-LRM/test_math_cot_base.json \
         --model_dir model/Miniature-LRM --slips
     python -m generation.math_verify_all output/Miniature-LRM/test_math_cot_trained.json \
-        --model_dir model/Miniature-LRM --slips --base output/Miniature-LRM/test_math_cot_base.scores.json
-    python -m generation.math_verify_all A.json B.json --model_dir model/DeepSeek-R1-Distill-Qwen-7B --budgets 8192 16384
+        --model_dir model/Miniature-LRM --slips \
+        --base output/Miniature-LRM/test_math_cot_base.scores.json
+    python -m generation.math_verify_all A.json B.json \
+        --model_dir model/DeepSeek-R1-Distill-Qwen-7B --budgets 8192 16384
 
-Beside each file it writes `<file stem>.scores.json` and `<file stem>.verdicts.jsonl`, one line per response and budget.
-It appends one line per file to `output/verify.json` (JSON lines), under a lock. With `--budgets`, responses are cut to
-so many tokens and what is left is judged; the figures are then the largest budget's, with those of each under `budgets`.
+Beside each file it writes `<file stem>.scores.json` and `<file stem>.verdicts.jsonl`, one line per
+response and budget. It appends one line per file to `output/verify.json` (JSON lines), under a
+lock. With `--budgets`, responses are cut to so many tokens and what is left is judged; the figures
+are then the largest budget's, with those of each under `budgets`.
 """
 
 from __future__ import annotations
@@ -31,7 +35,13 @@ from tabulate import tabulate
 
 from generation.counting import CountedRow, Counting, count_rows, gold_list, head_of
 from generation.parallel import Shared, map_rows, num_cores
-from generation.provenance import check_comparable, known_parts, made_by, prompt_format_of, verifier_version
+from generation.provenance import (
+    check_comparable,
+    known_parts,
+    made_by,
+    prompt_format_of,
+    verifier_version,
+)
 from generation.reflection_words import tokens_per_reflection_quantile
 from generation.rendering import PromptFormat
 from generation.scoring import ALL, Interval, ScoredProblem, figures, groups
@@ -62,14 +72,16 @@ MOST_WAITING = 4096  # rows whose verdicts are open
 
 
 def problem_id(row: dict[str, Any]) -> str:
-    """Problem of a row: several rows may be paths of one, which then stay together in the intervals."""
+    """Problem of a row: several rows may be paths of one, which then stay together in the
+    intervals."""
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
 
 def score_files(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Scores of generation files as they are written: figures by group and budget, and every problem's counts."""
+    """Scores of generation files as they are written: figures by group and budget, and every
+    problem's counts."""
     from generation.math_verify import VerifierPool
 
     files = [open_file(path) for path in paths]
@@ -92,15 +104,18 @@ def score_files(
 
 
 def open_file(path: Path) -> tuple[Rows, list[Row]]:
-    """Rows of a generation file, and of each what is kept in memory; `lacking` says how many responses do not say what
-    their prompts did to the thinking."""
+    """Rows of a generation file, and of each what is kept in memory; `lacking` says how many
+    responses do not say what their prompts did to the thinking.
+    """
     heads: list[Row] = []
     formats: dict[str, Any] = {}  # one object for all rows that were asked alike
 
     def look(row: Row) -> None:
         head = head_of(row)
         if "prompt_format" in head:
-            head["prompt_format"] = formats.setdefault(json.dumps(head["prompt_format"]), head["prompt_format"])
+            head["prompt_format"] = formats.setdefault(
+                json.dumps(head["prompt_format"]), head["prompt_format"]
+            )
         head["lacking"] = sum("prompt_thinking" not in response for response in row["responses"])
         heads.append(head)
 
@@ -110,7 +125,8 @@ def open_file(path: Path) -> tuple[Rows, list[Row]]:
 def score_counted(
     path: Path, rows: Iterable[CountedRow], budgets: Sequence[int | None], pool: VerifierPool
 ) -> dict[int | None, list[ScoredProblem]]:
-    """Scored problems by budget, and `<file stem>.verdicts.jsonl`: what was extracted, and what was made of it.
+    """Scored problems by budget, and `<file stem>.verdicts.jsonl`: what was extracted, and what was
+    made of it.
 
     Rows are let go as soon as they are judged; an empty gold has no right answer.
     """
@@ -121,17 +137,26 @@ def score_counted(
         def settle() -> None:
             row, verdicts = waiting.popleft()
             for section, budget in enumerate(budgets):
-                new = ScoredProblem(problem_id(row.head), row.head.get("level"), [], row.head.get("benchmark"))
+                new = ScoredProblem(
+                    problem_id(row.head), row.head.get("level"), [], row.head.get("benchmark")
+                )
                 responses = problems[budget].setdefault(new.id, new).responses
                 cells = zip(row.responses[section], verdicts[section], strict=True)
                 for sample, ((answer, counts), verdict) in enumerate(cells):
                     responses.append(scored := replace(counts, correct=verdict.result()))
-                    place = {"id": row.head["id"], "sample": sample, "budget": budget, "gold": row.head["answer"]}
+                    place = {
+                        "id": row.head["id"],
+                        "sample": sample,
+                        "budget": budget,
+                        "gold": row.head["answer"],
+                    }
                     out.add({**place, "answer": answer, **asdict(scored)}, section)
 
         for row in rows:
             gold = row.head["answer"]
-            waiting.append((row, [[pool.submit(gold, answer) for answer, _ in cut] for cut in row.responses]))
+            waiting.append(
+                (row, [[pool.submit(gold, answer) for answer, _ in cut] for cut in row.responses])
+            )
             if len(waiting) > MOST_WAITING:
                 settle()
         while waiting:
@@ -142,14 +167,16 @@ def score_counted(
 def thinking_of_prompts(
     path: Path, rows: Rows, heads: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Thinking:
-    """What the prompts of a file did to the thinking, where responses do not say it: the model's template does."""
+    """What the prompts of a file did to the thinking, where responses do not say it: the model's
+    template does."""
     lacking = sum(head["lacking"] for head in heads)
     if not lacking:
         return "unknown"
     prompts = PromptFormat.of(prompt_format_of(heads, path))
     thinking = prompts.ask(rows[0]["problem"], tokenizer).thinking
     logger.info(
-        "%s: %d responses do not say what their prompts did to the thinking; derived from the chat template of model_dir: %s",
+        "%s: %d responses do not say what their prompts did to the thinking; derived from the chat "
+        "template of model_dir: %s",
         *(path, lacking, thinking),
     )
     return thinking
@@ -161,28 +188,43 @@ def check_rows(path: Path, rows: Sequence[Row], args: argparse.Namespace) -> Non
         read_base_tokens(args.base, {problem_id(row) for row in rows})
         known = made_by(path, rows) | {"scoring": scoring(args)}
         remedy = "make and score the base's responses with the same settings"
-        check_comparable(known_parts(read_scores(args.base)), known, (str(args.base), str(path)), remedy)
+        check_comparable(
+            known_parts(read_scores(args.base)), known, (str(args.base), str(path)), remedy
+        )
     check_groups(path, rows)
     for i, row in enumerate(rows):
         golds = gold_list(row["answer"])
         if args.slips and not (len(golds) == 1 and golds[0].removeprefix("-").isdecimal()):
             raise ValueError(
-                f"{path}: row {i} has the answer {row['answer']!r}, but --slips reads whole numbers, as the miniature's "
-                "are; leave it out"
+                f"{path}: row {i} has the answer {row['answer']!r}, but --slips reads whole "
+                "numbers, as the miniature's are; leave it out"
             )
 
 
 def check_groups(path: Path, rows: Sequence[Row]) -> None:
     """Raise ValueError for levels and benchmarks that rows cannot be grouped by."""
-    columns = {"level": (int, float, str, NoneType), "benchmark": (str, NoneType), "problem_id": (str, int, NoneType)}
+    columns = {
+        "level": (int, float, str, NoneType),
+        "benchmark": (str, NoneType),
+        "problem_id": (str, int, NoneType),
+    }
     for i, row in enumerate(rows):
         if wrong := [key for key, kind in columns.items() if not is_a(row.get(key), kind)]:
             given = str(row[wrong[0]])[:60]
-            raise ValueError(f"{path}: row {i} has the {wrong[0]!r} {given}; write a number or a text, or leave it out")
-    first = {isinstance(row["level"], str): i for i, row in reversed([*enumerate(rows)]) if row.get("level") is not None}
+            raise ValueError(
+                f"{path}: row {i} has the {wrong[0]!r} {given}; write a number or a text, or leave "
+                "it out"
+            )
+    first = {
+        isinstance(row["level"], str): i
+        for i, row in reversed([*enumerate(rows)])
+        if row.get("level") is not None
+    }
     if len(first) > 1:
         levels = " and ".join(f"row {i} {rows[i]['level']!r}" for i in sorted(first.values()))
-        raise ValueError(f"{path}: {levels} have levels of two kinds; write numbers or texts throughout")
+        raise ValueError(
+            f"{path}: {levels} have levels of two kinds; write numbers or texts throughout"
+        )
 
 
 def scoring(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,7 +238,8 @@ def scoring(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError for numbers out of range, an unknown mode, and outputs that cannot be written."""
+    """Raise ValueError for numbers out of range, an unknown mode, and outputs that cannot be
+    written."""
     from generation.math_verify.pool import MODES
 
     if any(budget < 1 for budget in args.budgets):
@@ -226,40 +269,55 @@ def file_scores(
         "problems": [{**asdict(p), "mean_tokens": p.mean_tokens} for p in problems],
     }
     if largest is not None:
-        scores["budgets"] = {str(budget): _figures_by_group(p, None) for budget, p in by_budget.items()}
+        scores["budgets"] = {
+            str(budget): _figures_by_group(p, None) for budget, p in by_budget.items()
+        }
     if args.reflection_quantile is not None:
         responses = [r for p in problems for r in p.responses]
         scores["tokens_per_reflection"] = tokens_per_reflection_quantile(
-            [r.num_reflections for r in responses], [r.num_think_tokens for r in responses], args.reflection_quantile
+            [r.num_reflections for r in responses],
+            [r.num_think_tokens for r in responses],
+            args.reflection_quantile,
         )
     return scores
 
 
-def _figures_by_group(problems: list[ScoredProblem], base: dict[str, float] | None) -> dict[str, Any]:
+def _figures_by_group(
+    problems: list[ScoredProblem], base: dict[str, float] | None
+) -> dict[str, Any]:
     by_group = {name: figures(group, base) for name, group in groups(problems).items()}
     return {name: {key: asdict(value) for key, value in f.items()} for name, f in by_group.items()}
 
 
 def append_result(results: Path, scores: dict[str, Any]) -> None:
-    """Append a file's figures to the log of all scored files, one JSON line; several runs may do so at once."""
+    """Append a file's figures to the log of all scored files, one JSON line; several runs may do
+    so at once."""
     results.parent.mkdir(parents=True, exist_ok=True)
     entry = {key: value for key, value in scores.items() if key != "problems"}
     with FileLock(f"{results}.lock"), results.open("a") as file:
-        file.write(json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | entry) + "\n")
+        file.write(
+            json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | entry) + "\n"
+        )
 
 
 def read_scores(path: str | Path) -> dict[str, Any]:
     """Scores that an earlier run wrote. Raises ValueError if there are none."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist; score its generation file first, with generation.math_verify_all")
+        raise ValueError(
+            f"{path} does not exist; score its generation file first, with "
+            "generation.math_verify_all"
+        )
     scores = read_json(path, finite=True)
     if not isinstance(scores, dict) or "groups" not in scores:
-        raise ValueError(f"{path} holds no scores; it must be a .scores.json file of generation.math_verify_all")
+        raise ValueError(
+            f"{path} holds no scores; it must be a .scores.json file of generation.math_verify_all"
+        )
     return scores
 
 
 def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError where one is missing."""
+    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError where
+    one is missing."""
     problems = read_scores(path).get("problems")
     if not isinstance(problems, list):
         raise ValueError(f"{path} has no problems; score its generation file again")
@@ -268,18 +326,23 @@ def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, A
 
 
 def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
-    """Mean tokens of the base model by problem. Raises ValueError if it was scored on other problems."""
-    tokens = {p["id"]: p["mean_tokens"] for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})}
+    """Mean tokens of the base model by problem. Raises ValueError if it was scored on other
+    problems."""
+    tokens = {
+        p["id"]: p["mean_tokens"] for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})
+    }
     if tokens.keys() != ids:
         raise ValueError(
-            f"{path} was scored on other problems: {len(tokens.keys() - ids)} of its {len(tokens)} are not in this "
-            f"file, and {len(ids - tokens.keys())} of this file's {len(ids)} are not in it; score the base on the same"
+            f"{path} was scored on other problems: {len(tokens.keys() - ids)} of its {len(tokens)} "
+            f"are not in this file, and {len(ids - tokens.keys())} of this file's {len(ids)} are "
+            "not in it; score the base on the same"
         )
     return tokens
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
-    """Table of scores by name: a row each, then accuracy and corrected slips by level where there are levels."""
+    """Table of scores by name: a row each, then accuracy and corrected slips by level where
+    there are levels."""
     columns = {
         "accuracy %": ("accuracy", 100, 1),
         "tokens": ("tokens", 1, 0),
@@ -292,7 +355,13 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
         "corrected %": ("corrected", 100, 1),
     }
     overall = [
-        [name, *(_cell(s["groups"][ALL].get(key), scale, digits) for key, scale, digits in columns.values())]
+        [
+            name,
+            *(
+                _cell(s["groups"][ALL].get(key), scale, digits)
+                for key, scale, digits in columns.values()
+            ),
+        ]
         for name, s in scored.items()
     ]
     parts = [tabulate(overall, ["", *columns], disable_numparse=True, stralign="right")]
@@ -302,7 +371,9 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
             for name, s in scored.items()
         ]
         parts.append(tabulate(rows, [title, *keys], disable_numparse=True, stralign="right"))
-    levels = list(dict.fromkeys(name for s in scored.values() for name in s["groups"] if name != ALL))
+    levels = list(
+        dict.fromkeys(name for s in scored.values() for name in s["groups"] if name != ALL)
+    )
     for title, key in (("accuracy %", "accuracy"), ("corrected %", "corrected")):
         rows = [
             [name, *(_cell(s["groups"].get(level, {}).get(key), 100, 1) for level in levels)]
@@ -316,8 +387,16 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
 def _optional_tables(scored: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Further tables that the scores have figures for: title, then key and scale of each column."""
     keys = {key for s in scored.values() for key in s["groups"][ALL]}
-    passes = sorted((key for key in keys if key.startswith("pass@")), key=lambda key: int(key.removeprefix("pass@")))
-    by_correctness = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "think_tokens_wrong")
+    passes = sorted(
+        (key for key in keys if key.startswith("pass@")),
+        key=lambda key: int(key.removeprefix("pass@")),
+    )
+    by_correctness = (
+        "tokens_correct",
+        "tokens_wrong",
+        "think_tokens_correct",
+        "think_tokens_wrong",
+    )
     tables = {
         "pass@k %": dict.fromkeys(passes, 100),
         "by correctness": {key: 1 for key in by_correctness if key in keys},
@@ -333,23 +412,44 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score files of generation.generate.")
     parser.add_argument("files", nargs="+", type=Path, help="generation files")
-    parser.add_argument("--model_dir", required=True, help="model whose tokenizer counts thinking tokens")
-    parser.add_argument("--base", type=Path, help=".scores.json file of the base model, for TR")
-    parser.add_argument("--mode", default="strict", help="how answers are compared: strict or original")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[], help="cut responses to so many tokens; several")
-    parser.add_argument("--results", type=Path, default=Path("output/verify.json"), help="log of all scored files")
-    parser.add_argument("--slips", action="store_true", help="miniature: count corrected wrong first results")
-    parser.add_argument("--word_bounded", action="store_true", help="count whole reflection words only")
     parser.add_argument(
-        "--reflection_quantile", type=float, help="also write tokens_per_reflection, the reflect reward's threshold"
+        "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
+    )
+    parser.add_argument("--base", type=Path, help=".scores.json file of the base model, for TR")
+    parser.add_argument(
+        "--mode", default="strict", help="how answers are compared: strict or original"
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=int,
+        default=[],
+        help="cut responses to so many tokens; several",
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("output/verify.json"), help="log of all scored files"
+    )
+    parser.add_argument(
+        "--slips", action="store_true", help="miniature: count corrected wrong first results"
+    )
+    parser.add_argument(
+        "--word_bounded", action="store_true", help="count whole reflection words only"
+    )
+    parser.add_argument(
+        "--reflection_quantile",
+        type=float,
+        help="also write tokens_per_reflection, the reflect reward's threshold",
     )
     parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after all files are scored, 1 with one line on stderr for a mistake in the arguments or files."""
+    """Exit code 0 after all files are scored, 1 with one line on stderr for a mistake in the
+    arguments or files."""
     setup_logging()
     args = parse_arguments(argv)
     try:
@@ -357,7 +457,9 @@ def main(argv: list[str] | None = None) -> None:
         scored = {"base": read_scores(args.base)} if args.base else {}
         tokenizer = load_tokenizer(args.model_dir, "model_dir")
         for path, scores in score_files(args.files, tokenizer, args):
-            scored[path.stem if [file.stem for file in args.files].count(path.stem) == 1 else str(path)] = scores
+            scored[
+                path.stem if [file.stem for file in args.files].count(path.stem) == 1 else str(path)
+            ] = scores
             write_json(path.with_suffix(".scores.json"), scores)
             append_result(args.results, scores)
     except ValueError as error:

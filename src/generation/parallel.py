@@ -1,4 +1,5 @@
-"""Work on the rows of a file by many processes, with the results in order and few of them in memory at once."""
+"""Work on the rows of a file by many processes, with the results in order and few of them in
+memory at once."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ Result = TypeVar("Result")
 BATCH_BYTES = 1 << 18  # of rows that a process works on at once
 ROWS_IN_MEMORY = 64  # the same, where they are in memory
 BYTES_PER_PROCESS = 1 << 22  # starting a process takes as long as the work on so many bytes
-PRELOADED = ["generation.counting", "generation.cuts", "generation.generate"]  # imported once for all processes
+# imported once for all processes
+PRELOADED = ["generation.counting", "generation.cuts", "generation.generate"]
 _state: Any = None  # of a process of a pool
 
 
 class Shared:
-    """A value for all processes, such as a tokenizer: it is pickled once, which is faster than loading it in each."""
+    """A value for all processes, such as a tokenizer: it is pickled once, which is faster than
+    loading it in each."""
 
     def __init__(self, value: Any, data: bytes | None = None):
         self.value, self._data = value, data
@@ -63,9 +66,11 @@ def map_rows(
     """Results of all rows in order.
 
     Args:
-        work: makes a result a row from what `setup` returned and some rows; a function of a module that is imported.
+        work: makes a result a row from what `setup` returned and some rows; a function of a module
+            that is imported.
         rows: of a file, or few in memory.
-        setup: called once in each process; it can be sent there. Small files are done in this process.
+        setup: called once in each process; it can be sent there. Small files are done in this
+            process.
         num_workers: processes; default: one a core.
         progress: what to call a progress bar; None for no bar.
     """
@@ -73,7 +78,9 @@ def map_rows(
         batches = rows.batches(BATCH_BYTES)
     else:
         batches = (rows[i : i + ROWS_IN_MEMORY] for i in range(0, len(rows), ROWS_IN_MEMORY))
-    with tqdm(total=len(rows), desc=progress, unit="row", mininterval=1.0, disable=progress is None) as bar:
+    with tqdm(
+        total=len(rows), desc=progress, unit="row", mininterval=1.0, disable=progress is None
+    ) as bar:
         for results in ordered_map(work, batches, setup, processes_for(rows, num_workers)):
             bar.update(len(results))
             yield from results
@@ -81,11 +88,20 @@ def map_rows(
 
 def processes_for(rows: Rows | list[Row], num_workers: int | None) -> int:
     """Processes that pay for work on these rows, at most `num_workers`; 1 means this process."""
-    return max(1, min(num_workers or num_cores(), rows.num_bytes // BYTES_PER_PROCESS if isinstance(rows, Rows) else 1))
+    return max(
+        1,
+        min(
+            num_workers or num_cores(),
+            rows.num_bytes // BYTES_PER_PROCESS if isinstance(rows, Rows) else 1,
+        ),
+    )
 
 
 def ordered_map(
-    work: Callable[[Any, Any], Result], items: Iterable[Any], setup: Callable[[], Any], num_processes: int
+    work: Callable[[Any, Any], Result],
+    items: Iterable[Any],
+    setup: Callable[[], Any],
+    num_processes: int,
 ) -> Iterator[Result]:
     """`work(setup(), item)` of every item, in order; items are taken as they are needed.
 
@@ -107,11 +123,13 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        for process in multiprocessing.active_children():  # the pool may have missed one that was just starting
+        # the pool may have missed one that was just starting
+        for process in multiprocessing.active_children():
             if isinstance(process, ForkServerProcess):
                 process.kill()
         raise ValueError(
-            f"one of {num_processes} processes was ended from outside, most likely for memory; give fewer with num_workers"
+            f"one of {num_processes} processes was ended from outside, most likely for memory; "
+            "give fewer with num_workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -131,6 +149,7 @@ def _run(work: Callable[[Any, Any], Result], item: Any) -> Result:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent does, however that ends: nobody would wait for it any more."""
+    """End this process when its parent does, however that ends: nobody would wait for it any
+    more."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,4 +1,5 @@
-"""Reflection words: how often a thinking turns back on itself, and how often the base model's does."""
+"""Reflection words: how often a thinking turns back on itself, and how often the base model's
+does."""
 
 from __future__ import annotations
 
@@ -8,25 +9,33 @@ import numpy as np
 
 REFLECTION_WORDS = ("wait", "alternatively", "check", "but")
 
-# Words at most 59 characters apart on one line are one cluster and count once. The published thresholds were measured
-# without word boundaries ("distribution" counts through its "but"), so that is the default of the 7B recipes.
+# Words at most 59 characters apart on one line are one cluster and count once. The published
+# thresholds were measured without word boundaries ("distribution" counts through its "but"), so
+# that is the default of the 7B recipes.
 _MAX_GAP = 59
-# Letters that a search without case takes for `i` and `k`, or that are no single letter in lower case.
+# Letters that a search without case takes for `i` and `k`, or that are no single letter in lower
+# case.
 _LETTERS = str.maketrans("\u0130\u0131\u212a", "iik")
 
 
 def count_reflections(think: str, word_bounded: bool = False) -> int:
     """Number of clusters of reflection words in a thinking.
 
-    `word_bounded` counts whole words only; a threshold measured with one setting is not valid for the other.
+    `word_bounded` counts whole words only; a threshold measured with one setting is not valid for
+    the other.
     """
     lowered = (think if think.isascii() else think.translate(_LETTERS)).lower()
     words = sorted(span for word in REFLECTION_WORDS for span in _find(word, lowered))
     if word_bounded:
-        words = [(start, end) for start, end in words if not (_goes_on(think, start - 1) or _goes_on(think, end))]
+        words = [
+            (start, end)
+            for start, end in words
+            if not (_goes_on(think, start - 1) or _goes_on(think, end))
+        ]
     ends = [-_MAX_GAP - 1, *(end for _, end in words)]
     return sum(
-        start - before > _MAX_GAP or "\n" in think[max(before, 0) : start] for (start, _), before in zip(words, ends, strict=False)
+        start - before > _MAX_GAP or "\n" in think[max(before, 0) : start]
+        for (start, _), before in zip(words, ends, strict=False)
     )
 
 
@@ -48,13 +57,20 @@ def tokens_per_reflection_quantile(
 ) -> float:
     """Threshold of the reflection reward, measured on the base model's paths.
 
-    Inverse of the `share` quantile (linear interpolation) of the density, reflections per thinking token; the paper's
-    225.09 is that of DeepSeek-R1-Distill-Qwen-7B at 0.2. Paths without thinking tokens are left out. Raises ValueError
-    if no path is left, or if the quantile is 0, which the reward cannot use.
+    Inverse of the `share` quantile (linear interpolation) of the density, reflections per thinking
+    token; the paper's 225.09 is that of DeepSeek-R1-Distill-Qwen-7B at 0.2. Paths without thinking
+    tokens are left out. Raises ValueError if no path is left, or if the quantile is 0, which the
+    reward cannot use.
     """
-    densities = [n / tokens for n, tokens in zip(num_reflections, num_think_tokens, strict=True) if tokens > 0]
+    densities = [
+        n / tokens
+        for n, tokens in zip(num_reflections, num_think_tokens, strict=True)
+        if tokens > 0
+    ]
     if not densities:
-        raise ValueError(f"none of the {len(num_think_tokens)} paths has thinking tokens: nothing to measure")
+        raise ValueError(
+            f"none of the {len(num_think_tokens)} paths has thinking tokens: nothing to measure"
+        )
     quantile = float(np.quantile(densities, share))
     if quantile == 0:
         raise ValueError(

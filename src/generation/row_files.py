@@ -1,7 +1,8 @@
 """Files of rows, read and written one row at a time, so that their size does not matter.
 
-A `.json` file is a list with one row a line as written here, or any other layout of a list; a `.jsonl` file has a row a
-line. `open_rows` looks at every row once and keeps only where each of them is.
+A `.json` file is a list with one row a line as written here, or any other layout of a list; a
+`.jsonl` file has a row a line. `open_rows` looks at every row once and keeps only where each of
+them is.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Row = dict[str, Any]
 Convert = Callable[[Row, int], Row]  # takes a row and its number in the file
 
 BUFFER = CHUNK = 1 << 20  # bytes that are read at once
-_UNFINISHED = 16  # characters that a number, a literal or an escape may still lack at the end of what was read
+# characters that a number, a literal or an escape may still lack at the end of what was read
+_UNFINISHED = 16
 _PLACE = re.compile(rb"\[(\d+), ")  # begin of a line of an unfinished file
 
 
@@ -50,14 +52,21 @@ class Rows(Sequence[Row]):
         path: file.
         starts, sizes: first byte and number of bytes of each row.
         numbers: place of each row in the file.
+        version: of the file when its rows were looked at.
         convert: makes a row of what the file has.
     """
 
     def __init__(
-        self, path: Path, starts: array[int], sizes: array[int], numbers: Sequence[int], convert: Convert | None = None
+        self,
+        path: Path,
+        starts: array[int],
+        sizes: array[int],
+        numbers: Sequence[int],
+        version: tuple[int, int],
+        convert: Convert | None = None,
     ):
-        self.path, self._starts, self._sizes, self._numbers, self._convert = path, starts, sizes, numbers, convert
-        self._version = _version(os.stat(path))
+        self.path, self._version, self._convert = path, version, convert
+        self._starts, self._sizes, self._numbers = starts, sizes, numbers
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -65,7 +74,7 @@ class Rows(Sequence[Row]):
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             places = self._starts[place], self._sizes[place], self._numbers[place]
-            return Rows(self.path, *places, self._convert)
+            return Rows(self.path, *places, self._version, self._convert)
         place = range(len(self))[place]
         return next(iter(self[place : place + 1]))
 
@@ -75,10 +84,13 @@ class Rows(Sequence[Row]):
             yield row if self._convert is None else self._convert(row, number)
 
     def texts(self) -> Iterator[bytes]:
-        """Rows as the file has them. Raises ValueError where the file is another one than it was."""
+        """Rows as the file has them. Raises ValueError where the file is another one than it
+        was."""
         with self.path.open("rb", buffering=BUFFER) as file:
             if _version(os.fstat(file.fileno())) != self._version:
-                raise ValueError(f"{self.path} was changed while it was read; run the command again")
+                raise ValueError(
+                    f"{self.path} was changed while it was read; run the command again"
+                )
             for start, size in zip(self._starts, self._sizes, strict=True):
                 file.seek(start)
                 yield file.read(size)
@@ -87,13 +99,15 @@ class Rows(Sequence[Row]):
         """Rows at these places, in this order."""
         places = list(places)
         starts, sizes, numbers = (
-            array("Q", (values[i] for i in places)) for values in (self._starts, self._sizes, self._numbers)
+            array("Q", (values[i] for i in places))
+            for values in (self._starts, self._sizes, self._numbers)
         )
-        return Rows(self.path, starts, sizes, numbers, self._convert)
+        return Rows(self.path, starts, sizes, numbers, self._version, self._convert)
 
     def mapped(self, convert: Convert) -> Rows:
         """The same rows, converted once more."""
-        return Rows(self.path, self._starts, self._sizes, self._numbers, _Chain(self._convert, convert))
+        places = self._starts, self._sizes, self._numbers
+        return Rows(self.path, *places, self._version, _Chain(self._convert, convert))
 
     def batches(self, num_bytes: int) -> Iterator[Rows]:
         """All rows as slices of about so many bytes, and of at least one row."""
@@ -142,12 +156,17 @@ def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, 
         name: file.
         check: called with each row and its number; it raises ValueError for what a row may not be.
 
-    Raises ValueError naming the file, and the line and column, or the row, of a mistake. What is no JSON is said first.
+    Raises ValueError naming the file, and the line and column, or the row, of a mistake. What is no
+    JSON is said first.
     """
     path = Path(name)
+    with _open(path) as file:
+        version = _version(os.fstat(file.fileno()))
     starts, sizes = array("Q"), array("Q")
     refused: ValueError | None = None
-    for i, (start, size, row) in enumerate(_scan_lines(path) if path.suffix == ".jsonl" else _scan_list(path)):
+    for i, (start, size, row) in enumerate(
+        _scan_lines(path) if path.suffix == ".jsonl" else _scan_list(path)
+    ):
         try:
             if refused is None:
                 _check_object(row, i, path)
@@ -160,33 +179,40 @@ def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, 
         raise _no_rows(path, "empty")
     if refused is not None:
         raise refused
-    return Rows(path, starts, sizes, range(len(starts)))
+    return Rows(path, starts, sizes, range(len(starts)), version)
 
 
 def _check_object(row: Any, i: int, path: Path) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: row {i} must be an object, but is {str(row)[:60]!r}; write {{...}}")
+        raise ValueError(
+            f"{path}: row {i} must be an object, but is {str(row)[:60]!r}; write {{...}}"
+        )
 
 
 def _no_rows(path: Path, found: str) -> ValueError:
-    return ValueError(f"{path}: must be a list of at least one row, but is {found}; write [{{...}}, {{...}}]")
+    return ValueError(
+        f"{path}: must be a list of at least one row, but is {found}; write [{{...}}, {{...}}]"
+    )
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a file of text. Raises ValueError where it cannot be read, or is not UTF-8 from its first letters on."""
+    """Open a file of text. Raises ValueError where it cannot be read, or is not UTF-8 from its
+    first letters on."""
     try:
         file = path.open("rb", buffering=BUFFER)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file that can") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); give a file that can"
+        ) from None
     if wide := wide_encoding(file.peek(64)[:64]):
         file.close()
         raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
     return file
 
 
-# --- A row a line ---
+# --- A row a line ---------------------------------------------------------------------------------
 
 
 def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
@@ -222,7 +248,7 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> ValueError:
     return ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8")
 
 
-# --- A list ---
+# --- A list ---------------------------------------------------------------------------------------
 
 
 class _Window:
@@ -232,7 +258,8 @@ class _Window:
         self._path, self._file = path, file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.position = "", 0  # the next character
-        self.byte = len(codecs.BOM_UTF8) if file.peek(3).startswith(codecs.BOM_UTF8) else 0  # and its first byte
+        # and its first byte
+        self.byte = len(codecs.BOM_UTF8) if file.peek(3).startswith(codecs.BOM_UTF8) else 0
         self.ended = False
 
     def grow(self) -> None:
@@ -254,7 +281,8 @@ class _Window:
         return size
 
     def next_character(self) -> str:
-        """Next character that is no white space, where the window then stands; empty at the end of the file."""
+        """Next character that is no white space, where the window then stands; empty at the end
+        of the file."""
         while True:
             end = _SPACE.match(self.text, self.position).end()
             self.pass_over(end)
@@ -303,12 +331,15 @@ def _scan_list(path: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def _decode(window: _Window, path: Path, number: int) -> tuple[Any, int]:
-    """Value at the window's position, and its end; more of the file is read until the value is whole."""
+    """Value at the window's position, and its end; more of the file is read until the value is
+    whole."""
     while True:
         try:
             return _decode_here(window, path, number)
         except json.JSONDecodeError as error:
-            may_go_on = error.msg.startswith("Unterminated string") or error.pos + _UNFINISHED > len(window.text)
+            may_go_on = error.msg.startswith(
+                "Unterminated string"
+            ) or error.pos + _UNFINISHED > len(window.text)
             if window.ended or not may_go_on:
                 raise window.error(error.msg, error.pos) from None
         except RecursionError:
@@ -325,7 +356,9 @@ def _decode_here(window: _Window, path: Path, number: int) -> tuple[Any, int]:
         raise
     except ValueError:  # a number that none is, or with more digits than Python reads
         value, _ = LenientDecoder(finite=True).raw_decode(window.text, window.position)
-        raise _WrongNumber(f"{path}: row {number} has {wrong_number(value)}; write a number, a text or null") from None
+        raise _WrongNumber(
+            f"{path}: row {number} has {wrong_number(value)}; write a number, a text or null"
+        ) from None
 
 
 class _WrongNumber(ValueError):
@@ -339,9 +372,10 @@ def _place(path: Path, byte: int) -> tuple[int, int]:
         return len(begins), len(data[begins[-1] : byte].decode("utf-8-sig", "replace")) + 1
 
 
-# --- Writing ---
+# --- Writing --------------------------------------------------------------------------------------
 
-JSON_LIST, JSON_LINES = (b"[\n", b",\n", b"\n]\n"), (b"", b"\n", b"\n")  # begin, between two rows, end
+# begin, between two rows, end
+JSON_LIST, JSON_LINES = (b"[\n", b",\n", b"\n]\n"), (b"", b"\n", b"\n")
 
 
 class RowWriter:
@@ -349,7 +383,8 @@ class RowWriter:
 
     Args:
         path: file.
-        num_sections: parts of the file, whose rows come in any order; the file has one part after the other.
+        num_sections: parts of the file, whose rows come in any order; the file has one part after
+            the other.
     """
 
     def __init__(self, path: str | Path, num_sections: int = 1):
@@ -358,7 +393,9 @@ class RowWriter:
         begin = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._names = [begin.with_name(f"{begin.name}.{i}") for i in range(num_sections)]
         self._files: list[BinaryIO] = []
-        self._begin, self._between, self._end = JSON_LIST if self.path.suffix == ".json" else JSON_LINES
+        self._begin, self._between, self._end = (
+            JSON_LIST if self.path.suffix == ".json" else JSON_LINES
+        )
         self.num_rows = 0
 
     def __enter__(self) -> RowWriter:
@@ -398,7 +435,8 @@ class RowWriter:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either complete or absent. A list, or rows one at a time, get one line each."""
+    """Write JSON so that the file is either complete or absent. A list, or rows one at a time,
+    get one line each."""
     if isinstance(value, (list, Rows, Iterator)):
         with RowWriter(path) as out:
             for row in value:
@@ -413,8 +451,8 @@ def write_json(path: Path, value: Any) -> None:
 class GenerationFile:
     """Output of a generation stage: `<path>` once complete, `<path stem>.part.jsonl` until then.
 
-    Beside it stands `<path stem>.settings.json`, what the rows were made with, so that a file is never continued, or
-    taken for complete, under other settings.
+    Beside it stands `<path stem>.settings.json`, what the rows were made with, so that a file is
+    never continued, or taken for complete, under other settings.
 
     Args:
         path: final file, `.json`.
@@ -448,7 +486,8 @@ class GenerationFile:
 
     def close(self) -> None:
         """Write the final file, rows in order, and remove the unfinished one."""
-        places = {index: place for index, *place in self._read_part()}  # of an index that was written twice, the last
+        # of an index that was written twice, the last
+        places = {index: place for index, *place in self._read_part()}
         with RowWriter(self.path) as out, self._part.open("rb") as part:
             for _, (start, size) in sorted(places.items()):
                 part.seek(start)
@@ -459,14 +498,17 @@ class GenerationFile:
         if not (self.complete or self._part.exists()):
             return
         before = read_json(path) if path.exists() else {}
-        # A setting that an earlier version did not know had no value then; a digest it did not take is not known.
+        # A setting that an earlier version did not know had no value then; a digest it did not take
+        # is not known.
         keys = before.keys() | settings.keys() - (DIGESTS - before.keys())
         changed = [key for key in keys if (before.get(key) or None) != (settings.get(key) or None)]
         if changed:
-            changes = ", ".join(f"{key} ({before.get(key)!r}, now {settings.get(key)!r})" for key in sorted(changed))
+            changes = ", ".join(
+                f"{key} ({before.get(key)!r}, now {settings.get(key)!r})" for key in sorted(changed)
+            )
             raise ValueError(
-                f"{self.path if self.complete else self._part} was made with other settings: {changes}; "
-                "give another --save_suffix, or delete the file"
+                f"{self.path if self.complete else self._part} was made with other settings: "
+                f"{changes}; give another --save_suffix, or delete the file"
             )
 
     def _read_part(self) -> Iterator[tuple[int, int, int]]:
@@ -480,7 +522,9 @@ class GenerationFile:
         with self._part.open("r+b", buffering=BUFFER) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    logger.info("%s: the last row was not written to its end and is made again", self._part)
+                    logger.info(
+                        "%s: the last row was not written to its end and is made again", self._part
+                    )
                     file.truncate(start)
                     return
                 index, _ = parse_json(line.decode("utf-8"), self._part, number)

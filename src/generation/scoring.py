@@ -1,7 +1,9 @@
-"""What is counted of responses, and the figures with their intervals that are made of it; no files, no models.
+"""What is counted of responses, and the figures with their intervals that are made of it; no files,
+no models.
 
-Intervals (95 %) come from a bootstrap over problems: the responses to one problem stay together, because they are not
-independent. Every figure is a ratio of sums over problems, or the mean of such ratios over benchmarks.
+Intervals (95 %) come from a bootstrap over problems: the responses to one problem stay together,
+because they are not independent. Every figure is a ratio of sums over problems, or the mean of such
+ratios over benchmarks.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 BLOCK = 1 << 22  # draws that are held at once
-Ratio = tuple[Sequence[float], Sequence[float]]  # numerators and denominators, one of each per problem
+# numerators and denominators, one of each per problem
+Ratio = tuple[Sequence[float], Sequence[float]]
 ALL = "all"  # the group of all responses, beside one group per level
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; None where it is not defined, as tokens per word where there is no word."""
+    """A figure and its 95 % interval; None where it is not defined, as tokens per word where
+    there is no word."""
 
     value: float | None
     low: float | None
@@ -31,7 +35,11 @@ class Interval:
         """`value +- half the width of the interval`, all times `scale`."""
         if self.value is None:
             return "-"
-        half = "" if None in (self.low, self.high) else f" ± {(self.high - self.low) / 2 * scale:.{digits}f}"
+        half = (
+            ""
+            if None in (self.low, self.high)
+            else f" ± {(self.high - self.low) / 2 * scale:.{digits}f}"
+        )
         return f"{self.value * scale:.{digits}f}{half}"
 
 
@@ -46,7 +54,8 @@ class ScoredResponse:
     truncated: bool
     answered: bool = True  # whether an answer was found in it
     no_room: bool = False  # never asked for: the prompt alone fills the context
-    first_right: bool | None = None  # whether the first result that the thinking states is right; only with slips
+    # whether the first result that the thinking states is right; only with slips
+    first_right: bool | None = None
 
     @property
     def corrected(self) -> bool:
@@ -68,8 +77,11 @@ class ScoredProblem:
         return sum(r.num_tokens for r in self.responses) / len(self.responses)
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
-    """Sum of numerators over sum of denominators, one of each per problem, with a percentile bootstrap over problems.
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0
+) -> Interval:
+    """Sum of numerators over sum of denominators, one of each per problem, with a percentile
+    bootstrap over problems.
 
     >>> ratio_interval([0, 4], [4, 4])  # two problems, four responses each: the widest interval
     Interval(value=0.5, low=0.0, high=1.0)
@@ -78,10 +90,12 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], s
 
 
 def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
-    """Mean over benchmarks of a ratio of sums, each benchmark weighing the same whatever its number of problems.
+    """Mean over benchmarks of a ratio of sums, each benchmark weighing the same whatever its number
+    of problems.
 
     Args:
-        benchmarks: numerators and denominators, one of each per problem. Problems are drawn within their benchmark.
+        benchmarks: numerators and denominators, one of each per problem. Problems are drawn within
+            their benchmark.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
@@ -90,21 +104,23 @@ def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
 
 
 def ratio_intervals(ratios: Sequence[Ratio], seed: int = 0) -> list[Interval]:
-    """`ratio_interval` of several pairs of numerators and denominators of the same problems, which are drawn once."""
+    """`ratio_interval` of several pairs of numerators and denominators of the same problems,
+    which are drawn once."""
     values, resampled = _ratios(ratios, np.random.default_rng(seed))
     return [_interval(value, column) for value, column in zip(values, resampled.T, strict=True)]
 
 
-def _ratios(
-    ratios: Sequence[Ratio], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _ratios(ratios: Sequence[Ratio], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Ratios of sums (F,), and those of each resample (R, F)."""
     sums = np.array(ratios, dtype=float).reshape(2 * len(ratios), -1).T  # (P, 2F)
     num_problems = len(sums)
     # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
     shares, size = np.full(num_problems, 1 / num_problems), max(BLOCK // num_problems, 1)
     blocks = [min(size, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, size)]
-    drawn = np.concatenate([rng.multinomial(num_problems, shares, size=block) @ sums for block in blocks])  # (R, 2F)
+    # (R, 2F)
+    drawn = np.concatenate(
+        [rng.multinomial(num_problems, shares, size=block) @ sums for block in blocks]
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         return sums[:, ::2].sum(axis=0) / sums[:, 1::2].sum(axis=0), drawn[:, ::2] / drawn[:, 1::2]
 
@@ -115,7 +131,8 @@ def _interval(value: float, resampled: np.ndarray) -> Interval:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that at least one of k of the samples, drawn without replacement, is right (Chen et al. 2021, eq. 1).
+    """Chance that at least one of k of the samples, drawn without replacement, is right (Chen et
+    al. 2021, eq. 1).
 
     >>> pass_at_k(4, 1, 2)
     0.5
@@ -124,8 +141,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def aes(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float:
-    """Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): share of tokens saved, plus 3 times the relative gain
-    in accuracy, or minus 5 times the relative loss.
+    """Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): share of tokens saved, plus 3
+    times the relative gain in accuracy, or minus 5 times the relative loss.
 
     >>> round(aes(0.9, 50, base_accuracy=0.9, base_tokens=100), 2)
     0.5
@@ -134,19 +151,25 @@ def aes(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float
     return 1 - tokens / base_tokens + (3 * gain if gain >= 0 else 5 * gain)
 
 
-def figures(problems: Sequence[ScoredProblem], base: dict[str, float] | None = None) -> dict[str, Interval]:
+def figures(
+    problems: Sequence[ScoredProblem], base: dict[str, float] | None = None
+) -> dict[str, Interval]:
     """Figures of a set of problems, each weighing as much as it has responses.
 
     Args:
         problems: scored ones.
-        base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base model's.
+        base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base
+            model's.
     """
 
     def over(numerator: str, denominator: str | None = None, correct: bool | None = None) -> Ratio:
         counted = [[r for r in p.responses if correct in (None, r.correct)] for p in problems]
         return (
             [sum(getattr(r, numerator) for r in group) for group in counted],
-            [sum(getattr(r, denominator) for r in group) if denominator else len(group) for group in counted],
+            [
+                sum(getattr(r, denominator) for r in group) if denominator else len(group)
+                for group in counted
+            ],
         )
 
     result = {
@@ -182,7 +205,8 @@ def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Ratio]:
 
 
 def groups(problems: Sequence[ScoredProblem]) -> dict[str, list[ScoredProblem]]:
-    """All problems; where rows have a `level` those of each level, easiest first, and a `benchmark` those of each."""
+    """All problems; where rows have a `level` those of each level, easiest first, and a
+    `benchmark` those of each."""
     levels = sorted({p.level for p in problems if p.level is not None})
     benchmarks = dict.fromkeys(p.benchmark for p in problems if p.benchmark is not None)
     return (

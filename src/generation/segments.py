@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _SENTENCE_ENDS = ("!", ".", ";", "?", "！", "。", "；", "？")
 _NEWLINE = r"(?:\r\n|\n|\r(?!\n))"
-BLANK_LINES = re.compile(rf"{_NEWLINE}(?:[^\S\r\n]*{_NEWLINE})+")  # one or more lines of nothing but white space
+# one or more lines of nothing but white space
+BLANK_LINES = re.compile(rf"{_NEWLINE}(?:[^\S\r\n]*{_NEWLINE})+")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Paragraph:
 
     text: str  # its parts joined by a blank line
     num_tokens: int  # sum over the parts, each counted by itself
-    part_ends: tuple[int, ...]  # per part, the offset in the split text just after its last character
+    # per part, the offset in the split text just after its last character
+    part_ends: tuple[int, ...]
 
     @property
     def end(self) -> int:
@@ -43,7 +45,8 @@ class _Part:
 def thinking_of(text: str, prompt_thinking: Thinking = "unknown") -> str:
     """Text before the first `</think>`, or all of it if there is none (a truncated path).
 
-    After a prompt that has closed its thinking (`prompt_thinking`, see `generation.rendering`) there is none.
+    After a prompt that has closed its thinking (`prompt_thinking`, see `generation.rendering`)
+    there is none.
     """
     return "" if prompt_thinking == "closed" else text.split(THINK_END, 1)[0]
 
@@ -52,8 +55,8 @@ def check_paragraph_tokens(min_tokens: int, max_tokens: int) -> None:
     """Raise ValueError for limits of `split_paragraphs` that no paragraph could keep."""
     if min_tokens < 0 or max_tokens < 1 or min_tokens > max_tokens:
         raise ValueError(
-            f"paragraph_min_tokens is {min_tokens} and paragraph_max_tokens {max_tokens}; the first must be 0 or more, "
-            "and the second at least 1 and not below it"
+            f"paragraph_min_tokens is {min_tokens} and paragraph_max_tokens {max_tokens}; the "
+            "first must be 0 or more, and the second at least 1 and not below it"
         )
 
 
@@ -65,10 +68,12 @@ def split_paragraphs(
     max_tokens: int = 128,
     prompt_thinking: Thinking = "unknown",
 ) -> list[Paragraph]:
-    """Split the thinking of a completion into paragraphs; there is none after a prompt that has closed it.
+    """Split the thinking of a completion into paragraphs; there is none after a prompt that has
+    closed it.
 
-    Parts (between blank lines) are collected until they hold at least `min_tokens` tokens and end a sentence, or until
-    the next part would make them reach `max_tokens`. A part is never split. Offsets refer to `text`.
+    Parts (between blank lines) are collected until they hold at least `min_tokens` tokens and end a
+    sentence, or until the next part would make them reach `max_tokens`. A part is never split.
+    Offsets refer to `text`.
     """
     groups: list[list[_Part]] = [[]]  # the last one is open
     for part in _parts(thinking_of(text, prompt_thinking), count_tokens):
@@ -85,10 +90,9 @@ def split_paragraphs(
     return [_join(group) for group in groups if group]
 
 
-def token_counter(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
-) -> Callable[[str], int]:
-    """Function from a blank-line part of one of the texts to its tokens; all parts are encoded at once."""
+def token_counter(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
+    """Function from a blank-line part of one of the texts to its tokens; all parts are encoded
+    at once."""
     parts = list({text[start:end] for text in texts for start, end in _spans(thinking_of(text))})
     return dict(zip(parts, num_tokens(parts, tokenizer), strict=True)).__getitem__
 
@@ -97,16 +101,20 @@ def num_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int
     """Tokens of each text, without special ones around it."""
     if not tokenizer.is_fast or not texts:
         return [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-    backend = tokenizer.backend_tokenizer  # by itself it makes no lists of ids, which takes as long as the encoding
+    # by itself it makes no lists of ids, which takes as long as the encoding
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return [
+        len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
     """Group consecutive paragraphs greedily into chunks of at most `limit` tokens.
 
-    Returns ranges of paragraph indices, never empty ones; a paragraph over the limit is a chunk by itself.
+    Returns ranges of paragraph indices, never empty ones; a paragraph over the limit is a chunk by
+    itself.
     """
     chunks: list[range] = []
     start, total = 0, 0
@@ -128,8 +136,13 @@ def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[_Part]:
 def _spans(thinking: str) -> list[tuple[int, int]]:
     """Begin and end of each part that is not blank."""
     separators = [match.span() for match in BLANK_LINES.finditer(thinking)]
-    starts, ends = [0, *(end for _, end in separators)], [*(start for start, _ in separators), len(thinking)]
-    return [(start, end) for start, end in zip(starts, ends, strict=True) if thinking[start:end].strip()]
+    starts, ends = (
+        [0, *(end for _, end in separators)],
+        [*(start for start, _ in separators), len(thinking)],
+    )
+    return [
+        (start, end) for start, end in zip(starts, ends, strict=True) if thinking[start:end].strip()
+    ]
 
 
 def _join(parts: list[_Part]) -> Paragraph:

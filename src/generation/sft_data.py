@@ -1,9 +1,11 @@
 """Data of the offline baselines from shortened paths: SFT rows and preference pairs.
 
-    python -m generation.sft_data FINISHED --paths PATHS --sft_out dataset/labeling/SFT.json --rpo_out dataset/labeling/RPO.json
+    python -m generation.sft_data FINISHED --paths PATHS --sft_out dataset/labeling/SFT.json \
+        --rpo_out dataset/labeling/RPO.json
 
-FINISHED is what split `math_cot` wrote for cut paths (`labeling_distill_utils --clean`), PATHS the file they come from.
-A shortened path counts if it was really cut, ended by itself, is shorter than its original, and its answer is right.
+FINISHED is what split `math_cot` wrote for cut paths (`labeling_distill_utils --clean`), PATHS the
+file they come from. A shortened path counts if it was really cut, ended by itself, is shorter than
+its original, and its answer is right.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ logger = logging.getLogger(__name__)
 def shortened_paths(
     rows: Iterable[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
 ) -> Iterator[tuple[Row, Row, Row]]:
-    """(row, shortened response, original response) of the paths that count, in order, at most so many a problem.
+    """(row, shortened response, original response) of the paths that count, in order, at most so
+    many a problem.
 
     Args:
         rows: finished rows, one response each.
@@ -54,14 +57,19 @@ def training_rows(
 ) -> tuple[list[Row], list[Row]]:
     """(SFT rows, preference pairs): the shortened path as completion, and chosen over the original.
 
-    Prompts are those that the paths were sampled with; of rows that do not say it, with `prompt_template`. What the
-    chat template and the begin of the reply were is in `chat_template_kwargs` and `prefill`, where there was any.
+    Prompts are those that the paths were sampled with; of rows that do not say it, with
+    `prompt_template`. What the chat template and the begin of the reply were is in
+    `chat_template_kwargs` and `prefill`, where there was any.
     """
     sft, pairs = [], []
     for row, shortened, original in paths:
         prompts = PromptFormat.of(row.get("prompt_format") or {"prompt_template": prompt_template})
         asked = {"prompt": prompts.messages(row["problem"])}
-        asked |= {key: prompts.record[key] for key in ("chat_template_kwargs", "prefill") if prompts.record[key]}
+        asked |= {
+            key: prompts.record[key]
+            for key in ("chat_template_kwargs", "prefill")
+            if prompts.record[key]
+        }
         chosen = [{"role": "assistant", "content": shortened["text"]}]
         rejected = [{"role": "assistant", "content": original["text"]}]
         sft.append({**asked, "completion": chosen})
@@ -70,12 +78,15 @@ def training_rows(
 
 
 def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Namespace) -> None:
-    """Raise ValueError where paths were sampled with other prompts than their originals, or than the command says."""
+    """Raise ValueError where paths were sampled with other prompts than their originals, or than
+    the command says."""
     check_same_prompts(rows, args.finished, written, args.paths)
     if args.prompt_template is not None:
         known = {"prompt_format": prompt_format_of(rows, args.finished)}
         given = {"prompt_format": {"prompt_template": args.prompt_template}}
-        check_comparable(known, given, (str(args.finished), "the command"), "leave out --prompt_template")
+        check_comparable(
+            known, given, (str(args.finished), "the command"), "leave out --prompt_template"
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,35 +113,58 @@ def run(args: argparse.Namespace) -> None:
     check_prompts(rows, written, args)
     for row in rows:
         if row["id"] not in tokens:
-            raise ValueError(f"{args.finished}: path {row['id']} is not in {args.paths}; give the file that was cut")
+            raise ValueError(
+                f"{args.finished}: path {row['id']} is not in {args.paths}; give the file that was "
+                "cut"
+            )
     with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
         correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
     with RowWriter(args.sft_out) as sft, RowWriter(args.rpo_out) as pairs:
         for row, shortened, known in shortened_paths(rows, correct, tokens, args.max_per_problem):
             place, k = known["place"]
             original = written[place]["responses"][k]
-            ((example,), (pair,)) = training_rows([(row, shortened, original)], args.prompt_template)
+            ((example,), (pair,)) = training_rows(
+                [(row, shortened, original)], args.prompt_template
+            )
             sft.add(example)
             pairs.add(pair)
         if not sft.num_rows:
-            raise ValueError(f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and right")
+            raise ValueError(
+                f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and "
+                "right"
+            )
     for out in (sft, pairs):
         logger.info("wrote %s: %d of %d paths", out.path, out.num_rows, len(rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="SFT rows and preference pairs from shortened paths.")
-    parser.add_argument("finished", type=Path, help="finished file of labeling_distill_utils --clean")
-    parser.add_argument("--paths", type=Path, required=True, help="generation file of the original paths")
-    parser.add_argument("--sft_out", type=Path, default=Path("dataset/labeling/SFT.json"), help="SFT rows")
-    parser.add_argument("--rpo_out", type=Path, default=Path("dataset/labeling/RPO.json"), help="preference pairs")
-    parser.add_argument("--max_per_problem", type=int, default=4, help="paths of one problem at most")
+    parser = argparse.ArgumentParser(
+        description="SFT rows and preference pairs from shortened paths."
+    )
     parser.add_argument(
-        "--prompt_template", help="as in the training recipe, for files that do not say how their prompts were made"
+        "finished", type=Path, help="finished file of labeling_distill_utils --clean"
+    )
+    parser.add_argument(
+        "--paths", type=Path, required=True, help="generation file of the original paths"
+    )
+    parser.add_argument(
+        "--sft_out", type=Path, default=Path("dataset/labeling/SFT.json"), help="SFT rows"
+    )
+    parser.add_argument(
+        "--rpo_out", type=Path, default=Path("dataset/labeling/RPO.json"), help="preference pairs"
+    )
+    parser.add_argument(
+        "--max_per_problem", type=int, default=4, help="paths of one problem at most"
+    )
+    parser.add_argument(
+        "--prompt_template",
+        help="as in the training recipe, for files that do not say how their prompts were made",
     )
     parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    )
     return parser.parse_args(argv)
 
 

@@ -4,10 +4,11 @@
     labeling                   paths: one label a paragraph, by the reflection model
     labeling_distill           paths: one label a paragraph, by the judge
     labeling_distill_use_asw   the same, and the judge is told the gold answer
-    json                       rows that have their `messages`, such as candidates for the judge's second judgement
+    json                       rows that have their `messages`, such as candidates for the judge's
+                               second judgement
 
-Paths are the responses of a file that split math_cot wrote. Path k of problem p has the `id` `p/k`, the `problem_id` p
-and the number `path` k; chunk c of a path has the `id` `p/k/c`.
+Paths are the responses of a file that split math_cot wrote. Path k of problem p has the `id` `p/k`,
+the `problem_id` p and the number `path` k; chunk c of a path has the `id` `p/k/c`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from typing import TYPE_CHECKING
 from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
 from generation.provenance import differences
 from generation.rendering import known_thinking
-from generation.segments import Paragraph, chunk_paragraphs, split_paragraphs, thinking_of, token_counter
+from generation.segments import (
+    Paragraph,
+    chunk_paragraphs,
+    split_paragraphs,
+    thinking_of,
+    token_counter,
+)
 from generation.utils import Row, Rows, any_rows, check_id, read_generations
 from rea_rl.dialogues import is_dialogue
 from rea_rl.utils import open_problems
@@ -45,8 +52,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Split:
-    """A stage: `open` returns its rows, all of them checked, and `prompts` makes those of a row, with the tokenizer that
-    counts the tokens of paragraphs."""
+    """A stage: `open` returns its rows, all of them checked, and `prompts` makes those of a row,
+    with the tokenizer that counts the tokens of paragraphs.
+    """
 
     open: Callable[[GenerateArguments], Rows | list[Row]]
     prompts: Callable[[GenerateArguments, Row, PreTrainedTokenizerBase | None], Iterable[Prompt]]
@@ -71,15 +79,21 @@ def _check_begun(args: GenerateArguments, row: Row, _: int) -> None:
     begun, asked = row.get("prompt_format") or {}, args.prompt_format.record
     if differs := differences({"prompt_format": begun}, {"prompt_format": asked}):
         raise ValueError(
-            f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be finished with: {differs}; give "
-            "the settings that its path was sampled with"
+            f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be "
+            f"finished with: {differs}; give the settings that its path was sampled with"
         )
     if args.api and row["prefix"]:
-        raise ValueError(f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it out")
+        raise ValueError(
+            f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it "
+            "out"
+        )
 
 
-def math_cot(args: GenerateArguments, row: Row, _: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
-    """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null passes them on."""
+def math_cot(
+    args: GenerateArguments, row: Row, _: PreTrainedTokenizerBase | None = None
+) -> list[Prompt]:
+    """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null
+    passes them on."""
     messages = args.prompt_format.messages(row["problem"])
     if "prefix" not in row:
         return [Prompt(row, messages)]
@@ -89,7 +103,9 @@ def math_cot(args: GenerateArguments, row: Row, _: PreTrainedTokenizerBase | Non
     return [Prompt(columns, messages, prefill=row["prefix"])]
 
 
-def labeling(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+def labeling(
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Prompt]:
     """Labels of the reflection model, in exactly the format of training and of the rollouts."""
     for columns, paragraphs in _paths(args, row, tokenizer):
         texts = [paragraph.text for paragraph in paragraphs]
@@ -97,12 +113,16 @@ def labeling(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBa
         yield Prompt({**columns, "paragraphs": texts}, messages, prefill=REFLECTION_PREFILL)
 
 
-def labeling_distill(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+def labeling_distill(
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Prompt]:
     """Labels of the judge, which has to find the results by itself: one row per chunk of a path."""
     return _judged(args, row, tokenizer, use_answer=False)
 
 
-def labeling_distill_use_asw(args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+def labeling_distill_use_asw(
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Prompt]:
     """Labels of the judge, which compares with the gold answer: one row per chunk of a path."""
     return _judged(args, row, tokenizer, use_answer=True)
 
@@ -111,10 +131,17 @@ def _judged(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase, use_answer: bool
 ) -> Iterator[Prompt]:
     for path, paragraphs in _paths(args, row, tokenizer):
-        chunks = chunk_paragraphs([paragraph.num_tokens for paragraph in paragraphs], args.chunk_tokens)
+        chunks = chunk_paragraphs(
+            [paragraph.num_tokens for paragraph in paragraphs], args.chunk_tokens
+        )
         for number, chunk in enumerate(chunks):
             texts = [paragraphs[i].text for i in chunk]
-            columns = {"id": f"{path['id']}/{number}", "chunk": number, "use_answer": use_answer, "paragraphs": texts}
+            columns = {
+                "id": f"{path['id']}/{number}",
+                "chunk": number,
+                "use_answer": use_answer,
+                "paragraphs": texts,
+            }
             messages = judge_messages(row["problem"], texts, row["answer"] if use_answer else None)
             yield Prompt({**path, **columns}, messages)
 
@@ -124,11 +151,13 @@ def _open_messages(args: GenerateArguments) -> Rows | list[Row]:
 
     def check(row: Row, i: int) -> None:
         if not row.get("messages") or "id" not in row:
-            raise ValueError(f"{args.qaf}: row {i} needs an 'id' and its 'messages', but has {sorted(row)}")
+            raise ValueError(
+                f"{args.qaf}: row {i} needs an 'id' and its 'messages', but has {sorted(row)}"
+            )
         if not is_dialogue(row["messages"]):
             raise ValueError(
-                f"{args.qaf}: row {i} has the 'messages' {str(row['messages'])[:60]!r}; write a list of messages, each "
-                "with a 'role' and a text as its 'content'"
+                f"{args.qaf}: row {i} has the 'messages' {str(row['messages'])[:60]!r}; write a "
+                "list of messages, each with a 'role' and a text as its 'content'"
             )
         check_id(row, i, args.qaf, first)
 
@@ -145,7 +174,10 @@ def path_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
     for row in rows:
         columns = {key: value for key, value in row.items() if key != "responses"}
         for k, response in enumerate(row["responses"]):
-            yield {**columns, "id": f"{row['id']}/{k}", "problem_id": row["id"], "path": k}, response
+            yield (
+                {**columns, "id": f"{row['id']}/{k}", "problem_id": row["id"], "path": k},
+                response,
+            )
 
 
 def _open_paths(args: GenerateArguments) -> Rows:
@@ -154,11 +186,16 @@ def _open_paths(args: GenerateArguments) -> Rows:
 
     def look(row: Row) -> None:
         nonlocal found
-        found += any(thinking_of(response["text"], known_thinking(response)).strip() for response in row["responses"])
+        found += any(
+            thinking_of(response["text"], known_thinking(response)).strip()
+            for response in row["responses"]
+        )
 
     rows = read_generations(args.qaf, look=look)[: args.qaf_limit]
     if not found:
-        raise ValueError(f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking")
+        raise ValueError(
+            f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking"
+        )
     return rows
 
 

@@ -1,11 +1,14 @@
-"""Compare cut strategies: accuracy, tokens kept, TR; how well the reflection model finds the judge's results; a picture.
+"""Compare cut strategies: accuracy, tokens kept, TR; how well the reflection model finds the
+judge's results; a picture.
 
-    python -m generation.strategy_report FINISHED --model_dir model/Miniature-LRM --out output/miniature/report \
+    python -m generation.strategy_report FINISHED --model_dir model/Miniature-LRM \
+        --out output/miniature/report \
         [--labels LABELS --judge_cuts CUTS] [--models SFT=SFT.scores.json]
 
-FINISHED is what split `math_cot` wrote for a file of `generation.labeling_to_prefix`. Every strategy becomes a file
-`OUT/<strategy>.json`, scored by `generation.math_verify_all` against `none`; truncated paths are also reported apart.
-`OUT/report.json` has the figures, `OUT/report.png` the picture. Intervals (95 %) are bootstraps over problems.
+FINISHED is what split `math_cot` wrote for a file of `generation.labeling_to_prefix`. Every
+strategy becomes a file `OUT/<strategy>.json`, scored by `generation.math_verify_all` against
+`none`; truncated paths are also reported apart. `OUT/report.json` has the figures, `OUT/report.png`
+the picture. Intervals (95 %) are bootstraps over problems.
 """
 
 from __future__ import annotations
@@ -26,7 +29,16 @@ from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.plots import draw
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
-from generation.utils import NUMBER, Row, Rows, check_output_folder, check_row, open_rows, read_generations, write_json
+from generation.utils import (
+    NUMBER,
+    Row,
+    Rows,
+    check_output_folder,
+    check_row,
+    open_rows,
+    read_generations,
+    write_json,
+)
 from rea_rl.utils import load_tokenizer, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -37,7 +49,8 @@ HIT = 0.5  # P(Result) from which a paragraph counts as labelled Result
 
 @dataclass(frozen=True)
 class DetectedPath:
-    """One path: what the judge confirmed, and what the reflection model found, as paragraph indices."""
+    """One path: what the judge confirmed, and what the reflection model found, as paragraph
+    indices."""
 
     problem: str
     confirmed: set[int]
@@ -50,7 +63,8 @@ class DetectedPath:
 
 
 def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
-    """Precision and recall of Result paragraphs, mean position error, and shares of missed and spurious first results.
+    """Precision and recall of Result paragraphs, mean position error, and shares of missed and
+    spurious first results.
 
     >>> paths = [DetectedPath("a", {2, 3}, {2}), DetectedPath("b", {1}, {3, 1})]
     >>> keys = ("precision", "recall", "position_error")
@@ -64,7 +78,8 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
 
     def over(numerator, denominator) -> Interval:
         return ratio_interval(
-            [sum(map(numerator, group)) for group in groups], [sum(map(denominator, group)) for group in groups]
+            [sum(map(numerator, group)) for group in groups],
+            [sum(map(denominator, group)) for group in groups],
         )
 
     def right(path: DetectedPath) -> int:
@@ -73,14 +88,19 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
     return {
         "precision": over(right, lambda p: len(p.found)),
         "recall": over(right, lambda p: len(p.confirmed)),
-        "position_error": over(lambda p: p.position_error or 0, lambda p: p.position_error is not None),
+        "position_error": over(
+            lambda p: p.position_error or 0, lambda p: p.position_error is not None
+        ),
         "missed": over(lambda p: bool(p.confirmed) and not p.found, lambda p: 1),
         "spurious": over(lambda p: bool(p.found) and not p.confirmed, lambda p: 1),
     }
 
 
-def detected_paths(p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]) -> list[DetectedPath]:
-    """Paths that both the reflection model and the judge labelled; labels beyond the last paragraph are dropped."""
+def detected_paths(
+    p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]
+) -> list[DetectedPath]:
+    """Paths that both the reflection model and the judge labelled; labels beyond the last
+    paragraph are dropped."""
     return [
         DetectedPath(
             row["problem_id"],
@@ -93,7 +113,8 @@ def detected_paths(p_result: Mapping[str, Sequence[float]], judged: Iterable[Row
 
 
 def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
-    """Numbers of the rows of each strategy, and where there are truncated paths those again apart."""
+    """Numbers of the rows of each strategy, and where there are truncated paths those again
+    apart."""
     strategies: dict[str, list[int]] = {}
     truncated: dict[str, list[int]] = {}
     for i, row in enumerate(heads):
@@ -108,11 +129,16 @@ def kept_tokens(rows: Iterable[Row]) -> Interval:
     kept: dict[str, list[float]] = {}
     for row in rows:
         kept.setdefault(problem_id(row), []).append(row["kept"])
-    return ratio_interval([sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()])
+    return ratio_interval(
+        [sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()]
+    )
 
 
-def score_strategies(rows: Rows, heads: Sequence[Row], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Scores of every strategy, each also written beside its file; `none` comes first and is the base of TR.
+def score_strategies(
+    rows: Rows, heads: Sequence[Row], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Scores of every strategy, each also written beside its file; `none` comes first and is the
+    base of TR.
 
     `heads` are the rows without their texts.
     """
@@ -132,7 +158,9 @@ def score_strategies(rows: Rows, heads: Sequence[Row], args: argparse.Namespace)
 
 def _scoring_options(args: argparse.Namespace, path: Path, *flags: str) -> argparse.Namespace:
     word_bounded = ["--word_bounded"] if args.word_bounded else []
-    return math_verify_all.parse_arguments([str(path), "--model_dir", args.model_dir, *word_bounded, *flags])
+    return math_verify_all.parse_arguments(
+        [str(path), "--model_dir", args.model_dir, *word_bounded, *flags]
+    )
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
@@ -144,7 +172,10 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
         figure = scores["groups"][ALL].get(key)
         return Interval(**figure).format(scale, digits) if figure else "-"
 
-    rows = [[name, *(cell(scores, *column) for column in columns.values())] for name, scores in scored.items()]
+    rows = [
+        [name, *(cell(scores, *column) for column in columns.values())]
+        for name, scores in scored.items()
+    ]
     return tabulate(rows, ["", *columns], disable_numparse=True, stralign="right")
 
 
@@ -152,11 +183,14 @@ def detector_table(figures: dict[str, Interval]) -> str:
     """The detector's figures in one row."""
     cells = [f.format(1 if key == "position_error" else 100, 2) for key, f in figures.items()]
     heads = ["precision %", "recall %", "position error (paragraphs)", "missed %", "spurious %"]
-    return tabulate([["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right")
+    return tabulate(
+        [["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right"
+    )
 
 
 def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
-    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for a file of another stage."""
+    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for a file of
+    another stage."""
     columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
 
     def check(row: Row, i: int) -> None:
@@ -176,7 +210,9 @@ def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
 def report(args: argparse.Namespace) -> str:
     """Write all files of the report; returns its tables."""
     if (args.labels is None) != (args.judge_cuts is None):
-        raise ValueError("labels and judge_cuts belong together, but only one is given; give both, or neither")
+        raise ValueError(
+            "labels and judge_cuts belong together, but only one is given; give both, or neither"
+        )
     check_output_folder(args.out, "out")
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
     heads: list[Row] = []
@@ -188,7 +224,10 @@ def report(args: argparse.Namespace) -> str:
     # The paths are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished)}
     known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
-    made = [(str(args.finished), known), *((f"models: {name}", known_parts(scores)) for name, scores in models.items())]
+    made = [
+        (str(args.finished), known),
+        *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
+    ]
     check_all_comparable(made, "evaluate and score the models as the paths")
     paths = None
     if args.labels:
@@ -200,24 +239,44 @@ def report(args: argparse.Namespace) -> str:
     result = {"strategies": {name: s["groups"][ALL] for name, s in (whole | truncated).items()}}
     if paths is not None:
         detector = detector_figures(paths)
-        parts.append(f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n")
+        parts.append(
+            f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n"
+        )
         parts[-1] += detector_table(detector)
-        result["detector"] = {key: asdict(figure) for key, figure in detector.items()} | {"num_paths": len(paths)}
+        result["detector"] = {key: asdict(figure) for key, figure in detector.items()} | {
+            "num_paths": len(paths)
+        }
     write_json(args.out / "report.json", result)
-    picture = draw(None, {n: {"groups": {ALL: s["groups"][ALL]}} for n, s in whole.items()}, args.out / "report.png")
+    picture = draw(
+        None,
+        {n: {"groups": {ALL: s["groups"][ALL]}} for n, s in whole.items()},
+        args.out / "report.png",
+    )
     return "\n\n".join([*parts, f"picture: {picture}"]) + "\n"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Compare cut strategies.")
-    parser.add_argument("finished", type=Path, help="finished file of generation.labeling_to_prefix")
-    parser.add_argument("--model_dir", required=True, help="model whose tokenizer counts thinking tokens")
+    parser.add_argument(
+        "finished", type=Path, help="finished file of generation.labeling_to_prefix"
+    )
+    parser.add_argument(
+        "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--labels", type=Path, help="file of split labeling; with judge_cuts: precision and recall")
-    parser.add_argument("--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths")
-    parser.add_argument("--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows")
-    parser.add_argument("--word_bounded", action="store_true", help="count whole reflection words only")
+    parser.add_argument(
+        "--labels", type=Path, help="file of split labeling; with judge_cuts: precision and recall"
+    )
+    parser.add_argument(
+        "--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths"
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows"
+    )
+    parser.add_argument(
+        "--word_bounded", action="store_true", help="count whole reflection words only"
+    )
     return parser.parse_args(argv)
 
 

@@ -28,16 +28,19 @@ __all__ = [  # what other modules take from here
 ]
 
 PROMPT_THINKING = ("open", "closed", "unknown")  # see `generation.rendering`
-# What a row of a generation file and its responses have, with their types. Several golds are a list.
+# What a row of a generation file and its responses have, with their types. Several golds are a
+# list.
 GENERATION = {"id": (str, int), "problem": str, "answer": (str, list), "responses": list}
 RESPONSE = {"text": str, "num_tokens": int, "finish_reason": str}
 MOST_TOKENS = 1 << 40  # no count of tokens is larger
 NUMBER = (int, float)
-NO_ROOM = "no_room"  # finish_reason of a response that was not asked for: its prompt alone fills the context
+# finish_reason of a response that was not asked for: its prompt alone fills the context
+NO_ROOM = "no_room"
 
 
 def sample_seed(seed: int, row_id: str, sample: int) -> int:
-    """Sampling seed in 0..2^31-1 of one response: the same whatever else is generated, and in whatever order."""
+    """Sampling seed in 0..2^31-1 of one response: the same whatever else is generated, and in
+    whatever order."""
     digest = hashlib.blake2b(f"{seed}/{row_id}/{sample}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -80,30 +83,45 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
     if path.is_dir():
         raise ValueError(f"{key} is {path}, which is a folder; name a file")
     if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
-        raise ValueError(f"{key} is {path}, which this command also reads or writes; name another file")
+        raise ValueError(
+            f"{key} is {path}, which this command also reads or writes; name another file"
+        )
     check_output_folder(path.parent, key)
 
 
 def check_output_folder(folder: str | Path, key: str) -> None:
-    """Raise ValueError where a folder neither is there nor can be made, or may not be written to."""
+    """Raise ValueError where a folder neither is there nor can be made, or may not be written
+    to."""
     existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"{key}: {existing} is a file where a folder is needed; give another place")
+        raise ValueError(
+            f"{key}: {existing} is a file where a folder is needed; give another place"
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{key}: {existing} may not be written to; give another place, or change its permissions")
+        raise ValueError(
+            f"{key}: {existing} may not be written to; give another place, or change its "
+            "permissions"
+        )
 
 
 def is_path(name: str) -> bool:
     """Whether a name means something on the disk and not a Hub id.
 
-    `model/X` is a folder wherever there is a folder `model`, and so are all names that are no `owner/name`.
+    `model/X` is a folder wherever there is a folder `model`, and so are all names that are no
+    `owner/name`.
     """
     path = Path(name)
-    return name.startswith((".", "/")) or len(path.parts) > 2 or path.exists() or Path(path.parts[0]).is_dir()
+    return (
+        name.startswith((".", "/"))
+        or len(path.parts) > 2
+        or path.exists()
+        or Path(path.parts[0]).is_dir()
+    )
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
-    """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset, all in memory.
+    """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset,
+    all in memory.
 
     Raises ValueError naming the file, and the row (from 0) where one is at fault.
     """
@@ -116,7 +134,8 @@ def any_rows(
     config: str | None = None,
     check: Callable[[Row, int], None] = lambda row, i: None,
 ) -> Rows | list[Row]:
-    """The same; those of a local file are read when they are asked for. `check` is called with every row, see `open_rows`."""
+    """The same; those of a local file are read when they are asked for. `check` is called with
+    every row, see `open_rows`."""
     if Path(name).suffix in (".json", ".jsonl"):
         return open_rows(name, check)
     rows = _read_hub(name, split, config)
@@ -127,22 +146,31 @@ def any_rows(
 
 def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
     if not name or is_path(name):
-        raise ValueError(f"{name!r} is no file of rows; name a file that ends in .json or .jsonl, or a Hub dataset")
+        raise ValueError(
+            f"{name!r} is no file of rows; name a file that ends in .json or .jsonl, or a Hub "
+            "dataset"
+        )
     from datasets import load_dataset
 
     try:
         return list(load_dataset(name, config, split=split))
-    except (OSError, ValueError) as error:  # no such dataset, split or configuration, or no connection
+    # no such dataset, split or configuration, or no connection
+    except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(
-            f"{name}: cannot be read from the Hub ({cause}); correct that, or give a .json or .jsonl file"
+            f"{name}: cannot be read from the Hub ({cause}); correct that, or give a .json or "
+            ".jsonl file"
         ) from error
 
 
 def check_columns(
-    rows: Iterable[Row], columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
+    rows: Iterable[Row],
+    columns: Mapping[str, type | tuple[type, ...]],
+    name: str | Path,
+    remedy: str,
 ) -> None:
-    """Raise ValueError naming the first row without all of the columns, or with a value of another type in one."""
+    """Raise ValueError naming the first row without all of the columns, or with a value of
+    another type in one."""
     for i, row in enumerate(rows):
         check_row(row, i, columns, name, remedy)
 
@@ -150,7 +178,8 @@ def check_columns(
 def check_row(
     row: Row, i: int, columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
 ) -> None:
-    """Raise ValueError for row `i` without all of the columns, or with a value of another type in one."""
+    """Raise ValueError for row `i` without all of the columns, or with a value of another type
+    in one."""
     for column, kind in columns.items():
         if column not in row:
             raise ValueError(f"{name}: row {i} has no {column!r}; {remedy}")
@@ -179,7 +208,8 @@ def check_id(row: Row, i: int, name: str | Path, first: dict[str, int]) -> None:
     """The same for row `i` and those before it, whose numbers by `id` are in `first`."""
     if (other := first.setdefault(str(row["id"]), i)) != i:
         raise ValueError(
-            f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or leave it out"
+            f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or "
+            "leave it out"
         )
 
 
@@ -193,12 +223,13 @@ def read_generations(
 ) -> Rows:
     """Rows of a file written by `generation.generate`, each read when it is asked for.
 
-    Each has `id`, `problem`, `answer`, `responses` (a list of `text`, `num_tokens`, `finish_reason`) and whatever
-    columns its input had.
+    Each has `id`, `problem`, `answer`, `responses` (a list of `text`, `num_tokens`,
+    `finish_reason`) and whatever columns its input had.
 
     Args:
         path: file.
-        columns: further columns that rows must have, and their types; `remedy` says what to do where they have not.
+        columns: further columns that rows must have, and their types; `remedy` says what to do
+            where they have not.
         single: refuse rows with several responses.
         look: called with every row, for what is to be known of all before any is worked on.
 
@@ -224,24 +255,29 @@ def _with_text_id(row: Row, _: int) -> Row:
 
 def _check_generation(row: Row, i: int, path: str | Path) -> None:
     if missing := GENERATION.keys() - row.keys():
-        raise ValueError(f"{path}: row {i} lacks {sorted(missing)}; is it a file of generation.generate?")
+        raise ValueError(
+            f"{path}: row {i} lacks {sorted(missing)}; is it a file of generation.generate?"
+        )
     if row["responses"] == []:
         raise ValueError(f"{path}: row {i} has no responses; generate it again")
     golds = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     if not golds or not all(isinstance(gold, str) for gold in golds):
-        raise ValueError(f"{path}: row {i} has the 'answer' {_short(row['answer'])}; write it as a text")
+        raise ValueError(
+            f"{path}: row {i} has the 'answer' {_short(row['answer'])}; write it as a text"
+        )
     check_row(row, i, GENERATION, path, "generate it again")
     for response in row["responses"]:
         _check_response(response, f"{path}: row {i}")
 
 
 def check_single(rows: Iterable[Row], path: str | Path, first: int = 0) -> None:
-    """Raise ValueError for a row with several responses in a file of which one each is read; `first` is its number."""
+    """Raise ValueError for a row with several responses in a file of which one each is read;
+    `first` is its number."""
     for i, row in enumerate(rows, first):
         if (number := len(row["responses"])) != 1:
             raise ValueError(
-                f"{path}: row {i} has {number} responses, of which only one would be read; generate it with "
-                "n_generate_sample 1"
+                f"{path}: row {i} has {number} responses, of which only one would be read; "
+                "generate it with n_generate_sample 1"
             )
 
 
@@ -253,9 +289,16 @@ def _check_response(response: Any, place: str) -> None:
         raise ValueError(f"{place} has a response without {sorted(missing)}; generate it again")
     for key, kind in RESPONSE.items():
         if not is_a(response[key], kind):
-            raise ValueError(f"{place} has a response with the {key} {_short(response[key])}; generate it again")
+            raise ValueError(
+                f"{place} has a response with the {key} {_short(response[key])}; generate it again"
+            )
     if not 0 <= response["num_tokens"] <= MOST_TOKENS:
-        raise ValueError(f"{place} has a response of {_short(response['num_tokens'])} tokens; generate it again")
+        raise ValueError(
+            f"{place} has a response of {_short(response['num_tokens'])} tokens; generate it again"
+        )
     if response.get("prompt_thinking", "unknown") not in PROMPT_THINKING:
         given = _short(response["prompt_thinking"])
-        raise ValueError(f"{place} has the prompt_thinking {given}; it must be {', '.join(PROMPT_THINKING)}, or missing")
+        raise ValueError(
+            f"{place} has the prompt_thinking {given}; it must be {', '.join(PROMPT_THINKING)}, or "
+            "missing"
+        )

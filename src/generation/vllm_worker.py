@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from generation.generate import GenerateArguments
 
 Response = dict[str, Any]
-AHEAD = 2  # times `max_num_seqs` requests are given to an engine, so that none of its places is ever empty
+# times `max_num_seqs` requests are given to an engine, so that none of its places is ever empty
+AHEAD = 2
 
-# Graphs for decoding are captured, but nothing is compiled: an engine starts a minute sooner and is a little slower.
+# Graphs for decoding are captured, but nothing is compiled: an engine starts a minute sooner and is
+# a little slower.
 FAST_START = {
     "mode": 0,
     "cudagraph_mode": "FULL_DECODE_ONLY",
@@ -50,7 +52,8 @@ class EngineTask:
 
 
 def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
-    """Split the visible GPUs into groups of `n_gpu`, one per engine; without GPUs one empty group, the CPU.
+    """Split the visible GPUs into groups of `n_gpu`, one per engine; without GPUs one empty group,
+    the CPU.
 
     >>> device_groups(["0", "1", "2"], 1)
     [['0'], ['1'], ['2']]
@@ -60,16 +63,22 @@ def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
     if not visible:
         return [[]]
     if len(visible) < n_gpu:
-        raise ValueError(f"n_gpu is {n_gpu}, but only {len(visible)} GPUs are visible: {', '.join(visible)}")
+        raise ValueError(
+            f"n_gpu is {n_gpu}, but only {len(visible)} GPUs are visible: {', '.join(visible)}"
+        )
     return [visible[i : i + n_gpu] for i in range(0, len(visible) - n_gpu + 1, n_gpu)]
 
 
-def run_engines(tasks: Iterator[EngineTask], args: GenerateArguments) -> Iterator[tuple[int, list[Response]]]:
+def run_engines(
+    tasks: Iterator[EngineTask], args: GenerateArguments
+) -> Iterator[tuple[int, list[Response]]]:
     """Responses of all tasks as (index, responses), in the order in which they finish.
 
-    Tasks are taken as engines need them, so that the first ones are answered while others are still made.
+    Tasks are taken as engines need them, so that the first ones are answered while others are still
+    made.
 
-    Raises EngineError if an engine ends before its work does; what it died of is on stderr, from itself.
+    Raises EngineError if an engine ends before its work does; what it died of is on stderr, from
+    itself.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -100,8 +109,11 @@ class Worker(NamedTuple):
     sender: Connection
 
 
-def _collect(workers: dict[Connection, Worker], tasks: Iterator[EngineTask]) -> Iterator[tuple[int, list[Response]]]:
-    """What workers send: responses; how many tasks they want, which are sent to them; None at their end."""
+def _collect(
+    workers: dict[Connection, Worker], tasks: Iterator[EngineTask]
+) -> Iterator[tuple[int, list[Response]]]:
+    """What workers send: responses; how many tasks they want, which are sent to them; None at
+    their end."""
     running = dict(workers)
     while running:
         for receiver in wait(list(running)):
@@ -114,7 +126,8 @@ def _collect(workers: dict[Connection, Worker], tasks: Iterator[EngineTask]) -> 
                 worker.process.join()
                 where = f"GPU {', '.join(worker.devices)}" if worker.devices else "the CPU"
                 raise EngineError(
-                    f"engine on {where} ended with code {worker.process.exitcode}; its error is above"
+                    f"engine on {where} ended with code {worker.process.exitcode}; its error is "
+                    "above"
                 ) from None
             if message is None:
                 del running[receiver]
@@ -127,15 +140,18 @@ def _visible_gpus() -> list[str]:
 
     count = torch.cuda.device_count()  # does not touch the GPUs
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    if named and not count and not named.startswith("-") and named != "NoDevFiles":  # these hide all
+    # these hide all
+    if named and not count and not named.startswith("-") and named != "NoDevFiles":
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {named!r}, but torch sees no such GPU; correct it, leave it out, or make it empty for "
-            "the CPU"
+            f"CUDA_VISIBLE_DEVICES is {named!r}, but torch sees no such GPU; correct it, leave it "
+            "out, or make it empty for the CPU"
         )
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-def _work(args: GenerateArguments, devices: list[str], orders: Connection, results: Connection) -> None:
+def _work(
+    args: GenerateArguments, devices: list[str], orders: Connection, results: Connection
+) -> None:
     """A worker's life: ask for tasks, send (index, responses) for each of them, then None."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ |= _environment(args, devices)
@@ -143,7 +159,9 @@ def _work(args: GenerateArguments, devices: list[str], orders: Connection, resul
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     decode = marker_decoder(tokenizer)
     if args.logprobs is None and decode is None:  # the engine leaves it to us, see `_submit`
-        decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decode = partial(
+            tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
     responses: dict[str, dict[int, Response]] = {}
     for tasks in _orders(engine, args, orders, results):
         responses |= {str(task.index): {} for task in tasks}
@@ -164,12 +182,13 @@ def _orders(
 ) -> Iterator[list[EngineTask]]:
     """New tasks before each step of an engine, mostly none; it ends when all are answered.
 
-    An engine has at most `AHEAD` times the requests that it works on, in the order of the rows: their first ones are
-    finished, and kept, while the last ones wait.
+    An engine has at most `AHEAD` times the requests that it works on, in the order of the rows:
+    their first ones are finished, and kept, while the last ones wait.
     """
     arrived: queue.SimpleQueue[list[EngineTask]] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(orders, arrived), daemon=True).start()
-    asked, more = 0, True  # tasks that were asked for and are not here yet; whether there may be others
+    # tasks that were asked for and are not here yet; whether there may be others
+    asked, more = 0, True
     while more or engine.has_unfinished_requests():
         tasks: list[EngineTask] = []
         missing = AHEAD * args.max_num_seqs - engine.get_num_unfinished_requests()
@@ -193,15 +212,20 @@ def _receive(orders: Connection, arrived: queue.SimpleQueue[list[EngineTask]]) -
 def _environment(args: GenerateArguments, devices: list[str]) -> dict[str, str]:
     """Variables that vLLM reads when it is imported."""
     variables = {
-        # The engine works in this process: this one has nothing else to do, and ends as a whole when it is killed.
+        # The engine works in this process: this one has nothing else to do, and ends as a whole
+        # when it is killed.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
     }
     if devices:
         return variables | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
-    # Threads that spin while they wait lose most of their speed as soon as anything else runs on the machine.
-    return variables | {"VLLM_CPU_KVCACHE_SPACE": str(args.kv_cache_gib), "OMP_WAIT_POLICY": "PASSIVE"}
+    # Threads that spin while they wait lose most of their speed as soon as anything else runs on
+    # the machine.
+    return variables | {
+        "VLLM_CPU_KVCACHE_SPACE": str(args.kv_cache_gib),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
@@ -218,7 +242,8 @@ def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
             enforce_eager=not num_gpus,  # compiling takes longer than it saves on a CPU
             **({"compilation_config": FAST_START} if num_gpus and not args.compile else {}),
             enable_prefix_caching=True,
-            # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split over two steps.
+            # vLLM cannot rewind a CPU generator, which it does when a prompt with a seed is split
+            # over two steps.
             enable_chunked_prefill=bool(num_gpus),
             enable_lora=args.lora is not None,
             max_lora_rank=lora_rank(args.lora) if args.lora else 16,
@@ -241,7 +266,8 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
                 max_tokens=args.max_tokens,
                 seed=seed,
                 logprobs=args.logprobs,
-                detokenize=args.logprobs is not None,  # else whole texts are decoded at the end, which is cheaper
+                # else whole texts are decoded at the end, which is cheaper
+                detokenize=args.logprobs is not None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)
@@ -250,7 +276,11 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
 
 def _response(output: Any, decode: Callable[[list[int]], str] | None) -> Response:
     text = decode(list(output.token_ids)) if decode else output.text
-    response = {"text": text, "num_tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+    response = {
+        "text": text,
+        "num_tokens": len(output.token_ids),
+        "finish_reason": output.finish_reason,
+    }
     if output.logprobs is not None:
         response["logprobs"] = [_best_first(step.values()) for step in output.logprobs]
     return response

@@ -1,9 +1,12 @@
-"""The oracle in the judge's place: `generation.generate` with the oracle's replies, for both judgements.
+"""The oracle in the judge's place: `generation.generate` with the oracle's replies, for both
+judgements.
 
-    python -m miniature.judge --qaf output/Miniature-LRM/train_rl_math_cot.json --split labeling_distill_use_asw \
+    python -m miniature.judge --qaf output/Miniature-LRM/train_rl_math_cot.json \
+        --split labeling_distill_use_asw \
         --model_dir oracle --paragraph_tokenizer model/Miniature-LRM --paragraph_min_tokens 1
 
-Same flags, same prompts, same files; only the replies come from `miniature.oracle`, and `--model_dir` is but a name.
+Same flags, same prompts, same files; only the replies come from `miniature.oracle`, and
+`--model_dir` is but a name.
 """
 
 from __future__ import annotations
@@ -26,14 +29,17 @@ def reply(row: Row) -> str:
 
 
 def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
-    """Answer all tasks; what the oracle writes costs no tokens. Raises ValueError for rows that it cannot judge."""
+    """Answer all tasks; what the oracle writes costs no tokens. Raises ValueError for rows that
+    it cannot judge."""
     if args.split in ("math_cot", "labeling"):
-        raise ValueError(f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json")
+        raise ValueError(
+            f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json"
+        )
     for task in tasks:
         if not (row := task.row)["answer"].removeprefix("-").isdecimal():
             raise ValueError(
-                f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges the miniature's "
-                "problems, whose answers are whole numbers; take a large judge"
+                f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges "
+                "the miniature's problems, whose answers are whole numbers; take a large judge"
             )
         keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
 

@@ -1,9 +1,11 @@
-"""The heart of REA-RL as pure functions: cut a sampled path, pair it with its revision, turn rewards into advantages.
+"""The heart of REA-RL as pure functions: cut a sampled path, pair it with its revision, turn
+rewards into advantages.
 
 One prompt's rows, from sampling to loss:
 
     sampled path            ids of the completion, `... </think> ... \\boxed{} <eos>`
-      cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then finishes the answer
+      cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then
+                            finishes the answer
       interleave            -> original 0, revision 0, original 1, revision 1, ...           2G rows
       keep_or_replace       -> a revision with a wrong answer gives its row to its original
       group_advantages      -> one advantage per row, comparing the 2G rows with each other
@@ -36,33 +38,38 @@ class CutCompletion(NamedTuple):
     """A sampled completion cut for revision."""
 
     kept_ids: list[int]  # prefix of the sampled ids
-    forced_text: str  # ends the thinking; starts with a newline unless the kept ids already end in one
+    # ends the thinking; starts with a newline unless the kept ids already end in one
+    forced_text: str
 
 
 @dataclass(frozen=True)
 class OverthinkingSignal:
-    """Where the token-level signal applies in a pair (0/1 per id), and its sign for (original, revision)."""
+    """Where the token-level signal applies in a pair (0/1 per id), and its sign for (original,
+    revision)."""
 
     mask_original: list[int]
     mask_revision: list[int]
     sign: tuple[float, float]
 
 
-# --- Ids of a path ---
+# --- Ids of a path --------------------------------------------------------------------------------
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly this text."""
+    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly
+    this text."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary text."""
+    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary
+    text."""
     return tokenizer.encode(THINK_END, add_special_tokens=False)
 
 
 def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
-    """Index of the first id of the first `marker` (an id or a sequence of ids) in `ids`, or `len(ids)` without one.
+    """Index of the first id of the first `marker` (an id or a sequence of ids) in `ids`, or
+    `len(ids)` without one.
 
     With `think_end_ids` as marker it is the number of thinking tokens of a completion.
     """
@@ -72,9 +79,11 @@ def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
 
 
 def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
-    """Function from the ids of a completion to the number of its thinking tokens: all without a `</think>`.
+    """Function from the ids of a completion to the number of its thinking tokens: all without a
+    `</think>`.
 
-    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so it is found in the text.
+    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
+    it is found in the text.
     """
     marker = think_end_ids(tokenizer)
     if len(marker) == 1:
@@ -96,18 +105,19 @@ def cut_completion_ids(
 ) -> CutCompletion | None:
     """Cut a sampled completion after a paragraph without changing an id.
 
-    Original and revision must share their prefix id by id: the policy is trained on what it sampled, and the server's
-    prefix cache and the trainer's shared prefix rely on it. So the kept ids are the fewest sampled ids that decode to
-    the kept text; text is never encoded again. An id may hold more than the text's end (`.\\n\\n`), or only some bytes
-    of its last character; the former is kept whole, the latter is completed by its next ids.
+    Original and revision must share their prefix id by id: the policy is trained on what it
+    sampled, and the server's prefix cache and the trainer's shared prefix rely on it. So the kept
+    ids are the fewest sampled ids that decode to the kept text; text is never encoded again. An id
+    may hold more than the text's end (`.\\n\\n`), or only some bytes of its last character; the
+    former is kept whole, the latter is completed by its next ids.
 
     Args:
         completion_ids: sampled ids.
         tokenizer: the policy's.
         paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
         last_kept: index of the last kept paragraph.
-        always_cut: if that is the last of all, cut the thinking before its last blank-line part, so that a revision is
-            always shorter; False: leave such a path as it is.
+        always_cut: if that is the last of all, cut the thinking before its last blank-line part, so
+            that a revision is always shorter; False: leave such a path as it is.
 
     Returns:
         The cut, or None where nothing is cut off: a thinking of at most one part, or one that is
@@ -119,22 +129,32 @@ def cut_completion_ids(
     if not kept_ends:
         return None
     kept_ids = shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
-    return CutCompletion(kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n")))
+    return CutCompletion(
+        kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n"))
+    )
 
 
-def shortest_prefix(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int) -> Sequence[int]:
-    """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or beyond.
+def shortest_prefix(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int
+) -> Sequence[int]:
+    """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or
+    beyond.
 
-    A prefix that ends inside a character decodes to a replacement character, so it does not match; once matched, more
-    ids cannot undo it. That makes the prefix lengths sorted by "matches", and a bisection finds the first.
+    A prefix that ends inside a character decodes to a replacement character, so it does not match;
+    once matched, more ids cannot undo it. That makes the prefix lengths sorted by "matches", and a
+    bisection finds the first.
     """
     text = decode_completion(tokenizer, ids)[:num_chars]
     assert len(text) == num_chars, "the paragraphs are of another text than the ids decode to"
     lengths = range(len(ids) + 1)
-    return ids[: bisect_left(lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text))]
+    return ids[
+        : bisect_left(
+            lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text)
+        )
+    ]
 
 
-# --- Rows of a group ---
+# --- Rows of a group ------------------------------------------------------------------------------
 
 
 def interleave(originals: Sequence[T], revisions: Sequence[T]) -> list[T]:
@@ -143,17 +163,22 @@ def interleave(originals: Sequence[T], revisions: Sequence[T]) -> list[T]:
 
 
 def keep_or_replace(correct: list[bool]) -> list[int]:
-    """Source row for each of B interleaved rows: itself, or its original's for a revision with a wrong answer.
+    """Source row for each of B interleaved rows: itself, or its original's for a revision with a
+    wrong answer.
 
-    A wrong revision says that the cut came too early, not that stopping is wrong; training on it would punish brevity.
+    A wrong revision says that the cut came too early, not that stopping is wrong; training on it
+    would punish brevity.
     """
     if len(correct) % 2:
-        raise ValueError(f"{len(correct)} rows cannot alternate original, revision; interleave them first")
+        raise ValueError(
+            f"{len(correct)} rows cannot alternate original, revision; interleave them first"
+        )
     return [row - 1 if row % 2 and not is_right else row for row, is_right in enumerate(correct)]
 
 
 def replaced_revisions(correct: list[bool]) -> list[int]:
-    """Source row for each of B / 2 trained rows where only revisions are trained: the original where one is wrong.
+    """Source row for each of B / 2 trained rows where only revisions are trained: the original
+    where one is wrong.
 
     >>> replaced_revisions([True, False, False, True])
     [0, 3]
@@ -162,10 +187,12 @@ def replaced_revisions(correct: list[bool]) -> list[int]:
 
 
 def serial_cuts(num_paragraphs: int, num_cuts: int) -> list[int]:
-    """Indices of the last kept paragraph of `num_cuts` exits, evenly spread over a path, earliest first.
+    """Indices of the last kept paragraph of `num_cuts` exits, evenly spread over a path, earliest
+    first.
 
-    S-GRPO (arXiv 2505.07686) draws random tokens; paragraphs' ends leave sentences whole. The whole path is an exit of
-    its own, so the last paragraph is none. A path of fewer paragraphs has some exits twice.
+    S-GRPO (arXiv 2505.07686) draws random tokens; paragraphs' ends leave sentences whole. The whole
+    path is an exit of its own, so the last paragraph is none. A path of fewer paragraphs has some
+    exits twice.
 
     >>> serial_cuts(8, 3)
     [1, 3, 5]
@@ -179,22 +206,28 @@ def group_advantages(
     group_size: int,
     scale: bool | Literal["batch"] = True,
 ) -> torch.Tensor:
-    """Advantage of each row: its summed reward against the mean of its group, over a standard deviation.
+    """Advantage of each row: its summed reward against the mean of its group, over a standard
+    deviation.
 
-    A group without a correct path has nothing to learn from: its advantages are 0 whatever `scale` says.
+    A group without a correct path has nothing to learn from: its advantages are 0 whatever `scale`
+    says.
 
     Args:
         rewards: (B, F), one column per reward function, rows as `keep_or_replace` left them.
         correct: (B,), whether the row's answer is right, bool or 0/1.
         group_size: G, consecutive rows that belong to one prompt; 2 x sampled paths with revision.
-        scale: divide by the group's unbiased standard deviation + 1e-4; "batch": by that of the advantages of all B
-            rows (DLER, arXiv 2510.15110), so that a group of nearly equal rewards is not blown up; False: by nothing.
+        scale: divide by the group's unbiased standard deviation + 1e-4; "batch": by that of the
+            advantages of all B rows (DLER, arXiv 2510.15110), so that a group of nearly equal
+            rewards is not blown up; False: by nothing.
 
     Returns:
         (B,), finite for finite rewards. Raises ValueError unless G is at least 2 and divides B.
     """
     if group_size < 2 or len(rewards) % group_size:
-        raise ValueError(f"group_size {group_size} must be at least 2 and divide the {len(rewards)} rows of rewards")
+        raise ValueError(
+            f"group_size {group_size} must be at least 2 and divide the {len(rewards)} rows of "
+            "rewards"
+        )
     totals = rewards.sum(dim=1).view(-1, group_size)  # (N, G)
     advantages = totals - totals.mean(dim=1, keepdim=True)  # (N, G)
     if scale is True:
@@ -205,7 +238,8 @@ def group_advantages(
 
 
 def differing_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Whether the summed rewards of a row's group differ; the others teach nothing (dynamic sampling, DAPO).
+    """Whether the summed rewards of a row's group differ; the others teach nothing (dynamic
+    sampling, DAPO).
 
     Args:
         rewards: (B, F), one column per reward function.
@@ -225,15 +259,18 @@ def overthinking_signal(
     think_end_id: int | Sequence[int] | FindThinkEnd,
     correct: tuple[bool, bool],
 ) -> OverthinkingSignal:
-    """Extra signal from the cut onward: away from the original's overthinking, towards the revision's early end.
+    """Extra signal from the cut onward: away from the original's overthinking, towards the
+    revision's early end.
 
-    The cut is where the revision's thinking ends. Both masks are 0 if the revision saves at most one id; otherwise
-    they are 1 from the cut to the end. The sign is (-1, +1) if the revision is correct and (0, 0) if it is not; the
-    loss adds sign x |advantage| (mean or maximum) where the mask is 1.
+    The cut is where the revision's thinking ends. Both masks are 0 if the revision saves at most
+    one id; otherwise they are 1 from the cut to the end. The sign is (-1, +1) if the revision is
+    correct and (0, 0) if it is not; the loss adds sign x |advantage| (mean or maximum) where the
+    mask is 1.
 
     Args:
         original, revision: completion ids of a pair.
-        think_end_id: id of `</think>`, its ids, or a function that finds it, see `think_end_finder`.
+        think_end_id: id of `</think>`, its ids, or a function that finds it, see
+            `think_end_finder`.
         correct: whether (original, revision) have a right answer.
     """
     find = think_end_id if callable(think_end_id) else lambda ids: find_marker(ids, think_end_id)
@@ -250,7 +287,8 @@ def overthinking_signal(
 def pair_signals(
     paths: Sequence[tuple[list[int], bool]], think_end_id: int | Sequence[int] | FindThinkEnd
 ) -> list[OverthinkingSignal]:
-    """`overthinking_signal` of each pair; `paths` are (completion ids, whether right), original and revision in turn."""
+    """`overthinking_signal` of each pair; `paths` are (completion ids, whether right), original
+    and revision in turn."""
     pairs = zip(paths[::2], paths[1::2], strict=True)
     return [
         overthinking_signal(original, revision, think_end_id, (first, second))
@@ -259,9 +297,14 @@ def pair_signals(
 
 
 def token_advantages(
-    advantages: torch.Tensor, signals: Sequence[OverthinkingSignal], group_size: int, num_tokens: int, how: str
+    advantages: torch.Tensor,
+    signals: Sequence[OverthinkingSignal],
+    group_size: int,
+    num_tokens: int,
+    how: str,
 ) -> torch.Tensor:
-    """Advantages per token: those of the rows, and the signal of `overthinking_signal` from each cut onward.
+    """Advantages per token: those of the rows, and the signal of `overthinking_signal` from each
+    cut onward.
 
     Args:
         advantages: (B,), rows alternate original, revision.
@@ -274,11 +317,15 @@ def token_advantages(
         (B, C); columns beyond the end of a row have its advantage.
     """
     sizes = advantages.abs().view(-1, group_size)  # (N, G)
-    size = (sizes.mean(dim=1) if how == "mean" else sizes.amax(dim=1)).repeat_interleave(group_size)  # (B,)
+    # (B,)
+    size = (sizes.mean(dim=1) if how == "mean" else sizes.amax(dim=1)).repeat_interleave(group_size)
     result = advantages.unsqueeze(1).repeat(1, num_tokens)  # (B, C)
     for pair, signal in enumerate(signals):
         for row, mask, sign in zip(
-            (2 * pair, 2 * pair + 1), (signal.mask_original, signal.mask_revision), signal.sign, strict=True
+            (2 * pair, 2 * pair + 1),
+            (signal.mask_original, signal.mask_revision),
+            signal.sign,
+            strict=True,
         ):
             result[row, : len(mask)] += sign * size[row] * torch.tensor(mask, device=result.device)
     return result

@@ -1,4 +1,5 @@
-"""Generation: arguments, rows, files that survive a kill, a server with the OpenAI interface, engines that die."""
+"""Generation: arguments, rows, files that survive a kill, a server with the OpenAI interface,
+engines that die."""
 
 from __future__ import annotations
 
@@ -23,17 +24,23 @@ from generation.generate import GenerateArguments, build_tasks, generate, main
 from generation.utils import GenerationFile, read_generations, sample_seed, write_json
 from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
 
-ROWS = [{"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2} for i in range(12)]
+ROWS = [
+    {"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2}
+    for i in range(12)
+]
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers chat completions with a text that depends on prompt and seed, as a sampler does, or with `text(body)`."""
+    """Answers chat completions with a text that depends on prompt and seed, as a sampler does,
+    or with `text(body)`."""
 
     def __init__(
         self,
         fail_after: int | None = None,
         seconds: float = 0.0,
-        text: Callable[[dict], str] = lambda body: f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}",
+        text: Callable[[dict], str] = lambda body: (
+            f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}"
+        ),
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fail_after = fail_after
@@ -56,7 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
             return self._send(400, {"error": {"message": "the engine is gone"}})
         text = self.server.text(body)
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+        }
         usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
         self._send(
             200,
@@ -115,7 +126,7 @@ def arguments(qaf: str, url: str, **changes) -> GenerateArguments:
     return GenerateArguments(**{**defaults, **changes})
 
 
-# --- Arguments and rows ----------------------------------------------------------------------------------------------
+# --- Arguments and rows ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,9 @@ def test_wrong_arguments_are_refused(problems, changes, message):
 
 
 def test_output_is_named_after_model_problems_split_and_suffix():
-    args = GenerateArguments(qaf="dataset/miniature/test.jsonl", model_dir="model/Some-LRM/", save_suffix="_base")
+    args = GenerateArguments(
+        qaf="dataset/miniature/test.jsonl", model_dir="model/Some-LRM/", save_suffix="_base"
+    )
     assert args.output_path == Path("output/Some-LRM/test_math_cot_base.json")
 
 
@@ -147,19 +160,26 @@ def test_unknown_recipe_key_is_one_line(tmp_path, problems):
 
 
 def test_math_cot_prompts_are_those_of_training(problems):
-    (first, *rest) = build_tasks(arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}"))
+    (first, *rest) = build_tasks(
+        arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}")
+    )
     assert first.prompt.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
     assert len(rest) == 11 and first.row == ROWS[0]
     assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
 
 
 def test_seeds_depend_on_row_and_sample_only():
-    seeds = {sample_seed(seed, row, sample) for seed in (0, 1) for row in ("1", "11") for sample in (0, 1, 11)}
+    seeds = {
+        sample_seed(seed, row, sample)
+        for seed in (0, 1)
+        for row in ("1", "11")
+        for sample in (0, 1, 11)
+    }
     assert len(seeds) == 12 and all(0 <= seed < 2**31 for seed in seeds)
     assert sample_seed(0, "p3", 1) == sample_seed(0, "p3", 1)
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def test_rows_are_kept_as_they_come_and_written_in_order(tmp_path):
@@ -193,7 +213,10 @@ def test_file_of_other_settings_is_not_continued(tmp_path, complete):
     output.append(0, {"id": "a"})
     if complete:
         output.close()
-    with pytest.raises(ValueError, match=r"other settings: temperature \(0.6, now 1.0\); give another --save_suffix"):
+    with pytest.raises(
+        ValueError,
+        match=r"other settings: temperature \(0.6, now 1.0\); give another --save_suffix",
+    ):
         GenerationFile(tmp_path / "a.json", {"seed": 0, "temperature": 1.0})
 
 
@@ -206,20 +229,27 @@ def test_generation_files_are_checked(tmp_path):
         read_generations(tmp_path / "b.json")
 
 
-# --- A server --------------------------------------------------------------------------------------------------------
+# --- A server -------------------------------------------------------------------------------------
 
 
 def test_server_is_asked_once_per_response(problems, serve):
     server = serve()
     rows = json.loads(generate(arguments(problems, server.url)).read_text())
-    asked = {"prompt_template": "{problem}", "system_prompt": None, "chat_template_kwargs": {}, "prefill": ""}
+    asked = {
+        "prompt_template": "{problem}",
+        "system_prompt": None,
+        "chat_template_kwargs": {},
+        "prefill": "",
+    }
     assert [{k: v for k, v in row.items() if k != "responses"} for row in rows] == [
         row | {"prompt_format": asked} for row in ROWS
     ]
     assert len(server.bodies) == 24
     seeds = [sample_seed(0, "p5", 0), sample_seed(0, "p5", 1)]
     texts = [f"5+5? {seed}</think>\\boxed{{1}}" for seed in seeds]
-    assert rows[5]["responses"] == [{"text": t, "num_tokens": len(t), "finish_reason": "stop"} for t in texts]
+    assert rows[5]["responses"] == [
+        {"text": t, "num_tokens": len(t), "finish_reason": "stop"} for t in texts
+    ]
     assert {body["model"] for body in server.bodies} == {"policy-7"}
     assert {body["temperature"] for body in server.bodies} == {0.6}
 
@@ -229,7 +259,9 @@ def test_failed_run_goes_on_where_it_stopped(problems, serve, tmp_path):
     broken = serve(fail_after=13)
     with pytest.raises(SystemExit, match="the engine is gone"):
         main(flags(problems, broken.url))
-    kept = len((tmp_path / "output/Some-LRM/test_math_cot_again.part.jsonl").read_text().splitlines())
+    kept = len(
+        (tmp_path / "output/Some-LRM/test_math_cot_again.part.jsonl").read_text().splitlines()
+    )
     assert 0 < kept < 12
     server = serve()
     main(flags(problems, server.url))
@@ -269,7 +301,7 @@ def test_server_that_does_not_answer_is_named(problems):
         main(flags(problems, "http://127.0.0.1:9/v1"))
 
 
-# --- Engines ---------------------------------------------------------------------------------------------------------
+# --- Engines --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -303,7 +335,10 @@ def test_engine_that_dies_stops_the_run():
 
 
 def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplog):
-    write_json(tmp_path / "p.json", [{"problem": "x" * 99, "answer": ""}, {"problem": "y" * 99, "answer": "2"}])
+    write_json(
+        tmp_path / "p.json",
+        [{"problem": "x" * 99, "answer": ""}, {"problem": "y" * 99, "answer": "2"}],
+    )
     model = str(save_model(tmp_path / "model"))
     args = GenerateArguments(
         qaf=str(tmp_path / "p.json"),
@@ -314,7 +349,13 @@ def test_prompt_without_room_is_unanswered_and_warned_about_once(tmp_path, caplo
     )
     with caplog.at_level(logging.WARNING):
         rows = read_generations(generate(args))  # all prompts are too long, so no engine is started
-    unasked = {"text": "", "num_tokens": 0, "finish_reason": "no_room", "logprobs": [], "prompt_thinking": "open"}
+    unasked = {
+        "text": "",
+        "num_tokens": 0,
+        "finish_reason": "no_room",
+        "logprobs": [],
+        "prompt_thinking": "open",
+    }
     assert [row["responses"] for row in rows] == [[unasked] * 2] * 2
     assert len([r for r in caplog.records if "2 prompts leave no room" in r.getMessage()]) == 1
 
@@ -327,7 +368,14 @@ def test_engine_takes_the_adapters_rank(tmp_path, rank, engine_rank):
 
 @pytest.mark.parametrize(
     ("visible", "count", "expected"),
-    [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("", 0, []), ("-1", 0, []), (None, 0, []), ("GPU-5f2e", 1, ["GPU-5f2e"])],
+    [
+        (None, 2, ["0", "1"]),
+        ("3,5", 2, ["3", "5"]),
+        ("", 0, []),
+        ("-1", 0, []),
+        (None, 0, []),
+        ("GPU-5f2e", 1, ["GPU-5f2e"]),
+    ],
 )
 def test_engines_are_on_the_gpus_that_are_visible(monkeypatch, visible, count, expected):
     from generation.vllm_worker import _visible_gpus
@@ -356,6 +404,13 @@ def test_an_engine_that_cannot_load_its_model_ends_the_command_with_one_line(tmp
 
     monkeypatch.setattr(vllm_worker, "run_engines", die)
     (tmp_path / "p.json").write_text('[{"problem": "3+4?", "answer": "7"}]')
-    flags = ["--qaf", str(tmp_path / "p.json"), "--model_dir", str(save_model(tmp_path / "model")), "--output_dir", str(tmp_path)]
+    flags = [
+        "--qaf",
+        str(tmp_path / "p.json"),
+        "--model_dir",
+        str(save_model(tmp_path / "model")),
+        "--output_dir",
+        str(tmp_path),
+    ]
     with pytest.raises(SystemExit, match="^error: engine on the CPU ended with code 1"):
         generate.main(flags)

@@ -1,4 +1,5 @@
-"""The offline pipeline by hand-made values: prompts of each split, judgements, cuts, controls, baselines' data, reports."""
+"""The offline pipeline by hand-made values: prompts of each split, judgements, cuts, controls,
+baselines' data, reports."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from types import SimpleNamespace
 import pytest
 from tiny import make_tokenizer, save_model
 
-from generation import clean_dataset, labeling_distill_utils, labeling_to_prefix, sft_data, strategy_report
+from generation import (
+    clean_dataset,
+    labeling_distill_utils,
+    labeling_to_prefix,
+    sft_data,
+    strategy_report,
+)
 from generation.generate import GenerateArguments, build_tasks, check_model_folder, generate, main
 from generation.labeling_distill_utils import (
     LabelledPath,
@@ -25,7 +32,14 @@ from generation.prompts import confirmation_messages, judge_messages
 from generation.segments import split_paragraphs
 from generation.sft_data import shortened_paths, training_rows
 from generation.splits import SPLITS, path_rows
-from generation.strategy_report import DetectedPath, by_strategy, detected_paths, detector_figures, kept_tokens, table
+from generation.strategy_report import (
+    DetectedPath,
+    by_strategy,
+    detected_paths,
+    detector_figures,
+    kept_tokens,
+    table,
+)
 from generation.utils import write_json
 from generation.vllm_worker import _best_first
 from miniature import judge, label
@@ -40,7 +54,13 @@ def response(text: str = TEXT, finish_reason: str = "stop") -> dict:
 
 
 def paths_row(name: str = "p", *responses: dict) -> dict:
-    return {"id": name, "problem": "3+4?", "answer": "7", "level": 1, "responses": list(responses) or [response()]}
+    return {
+        "id": name,
+        "problem": "3+4?",
+        "answer": "7",
+        "level": 1,
+        "responses": list(responses) or [response()],
+    }
 
 
 @pytest.fixture
@@ -50,7 +70,10 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> str:
-    write_json(tmp_path / "paths.json", [paths_row("p", response(), response("result is 7 and more")), paths_row("q")])
+    write_json(
+        tmp_path / "paths.json",
+        [paths_row("p", response(), response("result is 7 and more")), paths_row("q")],
+    )
     return str(tmp_path / "paths.json")
 
 
@@ -61,14 +84,16 @@ def arguments(qaf: str, model: str, split: str, **changes) -> GenerateArguments:
         "paragraph_min_tokens": 1,
         "prompt_template": "{problem}",
     }
-    return GenerateArguments(qaf=qaf, split=split, output_dir=str(Path(qaf).parent), **{**settings, **changes})
+    return GenerateArguments(
+        qaf=qaf, split=split, output_dir=str(Path(qaf).parent), **{**settings, **changes}
+    )
 
 
 def paragraphs(text: str = TEXT):
     return split_paragraphs(text, len, min_tokens=1)
 
 
-# --- Splits ----------------------------------------------------------------------------------------------------------
+# --- Splits ---------------------------------------------------------------------------------------
 
 
 def test_unknown_split_lists_the_valid_ones():
@@ -85,10 +110,13 @@ def test_judge_gets_one_prompt_per_chunk(paths, model):
     assert tasks[0].row["paragraphs"] == ["Add the numbers.", "result is 6 now."]
     assert tasks[1].row["paragraphs"] == ["result is 7 now.\n"]
     assert tasks[0].row | {"paragraphs": 0} == {
-        "id": "p/0/0", "problem": "3+4?", "answer": "7", "level": 1, "problem_id": "p", "path": 0, "chunk": 0,
+        "id": "p/0/0", "problem": "3+4?", "answer": "7", "level": 1, "problem_id": "p", "path": 0,
+        "chunk": 0,
         "use_answer": True, "paragraphs": 0,
     }  # fmt: skip
-    assert tasks[0].prompt.messages == judge_messages("3+4?", ["Add the numbers.", "result is 6 now."], "7")
+    assert tasks[0].prompt.messages == judge_messages(
+        "3+4?", ["Add the numbers.", "result is 6 now."], "7"
+    )
 
 
 def test_judge_without_answer_is_not_asked_to_compare():
@@ -115,7 +143,11 @@ def test_prefix_is_gone_on_from_and_null_passes_a_path_on(tmp_path, model):
     args = arguments(str(tmp_path / "cuts.json"), model, "math_cot")
     first, second = build_tasks(args)
     assert (first.prompt.prefill, first.prompt.responses) == ("So far", None)
-    assert second.prompt.responses == [response()] and second.row == {"id": "b", "problem": "2", "answer": "2"}
+    assert second.prompt.responses == [response()] and second.row == {
+        "id": "b",
+        "problem": "2",
+        "answer": "2",
+    }
     asked = []
 
     def respond(args, tasks, keep):
@@ -139,7 +171,10 @@ def test_json_rows_need_their_messages(tmp_path, model):
     [
         ({"split": "labeling_distill", "paragraph_tokenizer": None}, "needs paragraph_tokenizer"),
         ({"split": "labeling"}, "split labeling needs logprobs"),
-        ({"split": "labeling", "logprobs": 5, "api": True, "api_base": "x", "api_model": "m"}, "api gives neither"),
+        (
+            {"split": "labeling", "logprobs": 5, "api": True, "api_base": "x", "api_model": "m"},
+            "api gives neither",
+        ),
     ],
 )
 def test_labelling_flags_are_checked(changes, message):
@@ -148,7 +183,8 @@ def test_labelling_flags_are_checked(changes, message):
 
 
 def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, model, monkeypatch):
-    """Path p/1 is short enough for the context; the prompts of the two others are not and never reach an engine."""
+    """Path p/1 is short enough for the context; the prompts of the two others are not and never
+    reach an engine."""
     lengths = []
 
     def run_engines(tasks, args):
@@ -162,45 +198,68 @@ def test_path_too_long_to_be_labelled_is_kept_without_labels(tmp_path, paths, mo
     tasks = build_tasks(arguments(paths, model, "labeling", logprobs=5))
     tokenizer = make_tokenizer()
     texts = [
-        tokenizer.apply_chat_template(t.prompt.messages, add_generation_prompt=True, tokenize=False) for t in tasks
+        tokenizer.apply_chat_template(t.prompt.messages, add_generation_prompt=True, tokenize=False)
+        for t in tasks
     ]
     needed = [len(tokenizer.encode(text)) + len("[1].") for text in texts]
     file = generate(arguments(paths, model, "labeling", logprobs=5, max_model_len=needed[1] + 1))
     assert lengths == [needed[1]] and needed[1] < needed[0]
     responses = [row["responses"][0] for row in json.loads(file.read_text())]
     assert [r["text"] for r in responses] == ["", "[1]. Result", ""]
-    assert responses[1]["num_tokens"] == 3 + len("[1].") and responses[0]["finish_reason"] == "no_room"
+    assert (
+        responses[1]["num_tokens"] == 3 + len("[1].") and responses[0]["finish_reason"] == "no_room"
+    )
     found = labeling_to_prefix.label_probabilities(file)
     assert list(found["p/0"]) == [] and found["p/1"][0] > 0.9
 
 
 def test_most_likely_token_comes_first():
-    tokens = [SimpleNamespace(logprob=-2.0, decoded_token=" Think"), SimpleNamespace(logprob=-0.1, decoded_token="\n")]
+    tokens = [
+        SimpleNamespace(logprob=-2.0, decoded_token=" Think"),
+        SimpleNamespace(logprob=-0.1, decoded_token="\n"),
+    ]
     assert _best_first(tokens) == [(-0.1, "\n"), (-2.0, " Think")]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"problem": "1", "answer": "1"}\n{"problem"\n', r"a\.jsonl, line 2, column 11: not JSON"),
+        (
+            "a.jsonl",
+            '{"problem": "1", "answer": "1"}\n{"problem"\n',
+            r"a\.jsonl, line 2, column 11: not JSON",
+        ),
         ("a.json", "[]", r"a\.json: must be a list of at least one row, but is empty"),
         ("a.json", '[{"problem": "1"}]', r"a\.json: row 0 has no column 'answer'"),
     ],
 )
-def test_malformed_problems_are_named_before_anything_is_generated(tmp_path, model, name, text, message):
+def test_malformed_problems_are_named_before_anything_is_generated(
+    tmp_path, model, name, text, message
+):
     (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit, match=message):
-        main(["--qaf", str(tmp_path / name), "--model_dir", model, "--output_dir", str(tmp_path / "out")])
+        main(
+            [
+                "--qaf",
+                str(tmp_path / name),
+                "--model_dir",
+                model,
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
     assert not (tmp_path / "out").exists()
 
 
-# --- Models that cannot be used --------------------------------------------------------------------------------------
+# --- Models that cannot be used -------------------------------------------------------------------
 
 
 def test_context_beyond_the_models_own_is_refused(paths, model):
     limit = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
     check_model_folder(arguments(paths, model, "math_cot", max_model_len=limit))
-    with pytest.raises(ValueError, match=f"max_model_len is {limit + 1}, but .* has a context of {limit} tokens"):
+    with pytest.raises(
+        ValueError, match=f"max_model_len is {limit + 1}, but .* has a context of {limit} tokens"
+    ):
         check_model_folder(arguments(paths, model, "math_cot", max_model_len=limit + 1))
 
 
@@ -220,21 +279,35 @@ def test_adapter_of_another_base_is_refused(paths, model, tmp_path):
         main(["--qaf", paths, "--model_dir", model, "--lora", str(tmp_path / "adapter")])
 
 
-# --- Judgements ------------------------------------------------------------------------------------------------------
+# --- Judgements -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [("Yes", True), ("**No**.", False), ("yes, it does", True), ("Maybe", None), ("", None), ("Nothing", None)],
+    [
+        ("Yes", True),
+        ("**No**.", False),
+        ("yes, it does", True),
+        ("Maybe", None),
+        ("", None),
+        ("Nothing", None),
+    ],
 )
 def test_confirmation_is_not_guessed(reply, verdict):
     assert parse_confirmation(reply) is verdict
 
 
 def chunk(path: str, number: int, texts: list[str], reply: str, use_answer: bool = True) -> dict:
-    columns = {"id": f"{path}/{number}", "problem": "3+4?", "answer": "7", "problem_id": path.split("/")[0], "path": 0}
+    columns = {
+        "id": f"{path}/{number}",
+        "problem": "3+4?",
+        "answer": "7",
+        "problem_id": path.split("/")[0],
+        "path": 0,
+    }
     return columns | {
-        "chunk": number, "use_answer": use_answer, "paragraphs": texts, "responses": [{"text": reply}]
+        "chunk": number, "use_answer": use_answer, "paragraphs": texts,
+        "responses": [{"text": reply}]
     }  # fmt: skip
 
 
@@ -249,7 +322,13 @@ CHUNKS = [
 def test_chunks_of_a_path_are_joined_and_unparsed_ones_spoil_it():
     first, second = labelled_paths(CHUNKS)
     assert first.is_candidate == [False, True, False] and first.paragraphs == ["a", "b", "c"]
-    assert first.row == {"id": "p/0", "problem": "3+4?", "answer": "7", "problem_id": "p", "path": 0}
+    assert first.row == {
+        "id": "p/0",
+        "problem": "3+4?",
+        "answer": "7",
+        "problem_id": "p",
+        "path": 0,
+    }
     assert second.is_candidate is None
     assert [row["id"] for row in candidate_rows([first, second])] == ["p/0/1"]
 
@@ -278,16 +357,23 @@ def test_cut_row_keeps_up_to_the_paragraph():
     assert (row["cut"], row["num_paragraphs"], row["truncated"]) == (1, 3, False)
     for all_kept in (2, None):
         row = cut_row({"id": "p/0"}, response(), paragraphs(), all_kept, tokenizer)
-        assert (row["prefix"], row["cut"], row["kept"], row["responses"]) == (None, None, 1.0, [response()])
+        assert (row["prefix"], row["cut"], row["kept"], row["responses"]) == (
+            None,
+            None,
+            1.0,
+            [response()],
+        )
 
 
 def test_truncated_path_is_cut_likewise():
     text = THINKING[:-2]
     row = cut_row({"id": "p/0"}, response(text, "length"), paragraphs(text), 0, make_tokenizer())
-    assert row["truncated"] and row["prefix"] == "Add the numbers.\n</think>\n\n**Final Answer:**\n\n"
+    assert (
+        row["truncated"] and row["prefix"] == "Add the numbers.\n</think>\n\n**Final Answer:**\n\n"
+    )
 
 
-# --- Cuts ------------------------------------------------------------------------------------------------------------
+# --- Cuts -----------------------------------------------------------------------------------------
 
 
 def split_path(name: str, text: str = TEXT) -> SplitPath:
@@ -302,7 +388,9 @@ def test_nearest_cut():
 
 def test_strengths_are_those_of_choose_cuts():
     settings = {"second_half": 0.0, "cap_share": 0.0}
-    cuts = reflection_cuts([split_path("p/0"), split_path("p/1")], {"p/0": [0.3, 0.9, 0.1], "p/1": []}, settings)
+    cuts = reflection_cuts(
+        [split_path("p/0"), split_path("p/1")], {"p/0": [0.3, 0.9, 0.1], "p/1": []}, settings
+    )
     assert cuts == {"weak": [1, 2], "normal": [1, 2], "strong": [1, 2]}
 
 
@@ -312,10 +400,17 @@ def test_control_keeps_the_same_shares_on_other_paths():
     strategies = with_controls(paths, {"normal": cuts}, seed=0)
     assert sorted(strategies["random_normal"]) == cuts != strategies["random_normal"]
     assert (
-        strategies["none"] == [2] * 40 and strategies["random_70"] == [1] * 40 and strategies["random_90"] == [2] * 40
+        strategies["none"] == [2] * 40
+        and strategies["random_70"] == [1] * 40
+        and strategies["random_90"] == [2] * 40
     )
     assert strategies == with_controls(paths, {"normal": cuts}, seed=0)
-    assert list(strategies) == ["none", "normal", "random_normal", *(f"random_{n}" for n in (50, 60, 70, 80, 90))]
+    assert list(strategies) == [
+        "none",
+        "normal",
+        "random_normal",
+        *(f"random_{n}" for n in (50, 60, 70, 80, 90)),
+    ]
 
 
 def test_labels_without_logprobs_are_refused(tmp_path):
@@ -324,7 +419,7 @@ def test_labels_without_logprobs_are_refused(tmp_path):
         labeling_to_prefix.label_probabilities(tmp_path / "labels.json")
 
 
-# --- Baselines -------------------------------------------------------------------------------------------------------
+# --- Baselines ------------------------------------------------------------------------------------
 
 
 def finished(path: str, cut: int | None, tokens: int, finish_reason: str = "stop") -> dict:
@@ -339,14 +434,24 @@ def test_only_verified_shortened_paths_are_taken():
         finished("a/2", 1, 30),
         finished("a/3", 1, 10, "length"),
     ]
-    rows += [finished("a/4", 1, 10), finished("a/5", 0, 9), finished("a/6", 0, 9), finished("b/0", 0, 9)]
+    rows += [
+        finished("a/4", 1, 10),
+        finished("a/5", 0, 9),
+        finished("a/6", 0, 9),
+        finished("b/0", 0, 9),
+    ]
     originals = {row["id"]: {"text": f"long {row['id']}", "num_tokens": 30} for row in rows}
     correct = [True] * 4 + [False] + [True] * 3
     taken = list(shortened_paths(rows, correct, originals, max_per_problem=2))
-    assert [row["id"] for row, _, _ in taken] == ["a/0", "a/5", "b/0"]  # a/6 is the third of its problem
+    # a/6 is the third of its problem
+    assert [row["id"] for row, _, _ in taken] == ["a/0", "a/5", "b/0"]
     sft, pairs = training_rows(taken[:1], "Q: {problem}")
     assert sft[0]["prompt"] == pairs[0]["prompt"] == [{"role": "user", "content": "Q: P"}]
-    assert sft[0]["completion"] == pairs[0]["chosen"] == [{"role": "assistant", "content": "short a/0"}]
+    assert (
+        sft[0]["completion"]
+        == pairs[0]["chosen"]
+        == [{"role": "assistant", "content": "short a/0"}]
+    )
     assert pairs[0]["rejected"] == [{"role": "assistant", "content": "long a/0"}]
 
 
@@ -354,22 +459,36 @@ def test_unsolved_problems_are_dropped(tmp_path):
     problems = [{"problem": str(i), "answer": "1"} for i in range(3)]
     write_json(tmp_path / "d.json", problems)
     verdicts = [
-        {"id": str(i), "responses": [{"correct": c} for c in row]} for i, row in enumerate([[1, 0], [0, 0], [0, 1]])
+        {"id": str(i), "responses": [{"correct": c} for c in row]}
+        for i, row in enumerate([[1, 0], [0, 0], [0, 1]])
     ]
-    scores = {"groups": {}, "mode": "strict", "num_responses": 6, "num_problems": 3, "problems": verdicts}
+    scores = {
+        "groups": {},
+        "mode": "strict",
+        "num_responses": 6,
+        "num_problems": 3,
+        "problems": verdicts,
+    }
     write_json(tmp_path / "s.scores.json", scores)
     out = tmp_path / "clean/Clean.json"
-    flags = ["--dataset", str(tmp_path / "d.json"), "--verdicts", str(tmp_path / "s.scores.json"), "--out", str(out)]
+    flags = [
+        "--dataset",
+        str(tmp_path / "d.json"),
+        "--verdicts",
+        str(tmp_path / "s.scores.json"),
+        "--out",
+        str(out),
+    ]
     clean_dataset.main(flags)
     assert [row["problem"] for row in json.loads(out.read_text())] == ["0", "2"]
-    card = (tmp_path / "clean/README.md").read_text()
+    card = " ".join((tmp_path / "clean/README.md").read_text().split())
     assert "2 of the 3 problems" in card and "one of its 2 paths" in card
     write_json(tmp_path / "s.scores.json", {**scores, "problems": verdicts[:2]})
     with pytest.raises(SystemExit, match="1 of 3 problems have none, the first is 2"):
         clean_dataset.main(flags)
 
 
-# --- Reports ---------------------------------------------------------------------------------------------------------
+# --- Reports --------------------------------------------------------------------------------------
 
 
 def test_detector_figures_by_hand():
@@ -382,12 +501,16 @@ def test_detector_figures_by_hand():
     ]
     values = {key: figure.value for key, figure in detector_figures(detected).items()}
     assert values == {
-        "precision": 2 / 5, "recall": 2 / 5, "position_error": 2 / 3, "missed": 1 / 5, "spurious": 1 / 5
+        "precision": 2 / 5, "recall": 2 / 5, "position_error": 2 / 3, "missed": 1 / 5,
+        "spurious": 1 / 5
     }  # fmt: skip
 
 
 def test_labels_beyond_the_last_paragraph_are_dropped():
-    judged = [{"id": "a/0", "problem_id": "a", "confirmed": [1], "num_paragraphs": 2}, {"id": "c/0"}]
+    judged = [
+        {"id": "a/0", "problem_id": "a", "confirmed": [1], "num_paragraphs": 2},
+        {"id": "c/0"},
+    ]
     assert detected_paths({"a/0": [0.4, 0.5, 0.9]}, judged) == [DetectedPath("a", {1}, {1})]
 
 
@@ -397,7 +520,9 @@ def test_truncated_paths_are_apart_too():
         for s, t, k in [("none", False, 1.0), ("weak", True, 0.5)]
     ]
     groups = by_strategy(rows)
-    assert list(groups) == ["none", "weak", "weak_truncated"] and groups["weak"] == groups["weak_truncated"] == [1]
+    assert list(groups) == ["none", "weak", "weak_truncated"] and groups["weak"] == groups[
+        "weak_truncated"
+    ] == [1]
     assert kept_tokens(rows).value == 0.75
 
 
@@ -409,16 +534,21 @@ def test_table_has_a_dash_where_a_model_has_no_cut():
     assert weak.count("50.0 ± 10.0") == 2 and sft.count("50.0 ± 10.0") == 1 and sft.count(" -") == 3
 
 
-# --- Stage after stage -----------------------------------------------------------------------------------------------
+# --- Stage after stage ----------------------------------------------------------------------------
 
 
 def test_oracle_route_writes_every_stage(paths, model, tmp_path):
     out = tmp_path / "work/train.json"
     label.main([paths, "--out", str(out), "--model_dir", model])
     completions = [example["completion"][0]["content"] for example in json.loads(out.read_text())]
-    assert completions == ["[1]. Think\n[2]. Think\n[3]. Result", "[1]. Result", "[1]. Think\n[2]. Think\n[3]. Result"]
+    assert completions == [
+        "[1]. Think\n[2]. Think\n[3]. Result",
+        "[1]. Result",
+        "[1]. Think\n[2]. Think\n[3]. Result",
+    ]
     (cuts,) = (tmp_path / "work/oracle").glob("*_cuts.json")
-    assert [(row["id"], row["confirmed"], row["truncated"]) for row in json.loads(cuts.read_text())] == [
+    assert [(row["id"], row["confirmed"],
+             row["truncated"]) for row in json.loads(cuts.read_text())] == [
         ("p/0", [2], False), ("p/1", [0], True), ("q/0", [2], False)
     ]  # fmt: skip
 
@@ -428,7 +558,14 @@ def test_labels_of_other_paths_are_refused(paths, model, tmp_path):
     label.label(paths, tmp_path / "work/train.json", settings)
     (labels,) = (tmp_path / "work/oracle").glob("*_use_asw.json")
     (confirmations,) = (tmp_path / "work/oracle").glob("*_candidates_json.json")
-    flags = [str(labels), "--clean", "--confirmations", str(confirmations), "--out", str(tmp_path / "c.json")]
+    flags = [
+        str(labels),
+        "--clean",
+        "--confirmations",
+        str(confirmations),
+        "--out",
+        str(tmp_path / "c.json"),
+    ]
     flags += ["--paragraph_tokenizer", model, "--paths"]
     with pytest.raises(SystemExit, match="p/0 has other paragraphs than its labels"):
         labeling_distill_utils.main([*flags, paths, "--paragraph_min_tokens", "60"])
@@ -437,13 +574,16 @@ def test_labels_of_other_paths_are_refused(paths, model, tmp_path):
 
 
 def test_oracle_has_both_judgements():
-    assert judge.reply({"paragraphs": ["x", "result is 7"], "answer": "7"}).endswith("Label: Right Result")
+    assert judge.reply({"paragraphs": ["x", "result is 7"], "answer": "7"}).endswith(
+        "Label: Right Result"
+    )
     assert judge.reply({"paragraph": "result is 6", "answer": "7"}) == "No"
 
 
 def test_path_ids():
     ids = [
-        (row["id"], row["problem_id"], row["path"]) for row, _ in path_rows([paths_row("p", response(), response())])
+        (row["id"], row["problem_id"], row["path"])
+        for row, _ in path_rows([paths_row("p", response(), response())])
     ]
     assert ids == [("p/0", "p", 0), ("p/1", "p", 1)]
 
@@ -452,8 +592,16 @@ def test_path_ids():
     ("command", "flags", "message"),
     [
         (sft_data.main, ["{paths}", "--paths", "{paths}"], "row 0 has no 'cut'"),
-        (strategy_report.main, ["{paths}", "--model_dir", "m", "--out", "o"], "row 0 has no 'strategy'"),
-        (labeling_distill_utils.main, ["{paths}", "--candidates", "c.json"], "row 0 has no 'use_answer'"),
+        (
+            strategy_report.main,
+            ["{paths}", "--model_dir", "m", "--out", "o"],
+            "row 0 has no 'strategy'",
+        ),
+        (
+            labeling_distill_utils.main,
+            ["{paths}", "--candidates", "c.json"],
+            "row 0 has no 'use_answer'",
+        ),
         (clean_dataset.main, ["--verdicts", "none.scores.json"], "none.scores.json does not exist"),
     ],
 )

@@ -34,26 +34,34 @@ from generation.utils import write_json
 from rea_rl.utils import read_tokens_per_reflection
 
 
-def response(correct: bool, tokens: int, think: int = 10, words: int = 1, first_right: bool | None = None):
-    return ScoredResponse(correct, tokens, think, words, truncated=tokens >= 100, first_right=first_right)
+def response(
+    correct: bool, tokens: int, think: int = 10, words: int = 1, first_right: bool | None = None
+):
+    return ScoredResponse(
+        correct, tokens, think, words, truncated=tokens >= 100, first_right=first_right
+    )
 
 
 # Two problems of two responses each.
 EASY = ScoredProblem("a", 1, [response(True, 20), response(True, 40, words=3)])
-HARD = ScoredProblem("b", 2, [response(False, 100, think=90, words=0), response(True, 80, think=70, words=5)])
+HARD = ScoredProblem(
+    "b", 2, [response(False, 100, think=90, words=0), response(True, 80, think=70, words=5)]
+)
 
 
-# --- Intervals -------------------------------------------------------------------------------------------------------
+# --- Intervals ------------------------------------------------------------------------------------
 
 
 def test_responses_of_a_problem_stay_together():
-    # Four right responses to one problem, four wrong ones to the other. A resample draws each problem twice with
-    # probability 1/4, so 0 and 1 are inside the 95 % interval; eight independent responses would give 0.125 to 0.875.
+    # Four right responses to one problem, four wrong ones to the other. A resample draws each
+    # problem twice with probability 1/4, so 0 and 1 are inside the 95 % interval; eight independent
+    # responses would give 0.125 to 0.875.
     assert ratio_interval([0, 4], [4, 4]) == Interval(0.5, 0.0, 1.0)
 
 
 def test_interval_of_a_binomial_share():
-    # 100 problems, 80 right: the resampled share has the mean 0.8 and the deviation sqrt(0.8 * 0.2 / 100) = 0.04.
+    # 100 problems, 80 right: the resampled share has the mean 0.8 and the deviation sqrt(0.8 * 0.2
+    # / 100) = 0.04.
     interval = ratio_interval([1] * 80 + [0] * 20, [1] * 100)
     assert interval.value == 0.8
     assert interval.low == pytest.approx(0.8 - 1.96 * 0.04, abs=0.015)
@@ -65,8 +73,9 @@ def test_interval_of_equal_problems_is_a_point():
 
 
 def test_interval_of_three_problems_worked_out_by_hand():
-    # One of three is right. A resample has 0, 1, 2, 3 right ones with chances 8/27, 12/27, 6/27, 1/27: 2.5 % and 97.5 %
-    # of the resamples lie below 0 + and 3/3, since 1/27 = 3.7 % are 3/3 and 29.6 % are 0.
+    # One of three is right. A resample has 0, 1, 2, 3 right ones with chances 8/27, 12/27, 6/27,
+    # 1/27: 2.5 % and 97.5 % of the resamples lie below 0 + and 3/3, since 1/27 = 3.7 % are 3/3 and
+    # 29.6 % are 0.
     assert ratio_interval([1, 0, 0], [1, 1, 1]) == Interval(pytest.approx(1 / 3), 0.0, 1.0)
     # One of four: 4/4 has the chance 1/256, 3/4 or more 13/256 = 5.1 %, so the upper end is 3/4.
     assert ratio_interval([1, 0, 0, 0], [1, 1, 1, 1]) == Interval(0.25, 0.0, 0.75)
@@ -75,7 +84,8 @@ def test_interval_of_three_problems_worked_out_by_hand():
 def test_mean_over_benchmarks_weighs_each_the_same():
     # 1 of 1 and 0 of 3: the mean of 1 and 0, not 1 of 4; neither benchmark varies within itself.
     assert mean_interval([([1], [1]), ([0, 0, 0], [1, 1, 1])]) == Interval(0.5, 0.5, 0.5)
-    # Two coins, one per benchmark, each drawn as 0, 1/2, 1 with chances 1/4, 1/2, 1/4: mean 0 or 1 with 1/16 each.
+    # Two coins, one per benchmark, each drawn as 0, 1/2, 1 with chances 1/4, 1/2, 1/4: mean 0 or 1
+    # with 1/16 each.
     assert mean_interval([([1, 0], [1, 1]), ([1, 0], [1, 1])]) == Interval(0.5, 0.0, 1.0)
 
 
@@ -103,11 +113,13 @@ def test_format():
     assert Interval(5.0, 4.0, None).format(digits=0) == "5"
 
 
-# --- Figures ---------------------------------------------------------------------------------------------------------
+# --- Figures --------------------------------------------------------------------------------------
 
 
 def test_figures_by_hand():
-    values = {key: f.value for key, f in figures([EASY, HARD], base={"a": 60.0, "b": 120.0}).items()}
+    values = {
+        key: f.value for key, f in figures([EASY, HARD], base={"a": 60.0, "b": 120.0}).items()
+    }
     assert values == {
         "accuracy": 3 / 4,
         "tokens": 240 / 4,
@@ -126,7 +138,9 @@ def test_figures_by_hand():
 
 
 def test_corrected_is_a_wrong_first_result_and_a_right_answer():
-    cases = [response(right, 1, first_right=first) for right in (True, False) for first in (True, False)]
+    cases = [
+        response(right, 1, first_right=first) for right in (True, False) for first in (True, False)
+    ]
     values = figures([ScoredProblem("a", None, cases)])
     assert values["corrected"].value == 1 / 4
     assert values["first_right"].value == 2 / 4
@@ -142,7 +156,11 @@ def test_groups_by_level_easiest_first():
 def test_responses_are_counted():
     thinking = "17+25=32\nSo the result is 32.\n\nWait, check that: the result is 42."
     responses = [
-        {"text": f"{thinking}\n</think>\n\n\\boxed{{42}}", "num_tokens": 90, "finish_reason": "stop"},
+        {
+            "text": f"{thinking}\n</think>\n\n\\boxed{{42}}",
+            "num_tokens": 90,
+            "finish_reason": "stop",
+        },
         {"text": "<think>The result is 42.", "num_tokens": 99, "finish_reason": "length"},
     ]
     row = {"id": "p", "problem": "17+25?", "answer": "42", "level": 3, "responses": responses}
@@ -150,18 +168,33 @@ def test_responses_are_counted():
     assert counted.head == {"id": "p", "answer": "42", "level": 3}
     assert counted.responses == [
         [
-            # One token a byte, the newline before `</think>` included; "Wait, check" is one cluster.
-            ("42", ScoredResponse(False, 90, len(thinking) + 1, 1, truncated=False, first_right=False)),
+            # One token a byte, the newline before `</think>` included; "Wait, check" is one
+            # cluster.
+            (
+                "42",
+                ScoredResponse(False, 90, len(thinking) + 1, 1, truncated=False, first_right=False),
+            ),
             (
                 None,
-                ScoredResponse(False, 99, len("The result is 42."), 0, truncated=True, answered=False, first_right=True),
+                ScoredResponse(
+                    False,
+                    99,
+                    len("The result is 42."),
+                    0,
+                    truncated=True,
+                    answered=False,
+                    first_right=True,
+                ),
             ),
         ]
     ]
-    assert [replace(r, correct=r.answered).corrected for _, r in counted.responses[0]] == [True, False]
+    assert [replace(r, correct=r.answered).corrected for _, r in counted.responses[0]] == [
+        True,
+        False,
+    ]
 
 
-# --- Files and table -------------------------------------------------------------------------------------------------
+# --- Files and table ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -170,7 +203,8 @@ def model(tmp_path: Path) -> str:
 
 
 def write_generations(path: Path, answers: dict[str, list[str]], tokens: int) -> str:
-    """A generation file: by problem the boxed answers, all of them with one reflection word; gold is always 7."""
+    """A generation file: by problem the boxed answers, all of them with one reflection word;
+    gold is always 7."""
 
     def make(answer: str) -> dict:
         text = f"Wait, the result is {answer}.\n</think>\n\n\\boxed{{{answer}}}"
@@ -179,7 +213,13 @@ def write_generations(path: Path, answers: dict[str, list[str]], tokens: int) ->
     write_json(
         path,
         [
-            {"id": key, "problem": "3+4?", "answer": "7", "level": level, "responses": [make(a) for a in given]}
+            {
+                "id": key,
+                "problem": "3+4?",
+                "answer": "7",
+                "level": level,
+                "responses": [make(a) for a in given],
+            }
             for level, (key, given) in enumerate(answers.items(), start=1)
         ],
     )
@@ -208,13 +248,22 @@ def test_command_at_two_budgets(tmp_path, model, capsys):
     assert scores["groups"] == scores["budgets"]["300"]
     assert scores["groups"]["all"]["accuracy"]["value"] == 0.75
     short = {key: figure["value"] for key, figure in scores["budgets"]["30"]["all"].items()}
-    assert (short["accuracy"], short["truncated"], short["answered"], short["tokens"]) == (0.0, 1.0, 0.0, 30.0)
-    verdicts = [json.loads(line) for line in (tmp_path / "a.verdicts.jsonl").read_text().splitlines()]
+    assert (short["accuracy"], short["truncated"], short["answered"], short["tokens"]) == (
+        0.0,
+        1.0,
+        0.0,
+        30.0,
+    )
+    verdicts = [
+        json.loads(line) for line in (tmp_path / "a.verdicts.jsonl").read_text().splitlines()
+    ]
     assert [(v["budget"], v["id"], v["answer"], v["correct"]) for v in verdicts] == [
         *((30, key, None, False) for key in "aabb"),
         *((300, key, answer, answer == "7") for key, answer in zip("aabb", "7778", strict=True)),
     ]
-    logged = [json.loads(line) for line in (tmp_path / "output" / "verify.json").read_text().splitlines()]
+    logged = [
+        json.loads(line) for line in (tmp_path / "output" / "verify.json").read_text().splitlines()
+    ]
     assert [Path(entry["file"]).name for entry in logged] == ["a.json", "b.json"]
     assert "pass@2" in capsys.readouterr().out
 
@@ -229,10 +278,14 @@ def test_log_takes_lines_from_many_at_once(tmp_path):
 
 def test_command_scores_files_against_the_base(tmp_path, model, capsys):
     base = write_generations(tmp_path / "base.json", {"a": ["7", "7"], "b": ["7", "8"]}, tokens=200)
-    trained = write_generations(tmp_path / "trained.json", {"a": ["7", "7"], "b": ["8", "8"]}, tokens=150)
+    trained = write_generations(
+        tmp_path / "trained.json", {"a": ["7", "7"], "b": ["8", "8"]}, tokens=150
+    )
     main([base, "--model_dir", model, "--slips", "--reflection_quantile", "0.2"])
     main([trained, "--model_dir", model, "--slips", "--base", str(tmp_path / "base.scores.json")])
-    first, second = (json.loads((tmp_path / f"{name}.scores.json").read_text()) for name in ("base", "trained"))
+    first, second = (
+        json.loads((tmp_path / f"{name}.scores.json").read_text()) for name in ("base", "trained")
+    )
     assert first["groups"]["all"]["accuracy"]["value"] == 0.75
     assert second["groups"]["all"]["accuracy"]["value"] == 0.5
     assert second["groups"]["level 2"]["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -255,7 +308,11 @@ def test_table_has_a_row_per_file_and_a_table_by_level():
         }
     }
     lines = table({"base": scores, "mine": scores}).splitlines()
-    assert [line.split()[0] for line in lines if line.startswith((" ", "base", "mine")) and "50.0" in line] == [
+    assert [
+        line.split()[0]
+        for line in lines
+        if line.startswith((" ", "base", "mine")) and "50.0" in line
+    ] == [
         "base",
         "mine",
     ]
@@ -267,7 +324,9 @@ def test_table_has_a_row_per_file_and_a_table_by_level():
 def test_base_scored_on_other_problems_is_refused(tmp_path):
     write_json(tmp_path / "s.json", {"groups": {}, "problems": [{"id": "a", "mean_tokens": 5.0}]})
     assert read_base_tokens(tmp_path / "s.json", {"a"}) == {"a": 5.0}
-    with pytest.raises(ValueError, match="1 of its 1 are not in this file, and 2 of this file's 2 are not in it"):
+    with pytest.raises(
+        ValueError, match="1 of its 1 are not in this file, and 2 of this file's 2 are not in it"
+    ):
         read_base_tokens(tmp_path / "s.json", {"b", "c"})
 
 
@@ -279,7 +338,7 @@ def test_mistakes_are_one_line(tmp_path, model):
         main([str(tmp_path / "a.json"), "--model_dir", model, "--base", str(tmp_path / "a.json")])
 
 
-# --- Pictures --------------------------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 HISTORY = [
@@ -314,12 +373,18 @@ def scores(accuracy: float, tokens: float, levels: bool) -> dict:
 
 @pytest.mark.parametrize(
     ("history", "names", "levels", "shape"),
-    [(HISTORY, ["base", "REA-RL"], True, (2, 2)), (HISTORY, [], False, (1, 2)), (None, ["base"], False, (1, 1))],
+    [
+        (HISTORY, ["base", "REA-RL"], True, (2, 2)),
+        (HISTORY, [], False, (1, 2)),
+        (None, ["base"], False, (1, 1)),
+    ],
 )
 def test_picture_has_a_panel_for_what_is_given(tmp_path, history, names, levels, shape):
     from matplotlib import image
 
-    path = draw(history, {name: scores(0.9, 200.0, levels) for name in names}, tmp_path / "new" / "run.png")
+    path = draw(
+        history, {name: scores(0.9, 200.0, levels) for name in names}, tmp_path / "new" / "run.png"
+    )
     assert image.imread(path).shape == (shape[0] * 570, shape[1] * 750, 4)
 
 
