@@ -1,4 +1,6 @@
-"""The pool keeps order, counts, limits, and cleans up; `is_equivalent` enforces its bounds from any caller."""
+"""The pool keeps order, counts, limits, and cleans up; `is_equivalent` enforces its bounds from any
+caller.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
-from generation.math_verify import VerifierPool, is_equivalent
+from generation.math_verify import VerifierPool, is_equivalent, original
+from generation.math_verify.pool import _serve
 
 PAIRS = Path(__file__).parents[1] / "data" / "verifier" / "pairs.json"
-SLOW = r"\prod_{k=1}^{10^6}(x+k)"  # sympy expands it; minutes
-GREEDY = r"x^{30000000}-x<3"  # sympy makes a list of all its coefficients; against an interval
+SLOW = r"\prod_{k=1}^{10^8}(x+k)"  # an hour
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_the_pool_knows_what_the_prompt_did(pool: VerifierPool) -> None:
 
 def test_a_long_text_does_not_hold_up_the_event_loop(pool: VerifierPool) -> None:
     async def longest_pause() -> float:
-        judged = asyncio.gather(*(pool.averify("1", r"So it is \boxed{12. " * 50_000) for _ in range(4)))
+        judged = asyncio.gather(
+            *(pool.averify("1", r"So it is \boxed{12. " * 50_000) for _ in range(4))
+        )
         longest = 0.0
         while not judged.done():
             start = time.monotonic()
@@ -77,7 +81,9 @@ def test_async_batch_with_a_bomb(pool: VerifierPool, caplog: pytest.LogCaptureFi
     async def batch() -> list[bool]:
         golds = [str(i) for i in range(128)]
         answers = [SLOW if i == 5 else str(i + i % 2) for i in range(128)]
-        return await asyncio.gather(*(pool.averify(g, t) for g, t in zip(golds, boxed(*answers), strict=True)))
+        return await asyncio.gather(
+            *(pool.averify(g, t) for g, t in zip(golds, boxed(*answers), strict=True))
+        )
 
     start = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -91,18 +97,31 @@ def test_async_batch_with_a_bomb(pool: VerifierPool, caplog: pytest.LogCaptureFi
 
 def test_warm_batch_of_128(pool: VerifierPool) -> None:
     golds = [
-        gold for i in range(16) for gold in 8 * [rf"\frac{{{i + 1}}}{{{2 * i + 3}}}" if i % 4 == 0 else str(37 * i)]
+        gold
+        for i in range(16)
+        for gold in 8 * [rf"\frac{{{i + 1}}}{{{2 * i + 3}}}" if i % 4 == 0 else str(37 * i)]
     ]
     answers = [gold if i % 3 else f"-{gold}" for i, gold in enumerate(golds)]
+    pool.verify(["1", "2"], boxed("1.00", "2.00"))  # both workers are up again
     start = time.monotonic()
     verdicts = pool.verify(golds, boxed(*answers))
     assert time.monotonic() - start < 1.0
     assert verdicts == [answer == gold for gold, answer in zip(golds, answers, strict=True)]
 
 
-def test_memory_limit(caplog: pytest.LogCaptureFixture) -> None:
-    with VerifierPool(num_workers=1, timeout=60, memory_mb=256) as pool, caplog.at_level(logging.WARNING):
-        assert pool.verify(["(2,3)", "1"], boxed(GREEDY, "1")) == [False, True]
+def serve_greedily(pipe: Connection, memory_mb: int) -> None:
+    """A worker to which one answer costs a gigabyte."""
+    original.equivalent = lambda gold, answer: gold == answer or len(bytes(1 << 30)) < len(answer)
+    _serve(pipe, memory_mb)
+
+
+def test_memory_limit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("generation.math_verify.pool._serve", serve_greedily)
+    with (
+        VerifierPool(num_workers=1, timeout=60, memory_mb=512) as pool,
+        caplog.at_level(logging.WARNING),
+    ):
+        assert pool.verify(["(2,3)", "1"], boxed("30000000", "1")) == [False, True]
         assert (pool.stats["crashes"], pool.stats["timeouts"]) == (1, 0)
     assert "30000000" in caplog.text
 
@@ -116,7 +135,9 @@ def test_close_leaves_no_process_and_no_open_verdict() -> None:
     pool.close()
     assert [verdict.result(timeout=1) for verdict in open_verdicts] == [False] * 3
     assert [
-        child for child in set(psutil.Process().children()) - before if "spawn_main" in " ".join(child.cmdline())
+        child
+        for child in set(psutil.Process().children()) - before
+        if "spawn_main" in " ".join(child.cmdline())
     ] == []
     for gold in ("1", "1", "2"):  # the first one was judged before
         with pytest.raises(RuntimeError, match="not active"):
@@ -148,14 +169,15 @@ def test_workers_that_die_idle_are_replaced_and_no_pair_suffers(number: signal.S
     with VerifierPool(num_workers=2, timeout=60) as pool:
         for turn in range(3):
             assert pool.submit(f"{turn}", f"{turn}.0").result(60) is True
-            wait_until(lambda: len(own_workers(others)) == 2)
             before = own_workers(others)
+            assert len(before) == 2
             for worker in before:
                 worker.send_signal(number)
-            if turn < 2:  # at once, while they die, and the same pair again
-                verdicts = [pool.submit(f"{i}", "7") for i in [5, 6, 7, 7]]
-                assert [verdict.result(60) for verdict in verdicts] == [False, False, True, True]
-            wait_until(lambda before=before: len(set(own_workers(others)) - set(before)) == 2)
+            verdicts = [
+                pool.submit(f"{i}", f"{turn}7") for i in [5, 6, f"{turn}7", f"{turn}7"]
+            ]  # while they die
+            assert [verdict.result(60) for verdict in verdicts] == [False, False, True, True]
+            assert not set(own_workers(others)) & set(before)
         assert pool.stats["crashes"] == pool.stats["timeouts"] == 0
 
 
@@ -170,7 +192,9 @@ def test_a_worker_that_hangs_idle_is_replaced() -> None:
 
 
 def test_a_pool_without_workers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("generation.math_verify.pool._serve", os.getpid)  # takes no argument: it ends at once
+    monkeypatch.setattr(
+        "generation.math_verify.pool._serve", os.getpid
+    )  # takes no argument: it ends at once
     with VerifierPool(num_workers=1) as pool:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="No verifier worker came up in 5 tries"):
@@ -178,10 +202,14 @@ def test_a_pool_without_workers_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nobody_can_cancel_a_verdict_that_others_wait_for() -> None:
+    async def one_of_two(pool: VerifierPool) -> bool:
+        tasks = [asyncio.create_task(pool.averify("3", r"\boxed{3}")) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        tasks[0].cancel()
+        return await tasks[1]
+
     with VerifierPool(num_workers=1) as pool:
-        verdict = pool.submit("3", "3")
-        assert not verdict.cancel()
-        assert verdict.result(60) is True and pool.submit("4", "4").result(60) is True
+        assert asyncio.run(one_of_two(pool)) is True
 
 
 @pytest.mark.parametrize("gold", [None, 18, 1.5, True, {"answer": "18"}, b"18", [18], ["18", None]])
@@ -236,10 +264,20 @@ def test_is_equivalent_from_other_processes(tmp_path: Path, method: str) -> None
     script = tmp_path / "script.py"
     script.write_text(FROM_OTHER_PROCESSES)
     before = set(psutil.process_iter())
-    run = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    run = subprocess.run(
+        [sys.executable, script, method], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     verdicts = [True] * (method == "fork") + [True, False, True, False, True, False]
     assert run.stdout.splitlines() == ["[True]"] * (method == "fork") + [str(verdicts)], run.stderr
-    wait_until(lambda: not [p for p in set(psutil.process_iter()) - before if is_worker(p) and in_folder(p, tmp_path)])
+    wait_until(
+        lambda: (
+            not [
+                p
+                for p in set(psutil.process_iter()) - before
+                if is_worker(p) and in_folder(p, tmp_path)
+            ]
+        )
+    )
 
 
 def in_folder(process: psutil.Process, folder: Path) -> bool:
@@ -249,15 +287,23 @@ def in_folder(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("settings", [{"mode": "lenient"}, {"num_workers": 0}, {"timeout": 0}, {"memory_mb": 10}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "lenient"}, {"num_workers": 0}, {"timeout": 0}, {"memory_mb": 10}]
+)
 def test_settings_are_checked(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         VerifierPool(**settings)
 
 
-def test_is_equivalent_on_adversarial_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_equivalent_on_adversarial_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [row for row in json.loads(PAIRS.read_text(encoding="utf-8")) if row["category"] == "adversarial"]
+    rows = [
+        row
+        for row in json.loads(PAIRS.read_text(encoding="utf-8"))
+        if row["category"] == "adversarial"
+    ]
     for row in rows:
         start = time.monotonic()
         assert is_equivalent(row["gold"], row["pred"]) is row["label"], row["pred"][:80]
@@ -277,18 +323,30 @@ def test_is_equivalent_has_modes_golds_and_a_limit() -> None:
 def test_is_equivalent_from_a_script_without_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "print('started')\nfrom generation.math_verify import is_equivalent\nprint(is_equivalent('1', '1.0'))\n"
+        "print('started')\nfrom generation.math_verify import "
+        "is_equivalent\nprint(is_equivalent('1', '1.0'))\n"
     )
     run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": "src"}
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": "src"},
     )
     assert run.stdout.split() == ["started", "True"], run.stderr
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, generation.math_verify; print(sorted({'sympy', 'math_verify', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, generation.math_verify; print(sorted({'sympy', 'math_verify', 'torch'} & "
+        "set(sys.modules)))"
+    )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": "src"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": "src"},
     )
     assert run.stdout.strip() == "[]", run.stderr
 
@@ -300,22 +358,33 @@ from generation.math_verify import VerifierPool
 with VerifierPool(num_workers=1, timeout=60, memory_mb=256) as pool:
     print(pool.verify(["1"], [r"\\\\boxed{1}"]), pool.stats["crashes"])
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert finished.stdout.split("\n")[0] == "[True] 0", finished.stderr
 
 
-def test_one_failure_is_not_for_ever():
+def serve_or_die(pipe: Connection, memory_mb: int) -> None:
+    """A worker that looks into a file for what to do with its next pair."""
+
+    def judge(gold: str, answer: str) -> bool:
+        script = Path(os.environ["VERIFIER_TEST_SCRIPT"])
+        step, *rest = script.read_text(encoding="utf-8").split()
+        script.write_text(" ".join(rest), encoding="utf-8")
+        return gold == answer if step == "judge" else os.kill(os.getpid(), signal.SIGKILL)
+
+    original.equivalent = judge
+    _serve(pipe, memory_mb)
+
+
+def test_one_failure_is_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may die for what the machine does; a pair that fails twice is not judged again."""
-    key = (("7",), "7", 5.0)
-
-    def fail(pool):
-        task, verdict = Future(), Future()
-        task.set_exception(TimeoutError())
-        pool._verdicts[key] = verdict
-        pool._settle(verdict, key, task)
-        return verdict.result()
-
+    script = tmp_path / "steps.txt"
+    script.write_text("die judge die die judge", encoding="utf-8")
+    monkeypatch.setenv("VERIFIER_TEST_SCRIPT", str(script))
+    monkeypatch.setattr("generation.math_verify.pool._serve", serve_or_die)
     with VerifierPool(1) as pool:
-        assert fail(pool) is False and pool.submit("7", "7").result() is True
-        assert fail(pool) is False and pool.submit("7", "7").result() is False
-        assert pool.stats == {"pairs": 2, "cache_hits": 1, "timeouts": 2, "crashes": 0}
+        assert [pool.submit("7", "7").result(60) for _ in range(3)] == [False, True, True]
+        assert [pool.submit("8", "8").result(60) for _ in range(3)] == [False, False, False]
+        assert pool.stats == {"pairs": 6, "cache_hits": 2, "timeouts": 0, "crashes": 3}
+    assert script.read_text(encoding="utf-8") == "judge"

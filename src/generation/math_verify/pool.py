@@ -11,8 +11,8 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
@@ -27,158 +27,122 @@ logger = logging.getLogger(__name__)
 Mode = Literal["strict", "original"]
 MODES = ("strict", "original")
 MAX_CACHED = 1 << 16  # pairs; answers are short, so at most a few ten MB
-MAX_TASKS = 20_000  # pairs after which a worker is renewed: the parser's tables grow with every new text
-MIN_MEMORY_MB = 256  # what a worker needs to load sympy
-MEMORY_SHARE = 0.75  # resident share of the address space at which a worker counts as exhausted
+MIN_MEMORY_MB = 256  # what a worker needs to load the comparison
 KILL_MARGIN = 0.2  # seconds that the end of a worker with much memory may take
 START_LIMIT = 60.0  # seconds in which a worker has to be up
 MAX_STARTS = 5  # tries in a row before a pair's worker counts as broken
-IDLE_LOOK = 0.5  # seconds between two looks at an idle worker
-_LOCK = threading.Lock()  # on the main module and the default pools
+_LOCK = threading.RLock()  # on the main module and the default pools
 
 
 @contextmanager
 def _plain_parent() -> Iterator[None]:
-    """Let this process start a child that does not import its main module, whatever this process is.
+    """Let this process start a child that does not import its main module, whatever this process
+    is.
 
-    A worker needs nothing of the main module, it may hold torch (which is over the memory limit), and a script without
-    a `__main__` guard would start itself again in every worker. The workers of `multiprocessing.Pool` are daemonic,
-    which may have no children lest these outlive them; ours end when their pipe does.
+    A worker needs nothing of the main module, it may hold torch (which is over the memory limit),
+    and a script without a `__main__` guard would start itself again in every worker. The workers of
+    `multiprocessing.Pool` are daemonic, which may have no children lest these outlive them; ours
+    end when their pipe does.
     """
     main, config = sys.modules["__main__"].__dict__, multiprocessing.current_process()._config
     saved = [
-        (space, {name: space.pop(name) for name in ("__file__", "__spec__", "daemon") if name in space})
-        for space in (main, config)
+        (space, name, space.pop(name, None))
+        for space, name in ((main, "__file__"), (main, "__spec__"), (config, "daemon"))
     ]
     main["__spec__"] = None
     try:
         yield
     finally:
-        for space, values in saved:
-            space.update(values)
+        for space, name, value in saved:
+            space[name] = value
 
 
 def _serve(pipe: Connection, memory_mb: int) -> None:
     """Judge what comes through the pipe until it ends, within a limit on the address space.
 
-    A message without a verdict says that the worker is up, or that it begins with a pair. SIGTERM ends it even inside
-    C code.
+    A message without a verdict says that the worker begins with a pair. SIGTERM ends it even inside
+    C code, and so does a pair that takes too much memory.
     """
-    size = memory_mb << 20
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20,) * 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _comparison("original")
-    pipe.send(None)
-    with suppress(EOFError, ConnectionError):
+    from generation.math_verify.original import equivalent, equivalent_original
+
+    with suppress(EOFError, ConnectionError, MemoryError):
         while True:
-            pair = pipe.recv()
+            golds, answer, _, mode = pipe.recv()
             pipe.send(None)
-            pipe.send(_judge(*pair, memory_mb))
-
-
-@cache
-def _comparison(mode: Mode) -> Callable[[str, str], bool]:
-    from generation.math_verify.compare import equivalent
-    from generation.math_verify.original import equivalent_original
-
-    return equivalent if mode == "strict" else equivalent_original
-
-
-def _judge(golds: tuple[str, ...], prediction: str, mode: Mode, memory_mb: int) -> bool:
-    """Compare in a worker, which ends at once if the pair took too much memory.
-
-    At the limit allocations fail, libraries swallow that, and their state and verdict mean nothing any more.
-    """
-    try:
-        verdict = any(_comparison(mode)(gold, prediction) for gold in golds)
-        exhausted = _peak_memory_mb() > MEMORY_SHARE * memory_mb
-    except MemoryError:
-        exhausted = True
-    if exhausted:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return verdict
-
-
-def _peak_memory_mb() -> float:
-    """Most resident memory of this process so far. `getrusage` would count its parent's, which a spawned child inherits."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+            compare = equivalent if mode == "strict" else equivalent_original
+            pipe.send(any(compare(gold, answer) for gold in golds))
 
 
 class _Worker:
-    """A process with a pipe of its own, so that its death touches no other. It is started again whenever it died."""
+    """A process with a pipe of its own, so that its death touches no other.
+
+    Whenever it died, a new one is started.
+    """
 
     def __init__(self, memory_mb: int) -> None:
         self._memory_mb = memory_mb
         self._lock, self._closed = threading.Lock(), False
         self._process: SpawnProcess | None = None
+        self._start()
 
-    def revive(self) -> None:
-        """See that the process is up. Raises EOFError or OSError where it cannot be."""
-        if self._process is not None and self._judged < MAX_TASKS and not self._pipe.poll():
-            return  # an idle process says nothing; the end of its pipe would be something
-        self.stop()
-        with self._lock, _LOCK, _plain_parent():
-            if self._closed:
-                raise EOFError("closed")
-            self._pipe, end = multiprocessing.Pipe()
-            self._process = SpawnProcess(target=_serve, args=(end, self._memory_mb), daemon=True)
-            self._process.start()
-        end.close()
-        self._judged = 0
-        self._receive(START_LIMIT)
-
-    def judge(self, golds: tuple[str, ...], answer: str, mode: Mode, limit: float) -> bool:
-        """Verdict on a pair. Raises TimeoutError after `limit` seconds, EOFError or OSError if the worker dies of it.
+    def judge(self, pair: tuple, limit: float) -> bool:
+        """Verdict on a pair. Raises TimeoutError after `limit` seconds, EOFError or OSError if the
+        worker dies of it.
 
         Raises RuntimeError if no worker begins with it.
         """
         for _ in range(MAX_STARTS):
+            begun = False
             try:
-                self.revive()
-                self._pipe.send((golds, answer, mode))
-                self._receive(limit)
-                break
-            except (EOFError, OSError) as error:  # it died idle or hangs: the pair is not to blame
-                logger.warning("A verifier worker is started again: %r", error)
-        else:
-            raise RuntimeError(f"No verifier worker came up in {MAX_STARTS} tries; standard error says why.")
-        self._judged += 1
-        return self._receive(limit)
+                self._pipe.send(pair)
+                begun = self._up = self._receive(limit if self._up else START_LIMIT) is None
+                return self._receive(limit)
+            except (EOFError, OSError) as error:
+                self._start()
+                if begun:
+                    raise
+                logger.warning("A verifier worker died or hung while it was idle: %r", error)
+        raise RuntimeError(
+            f"No verifier worker came up in {MAX_STARTS} tries; standard error says why."
+        )
 
-    def _receive(self, limit: float) -> bool | None:
-        try:
-            if self._pipe.poll(limit):
-                return self._pipe.recv()
-            raise TimeoutError(f"{limit:.1f} s")
-        except (EOFError, OSError):
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """End the process, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
-            self._process = None
-
-    def close(self) -> None:
-        """End the process from another thread, for good."""
-        with self._lock:
-            self._closed = True
+    def _start(self) -> None:
+        with self._lock, _LOCK, _plain_parent():
             if self._process is not None:
                 self._process.kill()
+                self._process.join()
+                self._pipe.close()
+            if self._closed:
+                raise RuntimeError("closed")
+            self._pipe, end = multiprocessing.Pipe()
+            self._process = SpawnProcess(target=_serve, args=(end, self._memory_mb), daemon=True)
+            self._process.start()
+            end.close()
+            self._up = False
+
+    def _receive(self, limit: float) -> bool | None:
+        if self._pipe.poll(limit):
+            return self._pipe.recv()
+        raise TimeoutError(f"{limit:.1f} s")
+
+    def close(self) -> None:
+        """End the process, from another thread than the one that uses it, for good."""
+        with self._lock:
+            self._closed = True
+            self._process.kill()
+            self._process.join()
 
 
 class VerifierPool:
-    """Processes that compare answers and outlive batches, each with a thread that feeds it.
+    """Processes that compare answers and outlive batches.
 
-    Each pair has `timeout` seconds and its worker `memory_mb` of address space. A worker that exceeds either is
-    killed from outside and replaced; its pair counts as not equal, is counted in `stats`, and its text is logged. A
-    worker that dies idle is replaced too, and no pair suffers. Verdicts are cached by gold and answer; a failed one
-    when the pair has failed twice.
+    Each pair has `timeout` seconds and its worker `memory_mb` of address space. A worker that
+    exceeds either is killed from outside and replaced; its pair counts as not equal, is counted in
+    `stats`, and its text is logged. A worker that dies idle is replaced too, and no pair suffers.
+    Verdicts are cached by gold and answer; a failed one when the pair has failed twice.
 
     Args:
         num_workers: Processes.
@@ -188,7 +152,8 @@ class VerifierPool:
         markers: Phrases that introduce an answer where there is no box, see `extract_answer`.
 
     Attributes:
-        stats: `pairs` judged, and of them `cache_hits`, `timeouts` and `crashes` (memory, any other death or error).
+        stats: `pairs` judged, and of them `cache_hits`, `timeouts` and `crashes` (memory, any other
+            death or error).
 
     Raises:
         ValueError: A setting is out of range.
@@ -209,17 +174,22 @@ class VerifierPool:
                 f"num_workers={num_workers}, timeout={timeout}, memory_mb={memory_mb}: "
                 f"give at least 1 worker, more than 0 seconds, at least {MIN_MEMORY_MB} MiB."
             )
-        self.timeout, self.memory_mb, self.mode, self.markers = timeout, memory_mb, mode, tuple(markers)
+        self.timeout, self.memory_mb, self.mode, self.markers = (
+            timeout,
+            memory_mb,
+            mode,
+            tuple(markers),
+        )
         self.stats = {"pairs": 0, "cache_hits": 0, "timeouts": 0, "crashes": 0}
         self._verdicts: dict[tuple, Future[bool]] = {}
         self._failed: set[tuple] = set()  # pairs that failed once
         self._lock = threading.Lock()
         self._owner: int | None = os.getpid()  # None once it is closed
-        self._open: queue.SimpleQueue[tuple[Future[bool], tuple] | None] = queue.SimpleQueue()
         self._workers = [_Worker(memory_mb) for _ in range(num_workers)]
-        self._threads = [threading.Thread(target=self._work, args=(w,), daemon=True) for w in self._workers]
-        for thread in self._threads:
-            thread.start()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(num_workers)
+        for worker in self._workers:
+            self._idle.put(worker)
         self._at_exit = Finalize(None, self.close, exitpriority=1)
 
     def __enter__(self) -> VerifierPool:
@@ -231,7 +201,8 @@ class VerifierPool:
     def verify(
         self, golds: Sequence[str | list[str]], texts: Sequence[str], thinking: Thinking = "unknown"
     ) -> list[bool]:
-        """Judge whole completions against their golds, in order; a completion without an answer is not equal.
+        """Judge whole completions against their golds, in order; a completion without an answer is
+        not equal.
 
         `thinking` says what their prompt did, see `extract_answer`.
         """
@@ -241,13 +212,18 @@ class VerifierPool:
         ]
         return [future.result() for future in futures]
 
-    async def averify(self, gold: str | list[str], text: str, thinking: Thinking = "unknown") -> bool:
+    async def averify(
+        self, gold: str | list[str], text: str, thinking: Thinking = "unknown"
+    ) -> bool:
         """Judge one whole completion, extraction included, without blocking the event loop."""
         answer = await asyncio.to_thread(extract_answer, text, self.markers, thinking)
         future = self.submit(gold, answer)
-        return await asyncio.shield(asyncio.wrap_future(future))  # others may wait for the same verdict
+        # Others may wait for the same verdict.
+        return await asyncio.shield(asyncio.wrap_future(future))
 
-    def submit(self, gold: str | list[str], answer: str | None, timeout: float | None = None) -> Future[bool]:
+    def submit(
+        self, gold: str | list[str], answer: str | None, timeout: float | None = None
+    ) -> Future[bool]:
         """Future verdict on an extracted answer; several golds mean that any of them is right.
 
         Raises ValueError where gold or answer is no text, RuntimeError on a pool that is closed.
@@ -257,22 +233,19 @@ class VerifierPool:
             raise ValueError(f"gold={gold!r} is neither a text nor a list of texts.")
         if not isinstance(answer, str | None):
             raise ValueError(f"answer={answer!r} is neither a text nor None.")
-        key = (tuple(golds), answer, self.timeout if timeout is None else timeout)
-        self._require_active()  # before the lock, which nobody would release after a fork
+        key = (tuple(golds), answer, self.timeout if timeout is None else timeout, self.mode)
+        if self._owner != os.getpid():  # before the lock, which nobody would release after a fork
+            raise RuntimeError(
+                "Inactive verifier pool: it was closed, or belongs to the parent of a fork."
+            )
         with self._lock:
-            self._require_active()
             self.stats["pairs"] += 1
             if key in self._verdicts:
                 self.stats["cache_hits"] += 1
                 return self._verdicts[key]
             if len(self._verdicts) >= MAX_CACHED:
                 self._verdicts.pop(next(iter(self._verdicts)))
-            verdict = self._verdicts[key] = Future()
-            verdict.set_running_or_notify_cancel()  # nobody may cancel what others wait for
-            if answer is None or len(answer) > MAX_LENGTH:
-                verdict.set_result(False)
-            else:
-                self._open.put((verdict, key))
+            verdict = self._verdicts[key] = self._threads.submit(self._judge, key)
         return verdict
 
     def close(self) -> None:
@@ -282,87 +255,72 @@ class VerifierPool:
         self._at_exit.cancel()
         for worker in self._workers:
             worker.close()
-            self._open.put(None)
-        for thread in self._threads:
-            thread.join()
-        while not self._open.empty():
-            if left := self._open.get():
-                left[0].set_result(False)
+        self._threads.shutdown()
 
-    def _require_active(self) -> None:
-        if self._owner != os.getpid():
-            raise RuntimeError("This verifier pool is not active: it was closed, or belongs to the parent of a fork.")
-
-    def _work(self, worker: _Worker) -> None:
-        """Judge open pairs with one worker, which is replaced also if it dies idle."""
-        while self._owner is not None:
-            with suppress(EOFError, OSError):  # the next pair tells what is wrong
-                worker.revive()
-            with suppress(queue.Empty):
-                if pair := self._open.get(timeout=IDLE_LOOK):
-                    self._judge_with(worker, *pair)
-        worker.stop()
-
-    def _judge_with(self, worker: _Worker, verdict: Future[bool], key: tuple) -> None:
-        golds, answer, timeout = key
-        task: Future[bool] = Future()
+    def _judge(self, key: tuple) -> bool:
+        """Verdict of an idle worker, or the count of a failure; without any worker that is the
+        caller's error.
+        """
+        golds, answer, timeout, _ = key
+        if answer is None or len(answer) > MAX_LENGTH:
+            return False
+        worker = self._idle.get()
         try:
-            task.set_result(worker.judge(golds, answer, self.mode, max(timeout - KILL_MARGIN, timeout / 2)))
+            return worker.judge(key, max(timeout - KILL_MARGIN, timeout / 2))
         except (EOFError, OSError, RuntimeError) as error:
-            task.set_exception(error)
-        self._settle(verdict, key, task)
-
-    def _settle(self, verdict: Future[bool], key: tuple, task: Future[bool]) -> None:
-        """Pass a verdict on, or count the failure; without any worker there is none, which is the caller's error."""
-        error = task.exception()
-        if error is None or self._owner is None:
-            verdict.set_result(error is None and task.result())
-            return
-        golds, answer, _ = key
-        kind = "timeouts" if isinstance(error, TimeoutError) else "crashes"
-        with self._lock:
-            self.stats[kind] += 1
-            if key not in self._failed:  # it may have been the machine; a second failure is kept
-                self._failed.add(key)
-                self._verdicts.pop(key, None)
-        logger.warning("Verifier %s (%r): gold %.200r, answer %.500r", kind, error, golds, answer)
-        if isinstance(error, RuntimeError):
-            verdict.set_exception(error)
-        else:
-            verdict.set_result(False)
+            if self._owner is None:
+                return False
+            kind = "timeouts" if isinstance(error, TimeoutError) else "crashes"
+            with self._lock:
+                self.stats[kind] += 1
+                if (
+                    key not in self._failed
+                ):  # it may have been the machine; a second failure is kept
+                    self._failed.add(key)
+                    self._verdicts.pop(key, None)
+            logger.warning(
+                "Verifier %s (%r): gold %.200r, answer %.500r", kind, error, golds, answer
+            )
+            if isinstance(error, RuntimeError):
+                raise
+            return False
+        finally:
+            self._idle.put(worker)
 
 
-_default: dict[Mode, VerifierPool] = {}
+@cache
+def _default_pool(mode: Mode, process: int) -> VerifierPool:
+    """The pool of a process: a forked one has its parent's pipes but not its threads."""
+    return VerifierPool(num_workers=2, mode=mode)  # one works while a killed one is replaced
 
 
-def is_equivalent(gold: str | list[str], prediction: str, timeout: float = 5.0, mode: Mode = "strict") -> bool:
+def is_equivalent(
+    gold: str | list[str], prediction: str, timeout: float = 5.0, mode: Mode = "strict"
+) -> bool:
     r"""Whether a prediction has the same value as the gold, or as any of several golds.
 
-    Form is not policed: an unsimplified value, a percentage for its hundredth, an omitted unit, a reordered solution
-    set are the same. A rounded value of an exact gold, another unit, bracket or base, a missing or extra root are
-    not, nor is anything beside an empty gold or an unclosed box. Decided in a worker process of this module, within
-    `timeout` seconds and 1 GiB; callable from anywhere.
+    Form is not policed: an unsimplified value, a percentage for its hundredth, an omitted unit, a
+    reordered solution set are the same. A rounded value of an exact gold, another unit, bracket or
+    base, a missing or extra root are not, nor is anything beside an empty gold or an unclosed box.
+    Decided in a worker process of this module, within `timeout` seconds and 1 GiB; callable from
+    anywhere.
 
     Args:
         gold: Gold answer or answers, LaTeX or plain.
-        prediction: An extracted answer; if it holds a `\boxed{}`, the content of the last complete one counts.
+        prediction: An extracted answer; if it holds a `\boxed{}`, the content of the last complete
+            one counts.
         timeout: Seconds after which the pair counts as not equal.
         mode: `"strict"`, or `"original"` for the leniencies of the published numbers.
 
     Example:
-        >>> is_equivalent("[2,3)", "2 \\le x < 3"), is_equivalent("[2,3)", "(2,3]"), is_equivalent("18", "1800")
-        (True, False, False)
+        >>> is_equivalent("[2,3)", "2 \\le x < 3"), is_equivalent("[2,3)", "(2,3]")
+        (True, False)
     """
     with _LOCK:
-        if mode not in _default:
-            _default[mode] = VerifierPool(num_workers=2, mode=mode)  # one works while a killed one is replaced
-        pool = _default[mode]
+        pool = _default_pool(mode, os.getpid())
     return pool.submit(gold, prediction, timeout).result()
 
 
-def _after_fork() -> None:
-    _default.clear()  # a forked child has the pools' pipes but not their threads
-    _LOCK.release()
-
-
-os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_after_fork)
+os.register_at_fork(
+    before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+)
