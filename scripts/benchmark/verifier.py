@@ -21,6 +21,7 @@ from collections.abc import Callable
 from math_verify import parse, verify
 
 from generation.math_verify import VerifierPool
+from generation.math_verify.compare import equivalent
 
 LEFT_OUT = ("adversarial", "order_context")
 GOLDS = (
@@ -103,9 +104,6 @@ def main() -> None:
     table = [HEADER, measure("math-verify", plain, rows)]
     rates = [f"{timed(plain, reward_batch())[1]:.0f}" for _ in range(2)]
     table.append(["batch of 128", "math-verify", *rates, "", ""])
-    # it makes math-verify's parser faster, hence after it
-    from generation.math_verify.compare import equivalent
-
     table[2:2] = [measure("this verifier", equivalent, rows)]
     table.append(measure_pool(arguments.workers))
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADER))]

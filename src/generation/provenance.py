@@ -127,12 +127,12 @@ def known_parts(scores: Mapping[str, Any]) -> MadeBy:
 
 @cache
 def verifier_version() -> str:
-    """Fingerprint of the answer check: its own code, and the version of the library that reads
-    LaTeX."""
+    """Fingerprint of the answer check: its code and tables, and the versions of its libraries."""
     import generation.math_verify
 
-    hasher = hashlib.blake2b(version("math-verify").encode(), digest_size=6)
-    for file in sorted(Path(generation.math_verify.__file__).parent.glob("*.py")):
+    libraries = f"{version('lark')} {version('mpmath')}"
+    hasher = hashlib.blake2b(libraries.encode(), digest_size=6)
+    for file in sorted(Path(generation.math_verify.__file__).parent.glob("*.*")):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()
 

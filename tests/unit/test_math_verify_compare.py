@@ -1,4 +1,6 @@
-"""Which answers are the same value: labelled pairs, and a row for each known fault of other checkers."""
+"""Which answers are the same value: labelled pairs, and a row for each known fault of other
+checkers.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from generation.math_verify.original import equivalent_original
 
 DATA = Path(__file__).parents[1] / "data" / "verifier"
 
-# Each of these is accepted by the original's checkers: single letters as units, factors of 100, tolerances on
-# integers, a list run together, brackets, products cut like tuples, bases, mixed numbers.
+# Each of these is accepted by the original's checkers: single letters as units, factors of 100,
+# tolerances on integers, a list run together, brackets, products cut like tuples, bases, mixed
+# numbers.
 WRONGLY_ACCEPTED = [
     ("c+1", "d+1"),
     ("(a, 2)", "(d, 2)"),
@@ -49,7 +52,8 @@ MISTAKEN_BY_LIBRARY = [
     ("5am", "5pm", False),
     (r"\frac{1}{3}", "0.333333333", False),
 ]
-# The only tolerance: a decimal gold may be the rounded value of an exact prediction, to the gold's own last place.
+# The only tolerance: a decimal gold may be the rounded value of an exact prediction, to the gold's
+# own last place.
 ROUNDED = [
     ("5.48", r"\sqrt{30}", True),
     ("5.48", "5.477", False),
@@ -66,7 +70,11 @@ def pairs(name: str) -> list[dict]:
 
 
 def mistakes(rows: list[dict]) -> list[tuple[str, str, bool]]:
-    return [(r["gold"], r["pred"], r["label"]) for r in rows if equivalent(r["gold"], r["pred"]) != r["label"]]
+    return [
+        (r["gold"], r["pred"], r["label"])
+        for r in rows
+        if equivalent(r["gold"], r["pred"]) != r["label"]
+    ]
 
 
 def test_public_pairs() -> None:
@@ -122,11 +130,15 @@ def test_original_mode_has_the_original_leniencies(gold: str, prediction: str, s
 
 
 def test_original_mode_accepts_whatever_strict_mode_does() -> None:
-    assert all(equivalent_original(row["gold"], row["pred"]) for row in pairs("pairs.json") if row["label"])
+    assert all(
+        equivalent_original(row["gold"], row["pred"]) for row in pairs("pairs.json") if row["label"]
+    )
 
 
 def test_no_text_is_evaluated_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    equivalent("(2,3)", r"x^2 < \sum_{k=1}^{3} k")  # lets the libraries import what they import late
+    equivalent(
+        "(2,3)", r"x^2 < \sum_{k=1}^{3} k"
+    )  # lets the libraries import what they import late
 
     def forbidden(name: str) -> Callable[..., None]:
         def call(*arguments: object) -> None:

@@ -49,7 +49,8 @@ def test_last_complete_box_after_the_thinking(text: str, answer: str | None) -> 
 
 
 THINKING = [
-    # completion, answer where the prompt opened a thinking, where it closed it, and where that is not known
+    # completion, answer where the prompt opened a thinking, where it closed it, and where that is
+    # not known
     (r"It is \boxed{12}. Wait, let me check", None, "12", "12"),
     (r"It is \boxed{1}.</think>So \boxed{2}.", "2", "2", "2"),
     (r"It is \boxed{1}.</think>I cannot say.", None, "1", None),
@@ -67,11 +68,15 @@ def test_what_the_prompt_did_says_where_an_answer_can_stand(
     text: str, open: str | None, closed: str | None, unknown: str | None
 ) -> None:
     expected = {"open": open, "closed": closed, "unknown": unknown}
-    assert {thinking: extract_answer(text, ("####",), thinking=thinking) for thinking in expected} == expected
+    assert {
+        thinking: extract_answer(text, ("####",), thinking=thinking) for thinking in expected
+    } == expected
 
 
 def test_an_unknown_state_of_the_thinking_is_refused() -> None:
-    with pytest.raises(ValueError, match="thinking='opened' is unknown; use one of open, closed, unknown"):
+    with pytest.raises(
+        ValueError, match="thinking='opened' is unknown; use one of open, closed, unknown"
+    ):
         extract_answer(r"\boxed{1}", thinking="opened")
 
 

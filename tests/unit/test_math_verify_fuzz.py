@@ -1,4 +1,6 @@
-"""No text makes the comparison raise or take long; equality is reflexive, and symmetric where it has no direction."""
+"""No text makes the comparison raise or take long; equality is reflexive, and symmetric where it
+has no direction.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ from generation.math_verify.original import equivalent_original
 
 LIMIT = 5.0  # seconds of CPU time, which other processes do not change
 PIECES = (
-    r"\frac \sqrt \pi { } ( ) [ ] \{ \} 1 2 3 10 0.5 . x y n i e d + - * / ^ _ , ; = < > \le \ge \ne \in \cup \infty "
-    r"\pm \mp \text{cm} \text{ \text{and} % \% \$ $ \circ ^\circ ! \binom \begin{pmatrix} \end{pmatrix} & "
-    r"\\ | : A B am pm \boxed{ \log \sin \lfloor \rfloor \overline{3} ... C_ x= \mathbb{R} \setminus f(x)= _8 999 √ "
+    r"\frac \sqrt \pi { } ( ) [ ] \{ \} 1 2 3 10 0.5 . x y n i e d + - * / ^ _ , ; = < > \le \ge "
+    r"\ne \in \cup \infty "
+    r"\pm \mp \text{cm} \text{ \text{and} % \% \$ $ \circ ^\circ ! \binom \begin{pmatrix} "
+    r"\end{pmatrix} & "
+    r"\\ | : A B am pm \boxed{ \log \sin \lfloor \rfloor \overline{3} ... C_ x= \mathbb{R} "
+    r"\setminus f(x)= _8 999 √ "
     r"½ π \left \right \approx east two hundred"
 ).split() + [" ", "\n", " or ", " and ", "\\"]
 soup = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
@@ -24,7 +29,9 @@ anything = st.one_of(soup, st.text(max_size=40))
 
 number = st.one_of(
     st.integers(-99, 99).map(str),
-    st.tuples(st.integers(-9, 9), st.integers(1, 9)).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"),
+    st.tuples(st.integers(-9, 9), st.integers(1, 9)).map(
+        lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}"
+    ),
     st.integers(2, 30).map(lambda radicand: rf"\sqrt{{{radicand}}}"),
 )
 expression = st.one_of(
@@ -42,7 +49,9 @@ structured = st.one_of(
         lambda p: f"{p[0]}{p[1]},{p[2]}{p[3]}"
     ),
 )
-relaxed = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+relaxed = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 @relaxed
@@ -69,7 +78,12 @@ def test_symmetric(left: str, right: str) -> None:
 @relaxed
 @given(structured)
 def test_spelling_changes_nothing(text: str) -> None:
-    for variant in (f"${text}$", f"{text}.", rf"\boxed{{{text}}}", text.replace(r"\frac", r"\dfrac")):
+    for variant in (
+        f"${text}$",
+        f"{text}.",
+        rf"\boxed{{{text}}}",
+        text.replace(r"\frac", r"\dfrac"),
+    ):
         assert equivalent(text, variant)
 
 

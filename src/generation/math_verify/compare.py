@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from itertools import product
 
+from generation.math_verify.conditions import (
+    is_condition,
+    is_set,
+    same_condition,
+    same_equation,
+    same_family,
+)
 from generation.math_verify.extract import MAX_LENGTH
 from generation.math_verify.normalize import normalize
-from generation.math_verify.numeric import agree_by_library, proportional, real_number, same_value
-from generation.math_verify.reading import read
-from generation.math_verify.region import Region, same_region
-from generation.math_verify.splitting import nesting
-from generation.math_verify.values import Group, Letters, Matrix, Quantity, Readings, Relation, Value, Words
-from generation.math_verify.words import same_words
+from generation.math_verify.numeric import (
+    CONSTANTS,
+    MP,
+    real_number,
+    same_value,
+    symbols,
+    without_units,
+)
+from generation.math_verify.parsing import Node, canonical, is_kind, substitute
+from generation.math_verify.reading import read, same_words
 
-MAX_NESTING = 30  # brackets; an answer has a few
-MIN_DIGITS = 3  # significant digits from which a decimal gold can be a rounded one
+SEVERAL = ("list", "any", "tuple", "set", "matrix")
+TEXTS = ("clock", "options", "words", "text")
+COORDINATES = {"x", "y", "z"}
 
 
 def equivalent(gold: str, prediction: str) -> bool:
@@ -23,133 +35,246 @@ def equivalent(gold: str, prediction: str) -> bool:
     if max(len(gold), len(prediction)) > MAX_LENGTH:
         return False
     gold, prediction = normalize(gold), normalize(prediction)
-    if not gold or not prediction:
+    if not gold or not prediction or gold == prediction:
+        return gold == prediction != ""
+    if re.fullmatch(r"-?\d+\.\d+", gold):  # a comma may be the decimal point of other languages
+        prediction = re.sub(r"^(-?\d+),(?!\d{3}$)(?=\d+$)", r"\1.", prediction)
+    readings = read(gold), read(prediction)
+    if all(
+        is_kind(nodes[0], *TEXTS) for nodes in readings
+    ):  # a time is no ratio, (B) 14 not (C) 14
+        readings = readings[0][:1], readings[1][:1]
+    capitals = (
+        re.search("[a-z].*[-+].*[a-z]", gold) and gold.upper().replace(" ", "") == prediction
+    )  # P-Q for p-q
+    try:
+        return (
+            capitals
+            or any(same(*pair, whole=True) for pair in product(*readings))
+            or _rounds_to(readings[1], gold)
+        )
+    except RecursionError:  # too many brackets within each other
         return False
-    if gold == prediction or max(nesting(gold), nesting(prediction)) > MAX_NESTING:
-        return gold == prediction
-    return same_readings(read(gold), read(prediction))
 
 
-def same_readings(gold: Readings, prediction: Readings) -> bool:
-    """Whether some reading of the one is the same as some reading of the other."""
-    return any(same(g, p) for g in gold for p in prediction)
+def same(gold: Node, prediction: Node, whole: bool = False) -> bool:
+    """Compare two readings; what differs in kind differs, but for what the first lines bring to
+    one.
 
-
-def same(gold: Value, prediction: Value) -> bool:
-    """Compare two readings. What differs in kind differs, but for the conversions in the first lines."""
-    if isinstance(gold, Group) and gold.kind == "any" and any(same_readings(i, (prediction,)) for i in gold.items):
+    Args:
+        gold: What the problem's answer says; where a rule has a direction, it decides.
+        prediction: What a model's answer says.
+        whole: Whether these are whole answers rather than parts of them.
+    """
+    if gold == prediction:
+        return True
+    gold, prediction = pair = _spread(gold), _spread(prediction)
+    if any(is_kind(node, "where", "congruence") for node in pair):
+        return _same_where(*pair)
+    if any(is_condition(node) or is_set(node) for node in pair):
+        numbers = all(
+            is_condition(n) or is_set(n) or is_kind(n, "set") or is_kind(n, "tuple") and len(n) == 3
+            for n in pair
+        )
+        return numbers and same_condition(*pair)
+    if (
+        is_kind(gold, "any")
+        and not is_kind(prediction, *SEVERAL)
+        and any(same(item, prediction) for item in gold[1:])
+    ):
         return True  # "2 or -2" as gold means that either is right
-    if isinstance(prediction, Relation) and prediction.sign == "=" and not isinstance(gold, Relation):
-        return same_readings((gold,), read(prediction.right))
-    if isinstance(gold, Relation) and gold.name and not isinstance(prediction, Relation):
-        return same_readings(read(gold.right), (prediction,))
-    if isinstance(gold, Group) != isinstance(prediction, Group):
-        group, other = (gold, prediction) if isinstance(gold, Group) else (prediction, gold)
-        single = group.kind == "set" and len(group.items) == 1  # {-2} and -2 are one solution
-        return single and same_readings(group.items[0], (other,))
-    if isinstance(gold, Region | Relation) and isinstance(prediction, Region | Relation):
-        return _same_condition(gold, prediction)
-    rule = _RULES.get(type(gold))
-    return rule is not None and type(gold) is type(prediction) and rule(gold, prediction)
+    if whole:
+        pair = [*map(_only, pair)]
+    if any(is_kind(node, "relation") for node in pair):
+        return _same_relation(*pair)
+    several = [is_kind(node, *SEVERAL) for node in pair]
+    if any(several):
+        return all(several) and _same_items(*pair)
+    if any(is_kind(node, *TEXTS) for node in pair):
+        return _same_text(*pair)
+    return _same_quantity(*pair)
 
 
-def _same_condition(gold: Region | Relation, prediction: Region | Relation) -> bool:
-    if isinstance(gold, Region) and isinstance(prediction, Region):
-        return same_region(gold, prediction)
-    if isinstance(gold, Relation) and isinstance(prediction, Relation):
-        return _same_relation(gold, prediction)
-    sides = (gold, prediction)  # such as x^2 < 3 and an interval
-    return agree_by_library(*(s.latex if isinstance(s, Region) else s.left + s.sign + s.right for s in sides))
+def _spread(node: Node) -> Node:
+    """Bring several values to one form: `(m,n)=(3,8)` is two equations, `x=2,x=3` is two values."""
+    match node:
+        case ("relation", ("tuple", *names), "=", ("tuple", *values)) if len(names) == len(values):
+            return (
+                "list",
+                *(
+                    ("relation", name, "=", value)
+                    for name, value in zip(names, values, strict=True)
+                ),
+            )
+    assigned = [_assignment(item) for item in node[1:]] if is_kind(node, "list", "any") else [None]
+    if (
+        all(assigned)
+        and len({re.sub(r"sub\((.*),\d+\)", r"\1", canonical(name)) for name, _ in assigned}) == 1
+    ):
+        return ("set", *(value for _, value in assigned))
+    return node
 
 
-def _same_relation(gold: Relation, prediction: Relation) -> bool:
-    if gold.sign != prediction.sign:
+def _is_name(node: Node) -> bool:
+    """Whether one side of an equation only names the other: `x`, `f(x)`, `AB`, `|z|`, `(x,y)`."""
+    points = is_kind(node, "times", "sin", "cos", "tan") and all(
+        isinstance(part, str) and part.isupper() for part in node[1:]
+    )
+    several = is_kind(node, "tuple", "fabs", "over") and all(map(_is_name, node[1:]))
+    function = is_kind(node, "call") and not is_kind(node[2], "plus", "times", "power")
+    return several or points or function or isinstance(node, str) and node not in CONSTANTS
+
+
+def _assignment(node: Node) -> tuple[Node, Node] | None:
+    """Name and value, where an equation only names a value."""
+    if not is_kind(node, "relation") or not {*node[2::2]} <= {"=", r"\in"}:
+        return None
+    left, right = (
+        (node[1], node[-1]) if _is_name(node[1]) or node[2] != "=" else (node[-1], node[1])
+    )
+    return (left, right) if _is_name(left) else None
+
+
+def _claimed(node: tuple) -> Node | None:
+    """Value that an equation claims for its left side: `4!=24`, `m+n=7`, `f(2)=3`.
+
+    None if it holds for some values only.
+    """
+    if assignment := _assignment(node):
+        return assignment[1]
+    left, right = node[1], node[-1]
+    if {*node[2::2]} != {"="} or symbols(right):
+        return None
+    if not symbols(left):
+        return right if all(same_value(left, other) for other in node[3::2]) else None
+    linear = is_kind(left, "plus") and not re.search(
+        r"power|root|fabs|times\([^\d)]", canonical(left)
+    )
+    return right if linear and real_number(right) else None
+
+
+def _same_relation(gold: Node, prediction: Node) -> bool:
+    named, other = _assignment(gold), _assignment(prediction)
+    for equation, values in ((gold, prediction), (prediction, gold)):
+        free = symbols(equation)
+        if is_kind(values, *SEVERAL) and not _assignment(equation) and len(free) == 1:
+            solutions = (("relation", *free, "=", value) for value in values[1:])  # of x^2=4
+            return same_equation(equation, ("list", *solutions))
+    if not is_kind(gold, "relation"):
+        value = _claimed(prediction)
+        return value is not None and same(gold, value)
+    if not is_kind(prediction, "relation"):
+        total = (
+            is_kind(gold[1], "plus")
+            and all(map(_is_name, gold[1][1:]))
+            and not COORDINATES & symbols(gold[1])
+        )
+        return bool(named or total) and same(named[1] if named else gold[-1], prediction)
+    if named and other:
+        names = [canonical(name) for name, _ in (named, other)]
+        functions = [re.fullmatch(r"(?:call|sub)\((.*),([a-z])\)", name) for name in names]
+        bases = [found[1] if found else name for found, name in zip(functions, names, strict=True)]
+        if bases[0] == bases[1] or "y" in bases and None in functions and any(functions):
+            # f(t) = 2t is f(x) = 2x, and y = 2x draws it
+            renamed = {functions[1][2]: functions[0][2]} if all(functions) else {}
+            return same(named[1], substitute(other[1], renamed))
+    return {*gold[2::2], *prediction[2::2]} == {"="} and same_equation(gold, prediction)
+
+
+def _same_items(gold: tuple, prediction: tuple) -> bool:
+    """Compare by items: tuples have an order, sets and lists have none.
+
+    A bare list next to a tuple or to equations has one too.
+    """
+    kinds = {gold[0], prediction[0]}
+    golds, predictions = (
+        _distinct(node[1:]) if "set" in kinds else [*node[1:]] for node in (gold, prediction)
+    )
+    named = [any(is_kind(item, "relation") for item in node[1:]) for node in (gold, prediction)]
+    ordered = kinds & {"tuple", "matrix"} or named[0] != named[1]
+    if (
+        len(golds) != len(predictions)
+        or ordered
+        and "set" in kinds
+        or "matrix" in kinds
+        and len(kinds) > 1
+    ):
         return False
-    names = {gold.name, prediction.name}
-    if None not in names:
-        graph = "y" in names and (gold.variable is None) != (prediction.variable is None)  # y = 2x draws f(x) = 2x
-        if graph or len(names) == 1:
-            right = _rename(prediction.right, prediction.variable, gold.variable)
-            return same_readings(read(gold.right), read(right))
-    return proportional((gold.left, gold.right), (prediction.left, prediction.right), positive=gold.sign != "=")
-
-
-def _rename(latex: str, variable: str | None, target: str | None) -> str:
-    """Rename the argument of a function, whose name means nothing: `f(t)=2t` is `f(x)=2x`."""
-    if None in (variable, target) or variable == target:
-        return latex
-    return re.sub(rf"\\[a-zA-Z]+|{variable}", lambda match: target if match[0] == variable else match[0], latex)
-
-
-def _same_group(gold: Group, prediction: Group) -> bool:
-    """Tuples have an order, and so has a bare list beside a tuple; sets and lists have none."""
-    kinds = {gold.kind, prediction.kind}
-    if len(gold.items) != len(prediction.items) or kinds == {"set", "tuple"}:
-        return False
-    if "tuple" in kinds:
-        return all(same_readings(g, p) for g, p in zip(gold.items, prediction.items, strict=True))
-    left = list(prediction.items)
-    for item in gold.items:
-        match = next((other for other in left if same_readings(item, other)), None)
+    if ordered:
+        return all(map(same, golds, predictions))
+    for item in golds:
+        match = next((other for other in predictions if same(item, other)), None)
         if match is None:
             return False
-        left.remove(match)
+        predictions.remove(match)
     return True
 
 
-def _same_quantity(gold: Quantity, prediction: Quantity) -> bool:
-    """Compare in one unit; a unit that only one side has was left out by the other."""
-    if gold.unit and prediction.unit:
-        scale = prediction.unit.size / gold.unit.size
-        return gold.unit.dimensions == prediction.unit.dimensions and same_value(gold.latex, prediction.latex, scale)
-    unit = gold.unit or prediction.unit
-    if unit is None:
-        return same_value(gold.latex, prediction.latex) or _rounds_to(prediction.latex, gold.latex)
-    if not (gold.sure and prediction.sure):
-        return False
-    scale = 1 / unit.size if gold.unit else unit.size
-    if not unit.dimensions or unit.of("percent"):
-        if same_value(gold.latex, prediction.latex, scale):
-            return True
-        # "3 million" without its unit is another number, and 0.34 is not 0.34%; but 34 may be 34% without its sign.
-        omitted = unit.of("percent") and (gold.unit or abs(real_number(gold.latex) or 0) > 1)
-        return bool(omitted) and same_value(gold.latex, prediction.latex)
-    if unit.of("degree") and _same_angle(gold, prediction):
+def _distinct(items: tuple) -> list:
+    return [
+        item
+        for place, item in enumerate(items)
+        if not any(same(item, other) for other in items[:place])
+    ]
+
+
+def _only(node: Node) -> Node:
+    """The element of a set with one: {-2} and -2 are one solution."""
+    match node:
+        case ("set", item) if not is_kind(item, "set") and not is_set(item):
+            return item
+    return node
+
+
+def _same_where(gold: Node, prediction: Node) -> bool:
+    """Compare what has a parameter: as it is, as a family, with another letter for a constant."""
+    pair = gold, prediction
+    bodies = [node[1] if is_kind(node, "where") else node for node in pair]
+    said = [dict(node[2]) if is_kind(node, "where") else {} for node in pair]
+    if any(said) and not (all(said) and said[0] != said[1]) and same(*bodies):
         return True
-    return same_value(gold.latex, prediction.latex)
+    if same_family(*pair):
+        return True
+    left, right = map(symbols, bodies)
+    extra, other = sorted(left - right), sorted(right - left)
+    renamed = len(extra) == len(other) > 0 and (
+        {*extra} <= said[0].keys() or {*other} <= said[1].keys()
+    )
+    return renamed and same(bodies[0], substitute(bodies[1], dict(zip(other, extra, strict=True))))
 
 
-def _same_angle(gold: Quantity, prediction: Quantity) -> bool:
-    degrees, radians = (gold, prediction) if gold.unit else (prediction, gold)
-    return same_value(rf"({degrees.latex})\cdot \frac{{\pi}}{{180}}", radians.latex)
+def _same_quantity(gold: Node, prediction: Node) -> bool:
+    """Compare in one unit; a unit that only one side has was left out by the other."""
+    if same_value(gold, prediction):
+        return True
+    units = [{*re.findall(r"unit\((\S*?)\)", canonical(node))} for node in (gold, prediction)]
+    if bool(units[0]) == bool(units[1]) or units[1] == {"%"} and abs(real_number(gold) or 0) <= 1:
+        return False  # 34 may be 34% without its sign, but 0.34 is not 0.34%
+    return same_value(without_units(gold), without_units(prediction))
 
 
-def _rounds_to(exact: str, decimal: str) -> bool:
-    """Whether a decimal gold is the rounded value of a prediction that no decimal equals, as 5.48 is of the root of
-    30.
+def _rounds_to(readings: tuple[Node, ...], decimal: str) -> bool:
+    """Whether a decimal gold is the rounded value of a prediction: 5.48 of the root of 30.
 
-    That is all the tolerance there is: a decimal that differs from the gold is another number.
+    Only values that no decimal equals are rounded, to three digits at least. That is all the
+    tolerance there is: a decimal that differs from the gold is another number.
     """
-    if not re.fullmatch(r"-?\d*\.\d+", decimal) or len(decimal.lstrip("-0.").replace(".", "")) < MIN_DIGITS:
+    if not re.fullmatch(r"(?=-?\d*\.\d)-?[0.]*[1-9](?:\.?\d){2,}", decimal):
         return False
-    value = real_number(exact)
-    if value is None or re.fullmatch(r"-?[\d.]+", exact):
-        return False
-    half_unit = Fraction(1, 2 * 10 ** len(decimal.partition(".")[2]))
-    unending = (value * 10**20).denominator > 1
-    return unending and abs(value - Fraction(decimal)) <= half_unit
+    half_unit = MP.mpf(10) ** -len(decimal.partition(".")[2]) / 2
+    values = [
+        value
+        for value in map(real_number, readings)
+        if value is not None and abs(MP.sinpi(value * 10**20)) > 1e-9
+    ]
+    return any(abs(value - MP.mpf(decimal)) <= half_unit for value in values)
 
 
-def _same_matrix(gold: Matrix, prediction: Matrix) -> bool:
-    shapes = [(len(matrix.rows), len(matrix.rows[0])) for matrix in (gold, prediction)]
-    cells = [[cell for row in matrix.rows for cell in row] for matrix in (gold, prediction)]
-    return shapes[0] == shapes[1] and all(same_readings(read(g), read(p)) for g, p in zip(*cells, strict=True))
-
-
-_RULES = {
-    Quantity: _same_quantity,
-    Words: lambda gold, prediction: same_words(gold.text, prediction.text),
-    Letters: lambda gold, prediction: gold == prediction,
-    Group: _same_group,
-    Matrix: _same_matrix,
-}
+def _same_text(gold: Node, prediction: Node) -> bool:
+    if is_kind(gold, "options") or not is_kind(gold, *TEXTS) or not is_kind(prediction, gold[0]):
+        return isinstance(prediction, str) and gold == ("options", prediction.upper())
+    return (
+        same_words(gold[1], prediction[1])
+        if gold[0] == "words"
+        else gold[1] == prediction[1] and "" in gold + prediction
+    )

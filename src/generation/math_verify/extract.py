@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Literal, get_args
+from typing import Literal
 
 Thinking = Literal["open", "closed", "unknown"]
 
@@ -13,31 +13,36 @@ Thinking = Literal["open", "closed", "unknown"]
 _BOX = r"\\f?box(?:ed)?\s*\{"  # \boxed{ and \fbox{
 _BLANK = re.compile(r"\s*")
 _BRACE = re.compile(rf"(?P<box>{_BOX})|\\(?!{_BOX})[\s\S]|[{{}}]")
-MAX_LENGTH = 2000  # characters; the longest gold of the six benchmarks has 300, and longer texts are no answers
+# characters; the longest gold of the six benchmarks has 300, and longer texts are no answers
+MAX_LENGTH = 2000
 THINK_START, THINK_END = "<think>", "</think>"
 
-# What stands between boxes that are one answer: `\boxed{3}$ and $\boxed{5}`, `x=\boxed{3}, y=\boxed{5}`.
+# What stands between boxes that are one answer: `\boxed{3}$ and $\boxed{5}`, `x=\boxed{3},
+# y=\boxed{5}`.
 MAX_GAP = 60
 _MARKUP = re.compile(r"[\s${}*]|\\(?:[()\[\],;:! ]|text|q?quad)")
 _LISTED = re.compile(r"(?:[,;]|,?(?:and|or))(?:\w=)?")
 
 
-def extract_answer(text: str, markers: Sequence[str] = (), thinking: Thinking = "unknown") -> str | None:
+def extract_answer(
+    text: str, markers: Sequence[str] = (), thinking: Thinking = "unknown"
+) -> str | None:
     r"""Return the content of the last complete `\boxed{}` after the thinking, or None.
 
-    An unclosed box is no answer (the text was cut off inside it), nor is an empty one, nor a box inside thinking that
-    never ended. Of nested boxes the inner one counts, and boxes that are only listed (`\boxed{3} and \boxed{5}`) are
-    one answer. The time is linear in the text.
+    An unclosed box is no answer (the text was cut off inside it), nor is an empty one, nor a box
+    inside thinking that never ended. Of nested boxes the inner one counts, and boxes that are only
+    listed (`\boxed{3} and \boxed{5}`) are one answer. The time is linear in the text.
 
     Args:
         text: Whole completion, or the answer part of one.
-        markers: Further phrases that introduce an answer, such as `"The answer is"` or `"####"`. Where there is no
-            complete box, the rest of the line after the last of them is the answer. None by default: a recipe asks
-            for them.
-        thinking: What the prompt did before the completion began. `"open"`: it ended inside a thinking, as R1's
-            template does, so an answer can only stand after the first `</think>`. `"closed"`: it closed its thinking,
-            or the model has none, so all of the text is answer. `"unknown"`: a literal `<think>` or `</think>` in the
-            text marks the thinking, and a text without them is answer throughout.
+        markers: Further phrases that introduce an answer, such as `"The answer is"` or `"####"`.
+            Where there is no complete box, the rest of the line after the last of them is the
+            answer. None by default: a recipe asks for them.
+        thinking: What the prompt did before the completion began. `"open"`: it ended inside a
+            thinking, as R1's template does, so an answer can only stand after the first `</think>`.
+            `"closed"`: it closed its thinking, or the model has none, so all of the text is answer.
+            `"unknown"`: a literal `<think>` or `</think>` in the text marks the thinking, and a
+            text without them is answer throughout.
 
     Raises:
         ValueError: `thinking` is none of the three, or `text` is no text.
@@ -60,8 +65,8 @@ def extract_answer(text: str, markers: Sequence[str] = (), thinking: Thinking = 
 
 def _after_thinking(text: str, thinking: Thinking) -> str:
     """Part of a completion in which an answer can stand."""
-    if thinking not in get_args(Thinking):
-        raise ValueError(f"thinking={thinking!r} is unknown; use one of {', '.join(get_args(Thinking))}.")
+    if thinking not in ("open", "closed", "unknown"):
+        raise ValueError(f"thinking={thinking!r} is unknown; use one of open, closed, unknown.")
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} is no text.")
     if thinking == "open":
@@ -82,16 +87,20 @@ def _boxes(text: str) -> list[tuple[int, int, slice]]:
             open_groups.append(match if match["box"] else None)
         elif match[0] == "}" and open_groups and (opened := open_groups.pop()):
             content = slice(_BLANK.match(text, opened.end()).end(), match.start())
-            boxes += [(opened.start(), match.end(), content)] if content.start < content.stop else []
+            boxes += (
+                [(opened.start(), match.end(), content)] if content.start < content.stop else []
+            )
     return sorted(boxes, key=itemgetter(0))
 
 
 def _last_answer(text: str, boxes: list[tuple[int, int, slice]]) -> str:
-    r"""Content of the last box, after those that are listed with it, as in `\boxed{3} and \boxed{5}`."""
+    r"""Content of the last box after those listed with it, as in `\boxed{3} and \boxed{5}`."""
     contents, begin = [], len(text)
     for start, end, content in reversed(boxes):
         gap = text[end:begin]
-        if contents and (end > begin or len(gap) > MAX_GAP or not _LISTED.fullmatch(_MARKUP.sub("", gap))):
+        if contents and (
+            end > begin or len(gap) > MAX_GAP or not _LISTED.fullmatch(_MARKUP.sub("", gap))
+        ):
             break
         contents.append(text[content].strip())
         begin = start

@@ -1,277 +1,295 @@
-"""Expressions: parsed by math-verify, evaluated exactly or to 50 digits at fixed points, and so compared."""
+"""Values of nodes: evaluated to many digits, at points that tell functions apart, and compared."""
 
 from __future__ import annotations
 
-import logging
 import math
+import operator
+import random
 import re
-import zlib
 from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache
 
-import sympy
-from latex2sympy2_extended import NormalizationConfig, latex2sympy2
-from math_verify import LatexExtractionConfig, parse, verify
 from mpmath import MPContext
 
-from generation.math_verify.splitting import nesting
-
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off; the pool has one
+from generation.math_verify.parsing import LOG_BASE, NUMBER_SETS, Node, canonical, is_kind
+from generation.math_verify.units import unit
 
 MP = MPContext()
-MP.dps = 50
-MAX_DEPTH = 12  # the parser's time grows steeply with nesting (40 brackets: 8 s); golds of the six benchmarks reach 5
-MAX_EXACT_BITS = 1 << 16  # larger powers are evaluated to 50 digits
-MAX_ARGUMENT_BITS = 1 << 10  # a function of a larger number would need that many digits of it
-SMALL_FACTORIAL = 2000
-_COMMAND_OR_D = re.compile(r"\\[a-zA-Z]+|d(?=\s*[a-zA-Z])")
-
-Value = Fraction | MP.mpc
-_CONFIG = LatexExtractionConfig(
-    boxed_match_priority=-1,
-    normalization_config=NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none"),
+DIGITS, MORE_DIGITS, MOST_DIGITS = 50, 120, 250
+MP.dps = DIGITS
+MAX_BITS = 1 << 10  # a function of a larger number would need that many digits of it
+MAX_POWER_BITS = 64  # likewise of an exponent, or what a factorial is taken of
+MAX_INTEGER_BITS = 160  # that are known
+MAX_FACTORIAL = 100_000  # exactly
+TINY = MP.mpf("1e-30")  # what the last digits of a value may be wrong by
+MODULUS = (
+    1 << 127
+) - 1  # a prime: integers too large to be written are compared by their remainders
+NUM_POINTS, MIN_POINTS = 18, 3
+MAX_GAPS = 2  # points, other than integers, at which only one side has a value
+SIZES = (1, 3, 10, 40, 300, 20_000)  # of the values of symbols
+CONSTANTS = {r"\pi": MP.pi, "e": MP.e, "i": MP.mpc(0, 1), r"\infty": MP.inf, LOG_BASE: MP.mpf(10)}
+INDICES = frozenset("ijklmnpqN")  # symbols that stand for integers where something is rounded
+_SYMBOL = re.compile(  # in a canonical text, other than signs and units
+    r"unit\(\S*?\)|\\(?:le|ge|ne|in)(?![a-z])|(sub\((?:[^()]|\([^()]*\))*\)|\\[a-zA-Z]+|call\([a-zA-Z]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
 )
-
-
-def _number(text: str) -> sympy.Rational:
-    return sympy.Rational(Fraction(text.replace(",", "")))
-
-
-# The grammar hands digits to sympy as strings, which it evaluates as Python. Here they are read, decimals exactly.
-latex2sympy2.Number = _number
-latex2sympy2._Latex2Sympy.parse_number = lambda _, text: _number(text)
+Value = MP.mpf | MP.mpc
 
 
 class NoValue(ArithmeticError):
-    """The expression is undefined here, or too large to be known."""
+    """The node is undefined here, too large to be known, or no number."""
 
 
-class NotEvaluated(NoValue):
-    """The expression is of a kind that is not evaluated here: a sum, an integral, a set, an unknown function."""
+class Point(dict):
+    """Values of symbols, made when they are asked for: the same for one name at one index.
 
-
-@lru_cache(maxsize=4096)
-def parse_latex(latex: str) -> sympy.Basic | None:
-    """Parse one expression with math-verify's LaTeX grammar; None where it cannot.
-
-    Its route for plain expressions is not used: that goes through sympy's `parse_expr`, which evaluates the text as
-    Python. `first_match` means that the whole text has to parse, not just a fraction somewhere inside it.
+    Args:
+        index: Number of the point. Points differ in size and signs; every other one has integers
+            only.
+        whole: Whether all values are integers.
+        real: Whether roots of negative numbers are undefined rather than complex.
+        known: Values that are given.
     """
-    if not latex or nesting(latex) > MAX_DEPTH:
-        return None
-    if r"\int" not in latex:  # elsewhere `de` is a product and no differential
-        latex = _COMMAND_OR_D.sub(lambda match: "d*" if match[0] == "d" else match[0], latex)
-    found = parse(f"${latex}$", [_CONFIG], "no_fallback", "first_match", parsing_timeout=None)
-    return found[0] if found else None
+
+    def __init__(
+        self, index: int = 0, whole: bool = False, real: bool = False, known: dict | None = None
+    ) -> None:
+        super().__init__(known or {})
+        self.index, self.whole, self.real = index, whole or index % 2 == 1, real
+
+    def __missing__(self, name: str) -> Fraction:
+        draw = random.Random(f"{name} {self.index}")
+        value = draw.randint(1, SIZES[self.index // 3 % len(SIZES)] + 2) - Fraction(
+            0 if self.whole else draw.randrange(997), 997
+        )
+        self[name] = value * draw.choice((1, -1 if self.index % 3 else 1))
+        return self[name]
+
+    def at(self, name: str, value: Fraction | Value) -> Point:
+        """The point with another value of one symbol."""
+        return Point(self.index, self.whole, self.real, {**self, name: value})
 
 
-def agree_by_library(gold: str, prediction: str) -> bool:
-    """Math-verify's own comparison, for what has no typed rule here: sums, integrals, conditions on a variable."""
-    parsed = parse_latex(gold), parse_latex(prediction)
-    return None not in parsed and verify(*parsed, allow_set_relation_comp=True, timeout_seconds=None)
+def symbols(node: Node) -> set[str]:
+    """Free symbols."""
+    bound = (
+        symbols(node[-1 if is_kind(node, "integral") else 1])
+        if is_kind(node, "sum", "prod", "integral", "builder")
+        else set()
+    )
+    return {*_SYMBOL.findall(canonical(node))} - bound - {"", *CONSTANTS, *NUMBER_SETS}
 
 
-def same_value(gold: str, prediction: str, scale: Fraction = Fraction(1)) -> bool:
-    """Whether two expressions agree wherever they are evaluated, the prediction times `scale`.
+def evaluate(node: Node, point: Point) -> Value:
+    """Value of a node with its symbols as in `point`; the letter i is the imaginary unit.
 
-    What does not parse is the same only if it is written the same.
+    Nothing is expanded: the cost does not depend on the size of exponents. Raises `NoValue`.
     """
-    parsed = parse_latex(gold), parse_latex(prediction)
-    if None in parsed:
-        return scale == 1 and gold.replace(" ", "") == prediction.replace(" ", "")
+    if isinstance(node, Fraction):
+        return MP.convert(node)
+    if isinstance(node, str):
+        return +MP.convert(
+            CONSTANTS[node] if node in CONSTANTS.keys() - point.keys() else point[node]
+        )
+    kind, *parts = node
     try:
-        golds, predictions = samples((gold, prediction))
-    except NotEvaluated:
-        return scale == 1 and agree_by_library(gold, prediction)
-    return _agree(golds, [value if value is None else _multiply(value, scale) for value in predictions])
+        if kind in SPECIAL:
+            return SPECIAL[kind](point, *parts)
+        values = [evaluate(part, point) for part in parts]
+        limit = MAX_POWER_BITS if kind in ("power", "factorial", "binomial") else MAX_BITS
+        if kind not in _ARITHMETIC and any(
+            value and MP.mag(value) > limit for value in values[kind == "power" :]
+        ):
+            raise NoValue(kind)
+        value = (_RULES.get(kind) or getattr(MP, kind))(
+            *values
+        )  # mpmath's functions by their names
+    except (
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        TypeError,
+        MP.NoConvergence,
+    ) as error:  # where mpmath knows no value
+        raise NoValue(kind) from error
+    base = (
+        parts[kind != "power"]
+        if kind in ("root", "log") or kind == "power" and not MP.isint(values[1])
+        else ""
+    )
+    factors = (
+        [part for part in base[1:] if isinstance(part, str)]
+        if is_kind(base, "times", "over")
+        else []
+    )
+    # Roots of products are meant for lengths and the like.
+    imaginary = (
+        isinstance(value, MP.mpc)
+        and value.imag
+        or any(symbols(part) and evaluate(part, point) < 0 for part in factors)
+    )
+    if point.real and imaginary or not MP.isfinite(value) and all(map(MP.isfinite, values)):
+        raise NoValue(kind)
+    return value
 
 
-def proportional(gold: tuple[str, str], prediction: tuple[str, str], positive: bool) -> bool:
-    """Whether left minus right of two relations differ by a constant factor only (a positive one for inequalities)."""
+def same_value(gold: Node, prediction: Node) -> bool:
+    """Whether two expressions agree as functions of their symbols, wherever they are evaluated."""
+    texts = canonical(gold), canonical(prediction)
+    if texts[0] == texts[1]:
+        return True
+    free = symbols(gold) | symbols(prediction)
     try:
-        columns = samples(gold + prediction)
-    except NotEvaluated:
-        return False
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
-    differences = [(_inexact(a) - _inexact(b), _inexact(c) - _inexact(d)) for a, b, c, d in rows]
-    if len(differences) < 2 or any(abs(g) < 1e-30 or abs(p) < 1e-30 for g, p in differences):
-        return False
-    ratios = [p / g for g, p in differences]
-    return all(close(ratio, ratios[0]) for ratio in ratios) and (not positive or MP.re(ratios[0]) > 0)
+        if not free:
+            return _remainder(gold) == _remainder(prediction)
+    except (NoValue, AttributeError, KeyError, ValueError):  # not rational
+        pass
+    text = " ".join(texts)
+    real = bool(free) and not re.search("(?<![a-z])i(?![a-z])", text)
+    constant, jumps = not free and "unit(" not in text, re.search("floor|ceil|cases", text)
+    whole = bool(re.search(r"congruence\(|power\(minus\(1\)", text) or jumps and free <= INDICES)
+    rough = (
+        re.search(r"integral\(|\\infty", text) is not None
+    )  # such values are good to fewer digits
+    points = [Point(index, whole, real) for index in range(1 if constant else NUM_POINTS)]
+    points += [
+        Point(real=real, known=dict.fromkeys(free, Fraction(jump)))
+        for jump in range(-9, 40)
+        if jumps
+    ]
+    agreeing, gaps = [], 0
+    for point in points:
+        values = [value_at(node, point) for node in (gold, prediction)]
+        gaps += values.count(None) == 1 and not point.whole
+        if None not in values:
+            if not close(*values) and not _vanishes(gold, prediction, point, rough, MORE_DIGITS):
+                return False
+            agreeing.append(point)
+    few = gaps > MAX_GAPS or len(agreeing) < (1 if constant else MIN_POINTS)
+    return not few and _vanishes(gold, prediction, agreeing[0], rough, MOST_DIGITS)
 
 
-def real_number(latex: str) -> Fraction | None:
-    """Value of a real expression without symbols, to 30 digits if it is irrational; None if there is none."""
-    node = parse_latex(latex)
-    if not isinstance(node, sympy.Expr) or _symbols(node):
-        return None
+def _vanishes(gold: Node, prediction: Node, point: Point, rough: bool, digits: int) -> bool:
+    """Whether a difference is zero: it gets smaller with more digits, or lies beyond them."""
+    sizes = []
+    for precision in (DIGITS, DIGITS if rough else digits):
+        with MP.workdps(precision):
+            left, right = evaluate(gold, point), evaluate(prediction, point)
+            sizes.append(abs(left - right))
+            beyond = max(abs(left), abs(right)) * MP.mpf(10) ** (-15 if rough else -0.7 * digits)
+    return MP.isfinite(beyond) and sizes[1] <= max(
+        beyond, sizes[0] * MP.mpf(10) ** (0.6 * (DIGITS - digits))
+    )
+
+
+def value_at(node: Node, point: Point) -> Value | None:
+    """Value, or None where there is none."""
     try:
-        value = evaluate(node, {})
+        return evaluate(node, point)
     except NoValue:
         return None
-    if isinstance(value, Fraction):
-        return value
-    return Fraction(MP.nstr(MP.re(value), 30)) if abs(MP.im(value)) < MP.mpf(10) ** -40 else None
+
+
+def real_number(node: Node) -> Value | None:
+    """Value of a real expression without symbols, None if there is none; units do not count."""
+    value = None if symbols(node) else value_at(without_units(node), Point())
+    return MP.re(value) if value is not None and abs(MP.im(value)) < TINY else None
+
+
+def without_units(node: Node) -> Node:
+    """The node with one in place of each unit."""
+    if is_kind(node, "unit"):
+        return Fraction(1)
+    return tuple(map(without_units, node)) if isinstance(node, tuple) else node
 
 
 def close(left: Value, right: Value) -> bool:
-    """Equal: exactly if both are rational, so that integers have no tolerance however long; else to 25 digits."""
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left == right
-    left, right = _inexact(left), _inexact(right)
-    size = max(abs(left), abs(right))
-    return bool(abs(left - right) <= size * MP.mpf(10) ** -25 or size < MP.mpf(10) ** -40)
+    """Equal to 25 digits."""
+    return MP.almosteq(left, right, 1e-25, 0)
 
 
-def _agree(golds: list[Value | None], predictions: list[Value | None]) -> bool:
-    pairs = list(zip(golds, predictions, strict=True))
-    if any((gold is None) != (prediction is None) for gold, prediction in pairs):
-        return False
-    defined = [pair for pair in pairs if None not in pair]
-    return bool(defined) and all(close(gold, prediction) for gold, prediction in defined)
+def _remainder(node: Node) -> int:
+    """Value of a rational expression modulo a prime; for others it raises one of several errors."""
+    if not isinstance(node, tuple):
+        return node.numerator * pow(node.denominator, -1, MODULUS) % MODULUS
+    kind, *parts = node
+    if kind == "power":
+        return pow(_remainder(parts[0]), _integer(evaluate(parts[1], Point())), MODULUS)
+    if kind == "factorial":
+        number = _integer(evaluate(parts[0], Point()))
+        return math.factorial(number if number <= MAX_FACTORIAL else -1) % MODULUS
+    *others, last = map(_remainder, parts)
+    if kind in ("inverse", "over"):
+        kind, last = "times", pow(last, -1, MODULUS)
+    return _ARITHMETIC[kind](*others, last) % MODULUS
 
 
-def samples(expressions: tuple[str, ...]) -> list[list[Value | None]]:
-    """Values of each expression at the points of their common symbols, None where it has none. Raises
-    `NotEvaluated`."""
-    nodes = [parse_latex(expression) for expression in expressions]
-    if None in nodes or not all(isinstance(node, sympy.Expr) for node in nodes):
-        raise NotEvaluated
-    names = frozenset().union(*(_symbols(node) for node in nodes))
-    whole = any(node.has(sympy.floor, sympy.ceiling) for node in nodes)
-    return [[_value_at(node, point) for point in _points(names, whole)] for node in nodes]
-
-
-def _points(names: frozenset[str], whole: bool) -> list[dict[str, Fraction]]:
-    """Fixed positive values, different for each name: fractions, or integers where something is rounded.
-
-    Positive, because symbols in answers are lengths, counts, or under a principal root; fixed, so that a verdict
-    stays.
-    """
-    seeds = {name: zlib.crc32(name.encode()) for name in names}
-    if not names:
-        return [{}]
-    if whole:
-        return [{name: Fraction(5 + (seed >> 3 * i) % 31 + i) for name, seed in seeds.items()} for i in range(8)]
-    return [{name: Fraction(1009 + (seed >> 5 * i) % 3001, 1201) for name, seed in seeds.items()} for i in range(4)]
-
-
-def _symbols(node: sympy.Basic) -> frozenset[str]:
-    return frozenset(symbol.name for symbol in node.free_symbols) - {"i"}
-
-
-def _value_at(node: sympy.Basic, point: dict[str, Fraction]) -> Value | None:
-    try:
-        return evaluate(node, point)
-    except NotEvaluated:
-        raise
-    except NoValue:
-        return None
-
-
-def evaluate(node: sympy.Basic, point: dict[str, Fraction]) -> Value:
-    """Value of a parsed expression with its symbols as in `point`; the letter i is the imaginary unit.
-
-    Rational values stay exact and a decimal counts as the rational that it writes. Nothing is expanded: the cost does
-    not depend on the size of exponents. Raises `NoValue`, or `NotEvaluated`.
-    """
-    if isinstance(node, sympy.Rational):
-        return Fraction(int(node.p), int(node.q))
-    if isinstance(node, sympy.Symbol):
-        return MP.mpc(0, 1) if node.name == "i" else point[node.name]
-    name = type(node).__name__
-    if name in _CONSTANTS:
-        return _CONSTANTS[name]
-    if name in _UNDEFINED:
-        raise NoValue(name)
-    if name not in _RULES:
-        raise NotEvaluated(name)
-    arguments = [evaluate(argument, point) for argument in node.args]
-    try:
-        value = _RULES[name](*arguments)
-    except (ValueError, ArithmeticError, TypeError, MP.NoConvergence) as error:  # what mpmath raises where undefined
-        raise NoValue(name) from error
-    if not isinstance(value, Fraction) and not MP.isfinite(value):
-        raise NoValue(name)
-    return value
-
-
-def _inexact(value: Value) -> MP.mpc:
-    return MP.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
-def _bounded(value: Value, bits: int = MAX_ARGUMENT_BITS) -> MP.mpc:
-    value = _inexact(value)
-    if value and MP.mag(value) > bits:
-        raise NoValue("too large")
-    return value
-
-
-def _whole(value: Value) -> bool:
-    return isinstance(value, Fraction) and value.denominator == 1
-
-
-def _multiply(*values: Value) -> Value:
-    exact = all(isinstance(value, Fraction) for value in values)
-    return math.prod(values, start=Fraction(1)) if exact else MP.fprod(map(_inexact, values))
-
-
-def _add(*values: Value) -> Value:
-    exact = all(isinstance(value, Fraction) for value in values)
-    return sum(values, Fraction(0)) if exact else MP.fsum(map(_inexact, values))
+def _integer(value: Value) -> int:
+    if not MP.isint(value) or MP.mag(value) > MAX_INTEGER_BITS:
+        raise NoValue("no integer")
+    return int(value)
 
 
 def _power(base: Value, exponent: Value) -> Value:
-    if isinstance(base, Fraction) and _whole(exponent):
-        size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if abs(exponent) * size <= MAX_EXACT_BITS:
-            return base**exponent.numerator
-    return MP.power(_bounded(base, 1 << 40), _bounded(exponent, 64))
+    if isinstance(base, MP.mpf) and base < 0 and not MP.isint(exponent):
+        odd = [
+            root * exponent
+            for root in range(3, 100, 2)
+            if MP.almosteq(root * exponent, MP.nint(root * exponent))
+        ]
+        if odd:  # an odd root is real
+            return (-1) ** int(MP.nint(odd[0])) * MP.power(-base, exponent)
+    return MP.power(base, exponent)
 
 
-def _factorial(value: Value) -> Value:
-    if _whole(value) and 0 <= value <= SMALL_FACTORIAL:
-        return Fraction(int(sympy.factorial(value.numerator)))
-    return MP.gamma(_bounded(value, 64) + 1)
-
-
-def _binomial(upper: Value, lower: Value) -> Value:
-    if _whole(upper) and _whole(lower) and 0 <= lower <= upper <= SMALL_FACTORIAL:
-        return Fraction(int(sympy.binomial(upper.numerator, lower.numerator)))
-    return MP.binomial(_bounded(upper, 64), _bounded(lower, 64))
-
-
-def _floor(value: Value) -> Fraction:
-    value = value if isinstance(value, Fraction) else _bounded(value, 100)
-    return Fraction(value.numerator // value.denominator if isinstance(value, Fraction) else int(MP.floor(value)))
-
-
-def _log(value: Value, base: Value | None = None) -> Value:
-    logarithm = MP.log(_bounded(value, 1 << 40))
-    return logarithm if base is None else logarithm / MP.log(_bounded(base))
-
-
-def _function(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
-    return lambda value: function(_bounded(value))
-
-
-_UNDEFINED = {"NaN", "ComplexInfinity", "Infinity", "NegativeInfinity"}
-_CONSTANTS = {"Pi": +MP.pi, "Exp1": +MP.e, "ImaginaryUnit": MP.mpc(0, 1)}
-_RULES: dict[str, Callable[..., Value]] = {
-    "Add": _add,
-    "Mul": _multiply,
-    "Pow": _power,
-    "log": _log,
-    "exp": lambda value: MP.exp(_bounded(value, 64)),
-    "factorial": _factorial,
-    "binomial": _binomial,
-    "floor": _floor,
-    "ceiling": lambda value: -_floor(-value),
-    "Abs": abs,
-    "UnevaluatedExpr": lambda value: value,
-    "Max": lambda *values: max(values, key=_inexact),
-    "Min": lambda *values: min(values, key=_inexact),
+_ARITHMETIC = {
+    "plus": lambda *values: sum(values),
+    "times": lambda *values: math.prod(values),
+    "minus": operator.neg,
+    "inverse": lambda value: 1 / value,
+    "over": operator.truediv,
 }
-for _name in "sin cos tan cot sec csc asin acos atan acot sinh cosh tanh asinh acosh atanh".split():
-    _RULES[_name] = _function(getattr(MP, _name))
+_RULES = _ARITHMETIC | {
+    "max": max,
+    "min": min,
+    "power": _power,
+    "root": lambda degree, value: _power(value, 1 / degree),
+    "log": lambda base, value: MP.log(value, base),
+    "floor": lambda value: MP.floor(value + TINY),
+    "ceil": lambda value: MP.ceil(value - TINY),
+    "binomial": lambda n, k: MP.nan if MP.isint(n) and n < 0 else MP.binomial(n, k),
+}
+
+
+def _series(total: Callable, infinite: Callable) -> Callable:
+    def value_of_series(point: Point, name: str, low: Node, high: Node, body: Node) -> Value:
+        first, last = evaluate(low, point), evaluate(high, point)
+        if last == MP.inf:
+            return infinite(lambda index: evaluate(body, point.at(name, index)), [first, last])
+        return total(
+            evaluate(body, point.at(name, first + index))
+            for index in range(_integer(last - first) + 1)
+        )
+
+    return value_of_series
+
+
+def _call(point: Point, name: str, argument: Node) -> Value:
+    """An unknown function of an argument, or a product: f, g and derived ones are functions."""
+    unknown = name[0] in "fg" or name[-1] in ")~"
+    return evaluate(
+        canonical(("call", name, argument)) if unknown else ("times", name, argument), point
+    )
+
+
+# Nodes whose parts are not all evaluated at the same point.
+SPECIAL = {
+    "sum": _series(MP.fsum, MP.nsum),
+    "prod": _series(math.prod, MP.nprod),
+    "integral": lambda point, low, high, body, name: MP.quad(
+        lambda value: evaluate(body, point.at(name, value)),
+        [evaluate(low, point), evaluate(high, point)],
+    ),
+    "call": _call,
+    "unit": lambda point, name: evaluate(unit(name), point),
+}
