@@ -61,6 +61,13 @@ setup(
         "gpu": [*PINS, "vllm==0.31.0", DEEPSPEED],
         "flash-attn": ["flash-attn==2.8.3.post2"],
         "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
-        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "selenium==4.51.0", *LINTERS, *OTHER_VERIFIER, DEEPSPEED],
+        "dev": [
+            "pytest==9.2.0",
+            "hypothesis==6.170.15",
+            "selenium==4.51.0",
+            *LINTERS,
+            *OTHER_VERIFIER,
+            DEEPSPEED,
+        ],
     },
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from generation.math_verify.compare import equivalent
@@ -91,6 +91,24 @@ def test_spelling_changes_nothing(text: str) -> None:
 @given(expression)
 def test_another_number_is_not_equal(text: str) -> None:
     assert not equivalent(text, f"{text}+1")
+
+
+@relaxed
+@given(structured)
+def test_styles_blanks_and_delimiters_change_nothing(text: str) -> None:
+    plain = text.replace("{", " { ").replace("\\ {", "\\{").replace("\\ }", "\\}")
+    variants = (rf"\({text}\)", rf"\boldsymbol{{{text}}}", rf"\textcolor{{blue}}{{{text}}}")
+    for variant in (*variants, f" {plain} ", rf"\displaystyle {text}", f"**{text}**"):
+        assert equivalent(text, variant), variant
+
+
+@relaxed
+@given(number, number, st.sampled_from("xyn"), st.sampled_from("abtwz"))
+def test_another_variable_is_not_equal(slope: str, shift: str, name: str, other: str) -> None:
+    assume(slope != "0" and not slope.startswith(r"\frac{0}"))
+    text = rf"({slope})\cdot {name}+({shift})"
+    assert equivalent(text, rf"({shift})+{name}\cdot ({slope})")
+    assert not equivalent(text, rf"({slope})\cdot {other}+({shift})")
 
 
 @pytest.mark.parametrize(
