@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
+# Sizes of names at points, in shares of a panel of 5 x 4.6 inches.
+LETTER_WIDTH, LINE_HEIGHT, LABEL_GAP = 0.0165, 0.06, 0.04
+
+Point = tuple[float, float]
 
 # Keys of the trainer's log, with "eval_" before them in evaluations.
 ACCURACY_KEY = "rollout/accuracy"
@@ -117,6 +121,42 @@ def point_style(i: int) -> dict[str, str]:
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
     }
+
+
+def label_points(
+    axes: Axes, labels: Sequence[tuple[Point, str, str]], taken: Sequence[Point]
+) -> None:
+    """Write names next to their points, each at the first free place from there downwards.
+
+    Args:
+        axes: with everything drawn that changes their limits.
+        labels: point, name and colour.
+        taken: points that no name may cover.
+    """
+    axes.autoscale_view()
+    fraction = axes.transLimits.transform  # of the panel, from data
+    boxes = [(x - 0.02, y - 0.03, x + 0.02, y + 0.03) for x, y in map(fraction, taken)]
+    for point, name, colour in sorted(labels, reverse=True):  # from the right
+        x, y = fraction(point)
+        width = LETTER_WIDTH * len(name)
+        on_the_right = x + LABEL_GAP + width < 1
+        left = x + LABEL_GAP if on_the_right else x - LABEL_GAP - width
+        while any(
+            left < box[2] and box[0] < left + width and abs(y - (box[1] + box[3]) / 2) < LINE_HEIGHT
+            for box in boxes
+        ):
+            y -= LINE_HEIGHT / 4
+        boxes.append((left, y - LINE_HEIGHT / 2, left + width, y + LINE_HEIGHT / 2))
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
+        axes.annotate(
+            name,
+            point,
+            xytext=(left, y),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            arrowprops={**line, "relpos": (0 if on_the_right else 1, 0.5)},
+        )
 
 
 def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from generation.math_verify_all import read_scores
 from generation.plots import (
     COLOURS,
     GREY,
+    label_points,
     pareto_front,
     point_style,
     read_log,
@@ -65,6 +66,8 @@ AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
 # of the axes
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
 MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
+METHODS = MAIN_ROWS[:-1]  # density is there to be caught, not to be compared
+PALE = "#B5B5B5"
 
 AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
 
@@ -229,8 +232,8 @@ def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
 
 
 def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
-    """The study's two tables in Markdown. Slips and real re-checks can only be told of the
-    miniature's paths."""
+    """The study's two tables in Markdown. Mistakes and re-checks are only known for the
+    miniature."""
     groups = [group for group in DIFFICULTIES if group in figures[rows[0].name]]
     hardest = groups[-1] if groups else ALL
     main = {"accuracy %": (ALL, "accuracy", 100, 1)}
@@ -244,7 +247,7 @@ def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bo
     extra = {}
     if miniature:
         main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
-        main[f"of slips, {hardest} %"] = hardest, "slips_corrected", 100, 1
+        main[f"of mistakes, {hardest} %"] = hardest, "slips_corrected", 100, 1
         reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
         reflection |= {
             "words/re-check": (ALL, "words_per_recheck", 1, 2),
@@ -303,15 +306,12 @@ def draw(
     """Pictures: accuracy against tokens, training curves of the main rows, reflection by
     difficulty."""
     groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
-    panels = [
-        lambda axes, group=group: plot_pareto(axes, rows, figures, group, group == groups[-1])
-        for group in groups
-    ]
-    save_panels(panels, out / "tradeoff.png", columns=len(groups), height=5.5)
+    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group) for group in groups]
+    save_panels(panels, out / "tradeoff.png", columns=len(groups), height=4.6)
     first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
     logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
     if logs:
-        keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per path"}
+        keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per response"}
         keys |= {"reflection/density": "reflection words per token"}
         panels = [
             lambda axes, key=key, label=label: plot_curves(axes, logs, key, label)
@@ -322,7 +322,7 @@ def draw(
         shown = [row for row in rows if row.name in MAIN_ROWS]
         keys = {
             "words": "reflection words / 1000 tokens",
-            "rechecks": "real re-checks / 1000 tokens",
+            "rechecks": "re-checks / 1000 tokens",
         }
         panels = [
             lambda axes, key=key, label=label: plot_difficulties(axes, shown, figures, key, label)
@@ -332,37 +332,26 @@ def draw(
 
 
 def plot_pareto(
-    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str, legend: bool
+    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str
 ) -> None:
     """Tokens and accuracy of each row on the group's problems with intervals, and the front that
-    no row beats."""
+    no row beats. The main rows have colours and names, the others are grey."""
     points = [
         (figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows
     ]
     values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
     axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
-    others = [row.name for row in rows if row.name not in MAIN_ROWS]
+    labels = []
     for row, (tokens, accuracy), value in zip(rows, points, values, strict=True):
-        # the main rows look the same in all pictures
-        style = point_style([*MAIN_ROWS, *others].index(row.name))
+        style: dict[str, Any] = {"color": PALE, "marker": ".", "zorder": 1}
+        if row.name in METHODS:
+            style = {**point_style(MAIN_ROWS.index(row.name)), "markersize": 7, "zorder": 2}
+            labels.append((value, row.title, style["color"]))
         errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
-        above = 3 if row.name in MAIN_ROWS else 2
-        axes.errorbar(
-            *value,
-            **errors,
-            **style,
-            capsize=2,
-            alpha=0.8,
-            linestyle="",
-            label=row.title,
-            zorder=above,
-        )
+        axes.errorbar(*value, **errors, **style, capsize=2, elinewidth=1, linestyle="")
+    label_points(axes, labels, values)
     which = "all problems" if group == ALL else f"{group} problems"
-    axes.set(
-        xlabel="tokens per response", ylabel="accuracy (%)", title=f"{which}; dashed: Pareto front"
-    )
-    if legend:  # beside the last panel, since most points lie too close together for names
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=which)
 
 
 def _error(figure: Interval) -> list[list[float]]:
@@ -442,10 +431,10 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     write_json(args.out / "study.json", study)
     times = " and ".join(f"{time / 60:.0f} minutes on {kind}" for kind, time in by_device.items())
     intro = (
-        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems, "
-        f"answers: {args.eval_samples} a problem and seed; ± is half of the 95 % interval over "
-        f"problems and seeds. Training and evaluation, summed over runs, took at least {times}; "
-        "with --jobs, several go on at a time."
+        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems. "
+        f"Responses to a problem and seed: {args.eval_samples}. ± is half of the 95 % interval "
+        f"over problems and seeds. Training and evaluation took at least {times}, summed over "
+        "runs; with --jobs, several ran at a time."
     )
     parts = [
         "# The study",
@@ -462,17 +451,19 @@ PICTURES = "\n\n".join(
     for name, text in (
         (
             "tradeoff",
-            "Accuracy against tokens on all and on hard problems, with the Pareto fronts.",
+            "Accuracy against tokens on all and on hard problems. Dashed: Pareto front; "
+            "grey: other experiments.",
         ),
         ("training", "Accuracy, tokens and density of reflection words over training."),
-        ("reflection", "Reflection words and real re-checks by difficulty."),
+        ("reflection", "Reflection words and re-checks by difficulty."),
     )
 )
 LEGEND = (
     "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). "
-    "Corrected: paths with a wrong first result and a right answer; of slips: as a share of those "
-    "with a wrong first result. A real re-check is a paragraph after the first result that "
-    "computes something; an empty check is one with a reflection word that computes nothing (a "
-    "path). Words outgrow re-checks where a row writes more words a re-check than the base, beyond "
-    "both intervals: its density of words then says more than there is."
+    "Corrected: share of the responses with a wrong first result and a right answer. Of mistakes: "
+    "share of the responses with a wrong first result that end in a right answer. A re-check is a "
+    "paragraph after the first result that computes something. An empty check has a reflection "
+    "word and computes nothing; the table has their number in a response. Words outgrow re-checks "
+    "if an experiment writes more words for a re-check than the base, beyond both intervals: its "
+    "density of words then says more than there is."
 )

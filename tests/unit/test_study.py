@@ -422,7 +422,7 @@ def test_table_and_json_say_the_same():
     assert header == [
         "", "accuracy %", "easy %", "medium %", "hard %", "tokens", "TR %", "AES", "truncated %",
         "corrected, hard %",
-        "of slips, hard %", "seeds",
+        "of mistakes, hard %", "seeds",
     ]  # fmt: skip
     assert (
         main[3].startswith("| row short | 50.0 ±")
