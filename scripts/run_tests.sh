@@ -22,6 +22,7 @@ fi
 bash scripts/setup.sh
 begin=$SECONDS
 "$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
 echo "run_tests: ruff, $((SECONDS - begin)) s"
 begin=$SECONDS
 "$VENV/bin/python" -m pytest "$tests" --durations=10 "$@"

@@ -1,8 +1,8 @@
 """The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
 
 Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch,
-unless `stage_batch_size` says so. Ids are kept as the server sampled them; a revision is the original's
-ids up to the cut, the forced end of the thinking, and the policy's answer.
+unless `stage_batch_size` says so. Ids are kept as the server sampled them; a revision is the
+original's ids up to the cut, the forced end of the thinking, and the policy's answer.
 """
 
 from __future__ import annotations

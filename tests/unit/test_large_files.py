@@ -22,7 +22,9 @@ from rea_rl.revision import cut_completion_ids, decode_completion, think_end_fin
 from rea_rl.utils import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-WORDS = "so the sum is 12 and x = 3.5, wait, let me check, but then √2 · π ≈ 4.44 “naïve” 日本 𝔸 it's".split()
+WORDS = (
+    "so the sum is 12 and x = 3.5, wait, let me check, but then √2 · π ≈ 4.44 “naïve” 日本 𝔸 it's"
+).split()
 
 
 def text(rng: random.Random, size: int, ends: bool = True) -> str:

@@ -224,7 +224,11 @@ def test_a_wave_does_not_wait_for_paths_without_labels(tmp_path):
         return completion([TOKENIZER.eos_token_id]) if ends_at_once else policy()(body)
 
     rollouts, _, server = run(
-        tmp_path, replies, labels(0.2, 0.9, 0.1, 0.9), [make_row(0), make_row(1)], stage_batch_size=2
+        tmp_path,
+        replies,
+        labels(0.2, 0.9, 0.1, 0.9),
+        [make_row(0), make_row(1)],
+        stage_batch_size=2,
     )
     assert len(server.bodies("completions")) == 1
     assert sorted(r.kind for r in rollouts) == ["original", "original", "original", "revision"]
