@@ -433,8 +433,8 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     intro = (
         f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems. "
         f"Responses to a problem and seed: {args.eval_samples}. ± is half of the 95 % interval "
-        f"over problems and seeds. Summed over runs, training and evaluation took at least "
-        f"{times}. With --jobs, several runs share the machine."
+        f"over problems and seeds. Training and evaluation took at least {times}. "
+        "That is the sum over runs; with --jobs, several run at a time."
     )
     parts = [
         "# The study",
