@@ -3,13 +3,13 @@
 #   RECIPE_SET         folder under recipes/ (default DeepSeek-R1-Distill-Qwen-7B; miniature is the embedded model)
 #   CONFIG_SUFFIX      recipe of that set, recipes/$RECIPE_SET/config_$CONFIG_SUFFIX.yaml (default: the launcher's own)
 #   NUM_GPUS           3: GPUs 0 and 1 train, GPU 2 serves both models; 1: GPU 0 does all; 0: the CPU does all
-#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, where that is set:
-#                      empty or -1 it hides all GPUs
+#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, if that is set:
+#                      empty or -1 hides all GPUs
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's.
 #                      Needed with a RECIPE_SET of your own, whose batch keys are then taken for so many
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default ddp, on the CPU cpu; zero2
-#                      where all weights are trained)
-#   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, where GPU 0 trains alone; a rollout is
+#                      if all weights are trained)
+#   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, and GPU 0 trains alone; a rollout is
 #                      then faster, see docs/performance.md
 #   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
 #   SERVER_CONTEXT     context of both servers in tokens (default: their models')
@@ -25,7 +25,7 @@ source scripts/gpus.sh
 GIVEN_PROCESSES=${NUM_PROCESSES:-}
 RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
-HELPERS=() # process ids of what else runs in the background
+HELPERS=() # process ids of other background programs
 ATTENDED='' # process group that `attend` waits for
 STOP_SECONDS=120 # that a process has to end: a training finishes its step and writes a checkpoint
 POLICY_ARGS=() REFLECTION_ARGS=() # of one server only
@@ -35,12 +35,12 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 # set_recipe VARIANT: sets RECIPE
 set_recipe() {
-    [[ -x $VENV/bin/python ]] || die "there is no $VENV; run: bash scripts/setup.sh"
+    [[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
     RECIPE=recipes/$RECIPE_SET/config_${CONFIG_SUFFIX:-$1}.yaml
-    [[ -f $RECIPE ]] || die "there is no $RECIPE; see recipes/ for RECIPE_SET and CONFIG_SUFFIX"
+    [[ -f $RECIPE ]] || die "$RECIPE is missing; see recipes/ for RECIPE_SET and CONFIG_SUFFIX"
 }
 
-# recipe_value KEY [DEFAULT]: what the recipe says
+# recipe_value KEY [DEFAULT]: its value in the recipe
 recipe_value() {
     python - "$RECIPE" "$@" <<'PY'
 import sys, yaml
@@ -72,7 +72,7 @@ place() {
     NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1)}
     ((NUM_GPUS == 0 || NUM_PROCESSES <= $([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1))) ||
         die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
-    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--stage_batch_size 1) # no path has to wait for others
+    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--stage_batch_size 1) # no response waits for others
     [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
 }
@@ -93,7 +93,7 @@ batch_args() {
         DeepSeek-R1-Distill-Qwen-7B) meant=2 ;;
         miniature | SmolLM2-135M-Instruct | Qwen2.5-Coder-0.5B-Instruct) meant=1 ;;
         *) meant=${GIVEN_PROCESSES:-$(die "it is not known for how many processes the batch of recipes/$RECIPE_SET is; set \
-NUM_PROCESSES: a step has per_device_train_batch_size x gradient_accumulation_steps x NUM_PROCESSES paths")} ;;
+NUM_PROCESSES: a step has per_device_train_batch_size x gradient_accumulation_steps x NUM_PROCESSES responses")} ;;
     esac
     BATCH_ARGS=()
     ((NUM_PROCESSES != meant)) || return 0
@@ -104,7 +104,7 @@ $meant, $product; give a divisor, so that a step keeps its prompts"
     BATCH_ARGS=("--$key" $((product / NUM_PROCESSES)))
 }
 
-# option NAME OPTION...: value of the last --NAME among the options; nothing where there is none
+# option NAME OPTION...: value of the last --NAME among the options, or nothing
 option() {
     local name=$1 value=''
     shift
@@ -172,7 +172,7 @@ start_servers() {
     done
 }
 
-# attend COMMAND...: run it in a process group of its own, so that what ends this script ends all of it
+# attend COMMAND...: run it in a process group of its own, so that the end of this script ends all of it
 attend() {
     set -m
     {
@@ -185,7 +185,7 @@ attend() {
     ATTENDED=
 }
 
-# stop_in_order: from now on, whatever ends this script ends what it has started
+# stop_in_order: from now on, the end of this script ends all that it has started
 stop_in_order() {
     trap stop_all EXIT
     trap 'exit 130' INT
@@ -221,7 +221,7 @@ launch() {
     set_recipe "$1"
     read -ra roles <<<"$2"
     place
-    # The servers take what the trainer is told in place of the recipe's models.
+    # Models given to the trainer in place of the recipe's are the servers' too.
     model=$(option model_name_or_path "${@:3}")
     [[ -z $model ]] || POLICY_ARGS+=(--model "$model")
     model=$(option reflection_model "${@:3}")
@@ -237,7 +237,7 @@ launch() {
     ((NUM_GPUS > 0)) || where="the CPU"
     echo "$(basename "$0"): $RECIPE on $where, processes that train: $NUM_PROCESSES, servers: $2"
     stop_in_order
-    checked=$(CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --dry_run) # what is wrong is known before servers are up
+    checked=$(CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --dry_run) # mistakes are found before servers are up
     [[ $checked != *complete* && " ${*:3} " != *" --dry_run "* ]] || exit 0
     start_servers "${roles[@]}"
     CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" &

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # Which GPUs a script may use; common.sh and setup.sh source it, and have a function `die`.
 
-# visible_gpus: the GPUs that CUDA would see, one a line: indices, or what CUDA_VISIBLE_DEVICES calls them (UUIDs, MIG
+# visible_gpus: the GPUs that CUDA would see, one a line: indices, or their names in CUDA_VISIBLE_DEVICES (UUIDs, MIG
 # devices, and beginnings of these). Empty it hides all GPUs, and -1 those behind it. Dies of a name that is no GPU's.
 visible_gpus() {
     local listed count name
     listed=$(nvidia-smi -L 2>/dev/null || true)
-    count=$(grep -c '^GPU' <<<"$listed" || true) # below a GPU stand its MIG devices
+    count=$(grep -c '^GPU' <<<"$listed" || true) # MIG devices are listed below their GPU
     if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
         seq 0 $((count - 1))
         return

@@ -9,13 +9,13 @@
 # STEP        0: the folder is a model (a base or merged one) or an adapter; N: the adapter in its checkpoint-N
 # Variables:
 #   EVAL_DATA    folder with GSM8K_test.json, math500_test.json, gaokao2023en_test.json, amc23_test.json,
-#                aime2024_test.json, olympiadbench_test.json (default dataset/eval_data where it was fetched,
+#                aime2024_test.json, olympiadbench_test.json (default dataset/eval_data if it was fetched,
 #                `python -m generation.eval_data fetch`, else dataset/eval_sample, a few problems to try this with)
 #   NUM_SAMPLES  responses per problem (default 8 for AIME and AMC, 1 for the rest)
 #   EVAL_LIMIT   first so many problems of each benchmark
 #   BUDGETS      budgets in tokens to score besides, "8192 16384"; the table is of the largest
 #   EVAL_RECIPE  recipe of generation.generate (default that of the base model)
-#   EVAL_OUT     where everything goes (default output/math_eval); a killed run that is repeated goes on there
+#   EVAL_OUT     folder of the output (default output/math_eval); a killed run that is repeated continues there
 #   BASE         model of the table that TR and AES refer to (default 7B-0, for the miniature MINIATURE_BASE-0)
 #   VENV         virtual environment (default .venv)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,16 +23,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 (($# == 3)) || die "usage: bash $0 GPU_ID MODEL_NAME STEP, where GPU_ID is an index, or cpu"
 [[ $3 =~ ^[0-9]+$ ]] || die "STEP is $3; it must be 0 for a model or the number of a checkpoint"
 check_gpu "$1"
-[[ -x $VENV/bin/python ]] || die "there is no $VENV; run: bash scripts/setup.sh"
+[[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
 
-# find_model NAME STEP: sets MODEL, and ADAPTER where there is one
+# find_model NAME STEP: sets MODEL, and ADAPTER if there is one
 find_model() {
     case $1 in
         7B) MODEL=model/DeepSeek-R1-Distill-Qwen-7B ;;
         MINIATURE_BASE) MODEL=model/Miniature-LRM ;;
         *) MODEL=$1 && [[ -d $1 ]] || MODEL=model/$1 ;;
     esac
-    [[ -d $MODEL ]] || die "MODEL_NAME is $1, but there is no folder $MODEL"
+    [[ -d $MODEL ]] || die "MODEL_NAME is $1, but the folder $MODEL is missing"
     (($2 == 0)) || MODEL=$MODEL/checkpoint-$2
     ADAPTER=
     if [[ -f $MODEL/adapter_config.json ]]; then

@@ -57,7 +57,7 @@ stage() {
 # stem FILE: its name without .json
 stem() { basename "$1" .json; }
 
-# sample PROBLEMS SUFFIX [OPTIONS]: four paths a problem by the policy; sets PATHS
+# sample PROBLEMS SUFFIX [OPTIONS]: four responses a problem by the policy; sets PATHS
 sample() {
     local name
     name=$(stem "$1")
@@ -74,7 +74,7 @@ ask_judge() {
     "${JUDGE_COMMAND[@]}" --config "$LABEL_CONFIG" --qaf "$1" --split "$2" --model_dir "$JUDGE" "${@:3}"
 }
 
-# judge [OPTIONS of --clean]: both judgements of PATHS; sets JUDGE_CUTS, a row per path that says where it had its result
+# judge [OPTIONS of --clean]: both judgements of PATHS; sets JUDGE_CUTS, a row per response with the place of its result
 judge() {
     local labels
     labels=output/$(basename "$JUDGE")/$(stem "$PATHS")_$JUDGE_SPLIT
@@ -87,7 +87,7 @@ judge() {
         --confirmations "${labels}_candidates_json.json" --paths "$PATHS" --out "$JUDGE_CUTS" "${PARAGRAPHS[@]}" "$@"
 }
 
-# finish FILE: the policy finishes cut paths; sets FINISHED
+# finish FILE: the policy finishes cut responses; sets FINISHED
 finish() {
     FINISHED=output/$(basename "$POLICY")/$(stem "$1")_math_cot.json
     stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
@@ -107,7 +107,7 @@ train_offline() {
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}"
 }
 
-# baseline_data: what SFT and RPO learn from: paths that the judge cut and the policy finished
+# baseline_data: rows for SFT and RPO: responses that the judge cut and the policy finished
 baseline_data() {
     sample_train
     judge --train_file "$REFLECTION_DATA"
@@ -129,7 +129,7 @@ evaluate() {
     attend python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
 }
 
-# scores_of NAME: where `evaluate NAME` puts its scores
+# scores_of NAME: the scores file of `evaluate NAME`
 scores_of() { echo "output/$1_merged/$(stem "$EVAL_PROBLEMS")_math_cot_offline.scores.json"; }
 
 # compare OPTIONS...: finish PATHS' strategies and report them in folder OUT

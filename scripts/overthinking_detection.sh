@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Overthinking detection on held-out problems: the judge says where each path had its result; the path is cut there, and at
+# Overthinking detection on held-out problems: the judge finds the result of each response; it is cut there, and at
 # random with the same budget, and finished. Ends with a table and a picture.
 #   bash scripts/overthinking_detection.sh
 #   RECIPE_SET=miniature bash scripts/overthinking_detection.sh    # the oracle is the judge

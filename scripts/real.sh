@@ -6,9 +6,9 @@
 #   BASE=model/Qwen2.5-0.5B-Instruct bash scripts/real.sh
 #   LRM=deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B REFLECTION_BASE=Qwen/Qwen2.5-0.5B-Instruct bash scripts/real.sh
 # Variables:
-#   BASE             instruct model: folder or Hub id (default model/Qwen2.5-Coder-0.5B-Instruct where it is, else the Hub id)
+#   BASE             instruct model: folder or Hub id (default model/Qwen2.5-Coder-0.5B-Instruct if it exists, else the Hub id)
 #   LRM              a reasoning model to start from; the stages that make one are then left out. The adapter in
-#                    model/Qwen2.5-Coder-0.5B-LRM is taken where it is: remove that folder to make it again
+#                    model/Qwen2.5-Coder-0.5B-LRM is taken if it exists: remove that folder to make it again
 #   REFLECTION_BASE  model that becomes the reflection model (default BASE)
 #   WORDS            folder with local problem files, see generation.word_problems (default: they come from the Hub)
 #   ROWS, SEEDS      rows of rea_rl.study and their seeds (default: all of the report; three seeds of the main rows)
@@ -17,11 +17,11 @@
 #   RUNS_PER_GPU     training runs at a time on each GPU (default 2)
 #   REPORT           folder of the report (default docs/real)
 #   LIMIT, SFT_STEPS use the first so many problems of each file, and optimizer steps of each supervised stage: to try them
-# A stage is skipped where its result is there: an interrupted run continues. Only small files are needed to continue on
+# A stage is skipped if its result exists: an interrupted run continues. Only small files are needed to continue on
 # another machine: the adapters (*_lora), cut.json, the .scores.json files, and the folders of the study.
 export RECIPE_SET=Qwen2.5-Coder-0.5B-Instruct
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-[[ -x $VENV/bin/python ]] || die "there is no $VENV; run: bash scripts/setup.sh"
+[[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
 
 S=output/$RECIPE_SET
 R=recipes/$RECIPE_SET
@@ -56,7 +56,7 @@ stage() {
     echo "real: $file took $((SECONDS - begin)) s"
 }
 
-# until STAGE: end here where UNTIL names this stage
+# until STAGE: end here if UNTIL names this stage
 until_() {
     [[ ${UNTIL:-} != "$1" ]] || { echo "real: stopped after $1, as UNTIL says"; exit 0; }
 }
@@ -217,7 +217,7 @@ make_extras() {
     done
 }
 
-# make_report: scores of what the study did not score, and the report
+# make_report: scores of files that the study did not score, and the report
 make_report() {
     local file rows
     mapfile -t rows < <(find "$S/forced" "$S/generated" -name '*_math_cot.json' \

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The reflection model on held-out paths: weak, normal and strong cuts against random ones, and its labels against the
+# The reflection model on held-out responses: weak, normal and strong cuts against random ones, and its labels against the
 # judge's. Ends with tables and a picture; trained baselines (sft_train.sh, rpo_train.sh) have rows in it.
 #   bash scripts/reflection_model_eval.sh
 #   RECIPE_SET=miniature bash scripts/reflection_model_eval.sh
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/offline.sh"
 set_recipe reflection_model
-[[ -e $REFLECTION/config.json ]] || die "there is no $REFLECTION; run: bash scripts/reflection_model_train.sh"
+[[ -e $REFLECTION/config.json ]] || die "$REFLECTION is missing; run: bash scripts/reflection_model_train.sh"
 sample_eval
 judge
 LABELS=output/$(basename "$REFLECTION")/$(stem "$PATHS")_labeling.json

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reflection model: sample paths, let the judge label them twice, train on the confirmed labels, merge.
+# The reflection model: sample responses, let the judge label them twice, train on the confirmed labels, merge.
 #   bash scripts/reflection_model_train.sh
 #   RECIPE_SET=miniature bash scripts/reflection_model_train.sh    # the oracle is the judge
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.

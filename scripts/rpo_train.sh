@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Offline baseline RPO: preference pairs of shortened and original paths, DPO plus SFT loss, and its evaluation.
+# Offline baseline RPO: preference pairs of shortened and original responses, DPO plus SFT loss, and its evaluation.
 #   bash scripts/rpo_train.sh [OPTIONS of rea_rl.dpo]
 #   RECIPE_SET=miniature bash scripts/rpo_train.sh
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.

