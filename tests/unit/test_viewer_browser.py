@@ -70,7 +70,7 @@ def count(driver):
 
 
 def test_opens_without_errors_and_shows_the_first_path(small):
-    assert small.title == "Rollouts of run" and count(small) == "14 of 14 paths"
+    assert small.title == "Rollouts of run" and count(small) == "14 of 14 responses"
     assert [entry for entry in small.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert find(small, "#original .part")[0].text.splitlines() == ["P(Result) 0.10", HOSTILE]
     assert {mark.text.lower() for mark in find(small, "#original mark")} <= {
@@ -104,11 +104,11 @@ def test_a_click_shows_another_pair(small):
 
 def test_filters_and_orders(small):
     choose(small, "step", "step-0")
-    assert count(small) == "6 of 14 paths"
+    assert count(small) == "6 of 14 responses"
     choose(small, "show", "wrong")  # seeds 0 and 4
-    assert count(small) == "2 of 14 paths"
+    assert count(small) == "2 of 14 responses"
     choose(small, "show", "replaced")  # seeds 0 and 3
-    assert count(small) == "2 of 14 paths"
+    assert count(small) == "2 of 14 responses"
     choose(small, "show", "all")
     choose(small, "sort", "longest")
     lengths = [
@@ -121,9 +121,9 @@ def test_filters_and_orders(small):
     ]
     assert saved == sorted(saved, reverse=True) and saved != lengths
     find(small, "#problem")[0].send_keys("train-1")
-    assert count(small) == "2 of 14 paths"
+    assert count(small) == "2 of 14 responses"
     choose(small, "step", "eval-2")
-    assert count(small) == "0 of 14 paths"
+    assert count(small) == "0 of 14 responses"
 
 
 def test_an_evaluation_says_that_there_is_no_revision(small):
@@ -134,7 +134,7 @@ def test_an_evaluation_says_that_there_is_no_revision(small):
 def test_ten_thousand_paths_do_not_freeze(driver, tmp_path):
     begin = time.perf_counter()
     open_run(driver, tmp_path / "run", pairs_a_step=1000, steps=10)
-    assert count(driver) == "10,002 of 10,002 paths"
+    assert count(driver) == "10,002 of 10,002 responses"
     assert time.perf_counter() - begin < 60
     for control, value in (
         ("sort", "longest"),
@@ -145,7 +145,7 @@ def test_ten_thousand_paths_do_not_freeze(driver, tmp_path):
     ):
         begin = time.perf_counter()
         choose(driver, control, value)
-        assert count(driver).endswith("of 10,002 paths")
+        assert count(driver).endswith("of 10,002 responses")
         assert time.perf_counter() - begin < SECONDS + 1  # the driver's own share included
     choose(driver, "step", "all")
     for position in (0.1, 0.5, 0.99):
