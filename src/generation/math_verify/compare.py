@@ -22,10 +22,10 @@ from generation.math_verify.numeric import (
     symbols,
     without_units,
 )
-from generation.math_verify.parsing import Node, canonical, is_kind, substitute
+from generation.math_verify.parsing import Node, canonical, is_kind, items_of, substitute
 from generation.math_verify.reading import read, same_words
 
-SEVERAL = ("list", "any", "tuple", "set", "matrix")
+SEVERAL = ("list", "any", "tuple", "set")
 TEXTS = ("clock", "options", "words", "text")
 COORDINATES = {"x", "y", "z"}
 
@@ -40,26 +40,19 @@ def equivalent(gold: str, prediction: str) -> bool:
     if re.fullmatch(r"-?\d+\.\d+", gold):  # a comma may be the decimal point of other languages
         prediction = re.sub(r"^(-?\d+),(?!\d{3}$)(?=\d+$)", r"\1.", prediction)
     readings = read(gold), read(prediction)
-    if all(
-        is_kind(nodes[0], *TEXTS) for nodes in readings
-    ):  # a time is no ratio, (B) 14 not (C) 14
-        readings = readings[0][:1], readings[1][:1]
-    capitals = (
-        re.search("[a-z].*[-+].*[a-z]", gold) and gold.upper().replace(" ", "") == prediction
-    )  # P-Q for p-q
+    if all(is_kind(nodes[0], *TEXTS) for nodes in readings):  # a time is no ratio
+        readings = [nodes[:1] for nodes in readings]
+    if re.search("[a-z].*[-+].*[a-z]", gold) and gold.upper().replace(" ", "") == prediction:
+        return True  # P-Q for p-q
     try:
-        return (
-            capitals
-            or any(same(*pair, whole=True) for pair in product(*readings))
-            or _rounds_to(readings[1], gold)
-        )
+        equal = any(same(*pair, whole=True) for pair in product(*readings))
+        return equal or _rounds_to(readings[1], gold)
     except RecursionError:  # too many brackets within each other
         return False
 
 
 def same(gold: Node, prediction: Node, whole: bool = False) -> bool:
-    """Compare two readings; what differs in kind differs, but for what the first lines bring to
-    one.
+    """Compare two readings; what differs in kind differs, but for a few kinds with one meaning.
 
     Args:
         gold: What the problem's answer says; where a rule has a direction, it decides.
@@ -99,19 +92,12 @@ def _spread(node: Node) -> Node:
     """Bring several values to one form: `(m,n)=(3,8)` is two equations, `x=2,x=3` is two values."""
     match node:
         case ("relation", ("tuple", *names), "=", ("tuple", *values)) if len(names) == len(values):
-            return (
-                "list",
-                *(
-                    ("relation", name, "=", value)
-                    for name, value in zip(names, values, strict=True)
-                ),
-            )
+            pairs = zip(names, values, strict=True)
+            return ("list", *(("relation", name, "=", value) for name, value in pairs))
     assigned = [_assignment(item) for item in node[1:]] if is_kind(node, "list", "any") else [None]
-    if (
-        all(assigned)
-        and len({re.sub(r"sub\((.*),\d+\)", r"\1", canonical(name)) for name, _ in assigned}) == 1
-    ):
-        return ("set", *(value for _, value in assigned))
+    if all(assigned):
+        names = {re.sub(r"sub\((.*),\d+\)", r"\1", canonical(name)) for name, _ in assigned}
+        return ("set", *(value for _, value in assigned)) if len(names) == 1 else node
     return node
 
 
@@ -129,9 +115,8 @@ def _assignment(node: Node) -> tuple[Node, Node] | None:
     """Name and value, where an equation only names a value."""
     if not is_kind(node, "relation") or not {*node[2::2]} <= {"=", r"\in"}:
         return None
-    left, right = (
-        (node[1], node[-1]) if _is_name(node[1]) or node[2] != "=" else (node[-1], node[1])
-    )
+    sides = node[1], node[-1]
+    left, right = sides if _is_name(node[1]) or node[2] != "=" else sides[::-1]
     return (left, right) if _is_name(left) else None
 
 
@@ -147,10 +132,8 @@ def _claimed(node: tuple) -> Node | None:
         return None
     if not symbols(left):
         return right if all(same_value(left, other) for other in node[3::2]) else None
-    linear = is_kind(left, "plus") and not re.search(
-        r"power|root|fabs|times\([^\d)]", canonical(left)
-    )
-    return right if linear and real_number(right) else None
+    curved = re.search(r"power|root|fabs|times\([^\d)]", canonical(left))
+    return right if is_kind(left, "plus") and not curved and real_number(right) else None
 
 
 def _same_relation(gold: Node, prediction: Node) -> bool:
@@ -176,7 +159,8 @@ def _same_relation(gold: Node, prediction: Node) -> bool:
         bases = [found[1] if found else name for found, name in zip(functions, names, strict=True)]
         if bases[0] == bases[1] or "y" in bases and None in functions and any(functions):
             # f(t) = 2t is f(x) = 2x, and y = 2x draws it
-            renamed = {functions[1][2]: functions[0][2]} if all(functions) else {}
+            letters = [found[2] for found in functions if found]
+            renamed = dict(zip(letters, letters[::-1], strict=True))
             return same(named[1], substitute(other[1], renamed))
     return {*gold[2::2], *prediction[2::2]} == {"="} and same_equation(gold, prediction)
 
@@ -191,14 +175,8 @@ def _same_items(gold: tuple, prediction: tuple) -> bool:
         _distinct(node[1:]) if "set" in kinds else [*node[1:]] for node in (gold, prediction)
     )
     named = [any(is_kind(item, "relation") for item in node[1:]) for node in (gold, prediction)]
-    ordered = kinds & {"tuple", "matrix"} or named[0] != named[1]
-    if (
-        len(golds) != len(predictions)
-        or ordered
-        and "set" in kinds
-        or "matrix" in kinds
-        and len(kinds) > 1
-    ):
+    ordered = "tuple" in kinds or named[0] != named[1]
+    if len(golds) != len(predictions) or ordered and "set" in kinds:
         return False
     if ordered:
         return all(map(same, golds, predictions))
@@ -233,7 +211,11 @@ def _same_where(gold: Node, prediction: Node) -> bool:
     said = [dict(node[2]) if is_kind(node, "where") else {} for node in pair]
     if any(said) and not (all(said) and said[0] != said[1]) and same(*bodies):
         return True
-    if same_family(*pair):
+    heads = [
+        {item[1] for item in items_of(body) if is_kind(item, "relation", "congruence")} - {""}
+        for body in bodies
+    ]
+    if not (all(heads) and heads[0] != heads[1]) and same_family(*pair):
         return True
     left, right = map(symbols, bodies)
     extra, other = sorted(left - right), sorted(right - left)
@@ -262,12 +244,12 @@ def _rounds_to(readings: tuple[Node, ...], decimal: str) -> bool:
     if not re.fullmatch(r"(?=-?\d*\.\d)-?[0.]*[1-9](?:\.?\d){2,}", decimal):
         return False
     half_unit = MP.mpf(10) ** -len(decimal.partition(".")[2]) / 2
-    values = [
-        value
+    return any(
+        value is not None
+        and abs(MP.sinpi(value * 10**20)) > 1e-9
+        and abs(value - MP.mpf(decimal)) <= half_unit
         for value in map(real_number, readings)
-        if value is not None and abs(MP.sinpi(value * 10**20)) > 1e-9
-    ]
-    return any(abs(value - MP.mpf(decimal)) <= half_unit for value in values)
+    )
 
 
 def _same_text(gold: Node, prediction: Node) -> bool:

@@ -8,7 +8,7 @@ written, next to them, between them and far away.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 
 from generation.math_verify.numeric import (
@@ -38,6 +38,7 @@ from generation.math_verify.parsing import (
 )
 
 MEMBER = "m"  # symbol for the elements of a set
+ZERO = Fraction(0)
 NUM_DRAWS = 300
 ORDERS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "<>"}
 NEAR = MP.mpf("1e-9")  # of an end of an interval
@@ -57,60 +58,44 @@ def is_set(node: Node) -> bool:
 def is_condition(node: Node) -> bool:
     """Whether a node is an inequality or says that something is in a set, or a part of it does."""
     if is_kind(node, "relation"):
-        return (
-            not {*node[2::2]} <= {"=", r"\in", r"\equiv"} or node[2] == r"\in" and is_set(node[3])
-        )
-    several = is_kind(node, "list", "any")
-    return (
-        several
-        and all(is_kind(part, "relation") for part in node[1:])
-        and any(map(is_condition, node[1:]))
-    )
+        member = node[2] == r"\in" and (is_set(node[3]) or is_kind(node[3], "tuple"))
+        return member or bool({*node[2::2]} & {*ORDERS} - {"="})
+    parts = node[1:] if is_kind(node, "list", "any") else ()
+    return all(is_kind(part, "relation") for part in parts) and any(map(is_condition, parts))
 
 
 def _membership(node: Node, member: Node) -> Node:
     """Condition for being in a set; a pair counts as an open interval."""
     if isinstance(node, str):
-        return {r"\R": ("list",), EMPTY: ("any",)}.get(
-            node, ("congruence", member, Fraction(0), Fraction(1))
-        )
+        whole, positive = ("congruence", member, ZERO, Fraction(1)), ("relation", ZERO, "<", member)
+        known = {r"\R": ("list",), EMPTY: ("any",), r"\Z": whole, r"\N": ("list", whole, positive)}
+        return known.get(node, ("relation", ZERO, "<", node))  # of an unknown set: true or false
     kind, *parts = node if isinstance(node, tuple) else ("set", node)
     if kind == "builder":
         return substitute(parts[1], {parts[0]: member})
     if kind in ("interval", "tuple"):
-        low, high, opener, closer = (*parts, "(", ")")[:4]
-        return (
-            "relation",
-            low,
-            "<" if opener == "(" else r"\le",
-            member,
-            "<" if closer == ")" else r"\le",
-            high,
-        )
+        low, high, *ends = (*parts, "(", ")")[:4]
+        opener, closer = ("<" if end in "()" else r"\le" for end in ends)
+        return ("relation", low, opener, member, closer, high)
     if kind == "set":
         return ("any", *(("relation", member, "=", part) for part in parts))
-    return (
-        {"cup": "any", "cap": "list"}.get(kind, kind),
-        *(_membership(part, member) for part in parts),
-    )
+    kind = {"cup": "any", "cap": "list"}.get(kind, kind)
+    return (kind, *(_membership(part, member) for part in parts))
 
 
 def truth(node: Node, point: Point) -> bool:
     """Whether a condition holds at a point."""
     kind, *parts = node
     if kind == "relation":
-        return all(
-            _holds(*triple, point)
-            for triple in zip(parts[::2], parts[1::2], parts[2::2], strict=False)
-        )
+        triples = zip(parts[::2], parts[1::2], parts[2::2], strict=False)
+        return all(_holds(*triple, point) for triple in triples)
     if kind == "congruence":
-        return MP.isint(
-            evaluate(("over", ("plus", parts[0], ("minus", parts[1])), parts[2]), point)
-        )
+        left, right, modulus = parts
+        return MP.isint(evaluate(("over", ("plus", left, ("minus", right)), modulus), point))
     held = [truth(part, point) for part in parts]
-    return (
-        any(held) if kind == "any" else held == [True, False] if kind == "setminus" else all(held)
-    )
+    if kind == "setminus":
+        return held == [True, False]
+    return any(held) if kind == "any" else all(held)
 
 
 def _holds(left: Node, sign: str, right: Node, point: Point) -> bool:
@@ -138,19 +123,19 @@ def same_condition(gold: Node, prediction: Node) -> bool:
         or len(free[0]) > 1 < len(closed)
     ):
         return False
-    points = list(_points(conditions, free[0] | free[1]))
+    points = _points(conditions, free[0] | free[1])
     columns = [[truth(node, point) for point in points] for node in conditions]
     return columns[0] == columns[1] and any(columns[0])
 
 
-def _points(nodes: list[Node], free: set[str]) -> Iterable[Point]:
+def _points(nodes: list[Node], free: set[str]) -> list[Point]:
     """Points that tell conditions apart: for one symbol next to all ends and far away."""
     if len(free) > 1:
-        return map(Point, range(NUM_DRAWS))
+        return [*map(Point, range(NUM_DRAWS))]
     ends = [value for node in nodes for value in _ends(node)]
     values = [sign * end + shift for end in ends for sign in (1, -1) for shift in (0, NEAR, -NEAR)]
     values += [Fraction(half, 2) for half in (-(10**6), *range(-41, 42), 10**6)]
-    return (Point(known=dict.fromkeys(free, value)) for value in values)
+    return [Point(known=dict.fromkeys(free, value)) for value in values]
 
 
 def _ends(node: Node) -> Iterator[Value]:
@@ -171,17 +156,11 @@ def same_equation(gold: Node, prediction: Node) -> bool:
     left, right = _difference(gold), _difference(prediction)
     for name in (Fraction(1), *symbols(left)):
         for one, other in ((left, ("times", right, name)), (right, ("times", left, name))):
-            ratios = [
-                value_at(("over", one, other), Point(index, real=True))
-                for index in range(0, NUM_POINTS, 2)
-            ]
-            ratios = [ratio for ratio in ratios if ratio is not None]
-            same = (
-                len(ratios) >= MIN_POINTS
-                and ratios[0]
-                and all(close(ratio, ratios[0]) for ratio in ratios)
-            )
-            if same and not same_value(substitute(one, {name: Fraction(0)}), Fraction(0)):
+            points = (Point(index, real=True) for index in range(0, NUM_POINTS, 2))
+            ratios = [value_at(("over", one, other), point) for point in points]
+            known = [ratio for ratio in ratios if ratio is not None]
+            same = len(known) >= MIN_POINTS and all(close(ratio, known[0]) for ratio in known)
+            if same and known[0] and not same_value(substitute(one, {name: ZERO}), ZERO):
                 return symbols(left) == symbols(right)
     return False
 
@@ -196,9 +175,8 @@ def same_family(gold: Node, prediction: Node) -> bool:
     """Whether the values for all integers are the same: each is among those of the other."""
     for these, those in ((gold, prediction), (prediction, gold)):
         values, others = _values(these, REACH), _values(those, WIDE_REACH)
-        if not values or not all(
-            any(abs(value - other) < CLOSE for other in others) for value in values
-        ):
+        found = [any(abs(value - other) < CLOSE for other in others) for value in values]
+        if not found or not all(found):
             return False
     return True
 
@@ -210,22 +188,14 @@ def _values(node: Node, reach: int) -> list[complex]:
     """
     if is_kind(node, "congruence") and isinstance(node[1], str):
         node = ("where", ("plus", node[2], ("times", node[3], node[1])), ((node[1], r"\Z"),))
-    items = (
-        node[1:] if is_kind(node, "set") else items_of(node[1] if is_kind(node, "where") else node)
-    )
+    body, said = node[1:] if is_kind(node, "where") else (node, ())
+    items = body[1:] if is_kind(body, "set") else items_of(body)
     heads = [item[3] if is_kind(item, "relation") and item[2] == "=" else item for item in items]
-    sorts = (
-        dict(node[2])
-        if is_kind(node, "where")
-        else dict.fromkeys(set().union(*map(symbols, heads)), r"\Z")
-    )
+    sorts = dict(said) or dict.fromkeys(set().union(*map(symbols, heads)), r"\Z")
     if len(sorts) > 1 or "constant" in sorts.values():
         return []
-    points = [
-        Point(known=dict.fromkeys(sorts, number))
-        for number in range(-reach, reach + 1)
-        if number > 0 or r"\N" not in sorts.values()
-    ]
+    numbers = range(1 if r"\N" in sorts.values() else -reach, reach + 1)
+    points = [Point(known=dict.fromkeys(sorts, number)) for number in numbers]
     values = [value_at(head, point) for head in heads for point in points]
     return [complex(value) for value in values if value is not None]
 

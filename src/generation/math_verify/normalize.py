@@ -12,10 +12,10 @@ import unicodedata
 from functools import lru_cache
 
 from generation.math_verify.extract import extract_answer
-from generation.math_verify.tables import read_rules, read_table
+from generation.math_verify.tables import read_names, read_rules, read_table
 
 _SIGNS = dict(read_table("signs.txt"))
-_COMMANDS = {name: sign for names, sign in read_table("commands.txt") for name in names.split()}
+_COMMANDS = read_names("commands.txt")
 
 
 def _command(match: re.Match) -> str:

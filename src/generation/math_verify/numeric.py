@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 from mpmath import MPContext
 
@@ -34,6 +35,8 @@ _SYMBOL = re.compile(  # in a canonical text, other than signs and units
     r"unit\(\S*?\)|\\(?:le|ge|ne|in)(?![a-z])|(sub\((?:[^()]|\([^()]*\))*\)|\\[a-zA-Z]+|call\([a-zA-Z]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
 )
 Value = MP.mpf | MP.mpc
+# What mpmath raises where it knows no value.
+_UNKNOWN = (AttributeError, ValueError, ArithmeticError, TypeError, MP.NoConvergence)
 
 
 class NoValue(ArithmeticError):
@@ -101,16 +104,9 @@ def evaluate(node: Node, point: Point) -> Value:
             value and MP.mag(value) > limit for value in values[kind == "power" :]
         ):
             raise NoValue(kind)
-        value = (_RULES.get(kind) or getattr(MP, kind))(
-            *values
-        )  # mpmath's functions by their names
-    except (
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        TypeError,
-        MP.NoConvergence,
-    ) as error:  # where mpmath knows no value
+        rule = _RULES.get(kind) or getattr(MP, kind)  # mpmath's functions by their names
+        value = rule(*values)
+    except _UNKNOWN as error:
         raise NoValue(kind) from error
     base = (
         parts[kind != "power"]
@@ -147,10 +143,9 @@ def same_value(gold: Node, prediction: Node) -> bool:
     text = " ".join(texts)
     real = bool(free) and not re.search("(?<![a-z])i(?![a-z])", text)
     constant, jumps = not free and "unit(" not in text, re.search("floor|ceil|cases", text)
-    whole = bool(re.search(r"congruence\(|power\(minus\(1\)", text) or jumps and free <= INDICES)
-    rough = (
-        re.search(r"integral\(|\\infty", text) is not None
-    )  # such values are good to fewer digits
+    integers = r"congruence\(|power\(minus\(1\)|sum\(|prod\("
+    whole = re.search(integers, text) or jumps and free <= INDICES
+    rough = re.search(r"integral\(|\\infty", text)  # such values are good to fewer digits
     points = [Point(index, whole, real) for index in range(1 if constant else NUM_POINTS)]
     points += [
         Point(real=real, known=dict.fromkeys(free, Fraction(jump)))
@@ -232,13 +227,10 @@ def _integer(value: Value) -> int:
 
 def _power(base: Value, exponent: Value) -> Value:
     if isinstance(base, MP.mpf) and base < 0 and not MP.isint(exponent):
-        odd = [
-            root * exponent
-            for root in range(3, 100, 2)
-            if MP.almosteq(root * exponent, MP.nint(root * exponent))
-        ]
-        if odd:  # an odd root is real
-            return (-1) ** int(MP.nint(odd[0])) * MP.power(-base, exponent)
+        for root in range(3, 100, 2):  # an odd root is real
+            times = MP.nint(root * exponent)
+            if MP.almosteq(root * exponent, times):
+                return (-1) ** int(times) * MP.power(-base, exponent)
     return MP.power(base, exponent)
 
 
@@ -261,17 +253,16 @@ _RULES = _ARITHMETIC | {
 }
 
 
-def _series(total: Callable, infinite: Callable) -> Callable:
-    def value_of_series(point: Point, name: str, low: Node, high: Node, body: Node) -> Value:
-        first, last = evaluate(low, point), evaluate(high, point)
-        if last == MP.inf:
-            return infinite(lambda index: evaluate(body, point.at(name, index)), [first, last])
-        return total(
-            evaluate(body, point.at(name, first + index))
-            for index in range(_integer(last - first) + 1)
-        )
-
-    return value_of_series
+def _series(
+    total: Callable, infinite: Callable, point: Point, name: str, low: Node, high: Node, body: Node
+) -> Value:
+    first, last = evaluate(low, point), evaluate(high, point)
+    if last == MP.inf:
+        return infinite(lambda index: evaluate(body, point.at(name, index)), [first, last])
+    if last < first - 1:
+        raise NoValue("backwards")
+    steps = range(_integer(last - first) + 1)
+    return total(evaluate(body, point.at(name, first + step)) for step in steps)
 
 
 def _call(point: Point, name: str, argument: Node) -> Value:
@@ -284,8 +275,8 @@ def _call(point: Point, name: str, argument: Node) -> Value:
 
 # Nodes whose parts are not all evaluated at the same point.
 SPECIAL = {
-    "sum": _series(MP.fsum, MP.nsum),
-    "prod": _series(math.prod, MP.nprod),
+    "sum": partial(_series, MP.fsum, MP.nsum),
+    "prod": partial(_series, math.prod, MP.nprod),
     "integral": lambda point, low, high, body, name: MP.quad(
         lambda value: evaluate(body, point.at(name, value)),
         [evaluate(low, point), evaluate(high, point)],

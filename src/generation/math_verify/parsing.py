@@ -7,11 +7,10 @@ a symbol a `str`, anything else a tuple of its kind and its parts:
 
     ("plus" | "times" | "power" | ...)      values; ("unit", name) is a factor
     ("list" | "any", value, ...)            several values: bare, with "or"
-    ("tuple" | "set", value, ...)           in round brackets, in braces
+    ("tuple" | "set", value, ...)           in round brackets, in braces; a matrix has rows
     ("interval", low, high, "[", ")")       sets, which ("cup" | "cap" | "setminus", a, b) join
     ("builder", head, condition)            a set that is given by a condition
     ("relation", a, sign, b, sign, c ...)   equations and inequalities; ("congruence", a, b, m)
-    ("matrix", row, row ...)                rows, and columns, are tuples
     ("cases", (value, condition), ...)
     ("call", name, argument)                a function of any name, or a product with brackets
 
@@ -29,7 +28,7 @@ from itertools import product
 from lark import Lark, Transformer, Tree
 from lark.exceptions import LarkError
 
-from generation.math_verify.tables import read_rules, read_table
+from generation.math_verify.tables import read_names, read_rules
 from generation.math_verify.units import is_noun, is_unit
 
 Node = Fraction | str | tuple
@@ -38,9 +37,7 @@ LOG_BASE = r"\base"  # of a logarithm without a base: ten, or e
 MAX_SIGNS = 4  # plus-or-minus signs in one answer
 EMPTY = r"\emptyset"
 NUMBER_SETS = (r"\R", r"\Z", r"\N", EMPTY)
-_PHRASES = {
-    phrase: sign for phrases, sign in read_table("phrases.txt") for phrase in phrases.split("|")
-}
+_PHRASES = read_names("phrases.txt", "|")
 _KNOWN = {word for phrase in (*_PHRASES, "and or") for word in phrase.split()}
 
 
@@ -135,7 +132,7 @@ def parse(tokens: str) -> Node:
     )
 
 
-def is_kind(node: Node | None, *kinds: str) -> bool:
+def is_kind(node: Node, *kinds: str) -> bool:
     return isinstance(node, tuple) and node[0] in kinds
 
 
@@ -174,25 +171,13 @@ def _group(opener: str, node: Node, closer: str) -> Node:
 
 def _times(*factors: Node) -> Node:
     """A product; one with a vector or a matrix has its cells multiplied, and `P(1,2)` is a pair."""
-    vector = next(
-        (factor for factor in factors if is_kind(factor, "tuple", "matrix", "interval")), None
-    )
+    vector = next((factor for factor in factors if is_kind(factor, "tuple", "interval")), None)
     if vector is None:
         return ("times", *factors)
     if len(factors) == 2 and isinstance(factors[0], str):
         return vector
     others = [factor for factor in factors if factor is not vector]
     return (vector[0], *(_times(*others, item) for item in vector[1:]))
-
-
-def _matrix(rows: list[tuple]) -> Node:
-    """A matrix by its rows; a column is a tuple."""
-    columns = [*zip(*rows, strict=True)]
-    return (
-        ("tuple", *columns[0])
-        if len(columns) == 1
-        else ("matrix", *(("tuple", *row) for row in rows))
-    )
 
 
 def _builder(head: Node, condition: Node) -> Node:
@@ -208,28 +193,32 @@ def _builder(head: Node, condition: Node) -> Node:
 
 def _rows(begin: str, *rows: tuple) -> Node:
     """A matrix, values by cases, or a system; `rows` ends with the sign for the end."""
-    cells = [cell for row in rows[:-1] for cell in row]
+    *rows, _ = rows
+    cells = [cell for row in rows for cell in row]
     if all(is_kind(cell, "relation") for cell in cells):
         return ("list", *cells)
     if "cases" in begin:
-        return ("cases", *(row if len(row) == 2 else items_of(row[0]) for row in rows[:-1]))
-    return _matrix([*rows[:-1]])
+        return ("cases", *(row if len(row) == 2 else items_of(row[0]) for row in rows))
+    column, *others = zip(*rows, strict=True)
+    return ("tuple", *((("tuple", *row) for row in rows) if others else column))
+
+
+def _congruence(node: Node, modulus: Node) -> Node:
+    """Of a symbol, or of what has no name: `2 (mod 5)`."""
+    return ("congruence", *(node[1:4:2] if is_kind(node, "relation") else ("", node)), modulus)
 
 
 _BUILDERS = {
-    "start": lambda node: node,
     "word": _word,
     "marked": lambda node, mark: ("times", node, ("unit", str(mark))),
     "scripted": lambda *parts: canonical(("sub", *parts)),
     "group": _group,
-    "minus": lambda node: (
-        _times(Fraction(-1), node) if is_kind(node, "tuple", "matrix") else ("minus", node)
-    ),
+    "minus": lambda node: _times(Fraction(-1), node) if is_kind(node, "tuple") else ("minus", node),
     "proportion": lambda first, *others: ("tuple", *(("over", other, first) for other in others)),
     "builder": _builder,
     "braces": lambda node: ("set", *node[1:]) if is_kind(node, "list") else node,
     "set": lambda node: ("set", *items_of(node)),
-    "congruence": lambda relation, modulus: ("congruence", relation[1], relation[3], modulus),
+    "congruence": _congruence,
     "times": _times,
     "power": lambda base, exponent: (
         canonical(("sub", base, exponent)) if exponent == "'" else ("power", base, exponent)

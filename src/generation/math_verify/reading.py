@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import product
 
 from generation.math_verify.parsing import LOG_BASE, Node, ParseError, parse, substitute, tokenize
+from generation.math_verify.tables import read_names
 
 _CLOCK = re.compile(r"(?i)(\d{1,2})(?::([0-5]\d))?\s*([ap])\s*m|(\d{1,2}):([0-5]\d)")
 _BASE = re.compile(
@@ -34,7 +35,7 @@ _SORT = (
 )
 _SYMBOL = r"(?:[a-zA-Z]|\\[a-z]+)"
 _QUALIFIER = re.compile(
-    rf"""(?=\ (?:[,;("]|\\forall).*(?:"|\\in\b|\\forall))
+    rf"""(?=\ (?:[,;("].*(?:"|\\in\b|\\forall)|\\forall))(?!.*"some\ [xyzt]\b)
         (?:\ [,;])?(?:\ \()?(?:\ "(?:where|for|with|here))?
         (?P<all>\ "(?:all|any|every|each)|\ \\forall)?
         (?P<sort>{_SORT}*)\ (?P<names>{_SYMBOL}(?:\ ,\ {_SYMBOL})*)
@@ -44,12 +45,8 @@ _QUALIFIER = re.compile(
 _ONLY = re.compile(r'(?: "(?:is|are))? "the(?: "(?:only|unique))? "(?:solutions?|answers?)$')
 # Words that leave the meaning of a short answer as it is, and words for numerals.
 _FILLERS = "a an the is are it be of condition conditions answer only due".split()
-_NUMERALS = (
-    "one two three four five six seven eight nine ten",
-    "first second third fourth fifth sixth seventh eighth ninth tenth",
-    "i ii iii iv v vi vii viii ix x",
-)
-_NUMERAL = {name: str(i) for names in _NUMERALS for i, name in enumerate(names.split(), 1)}
+LONG = 24  # letters of a text
+_NUMERALS = read_names("numerals.txt")
 
 
 @lru_cache(maxsize=8192)
@@ -87,9 +84,7 @@ def read(text: str) -> tuple[Node, ...]:
 
 
 def _read_clock(text: str) -> tuple[Node, ...]:
-    """Read a time as minutes after noon or midnight; the hour alone is a number as well, "am" its
-    unit.
-    """
+    """Read a time; the hour alone is a number as well, with the unit "am" or "pm"."""
     match = _CLOCK.fullmatch(text.strip())
     if not match:
         return ()
@@ -121,8 +116,7 @@ def _read_letters(text: str) -> tuple[Node, ...]:
 
 
 def _split_qualifiers(tokens: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    r"""Split off what is said about symbols at the end: `, k \in \Z`, "for all real x", "where c is
-    a constant".
+    r"""Split off what is said about symbols at the end: `, k \in \Z`, "where c is a constant".
 
     Returns the rest, and for each symbol its sort: `\Z`, `\N` or "constant". "For all x" says
     nothing.
@@ -140,11 +134,9 @@ def _split_qualifiers(tokens: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case without fillers, numerals last: "Quadrant I" and "the first quadrant"
-    have the same.
-    """
+    """Words without fillers, numerals last: the same for "Quadrant I" and "the first quadrant"."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # a gold that lost its blank: QuadrantI
-    words = [_NUMERAL.get(word, word) for word in re.findall(r"[^\W_]+", text.lower())]
+    words = [_NUMERALS.get(word, word) for word in re.findall(r"[^\W_]+", text.lower())]
     words = [
         re.sub(r"^(\d+)(?:st|nd|rd|th)$", r"\1", word) for word in words if word not in _FILLERS
     ]
@@ -152,12 +144,8 @@ def _words(text: str) -> list[str]:
 
 
 def same_words(gold: str, prediction: str) -> bool:
-    """Equal up to case, fillers and numerals; one text without blanks may be the other's words run
-    together.
-    """
-    pair, filler = (_words(gold), _words(prediction)), f"(?:{'|'.join(_FILLERS)})*"
-    patterns = [filler + filler.join(map(re.escape, words)) + filler for words in pair]
-    return pair[0] == pair[1] or any(
-        len(single) == 1 < len(words) and re.fullmatch(pattern, single[0])
-        for pattern, words, single in zip(patterns, pair, reversed(pair), strict=True)
-    )
+    """Equal up to case, fillers and numerals; a long text may have lost its blanks."""
+    pair = ["".join(_words(text)) for text in (gold, prediction)]
+    if max(map(len, pair)) > LONG:
+        pair = [re.sub("|".join(_FILLERS), "", text) for text in pair]
+    return pair[0] == pair[1]

@@ -18,6 +18,11 @@ def read_table(name: str) -> list[tuple[str, str]]:
     return re.findall(r"^(?!# )(.*?)  ->(?:  (.*))?$", text, re.MULTILINE)
 
 
+def read_names(name: str, separator: str | None = None) -> dict[str, str]:
+    """What stands behind the arrow, for each of the names before it."""
+    return {one: sign for names, sign in read_table(name) for one in names.split(separator)}
+
+
 def read_rules(
     name: str, functions: dict[str, Function]
 ) -> list[tuple[re.Pattern[str], str | Function]]:

@@ -5,31 +5,25 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from generation.math_verify.tables import read_table
+from generation.math_verify.tables import read_names
 
 _UNITS = {
-    name + end: size
-    for names, size in read_table("units.txt")
-    for name in names.split()
-    for end in ("", "s", "es")
+    name + end: size for name, size in read_names("units.txt").items() for end in ("", "s", "es")
 }
-_PLURALS = set(
-    "people men women children feet teeth geese mice sheep fish dice data series solution".split()
+_NOUN = re.compile(
+    "(?i:people|men|women|children|feet|teeth|geese|mice|sheep|fish|dice|data|series|solution)"
+    "|[a-zA-Z]{2,}[a-rt-z]s"
 )
 
 
 def is_unit(name: str) -> bool:
-    """Whether a word is in the table of units, in any number, and in any case unless it is a
-    letter.
-    """
+    """Whether a word is in the table of units, in any number; a letter only in its own case."""
     return (name if len(name) < 2 or name in _UNITS else name.lower()) in _UNITS
 
 
 def is_noun(name: str) -> bool:
-    """Whether a word is a plural, so that a number before it counts something: `3 apples`, not `3
-    lakh`.
-    """
-    return name.lower() in _PLURALS or re.fullmatch(r"[a-zA-Z]{2,}[a-rt-z]s", name) is not None
+    """Whether a word is a plural, which a number may count: `3 apples`, not `3 lakh`."""
+    return _NOUN.fullmatch(name) is not None
 
 
 def unit(name: str) -> tuple:
