@@ -6,18 +6,32 @@ need names of their own.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fast_python import FastPython
 from rea_rl.vllm_server import ServerConfig, VLLMServer
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "model" / "Miniature-LRM"
 # untrained: it writes labels of the right form, without sense
 REFLECTION = ROOT / "model" / "Miniature-Instruct"
+
+
+def pytest_configure() -> None:
+    """Before torch is loaded: threads that spin would take a core from servers and other ranks."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def fast_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Path of a Python with the heavy libraries loaded: for what a command does, not its start."""
+    with FastPython(tmp_path_factory.mktemp("fast_python")) as python:
+        yield str(python.path)
 
 
 @pytest.fixture(scope="session")

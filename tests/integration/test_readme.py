@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fast_python import FastPython
 
 pytestmark = pytest.mark.integration
 
@@ -117,32 +116,31 @@ def clone(policy_server, reflection_server, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shell(clone, policy_server, reflection_server, tmp_path_factory):
+def shell(clone, policy_server, reflection_server, fast_python):
     """Function that runs a script in the clone with its environment activated; its output, both
     streams."""
-    venv = tmp_path_factory.mktemp("venv")
-    with FastPython(venv, Path(__file__).with_name("readme_sizes.py")) as python:
-        environment = {
-            **os.environ, "VENV": str(venv), "PATH": f"{python.path.parent}:{os.environ['PATH']}",
-            "NUM_GPUS": "0",
-            "PYTHONPATH": str(clone / "src"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "POLICY_SERVER": policy_server.base_url, "POLICY_MODEL": policy_server.config.model,
-            "EVAL_SAMPLES": "1",
-        }  # fmt: skip
+    venv = Path(fast_python).parents[1]
+    environment = {
+        **os.environ, "VENV": str(venv), "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+        "NUM_GPUS": "0",
+        "PYTHONPATH": str(clone / "src"), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+        "POLICY_SERVER": policy_server.base_url, "POLICY_MODEL": policy_server.config.model,
+        "EVAL_SAMPLES": "1", "FAST_PYTHON_ANSWER": str(Path(__file__).with_name("readme_sizes.py")),
+    }  # fmt: skip
 
-        def run(script: str) -> str:
-            script = script.replace(SHIPPED, reflection_server.config.model)
-            command = ["bash", "-euo", "pipefail", "-c", script]
-            done = subprocess.run(
-                command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300
-            )
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            return done.stdout + done.stderr
+    def run(script: str) -> str:
+        script = script.replace(SHIPPED, reflection_server.config.model)
+        command = ["bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(
+            command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
 
-        # What is installed is not installed again.
-        digest = run("cat setup.py scripts/setup.sh | sha256sum").strip()
-        (venv / "installed.txt").write_text(f"cpu {clone} {digest}\n")
-        yield run
+    # What is installed is not installed again.
+    digest = run("cat setup.py scripts/setup.sh | sha256sum").strip()
+    (venv / "installed.txt").write_text(f"cpu {clone} {digest}\n")
+    return run
 
 
 def rollouts(run: Path, step: int = 0) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Failures on one of two ranks only: dead_rank.py MODEL OUTPUT_DIR, run by test_exact_resume.py.
+"""Failures on one of two ranks only: dead_rank.py MODEL OUTPUT_DIR, run by test_ranks.py.
 
 Each ends a run of its own, in a folder of its name. What a rank says of it goes to stderr.
 """

@@ -1,5 +1,5 @@
 """A loss of the second of two ranks that is no number in some steps: spoiled_rank.py MODEL
-OUTPUT_DIR, by test_numerics.py."""
+OUTPUT_DIR, by test_ranks.py."""
 
 import json
 import logging

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_variants_agree_and_are_reported(tmp_path):
+def test_variants_agree_and_are_reported(fast_python, tmp_path):
     out = tmp_path / "benchmarks" / "step.json"
     options = [
         "--prompts",
@@ -29,7 +28,7 @@ def test_variants_agree_and_are_reported(tmp_path):
         str(out),
     ]
     result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "benchmark" / "train_step.py"), *options],
+        [fast_python, str(ROOT / "scripts" / "benchmark" / "train_step.py"), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip

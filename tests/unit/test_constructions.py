@@ -7,7 +7,7 @@ import pytest
 import torch
 from scripted_server import ScriptedServer
 from test_rollout import CUT, FORCED, VERSION, encode, labels, make_engine, make_row, policy
-from test_trainer_units import RecordedPaths, make_rows, make_trainer, model_folder, records  # noqa: F401
+from test_trainer_units import RecordedPaths, make_rows, make_trainer, records
 
 from rea_rl.revision import (
     OverthinkingSignal,

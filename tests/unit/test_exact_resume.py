@@ -4,25 +4,14 @@ checkpoint."""
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from same_step import PathsByProblem, StopAt
-from test_trainer_units import RecordedPaths, adapter, make_trainer, records
-from tiny import save_model
+from test_trainer_units import RecordedPaths, adapter, make_trainer
 
 from rea_rl import entry
 from rea_rl.utils import is_whole, last_checkpoint
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("lag, packing", [(0, "none"), (1, "none"), (0, "shared_prefix")])
@@ -72,53 +61,6 @@ def test_resume_is_exact(model_folder, tmp_path, lag, packing):
     for mine, theirs in zip(last[0]["state"].values(), last[1]["state"].values(), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert two.weight_sync.steps[0] == half
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_resume_on_another_number_of_ranks(model_folder, tmp_path, before, after):
-    """Two steps on some ranks, the third on others: the batches of an uninterrupted run, and its
-    weights up to rounding.
-
-    Of the checkpoints, `save_total_limit` has kept the newest.
-    """
-    written = []
-    for folder, ranks, stop in (("whole", 1, 3), ("moved", before, 2), ("moved", after, 3)):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        script = [
-            str(Path(__file__).with_name("same_step.py")),
-            str(model_folder),
-            str(tmp_path / folder),
-        ]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "STOP": str(stop),
-        }
-        finished = subprocess.run(
-            [sys.executable, *launch, *script],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert finished.returncode == 0, finished.stderr
-        assert [path.name for path in (tmp_path / folder).glob("checkpoint-*")] == [
-            f"checkpoint-{stop}"
-        ]
-        written.append((tmp_path / folder / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
-    assert written[1] == written[2]  # the third run did not begin anew
-    whole, moved = (
-        [row["problem_id"] for row in records(tmp_path / name, "step-2")]
-        for name in ("whole", "moved")
-    )
-    assert whole == moved
-    whole, moved = (
-        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "moved")
-    )
-    for name in whole:
-        torch.testing.assert_close(whole[name], moved[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def write_checkpoint(folder, state='{"global_step": 1}'):
@@ -189,33 +131,3 @@ def test_nothing_is_written_where_no_step_was_finished(model_folder, tmp_path, c
         entry.save_last_step(trainer)
     assert last_checkpoint(tmp_path) is None and not list(tmp_path.glob("checkpoint-*"))
     assert "no step was finished" in caplog.text
-
-
-@pytest.mark.slow
-def test_ranks_end_together_and_write_one_checkpoint(model_folder, tmp_path):
-    """Whatever failed for one rank only, the other one does not wait for it for ever."""
-    script = Path(__file__).with_name("dead_rank.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    finished = subprocess.run(
-        [sys.executable, *launch, str(model_folder), str(tmp_path)], capture_output=True, text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    said = {
-        "away": "policy_server does not answer",
-        "refused_request": "BadRequestError: prompt too long",
-        "mistake": "KeyError: 'no such thing'",
-        "late_signal": "SIGTERM; give the same command",
-        "signal": "",  # SIGTERM for one of them; what the other says depends on the time
-        "refused_adapter": "no room for another adapter",
-    }
-    assert finished.returncode == 0, finished.stderr
-    for name, words in said.items():
-        lines = [line for line in finished.stderr.splitlines() if line.startswith(f"{name}, rank ")]
-        assert len(lines) == 2 and all(words in line for line in lines), finished.stderr
-        folder = tmp_path / name
-        last = folder / "checkpoint-2"
-        assert last_checkpoint(folder) == str(last)
-        ranks = {path.name for path in last.glob("rng_state*")}
-        assert ranks == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert finished.stderr.count("Traceback") == 1  # that of the mistake, where it was made

@@ -9,16 +9,10 @@ import time
 import pytest
 from same_step import PathsByProblem
 from test_trainer_units import RecordedPaths, make_rows, make_trainer, records
-from tiny import save_model
 
 from rea_rl.configs import REARLConfig
 from rea_rl.lookahead import Lookahead
 from rea_rl.rollout import Batch
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def by_step(engine):

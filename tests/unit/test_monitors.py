@@ -7,18 +7,12 @@ import logging
 
 import pytest
 from test_trainer_units import RecordedPaths, make_trainer
-from tiny import save_model
 
 from rea_rl import entry
 from rea_rl.configs import REARLConfig
 from rea_rl.monitors import MONITORS, NAMES, MonitorKeys, Monitors
 from rea_rl.rollout import Batch, detector_metrics
 from rea_rl.utils import last_checkpoint
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def warned(caplog, keys, metric, values, start=1):

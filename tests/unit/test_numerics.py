@@ -3,13 +3,8 @@ a row ends the run."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +14,12 @@ from test_dpo import arguments as dpo_arguments
 from test_sft import arguments as sft_arguments
 from test_sft import write
 from test_trainer_units import RecordedPaths, adapter, make_trainer
-from tiny import save_model
 from transformers import TrainerCallback
 
 from rea_rl import dpo, entry, sft
 from rea_rl.utils import last_checkpoint
 
 NUMBERS = {"nan": float("nan"), "inf": float("inf")}
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def spoil(trainer, steps, value=float("nan"), what="loss", micro_batch=0):
@@ -205,35 +194,3 @@ def test_cudnn_attention_is_off_unless_the_recipe_asks_for_it(model_folder, tmp_
             folder.mkdir()
             build(model_folder, folder, **({"cudnn_attention": True} if asked else {}))
             assert torch.backends.cuda.cudnn_sdp_enabled() == asked
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "zero2", "zero3"])
-def test_ranks_skip_together_and_end_together(model_folder, tmp_path, config):
-    """A loss of the second of two ranks is NaN, then infinite with a finite gradient, then NaN
-    three times in a row."""
-    recipe = (
-        Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml"
-    ).read_text()
-    (tmp_path / "config.yaml").write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
-    launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml")]
-    script = [
-        str(Path(__file__).with_name("spoiled_rank.py")),
-        str(model_folder),
-        str(tmp_path / "out"),
-    ]
-    finished = subprocess.run(
-        [sys.executable, "-m", *launch, *script], capture_output=True, text=True, timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
-    assert len(reports) == 2, finished.stderr[-3000:]
-    for report in reports:
-        assert report["changed"] == [True, False, True, False, True, False, False], report
-        assert report["finite"] and "non-finite" in report["error"]
-        assert report["rates"] == pytest.approx([1e-2 * (8 - step) / 8 for step in range(1, 8)])
-    # Of the second rank's first micro-batch, the one that was spoiled, and not of the other three.
-    assert re.match(
-        r"step 1 has .*, loss nan, rows p\d, p\d; it is skipped", reports[0]["warnings"][0]
-    )
-    assert last_checkpoint(tmp_path / "out") is not None

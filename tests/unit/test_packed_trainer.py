@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_trainer_units import RecordedPaths, adapter, make_trainer
-from tiny import save_model
 
 from rea_rl.configs import REARLConfig
 from rea_rl.grpo import load_inputs, parse_recipe
@@ -31,11 +25,6 @@ class RelatedPaths(RecordedPaths):
                 [-7.0] * kept + [None] * 2 + [-6.5] * (len(path.completion_ids) - kept - 2)
             )
         return path
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def run(folder, output_dir, **changes):
@@ -195,34 +184,3 @@ def test_dropout_and_losses_that_do_not_add_up_are_refused(tmp_path):
         ValueError, match="lora_dropout is 0.05, .* set lora_dropout: 0, or packing: none"
     ):
         load_inputs(*parsed)
-
-
-@pytest.mark.slow
-def test_two_packed_processes_take_the_steps_of_a_padded_one(model_folder, tmp_path):
-    """One process with padded rows and two with packed ones take the same steps."""
-    script = Path(__file__).with_name("same_step.py")
-    for processes, packing in ((1, "none"), (2, "shared_prefix")):
-        launch = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(processes),
-            str(script),
-        ]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "PACKING": packing,
-        }
-        subprocess.run(
-            [sys.executable, *launch, str(model_folder), str(tmp_path / packing)],
-            env=environment, check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-    one, two = (
-        load_file(tmp_path / name / "adapter_model.safetensors")
-        for name in ("none", "shared_prefix")
-    )
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -500,23 +499,8 @@ def test_rows_of_a_step_may_be_dealt_otherwise_where_the_loss_does_not_notice(co
             check_same(record, other, "out")
 
 
-def in_processes(launch, program, flags, **variables):
-    """A command under a launcher; exit code and standard error."""
-    command = [
-        sys.executable,
-        "-m",
-        *launch,
-        str(Path(__file__).with_name("run_program.py")),
-        program,
-        *flags,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **variables}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    return done.returncode, done.stderr
-
-
 @pytest.mark.slow
-def test_two_processes_hand_over_to_one(workplace, server, tmp_path):
+def test_two_processes_hand_over_to_one(run_ranks, workplace, server, tmp_path):
     """DDP for two steps, one process for two more: the weights of one process up to rounding."""
     settings = {"lr_scheduler_type": "constant"}
     half = arguments(
@@ -527,10 +511,9 @@ def test_two_processes_hand_over_to_one(workplace, server, tmp_path):
         per_device_train_batch_size=2,
         **settings,
     )
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    status, stderr = in_processes(launch, "sft", half, ACCELERATE_USE_CPU="true")
-    assert status == 0, stderr
-    assert stderr.count("rea_rl.entry: this run") == 1 and "ddp, 2 ranks" in stderr
+    done = run_ranks("run_program.py", "sft", *half)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rea_rl.entry: this run") == 1 and "ddp, 2 ranks" in done.stderr
     begin("sft", workplace, server, output_dir=tmp_path / "moved", max_steps=4, **settings)
     begin("sft", workplace, server, output_dir=tmp_path / "one", max_steps=4, **settings)
     moved, one = (
@@ -541,15 +524,11 @@ def test_two_processes_hand_over_to_one(workplace, server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_zero2_is_continued_by_zero2_only(workplace, tmp_path):
-    config = tmp_path / "zero2.yaml"
-    recipe = (ROOT / "recipes" / "accelerate_configs" / "zero2.yaml").read_text()
-    config.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
+def test_a_run_of_zero2_is_continued_by_zero2_only(run_ranks, workplace, tmp_path):
     flags = {"output_dir": tmp_path / "out", "lr_scheduler_type": "constant"}
-    launch = ["accelerate.commands.launch", "--config_file", str(config)]
     half = arguments("sft", workplace, per_device_train_batch_size=2, max_steps=2, **flags)
-    status, stderr = in_processes(launch, "sft", half)
-    assert status == 0, stderr
+    done = run_ranks("run_program.py", "sft", *half, config="zero2")
+    assert done.returncode == 0, done.stderr
     before = contents(tmp_path / "out")
     line = refusal("sft", workplace, max_steps=4, **flags)
     assert "the launch was zero2 on 2 ranks and is one process" in line
@@ -564,7 +543,9 @@ def test_a_run_of_zero2_is_continued_by_zero2_only(workplace, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_share_output_dir_are_told_so(workplace, complete, free_port, tmp_path):
+def test_ranks_that_do_not_share_output_dir_are_told_so(
+    fast_python, workplace, complete, free_port, tmp_path
+):
     """As on two hosts: each rank has an `out` of its own, and only the first one's has a
     checkpoint."""
     folders = [tmp_path / f"host{rank}" for rank in range(2)]
@@ -580,7 +561,7 @@ def test_ranks_that_do_not_share_output_dir_are_told_so(workplace, complete, fre
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "rea_rl.sft", *flags], cwd=folder, stderr=subprocess.PIPE,
+            [fast_python, "-m", "rea_rl.sft", *flags], cwd=folder, stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank),
                  "LOCAL_RANK": str(rank)},

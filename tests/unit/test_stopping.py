@@ -15,7 +15,6 @@ from scripted_server import ScriptedServer, completion
 from test_rollout import VERSION, make_engine, make_row
 from test_sft import arguments
 from test_trainer_units import RecordedPaths, adapter, make_trainer
-from tiny import save_model
 from transformers import Trainer
 
 from rea_rl import entry, sft
@@ -28,11 +27,6 @@ SETTINGS = {
     "save_steps": 100,
     "lr_scheduler_type": "constant",
 }
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

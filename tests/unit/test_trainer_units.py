@@ -6,10 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from scripted_server import ScriptedServer
-from tiny import make_tokenizer, save_model
+from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
@@ -76,11 +72,6 @@ class NamedVersions:
         self.steps.append(step)
         self.in_use.append(in_use)
         return f"policy-{step}"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def make_rows(n=8):
@@ -459,69 +450,6 @@ def test_group_is_2g_rows_and_the_sampler_deals_g(model_folder, tmp_path):
     assert order[:8:2] == order[1:8:2] and len(set(order[:8])) == 4
     plain = make_trainer(model_folder, tmp_path, revision=False, reflection_model=None)
     assert plain.num_generations == 2
-
-
-def run_same_step(launch, model_folder, output_dir, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    script = [str(Path(__file__).with_name("same_step.py")), str(model_folder), str(output_dir)]
-    subprocess.run(
-        [sys.executable, "-m", *launch, *script],
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=180,
-    )
-    return load_file(output_dir / "adapter_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def one_process(model_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one_process")
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    return folder, run_same_step(launch, model_folder, folder, ACCELERATE_USE_CPU="true")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "packing", "checkpointing", "stops"),
-    [
-        ("ddp", "none", "", ["0"]),
-        ("zero2", "shared_prefix", "", ["2", "3"]),
-        ("zero3", "none", "", ["0"]),
-        ("zero3", "none", "true", ["0"]),
-    ],
-)
-def test_two_processes_take_the_step_of_one(
-    config, packing, checkpointing, stops, one_process, model_folder, tmp_path
-):
-    """Same batches, also those looked up ahead; gradients averaged over several forward passes:
-    same weights.
-
-    With ZeRO-2 also over an interruption behind step 2, with ZeRO-3 also with reentrant
-    checkpointing.
-    """
-    recipe = (
-        Path(__file__).parents[2] / "recipes" / "accelerate_configs" / f"{config}.yaml"
-    ).read_text()
-    config_file = tmp_path / "config.yaml"
-    assert "use_cpu: false" in recipe
-    config_file.write_text(recipe.replace("use_cpu: false", "use_cpu: true"))
-    launch = ["accelerate.commands.launch", "--config_file", str(config_file)]
-    written = set()
-    variables = {"PACKING": packing, "CHECKPOINTING": checkpointing, "DS_ACCELERATOR": "cpu"}
-    for stop in stops:
-        two = run_same_step(launch, model_folder, tmp_path, STOP=stop, **variables)
-        written.add((tmp_path / "rollouts" / "step-0.jsonl").stat().st_mtime_ns)
-    assert len(written) == 1  # the second start did not begin anew
-    folder, one = one_process
-    for step in ("step-0", "step-1", "step-2"):
-        rows = records(folder, step), records(tmp_path, step)
-        assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
-        assert [row["advantage"] for row in rows[0]] == pytest.approx(
-            [row["advantage"] for row in rows[1]], abs=1e-5
-        )
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def make_adapter(folder, fill=0.5):
