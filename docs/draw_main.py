@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from generation.labeling_to_prefix import choose_cuts
+from generation.cuts import choose_cuts
 from rea_rl.revision import group_advantages, keep_or_replace
 from rea_rl.rewards import refined_length_reward_values, reflection_reward_values
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from trl import GRPOConfig
 
-from generation.generate import GenerateArguments
+from generation.arguments import GenerateArguments
 from rea_rl.configs import DataArguments, REARLConfig, SFTScriptArguments, SharedKeys
-from rea_rl.trl_keys import COMMON, PREFERENCE, REINFORCEMENT, SUPERVISED
+from rea_rl.run.trl_keys import COMMON, PREFERENCE, REINFORCEMENT, SUPERVISED
 from rea_rl.vllm_server import ServerConfig
 
 PAGE = Path(__file__).with_name("configuration.md")

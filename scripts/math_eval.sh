@@ -10,7 +10,7 @@
 # Variables:
 #   EVAL_DATA    folder with GSM8K_test.json, math500_test.json, gaokao2023en_test.json, amc23_test.json,
 #                aime2024_test.json, olympiadbench_test.json (default dataset/eval_data if it was fetched,
-#                `python -m generation.eval_data fetch`, else dataset/eval_sample, a few problems to try this with)
+#                `python -m generation.evaluation.benchmarks fetch`, else dataset/eval_sample, a few problems to try this with)
 #   NUM_SAMPLES  responses per problem (default 8 for AIME and AMC, 1 for the rest)
 #   EVAL_LIMIT   first so many problems of each benchmark
 #   BUDGETS      budgets in tokens to score besides, "8192 16384"; the table is of the largest
@@ -66,7 +66,7 @@ export CUDA_VISIBLE_DEVICES=$1
 
 stop_in_order
 echo "$(basename "$0"): $name is $source, problems of $EVAL_DATA"
-python -m generation.eval_data collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
+python -m generation.evaluation.benchmarks collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
     ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
 responses=()
 for problems in "$EVAL_OUT/$name"/problems/x*.json; do
@@ -76,4 +76,4 @@ for problems in "$EVAL_OUT/$name"/problems/x*.json; do
     responses+=("$EVAL_OUT/$name/$(basename "$MODEL")/${samples}_math_cot.json")
 done
 attend python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
-python -m generation.eval_table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"
+python -m generation.evaluation.table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"

@@ -140,5 +140,5 @@ compare() {
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
     stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
-    attend python -m generation.strategy_report "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
+    attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
 }

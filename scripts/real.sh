@@ -225,7 +225,7 @@ make_report() {
     for file in "${rows[@]}"; do
         stage "${file%.json}.scores.json" score "$file" --model_dir "$POLICY"
     done
-    attend python -m rea_rl.real_report "$S" --model_dir "$POLICY" --train_problems "$DATA/train.json" --num_workers "$WORKERS" \
+    attend python -m rea_rl.study.real_report "$S" --model_dir "$POLICY" --train_problems "$DATA/train.json" --num_workers "$WORKERS" \
         --out "${REPORT:-docs/real}"
 }
 

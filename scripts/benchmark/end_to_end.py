@@ -33,8 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import ROOT, add_arguments, model_folder, report, running_servers
 
-from generation.utils import write_json
-from rea_rl.recipe import read_recipe
+from rea_core.recipe import read_recipe
+from rea_core.row_files import write_json
 
 RUNS = {
     "GRPO, 2G samples": ("GRPO_Gen8", ["--max_rollout_lag", "0"]),

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from generation.utils import write_json
+from rea_core.row_files import write_json
 from rea_rl.vllm_server import ServerConfig, VLLMServer, resolve_device
 
 ROOT = Path(__file__).parents[2]

@@ -43,12 +43,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from rea_rl import tree_attention
-from rea_rl.fused_lora import fuse_layers
-from rea_rl.logprobs import chunked_logps
-from rea_rl.recompute import Recompute
-from rea_rl.shared_prefix import PackedPaths, TokenPath, add_packed_forward, fold, plan
-from rea_rl.tree_attention import TREE_ATTENTION, Tree
+from rea_rl.packing import attention as tree_attention
+from rea_rl.packing.attention import TREE_ATTENTION, Tree
+from rea_rl.packing.fused_lora import fuse_layers
+from rea_rl.packing.logprobs import chunked_logps
+from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, add_packed_forward, fold, plan
+from rea_rl.packing.recompute import Recompute
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def size_mb(model, trained: bool) -> float:
 
 def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:
     """Median seconds."""
-    from rea_rl.weight_sync import AdapterSync
+    from rea_rl.rollout.weight_sync import AdapterSync
 
     sync = AdapterSync(url, folder)
 
@@ -74,7 +74,7 @@ def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:
 
 def sync_full(model, url: str, model_path: str, repeats: int) -> float:
     """Median seconds."""
-    from rea_rl.weight_sync import FullSync
+    from rea_rl.rollout.weight_sync import FullSync
 
     sync = FullSync(url, model_path)
     return median_seconds(lambda step: sync.publish(model, step), repeats)

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from generation.generate import GenerateArguments, Keep, Task, generate
+from generation.arguments import GenerateArguments
+from generation.generate import generate
 from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
-from generation.utils import Row
-from rea_rl.recipe import RecipeParser
-from rea_rl.utils import setup_logging
+from generation.tasks import Keep, Task
+from rea_core.command import setup_logging
+from rea_core.recipe import RecipeParser
+from rea_core.row_files import Row
 
 if TYPE_CHECKING:
     from generation.math_verify import VerifierPool

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from generation.prompts import THINK_END, THINK_START
 from generation.rendering import encode_continuation
-from generation.utils import Row
-from rea_rl.clients import async_openai_client
+from rea_core.clients import async_openai_client
+from rea_core.row_files import Row
 
 if TYPE_CHECKING:
     import openai
     from transformers import PreTrainedTokenizerBase
 
-    from generation.generate import GenerateArguments, Keep, Task
+    from generation.arguments import GenerateArguments
+    from generation.tasks import Keep, Task
 
 logger = logging.getLogger(__name__)
 

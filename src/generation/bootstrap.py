@@ -29,10 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from generation.generation_file import read_generations
 from generation.prompts import MATH_COT, THINK_END, format_problem
 from generation.rendering import answer_of
-from generation.utils import Row, check_numbers, check_output, read_generations, write_json
-from rea_rl.utils import setup_logging, write_atomically
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.row_files import Row, write_json
+from rea_core.rows import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -34,23 +34,19 @@ import numpy as np
 from tabulate import tabulate
 
 from generation.counting import submit_answers
-from generation.cuts import SplitPath, Splitting, Wanted
+from generation.cuts import choose_cuts
+from generation.evaluation.strategies import open_judged
+from generation.generation_file import read_generations
 from generation.labeling_distill_utils import add_paragraph_arguments
-from generation.labeling_to_prefix import PathFile, choose_cuts, label_probabilities
+from generation.labeling_to_prefix import PathFile, label_probabilities
 from generation.parallel import Shared, num_cores, ordered_map
+from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
-from generation.strategy_report import open_judged
-from generation.utils import (
-    Row,
-    RowWriter,
-    check_numbers,
-    check_output,
-    open_rows,
-    read_generations,
-    write_json,
-)
-from rea_rl.utils import load_tokenizer, setup_logging
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -359,7 +355,7 @@ def draw(
 ) -> None:
     """Two panels: accuracy against tokens of all rules and controls, and the reliability of
     P(Result)."""
-    from generation.plots import COLOURS, GREY, save_panels
+    from generation.evaluation.plots import COLOURS, GREY, save_panels
 
     def tradeoff(axes: Any) -> None:
         points = [(100 * o.tokens, 100 * o.accuracy.value) for o in by_rule.values()]

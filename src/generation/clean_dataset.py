@@ -17,8 +17,11 @@ import sys
 from pathlib import Path
 
 from generation.math_verify_all import read_problems, read_scores
-from generation.utils import Row, check_numbers, check_output, write_json
-from rea_rl.utils import load_problems, setup_logging, write_atomically
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.problems import load_problems
+from rea_core.row_files import Row, write_json
+from rea_core.rows import write_atomically
 
 logger = logging.getLogger(__name__)
 

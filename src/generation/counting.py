@@ -8,13 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from generation.generation_file import NO_ROOM
 from generation.parallel import Shared, map_rows
 from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections
 from generation.rendering import answer_of, known_thinking
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens, thinking_of
-from generation.utils import NO_ROOM, Row, Rows
+from rea_core.row_files import Row, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ def gold_list(answer: str | list[str]) -> list[str]:
 
 
 def _first_right(thinking: str, answer: str) -> bool:
-    from miniature.oracle import stated_results
+    from generation.stated_results import stated_results
 
     results = stated_results(thinking)
     return bool(results) and results[0][1] == int(answer)

@@ -1,26 +1,261 @@
-"""Cut a path after any of its paragraphs, from one encoding of it; work for many processes,
-which import this module."""
+"""The whole cut: from the labels of the reflection model to P(Result), to the last kept
+paragraph, to the kept ids."""
 
 from __future__ import annotations
 
-import json
+import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from generation.parallel import BATCH_BYTES, Shared
 from generation.prompts import THINK_END, forced_answer
-from generation.rendering import known_thinking
-from generation.segments import Paragraph, split_paragraphs, token_counter
-from generation.splits import path_rows
-from generation.utils import Row, Rows
+from generation.segments import Paragraph
+from rea_core.checks import check_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+STRENGTHS = ("weak", "normal", "strong")
+# one generated token: (log-probability, text) of its top alternatives, best first
+Step = list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Index of the last kept paragraph for each strength; `strong` cuts earliest, training uses
+    `normal`."""
+
+    strong: int
+    normal: int
+    weak: int
+
+
+def label_positions(steps: list[Step]) -> list[int]:
+    """Indices of the label tokens among the generated ones: most likely alternative contains
+    `Think` or `Result`."""
+    return [i for i, step in enumerate(steps) if "Think" in step[0][1] or "Result" in step[0][1]]
+
+
+def result_probabilities(steps: list[Step]) -> list[float]:
+    """P(Result) of each label token found, in order, normalized over the alternatives that are a
+    label at all."""
+    return [_result_probability(steps[i]) for i in label_positions(steps)]
+
+
+def _result_probability(step: Step) -> float:
+    result = sum(math.exp(logprob) for logprob, token in step if "result" in token.casefold())
+    think = sum(math.exp(logprob) for logprob, token in step if "think" in token.casefold())
+    return result / (result + think)
+
+
+def choose_cuts(
+    p_result: list[float],
+    num_paragraphs: int,
+    *,
+    second_half: float = 0.5,
+    strong_threshold: float = 0.25,
+    threshold: float = 0.5,
+    cap_share: float = 0.05,
+    cap_offset: int = 10,
+    cap_max: int = 5,
+) -> Cuts:
+    """Choose the last kept paragraph for each strength.
+
+    Args:
+        p_result: P(Result) per paragraph; entries beyond `num_paragraphs` are dropped, missing ones
+            are no hit.
+        num_paragraphs: paragraphs of the thinking, at least 1.
+        second_half: share of the paragraphs before the first one that `normal` may stop at.
+        strong_threshold: smallest P(Result) that `strong` stops at.
+        threshold: smallest P(Result) that `normal` and `weak` stop at.
+        cap_share, cap_offset, cap_max: at least min(floor((n + cap_offset) * cap_share), cap_max)
+            of n are removed.
+    """
+    if num_paragraphs < 1:
+        raise ValueError(
+            f"num_paragraphs is {num_paragraphs}; a thinking without paragraphs has no cut"
+        )
+    p_result = p_result[:num_paragraphs]
+    hits = {i for i, p in enumerate(p_result) if p >= threshold}
+    normal = min((i for i in hits if i >= num_paragraphs * second_half), default=None)
+    strong, weak = _strong(p_result, normal, strong_threshold), _weak(hits, normal)
+    last = num_paragraphs - 1
+    cap = last - min(math.floor((num_paragraphs + cap_offset) * cap_share), cap_max)
+    return Cuts(*(max(0, min(last if cut is None else cut, cap)) for cut in (strong, normal, weak)))
+
+
+def check_cuts(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings of `choose_cuts`, under their recipe keys `cut_*`, that
+    contradict each other."""
+    shares = ("cut_second_half", "cut_threshold", "cut_strong_threshold", "cut_cap_share")
+    check_numbers(settings, shares=shares, not_negative=("cut_cap_offset", "cut_cap_max"))
+    strong, normal = settings["cut_strong_threshold"], settings["cut_threshold"]
+    if strong > normal:
+        raise ValueError(
+            f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong cut "
+            "takes less certain results than the normal one; lower the first, or raise the second"
+        )
+
+
+def decided_cut(
+    strength: str, p_result: list[float], num_paragraphs: int, **settings: Any
+) -> int | None:
+    """Cut of a strength as soon as no further label can change it, else None.
+
+    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of
+    going on reach the smallest and the largest cut that are still possible, so if they agree on a
+    cut, all do: nothing more, a result at the first paragraph where `normal` may stop and nothing
+    after it, and results only.
+
+    Args:
+        strength: `strong`, `normal` or `weak`.
+        p_result: P(Result) of the labels so far.
+        num_paragraphs, settings: those of `choose_cuts`.
+    """
+    given = len(p_result)
+    rest = max(num_paragraphs - given, 0)
+    until_normal = max(math.ceil(num_paragraphs * settings.get("second_half", 0.5)) - given, 0)
+    tails = [], [0.0] * until_normal + [1.0], [1.0] * rest
+    cuts = {
+        getattr(choose_cuts(p_result + tail, num_paragraphs, **settings), strength)
+        for tail in tails
+    }
+    return cuts.pop() if len(cuts) == 1 else None
+
+
+def _strong(p_result: list[float], normal: int | None, threshold: float) -> int | None:
+    """Most certain result no later than `normal`."""
+    end = len(p_result) if normal is None else normal + 1
+    candidates = [i for i, p in enumerate(p_result[:end]) if p >= threshold]
+    return max(candidates, key=p_result.__getitem__, default=normal)
+
+
+def _weak(hits: set[int], normal: int | None) -> int | None:
+    """First result after the unbroken run of results that starts at `normal`: one confirmation
+    more."""
+    if normal is None:
+        return None
+    run_end = normal
+    while run_end + 1 in hits:
+        run_end += 1
+    return min((i for i in hits if i > run_end), default=run_end)
+
+
+FindThinkEnd = Callable[[Sequence[int]], int]
+
+
+class CutCompletion(NamedTuple):
+    """A sampled completion cut for revision."""
+
+    kept_ids: list[int]  # prefix of the sampled ids
+    # ends the thinking; starts with a newline unless the kept ids already end in one
+    forced_text: str
+
+
+# --- Ids of a path --------------------------------------------------------------------------------
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly
+    this text."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary
+    text."""
+    return tokenizer.encode(THINK_END, add_special_tokens=False)
+
+
+def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
+    """Index of the first id of the first `marker` (an id or a sequence of ids) in `ids`, or
+    `len(ids)` without one.
+
+    With `think_end_ids` as marker it is the number of thinking tokens of a completion.
+    """
+    wanted = [marker] if isinstance(marker, int) else list(marker)
+    starts = range(len(ids) - len(wanted) + 1)
+    return next((i for i in starts if list(ids[i : i + len(wanted)]) == wanted), len(ids))
+
+
+def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
+    """Function from the ids of a completion to the number of its thinking tokens: all without a
+    `</think>`.
+
+    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
+    it is found in the text.
+    """
+    marker = think_end_ids(tokenizer)
+    if len(marker) == 1:
+        return lambda ids: find_marker(ids, marker)
+
+    def find(ids: Sequence[int]) -> int:
+        place = decode_completion(tokenizer, ids).find(THINK_END)
+        return len(ids) if place < 0 else len(shortest_prefix(ids, tokenizer, place + 1)) - 1
+
+    return find
+
+
+def cut_completion_ids(
+    completion_ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    paragraphs: list[Paragraph],
+    last_kept: int,
+    always_cut: bool = True,
+) -> CutCompletion | None:
+    """Cut a sampled completion after a paragraph without changing an id.
+
+    Original and revision must share their prefix id by id: the policy is trained on what it
+    sampled, and the server's prefix cache and the trainer's shared prefix rely on it. So the kept
+    ids are the fewest sampled ids that decode to the kept text; text is never encoded again. An id
+    may hold more than the text's end (`.\\n\\n`), or only some bytes of its last character; the
+    former is kept whole, the latter is completed by its next ids.
+
+    Args:
+        completion_ids: sampled ids.
+        tokenizer: the policy's.
+        paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
+        last_kept: index of the last kept paragraph.
+        always_cut: if that is the last of all, cut the thinking before its last blank-line part, so
+            that a revision is always shorter; False: leave such a path as it is.
+
+    Returns:
+        The cut, or None where nothing is cut off: a thinking of at most one part, or one that is
+        kept whole.
+    """
+    kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
+    if last_kept + 1 >= len(paragraphs):
+        kept_ends = kept_ends[:-1] if always_cut else []
+    if not kept_ends:
+        return None
+    kept_ids = shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
+    return CutCompletion(
+        kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n"))
+    )
+
+
+def shortest_prefix(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int
+) -> Sequence[int]:
+    """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or
+    beyond.
+
+    A prefix that ends inside a character decodes to a replacement character, so it does not match;
+    once matched, more ids cannot undo it. That makes the prefix lengths sorted by "matches", and a
+    bisection finds the first.
+    """
+    text = decode_completion(tokenizer, ids)[:num_chars]
+    assert len(text) == num_chars, "the paragraphs are of another text than the ids decode to"
+    lengths = range(len(ids) + 1)
+    return ids[
+        : bisect_left(
+            lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text)
+        )
+    ]
 
 
 class PathCuts:
@@ -74,7 +309,7 @@ class PathCuts:
     def _keep(self, end: int) -> tuple[int, str]:
         """Number of ids that are kept up to a character, and their text."""
         if self._starts is None:
-            from rea_rl.revision import shortest_prefix
+            pass
 
             kept = shortest_prefix(self._ids, self._tokenizer, end)
             return len(kept), self._decode(kept)
@@ -87,7 +322,7 @@ class PathCuts:
 
     def _count_thinking(self) -> int:
         if self._starts is None:
-            from rea_rl.revision import think_end_finder
+            pass
 
             return think_end_finder(self._tokenizer)(self._ids)
         marker = self._tokenizer.encode(THINK_END, add_special_tokens=False)
@@ -100,178 +335,3 @@ class PathCuts:
         return self._tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-
-
-def cut_row(
-    row: Row,
-    response: Row,
-    paragraphs: Sequence[Paragraph],
-    last_kept: int | None,
-    tokenizer: PreTrainedTokenizerBase,
-    cuts: PathCuts | None = None,
-) -> Row:
-    """Row that split `math_cot` finishes.
-
-    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`),
-    `cut` (the last kept paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and
-    `truncated` (no `</think>`). `cuts` are those of the response, where it is cut several times.
-    """
-    ended = known_thinking(response) == "closed" or THINK_END in response["text"]
-    columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}
-    if last_kept is None or last_kept + 1 >= len(paragraphs):
-        return {**row, **columns, "cut": None, "kept": 1.0, "prefix": None, "responses": [response]}
-    prefix, kept = (cuts or PathCuts(response["text"], tokenizer)).after(paragraphs[last_kept].end)
-    return {**row, **columns, "cut": last_kept, "kept": kept, "prefix": prefix}
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How responses are split into paragraphs; it is called in each process, for its tokenizer."""
-
-    tokenizer: Shared | PreTrainedTokenizerBase
-    min_tokens: int
-    max_tokens: int
-
-    def __call__(self) -> Splitting:
-        return Splitting(self.tokenizer(), self.min_tokens, self.max_tokens)
-
-    def paragraphs(self, response: Row) -> list[Paragraph]:
-        """Paragraphs of a response."""
-        return split_paragraphs(
-            response["text"],
-            token_counter([response["text"]], self.tokenizer),
-            min_tokens=self.min_tokens,
-            max_tokens=self.max_tokens,
-            prompt_thinking=known_thinking(response),
-        )
-
-
-@dataclass(frozen=True)
-class SplitPath:
-    """A path by its id, and of each of its paragraphs the tokens and where it ends; its text is
-    left in the file."""
-
-    id: str
-    tokens: Sequence[int]
-    ends: Sequence[int] = ()
-
-    def share(self, last_kept: int) -> float:
-        """Share of the thinking's tokens up to a paragraph."""
-        return sum(self.tokens[: last_kept + 1]) / sum(self.tokens)
-
-    def nearest_cut(self, share: float) -> int:
-        """Last kept paragraph such that the share of kept tokens is nearest to `share`; the
-        earlier one of equals."""
-        return int(self.nearest_cuts([share])[0])
-
-    def nearest_cuts(self, shares: Sequence[float]) -> np.ndarray:
-        """The same for several shares (S,)."""
-        reached = np.cumsum(self.tokens) / sum(self.tokens)  # (paragraphs,)
-        return np.abs(reached[:, None] - np.asarray(shares)).argmin(axis=0)
-
-    @property
-    def paragraphs(self) -> list[Paragraph]:
-        """Paragraphs without their texts."""
-        return [
-            Paragraph("", *place)
-            for place in zip(self.tokens, ((end,) for end in self.ends), strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Some rows of a generation file, and what is known of those of their paths that were
-    labelled."""
-
-    rows: Rows
-    known: Mapping[str, object]
-
-    def paths(self) -> Iterable[tuple[Row, Row]]:
-        """(columns, response) of the labelled paths."""
-        return (
-            (row, response) for row, response in path_rows(self.rows) if row["id"] in self.known
-        )
-
-
-def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
-    """Labelled paths, split. `known` are places of their labels, whose paragraphs must be the
-    same; None for no check."""
-    found = []
-    for row, response in labelled.paths():
-        paragraphs = splitting.paragraphs(response)
-        if (labels := labelled.known[row["id"]]) is not None:
-            check_paragraphs(row["id"], paragraphs, labels[0]["paragraphs"])
-        tokens, ends = (
-            array("I", values)
-            for values in ([p.num_tokens for p in paragraphs], [p.end for p in paragraphs])
-        )
-        found.append(SplitPath(row["id"], tokens, ends))
-    return found
-
-
-def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[str]) -> None:
-    """Raise ValueError where a path has other paragraphs than those that were labelled."""
-    if [paragraph.text for paragraph in paragraphs] != labelled:
-        raise ValueError(
-            f"paths: {path_id} has other paragraphs than its labels; give the paths that were "
-            "labelled, and the same paragraph_tokenizer, paragraph_min_tokens and "
-            "paragraph_max_tokens"
-        )
-
-
-class Wanted(NamedTuple):
-    """A cut that is wanted of a path: the last kept paragraph, and columns before and after
-    those of `cut_row`."""
-
-    last_kept: int
-    before: Row
-    after: Row
-
-
-def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list[list[bytes]]:
-    """Rows, as JSON, of all cuts of each path. `known` are each path, split, and its cuts."""
-    found = []
-    for row, response in labelled.paths():
-        path, wanted = labelled.known[row["id"]]
-        paragraphs = path.paragraphs
-        is_cut = any(cut.last_kept + 1 < len(paragraphs) for cut in wanted)
-        cuts = PathCuts(response["text"], tokenizer) if is_cut else None
-        found.append(
-            [
-                to_json(
-                    {
-                        **cut_row({**row, **before}, response, paragraphs, last, tokenizer, cuts),
-                        **after,
-                    }
-                )
-                for last, before, after in wanted
-            ]
-        )
-    return found
-
-
-def labelled_batches(
-    rows: Rows,
-    path_ids: Sequence[Sequence[str]],
-    places: Mapping[str, int],
-    about: Callable[[int], object],
-) -> Iterator[Labelled]:
-    """All rows in batches, with what is known of their labelled paths, which is made for each
-    batch.
-
-    Args:
-        rows: of a generation file.
-        path_ids: ids of the paths of each row.
-        places: numbers of the labelled paths by their ids.
-        about: what is known of a path, by its number.
-    """
-    start = 0
-    for batch in rows.batches(BATCH_BYTES):
-        ids = (path for row_ids in path_ids[start : start + len(batch)] for path in row_ids)
-        yield Labelled(batch, {path: about(places[path]) for path in ids if path in places})
-        start += len(batch)
-
-
-def to_json(row: Row) -> bytes:
-    """A row as files have it."""
-    return json.dumps(row, ensure_ascii=False).encode()

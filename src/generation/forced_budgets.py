@@ -19,14 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generation.cuts import to_json
+from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows
+from generation.path_cutting import to_json
 from generation.prompts import forced_answer
 from generation.rendering import known_thinking
 from generation.segments import thinking_of
-from generation.splits import path_rows
-from generation.utils import Row, RowWriter, check_numbers, check_output, read_generations
-from rea_rl.utils import load_tokenizer, setup_logging
+from generation.stages import path_rows
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row, RowWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

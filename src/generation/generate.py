@@ -10,7 +10,7 @@ OpenAI-style server.
         --api_base http://127.0.0.1:12345/v1 \
         --api_model policy-40
 
-The splits are the stages: which rows are read, and what is asked of them; `generation/splits.py`
+The splits are the stages: which rows are read, and what is asked of them; `generation/stages.py`
 has them all.
 
 Writes `output/<model>/<name>_<split><suffix>.json`: the rows of the stage with `responses`, each of
@@ -25,12 +25,11 @@ response is its own, so the file does not depend on the interruption.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -39,393 +38,27 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from generation.api_worker import ask_server
-from generation.parallel import Shared, map_rows
-from generation.prompts import MATH_COT
+from generation.arguments import GenerateArguments
+from generation.generation_file import NO_ROOM, GenerationFile
+from generation.parallel import map_rows
 from generation.provenance import read_settings, weights_digest
-from generation.rendering import PromptFormat, RenderedPrompt, encode_continuation, encode_text
-from generation.segments import check_paragraph_tokens
-from generation.splits import LABELING_SPLITS, SPLITS, Prompt
-from generation.utils import (
-    NO_ROOM,
-    GenerationFile,
-    Row,
-    Rows,
-    check_numbers,
-    check_output,
-    digest,
-    sample_seed,
-)
+from generation.stages import SPLITS
+from generation.tasks import Keep, Making, Respond, Task
 from generation.vllm_worker import EngineError
-from rea_rl.clients import split_url
-from rea_rl.recipe import RecipeParser
-from rea_rl.utils import load_tokenizer, setup_logging
-from rea_rl.vllm_server import DTYPES
+from rea_core import moved
+from rea_core.checks import check_output
+from rea_core.clients import split_url
+from rea_core.command import setup_logging
+from rea_core.models import load_tokenizer
+from rea_core.recipe import RecipeParser
+from rea_core.row_files import Row, Rows, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+__getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
-
-Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
-
-# Arguments whose numbers have a range.
-POSITIVE = (
-    *(
-        "qaf_limit",
-        "chunk_tokens",
-        "top_p",
-        "max_tokens",
-        "logprobs",
-        "n_gpu",
-        "num_workers",
-        "max_model_len",
-        "max_num_seqs",
-    ),
-    *("gpu_memory_utilization", "kv_cache_gib", "max_concurrent_requests", "request_timeout"),
-)
-NOT_NEGATIVE = ("temperature", "seed", "request_retries")
-SHARES = ("top_p", "gpu_memory_utilization")
-
-
-@dataclass
-class GenerateArguments:
-    """Recipe keys and flags of `generation.generate`."""
-
-    # Input and output
-    qaf: str = field(
-        metadata={"help": "Rows of the stage: .json or .jsonl file, or for math_cot a Hub dataset."}
-    )
-    model_dir: str = field(
-        metadata={"help": "Model: folder or Hub id; with --api only its name, for the output."}
-    )
-    split: str = field(
-        default="math_cot", metadata={"help": "Stage, that is, which prompts are made of the rows."}
-    )
-    lora: str | None = field(
-        default=None, metadata={"help": "Folder of a LoRA adapter of the model."}
-    )
-    save_suffix: str = field(
-        default="", metadata={"help": "Appended to the name of the output file."}
-    )
-    output_dir: str = field(
-        default="output", metadata={"help": "Outputs go to <output_dir>/<model>/."}
-    )
-    qaf_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    qaf_limit: int | None = field(default=None, metadata={"help": "Use the first N rows only."})
-    problem_column: str | None = field(
-        default=None,
-        metadata={"help": "Column with the problem; default: 'problem', else 'question'."},
-    )
-    answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
-    prompt_template: str = field(
-        default=MATH_COT,
-        metadata={"help": "User message; {problem} is replaced, other braces are written twice."},
-    )
-
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message before the problem."}
-    )
-    chat_template_kwargs: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Keywords of the model's chat template, as JSON: '{\"enable_thinking\": "
-            "false}'."
-        },
-    )
-    prefill: str = field(
-        default="",
-        metadata={
-            "help": "Begin of every reply, from which the model continues; part of the prompt."
-        },
-    )
-
-    # Labelling
-    paragraph_tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model that wrote the paths; its tokenizer counts the paragraphs' tokens."
-        },
-    )
-    paragraph_min_tokens: int = field(
-        default=32, metadata={"help": "Tokens that a paragraph has at least."}
-    )
-    paragraph_max_tokens: int = field(
-        default=128, metadata={"help": "Tokens before which a paragraph is closed."}
-    )
-    chunk_tokens: int = field(
-        default=1024, metadata={"help": "Tokens of the paragraphs that the judge sees at once."}
-    )
-
-    # Sampling
-    n_generate_sample: int = field(default=1, metadata={"help": "Responses per prompt."})
-    temperature: float = field(default=0.6, metadata={"help": "0 is greedy."})
-    top_p: float = field(
-        default=0.95, metadata={"help": "Share of the probability that is sampled from."}
-    )
-    max_tokens: int = field(default=16384, metadata={"help": "Most tokens of a response."})
-    logprobs: int | None = field(
-        default=None,
-        metadata={
-            "help": "Also write the N most likely tokens of every step; 'labeling' needs them."
-        },
-    )
-    seed: int | None = field(
-        default=0,
-        metadata={
-            "help": "Seed from which every response has its own; empty: none, which makes engines "
-            "twice as fast."
-        },
-    )
-
-    num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that make prompts; default: one a core."}
-    )
-
-    # Engine
-    n_gpu: int = field(
-        default=1, metadata={"help": "GPUs per engine; there are as many engines as GPUs allow."}
-    )
-    max_model_len: int | None = field(
-        default=None, metadata={"help": "Context in tokens; default: the model's."}
-    )
-    max_num_seqs: int = field(
-        default=256, metadata={"help": "Responses that an engine works on at once."}
-    )
-    gpu_memory_utilization: float = field(
-        default=0.9, metadata={"help": "Share of a GPU's memory for an engine."}
-    )
-    compile: bool = field(
-        default=True,
-        metadata={
-            "help": "On GPUs: compile the model; false: start a minute sooner, for short jobs."
-        },
-    )
-    kv_cache_gib: int = field(
-        default=1, metadata={"help": "On the CPU: GiB of an engine's key-value cache."}
-    )
-    dtype: str = field(
-        default="auto", metadata={"help": "Type of the weights; auto: as they are stored."}
-    )
-
-    # Server
-    api: bool = field(
-        default=False, metadata={"help": "Ask an OpenAI-style server, and start no engine."}
-    )
-    api_base: str | None = field(
-        default=None, metadata={"help": "Its address, such as http://127.0.0.1:12345/v1."}
-    )
-    api_model: str | None = field(
-        default=None, metadata={"help": "Name of the model or adapter it serves."}
-    )
-    api_key_env: str = field(
-        default="VLLM_API_KEY",
-        metadata={"help": "Environment variable with the server's key; unset: no key."},
-    )
-    max_concurrent_requests: int = field(default=128, metadata={"help": "Open requests."})
-    request_timeout: float = field(
-        default=1800.0, metadata={"help": "Seconds before a request is given up."}
-    )
-    request_retries: int = field(
-        default=2, metadata={"help": "Retries of a failed request before the run stops."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        check_numbers(vars(self), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
-        check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
-        if self.n_generate_sample < 1:
-            raise ValueError(
-                f"n_generate_sample is {self.n_generate_sample}; it must be at least 1"
-            )
-        if self.n_generate_sample > 1 and self.temperature == 0:
-            raise ValueError(
-                f"n_generate_sample is {self.n_generate_sample} at temperature 0, which gives the "
-                "same response each time; raise the temperature or ask for one"
-            )
-        if self.api and not (self.api_base and self.api_model):
-            raise ValueError(
-                f"api needs api_base and api_model, which are {self.api_base!r} and "
-                f"{self.api_model!r}"
-            )
-        if self.api and self.lora:
-            raise ValueError(
-                f"lora ({self.lora!r}) is for engines; with api give the name of a served one: "
-                "api_model"
-            )
-        self._check_labeling()
-        self._check_prompts()
-
-    def _check_labeling(self) -> None:
-        if self.split in LABELING_SPLITS and not self.paragraph_tokenizer:
-            raise ValueError(
-                f"split {self.split} needs paragraph_tokenizer: name the model that wrote the paths"
-            )
-        if self.split == "labeling" and not self.logprobs:
-            raise ValueError(
-                "split labeling needs logprobs, from which P(Result) is read; give --logprobs 5"
-            )
-        if self.api and (self.logprobs or self.split == "labeling"):
-            raise ValueError(
-                "api gives neither log-probs nor a begun reply; leave out api for split labeling"
-            )
-
-    def _check_prompts(self) -> None:
-        if isinstance(self.chat_template_kwargs, str):
-            try:
-                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
-            except json.JSONDecodeError:
-                raise ValueError(
-                    f"chat_template_kwargs is {self.chat_template_kwargs!r}; write JSON, such as "
-                    "'{\"enable_thinking\": false}'"
-                ) from None
-        for key in ("system_prompt", "prefill"):
-            if (value := getattr(self, key)) and self.split != "math_cot":
-                raise ValueError(
-                    f"{key} is {value!r}, but split {self.split} has prompts of its own; leave it "
-                    "out"
-                )
-        if self.api and self.prefill:
-            raise ValueError(
-                f"prefill is {self.prefill!r}, but api cannot begin a reply; leave one of them out"
-            )
-        self.prompt_format  # noqa: B018 - raises for what no prompt can have
-
-    @property
-    def prompt_format(self) -> PromptFormat:
-        """How problems become prompts."""
-        return PromptFormat.of(vars(self))
-
-    @property
-    def output_path(self) -> Path:
-        """Final file; `<model>` and `<name>` are the last parts of `model_dir` and `qaf`,
-        without extension."""
-        model, name = (
-            Path(self.model_dir).name,
-            Path(self.qaf).name.removesuffix(".json").removesuffix(".jsonl"),
-        )
-        return Path(self.output_dir) / model / f"{name}_{self.split}{self.save_suffix}.json"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One prompt, and one row of the output."""
-
-    index: int  # place in the output
-    prompt: Prompt
-    # None where nothing is asked, and where no tokenizer is known
-    rendered: RenderedPrompt | None = None
-    # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
-    prompt_ids: list[int] | None = None
-    num_given: int = 0
-
-    @property
-    def row(self) -> Row:
-        """The output's columns beside `responses`."""
-        return self.prompt.row
-
-    def seeds(self, args: GenerateArguments) -> list[int | None]:
-        """One sampling seed per response, or None for each."""
-        if args.seed is None:
-            return [None] * args.n_generate_sample
-        return [
-            sample_seed(args.seed, self.row["id"], sample)
-            for sample in range(args.n_generate_sample)
-        ]
-
-
-# Makes the responses of tasks, which come as they are made, and hands over each task's as soon as
-# they are all there.
-Respond = Callable[[GenerateArguments, Iterator[Task], Keep], None]
-
-
-@dataclass(frozen=True)
-class Making:
-    """What a process needs to make tasks; it is called there, for its tokenizers.
-
-    Args:
-        args: of the command.
-        paragraphs: tokenizer that counts the tokens of paragraphs; None where there are none.
-        model: tokenizer of the prompts; None where they are not rendered.
-    """
-
-    args: GenerateArguments
-    paragraphs: Shared | PreTrainedTokenizerBase | None
-    model: Shared | PreTrainedTokenizerBase | None = None
-
-    @classmethod
-    def of(cls, args: GenerateArguments, tokenizer: PreTrainedTokenizerBase | None) -> Making:
-        """For the split of a command, whose tokenizers are loaded here so that a mistake shows
-        at once."""
-        paragraphs = None
-        if args.split in LABELING_SPLITS:
-            paragraphs = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
-        return cls(args, paragraphs, Shared(tokenizer) if tokenizer else None)
-
-    def __call__(self) -> Making:
-        return replace(
-            self,
-            paragraphs=self.paragraphs and self.paragraphs(),
-            model=self.model and self.model(),
-        )
-
-    def prompts(self, row: Row) -> Iterable[Prompt]:
-        """Prompts of a row."""
-        return SPLITS[self.args.split].prompts(self.args, row, self.paragraphs)
-
-    def tasks(self, rows: Iterable[Row]) -> list[list[Task]]:
-        """Tasks of each row, as the model sees them where its tokenizer is known. Their indices
-        are still 0."""
-        return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
-
-    def _render(self, task: Task) -> Task:
-        if self.model is None or task.prompt.responses is not None:
-            return task
-        (task,) = render_tasks(self.args, [task], self.model)
-        if self.args.api:
-            return task
-        # What the model goes on from is encoded by itself, as in training, where it is sampled or a
-        # completion.
-        given = encode_continuation(task.prompt.prefill, self.model)
-        return replace(
-            task,
-            prompt_ids=encode_text(task.rendered.text, self.model) + given,
-            num_given=len(given),
-        )
-
-
-def build_tasks(args: GenerateArguments) -> list[Task]:
-    """Tasks of the stage for all rows of `qaf`, not yet rendered and all in memory.
-
-    Raises ValueError naming file and row of a malformed one.
-    """
-    rows, making = SPLITS[args.split].open(args), Making.of(args, None)()
-    return [
-        Task(index, prompt)
-        for index, prompt in enumerate(prompt for row in rows for prompt in making.prompts(row))
-    ]
-
-
-def render_tasks(
-    args: GenerateArguments, tasks: list[Task], tokenizer: PreTrainedTokenizerBase | None
-) -> list[Task]:
-    """Tasks with their prompts as the model sees them, also those that a server renders by itself.
-
-    Without a tokenizer they stay as they are. Raises ValueError naming file and row of messages
-    that the model's template refuses.
-    """
-    if tokenizer is None:
-        return tasks
-    rendered = []
-    for task in tasks:
-        try:
-            prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
-        rendered.append(replace(task, rendered=prompt))
-    return rendered
 
 
 def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
@@ -466,9 +99,8 @@ def _cached_folder(name: str) -> str | None:
 def check_model_folder(args: GenerateArguments) -> None:
     """Raise ValueError for a model or adapter that no engine could load, or a context beyond the
     model's own."""
-    from rea_rl.merge_lora import check_adapter
-    from rea_rl.model_files import check_files
-    from rea_rl.vllm_server import LORA_RANKS, check_context, check_model
+    from rea_core.model_files import check_files
+    from rea_core.models import LORA_RANKS, check_adapter, check_context, check_model
 
     check_model(args.model_dir)
     if args.lora and (rank := check_adapter(args.model_dir, args.lora)["r"]) > LORA_RANKS[-1]:
@@ -606,7 +238,7 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
         settings["prompts"] = digest(f"{prompt.row['id']} {prompt}" for prompt in prompts)
     settings["model_digest"] = None if args.api else weights_digest(args.model_dir)
     if args.lora:
-        from rea_rl.merge_lora import adapter_digest
+        from rea_core.models import adapter_digest
 
         settings["lora_digest"] = adapter_digest(args.lora)
     return settings

@@ -21,8 +21,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generation.utils import check_output_folder
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_output_folder
+from rea_core.command import setup_logging
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

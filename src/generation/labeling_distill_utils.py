@@ -32,18 +32,22 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from generation import prompts
-from generation.cuts import Splitting, check_paragraphs, cut_row, to_json
+from generation.generation_file import read_generations
 from generation.parallel import Shared, ordered_map, processes_for
+from generation.path_cutting import Splitting, check_paragraphs, cut_row, to_json
 from generation.provenance import check_same_prompts
 from generation.rendering import after_thinking
 from generation.segments import Paragraph, check_paragraph_tokens
-from generation.splits import path_rows
-from generation.utils import Row, Rows, RowWriter, check_numbers, check_output, read_generations
-from rea_rl.utils import setup_logging
+from generation.stages import path_rows
+from rea_core import moved
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.row_files import Row, Rows, RowWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
 TRAIN_FILE = Path("dataset/deepscaler_reflection_training.json")
@@ -364,7 +368,7 @@ def clean_batches(
 def run_clean(args: argparse.Namespace) -> None:
     """Write cut paths and, where asked for, the reflection model's training file."""
     check_numbers(vars(args), positive=("num_workers",))
-    from rea_rl.utils import load_tokenizer
+    from rea_core.models import load_tokenizer
 
     for key in ("confirmations", "paths", "out"):
         if getattr(args, key) is None:

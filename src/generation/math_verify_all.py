@@ -34,6 +34,7 @@ from filelock import FileLock
 from tabulate import tabulate
 
 from generation.counting import CountedRow, Counting, count_rows, gold_list, head_of
+from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows, num_cores
 from generation.provenance import (
     check_comparable,
@@ -45,20 +46,12 @@ from generation.provenance import (
 from generation.reflection_words import tokens_per_reflection_quantile
 from generation.rendering import PromptFormat
 from generation.scoring import ALL, Interval, ScoredProblem, figures, groups
-from generation.utils import (
-    NUMBER,
-    Row,
-    Rows,
-    RowWriter,
-    check_columns,
-    check_numbers,
-    check_output,
-    is_a,
-    read_generations,
-    read_json,
-    write_json,
-)
-from rea_rl.utils import load_tokenizer, setup_logging
+from rea_core.checks import NUMBER, check_numbers, check_output, is_a
+from rea_core.command import setup_logging
+from rea_core.json_text import read_json
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row, Rows, RowWriter, write_json
+from rea_core.rows import check_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

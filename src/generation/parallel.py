@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from generation.row_files import Row, Rows
+from rea_core.row_files import Row, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ BATCH_BYTES = 1 << 18  # of rows that a process works on at once
 ROWS_IN_MEMORY = 64  # the same, where they are in memory
 BYTES_PER_PROCESS = 1 << 22  # starting a process takes as long as the work on so many bytes
 # imported once for all processes
-PRELOADED = ["generation.counting", "generation.cuts", "generation.generate"]
+PRELOADED = ["generation.counting", "generation.path_cutting", "generation.generate"]
 _state: Any = None  # of a process of a pool
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from generation.rendering import PromptFormat
-from generation.utils import Row, read_json
+from rea_core.json_text import read_json
+from rea_core.row_files import Row
 
 MODEL = ("model_dir", "model_digest", "lora", "lora_digest", "api_model")
 INPUT = ("qaf", "qaf_limit", "n_generate_sample")

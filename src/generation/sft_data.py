@@ -20,12 +20,14 @@ from pathlib import Path
 from types import NoneType
 
 from generation.counting import submit_answers
+from generation.generation_file import read_generations
 from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
-from generation.utils import Row, RowWriter, check_numbers, check_output, read_generations
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import setup_logging
+from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from generation.parallel import end_with_parent
 from generation.rendering import marker_decoder
-from rea_rl.utils import load_tokenizer, resolve_dtype
+from rea_core.models import load_tokenizer, resolve_dtype
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
 
-    from generation.generate import GenerateArguments
+    from generation.arguments import GenerateArguments
 
 Response = dict[str, Any]
 # times `max_num_seqs` requests are given to an engine, so that none of its places is ever empty

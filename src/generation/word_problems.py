@@ -28,8 +28,10 @@ import re
 import sys
 from pathlib import Path
 
-from generation.utils import Row, check_numbers, check_output_folder, read_rows, write_json
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.command import setup_logging
+from rea_core.row_files import Row, write_json
+from rea_core.rows import read_rows
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generation.utils import check_numbers, check_output_folder, read_json
 from miniature.world import LEVELS, Problem, make_problem
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.json_text import read_json
 
 if TYPE_CHECKING:
     from miniature.train import Schedule

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from generation.prompts import THINK_END, forced_answer
 from generation.reflection_words import count_reflections
-from miniature.oracle import boxed_answer, stated_results
+from generation.stated_results import stated_results
+from miniature.oracle import boxed_answer
 from miniature.tokenizer import ASSISTANT, BOS, USER
 from miniature.world import LEVELS, Problem
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from generation.generate import GenerateArguments, Keep, Task, generate
-from generation.utils import Row
+from generation.arguments import GenerateArguments
+from generation.generate import generate
+from generation.tasks import Keep, Task
 from miniature.oracle import confirm_reply, judge_reply
-from rea_rl.recipe import RecipeParser
-from rea_rl.utils import setup_logging
+from rea_core.command import setup_logging
+from rea_core.recipe import RecipeParser
+from rea_core.row_files import Row
 
 
 def reply(row: Row) -> str:

@@ -13,11 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from generation.generate import GenerateArguments, generate
+from generation.arguments import GenerateArguments
+from generation.generate import generate
 from generation.labeling_distill_utils import main as labels_command
-from generation.utils import check_output
 from miniature.judge import respond
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_output
+from rea_core.command import setup_logging
 
 
 def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:

@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from generation.evaluation.plots import draw, read_log
 from generation.math_verify_all import read_scores, table
-from generation.plots import draw, read_log
 from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
-from generation.utils import check_output_folder, write_json
 from miniature.world import LEVELS
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_output_folder
+from rea_core.command import setup_logging
+from rea_core.row_files import write_json
 
 logger = logging.getLogger(__name__)
 

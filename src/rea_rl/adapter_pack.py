@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generation.utils import check_output_folder
-from rea_rl.merge_lora import ADAPTER_WEIGHTS, read_adapter_config
-from rea_rl.utils import setup_logging
+from rea_core.checks import check_output_folder
+from rea_core.command import setup_logging
+from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
 
 if TYPE_CHECKING:
     import torch

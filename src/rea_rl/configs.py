@@ -13,14 +13,14 @@ from typing import Any
 
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from generation.labeling_to_prefix import check_cuts
+from generation.cuts import check_cuts
 from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
-from generation.utils import check_numbers
-from rea_rl.clients import split_url
-from rea_rl.monitors import MonitorKeys, check_monitors
+from rea_core.checks import check_numbers
+from rea_core.clients import split_url
 from rea_rl.rewards import check_reward_names
-from rea_rl.trl_keys import (
+from rea_rl.run.monitors import MonitorKeys, check_monitors
+from rea_rl.run.trl_keys import (
     PREFERENCE,
     REINFORCEMENT,
     SUPERVISED,

@@ -7,7 +7,7 @@ plus SFT on the chosen.
         --config recipes/DeepSeek-R1-Distill-Qwen-7B/config_RPO.yaml
 
 A row has `prompt`, `chosen` and `rejected`, each a text or a list of chat messages; further formats
-are in `rea_rl.dialogues`. The reference model is the base
+are in `rea_rl.run.dialogues`. The reference model is the base
 model: the adapter, off. Ids, checkpoints and outputs are as in `rea_rl.sft`.
 """
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rea_rl.dialogues import split_row
-from rea_rl.entry import check_buildable, load_model, parse, run
+from rea_rl.run.dialogues import split_row
+from rea_rl.run.training import check_buildable, load_model, parse, run
 from rea_rl.sft import (
     Example,
     encode_completion,
@@ -80,8 +80,8 @@ def trainer_class() -> type[DPOTrainer]:
     """
     from trl import DPOTrainer
 
-    from rea_rl.continued import Continued
-    from rea_rl.numerics import NumberedRows
+    from rea_rl.run.continued import Continued
+    from rea_rl.run.numerics import NumberedRows
 
     class PairTrainer(Continued, NumberedRows, DPOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -98,9 +98,9 @@ def build_trainer(
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """
-    from rea_rl.lora import check_lora_keys, lora_config
-    from rea_rl.resume import plan_run
-    from rea_rl.utils import load_tokenizer
+    from rea_core.models import load_tokenizer
+    from rea_rl.run.lora import check_lora_keys, lora_config
+    from rea_rl.run.resume import plan_run
 
     check_lora_keys(model_args, served=False)
     if not model_args.use_peft:

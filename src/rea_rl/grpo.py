@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rea_rl import entry
+from rea_rl.run import training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from generation.rendering import PromptFormat
     from rea_rl.configs import DataArguments, REARLConfig
     from rea_rl.rea_rl_trainer import REARLTrainer
-    from rea_rl.resume import Plan
     from rea_rl.rewards import RewardFunc
-    from rea_rl.rollout import RolloutEngine
+    from rea_rl.rollout.engine import RolloutEngine
+    from rea_rl.run.resume import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLCon
 
     from rea_rl.configs import DataArguments, REARLConfig
 
-    return entry.parse(argv, DataArguments, REARLConfig, ModelConfig)
+    return training.parse(argv, DataArguments, REARLConfig, ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     Raises ValueError for what is missing or does not fit together, or to the run in output_dir;
     RunComplete if that run needs nothing more.
     """
+    from generation.measured import read_tokens_per_reflection
     from generation.rendering import PromptFormat
-    from rea_rl.resume import plan_run
+    from rea_core.models import check_model, load_tokenizer
     from rea_rl.rewards import get_reward_funcs
-    from rea_rl.utils import load_tokenizer, read_tokens_per_reflection
-    from rea_rl.vllm_server import check_model
+    from rea_rl.run.resume import plan_run
 
     check_policy_keys(args, model_args)
     if args.eval_strategy != "no" and data.eval_dataset_name is None:
@@ -89,7 +89,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
     )
-    entry.check_buildable(model_args, args.trust_remote_code)
+    training.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
     train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts)
@@ -117,7 +117,7 @@ def take_cut_file(args: REARLConfig) -> None:
 
     Raises ValueError for a file that is missing or holds something else.
     """
-    from rea_rl.utils import read_cut_file
+    from generation.measured import read_cut_file
 
     for key, value in read_cut_file(args.cut_file).items():
         setattr(args, key, value)
@@ -127,8 +127,8 @@ def take_cut_file(args: REARLConfig) -> None:
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
     """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe
     says."""
-    from rea_rl.lora import check_lora_keys
-    from rea_rl.vllm_server import LORA_RANKS
+    from rea_core.models import LORA_RANKS
+    from rea_rl.run.lora import check_lora_keys
 
     check_lora_keys(model_args, served=True)
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
@@ -179,8 +179,8 @@ def check_full_weights(args: REARLConfig) -> None:
 def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
     """Raise ValueError if `</think>`, where paths are cut, does not survive the way to ids and
     back to text."""
+    from generation.cuts import decode_completion, think_end_ids
     from generation.prompts import THINK_END
-    from rea_rl.revision import decode_completion, think_end_ids
 
     if (read := decode_completion(tokenizer, think_end_ids(tokenizer))) != THINK_END:
         raise ValueError(
@@ -211,7 +211,7 @@ def load_rows(
 ) -> list[dict[str, Any]]:
     """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and
     `answer`."""
-    from rea_rl.utils import load_problems
+    from rea_core.problems import load_problems
 
     problems = load_problems(
         name,
@@ -244,9 +244,8 @@ def longest_prompt(inputs: Inputs) -> tuple[int, str]:
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
     """Tokenizer of the reflection model; None where none is asked. Raises ValueError for a model
     that cannot be served."""
-    from rea_rl.reflection_check import check_labels
-    from rea_rl.utils import load_tokenizer
-    from rea_rl.vllm_server import check_model
+    from rea_core.models import check_model, load_tokenizer
+    from rea_rl.rollout.reflection_check import check_labels
 
     if not args.needs_labels:
         return None
@@ -261,8 +260,8 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     recipe needs."""
     from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
-    from rea_rl.reflection_check import check_context
-    from rea_rl.rollout import RolloutEngine
+    from rea_rl.rollout.engine import RolloutEngine
+    from rea_rl.rollout.reflection_check import check_context
     from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
     num_tokens, problem_id = longest_prompt(inputs)
@@ -290,7 +289,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
 def probe_ids(inputs: Inputs, limit: int) -> list[int]:
     """Ids that show an adapter's effect: prompts one after the other, as many as make MAX_TOKENS
     ids, or the limit."""
-    from rea_rl.probe import MAX_TOKENS
+    from rea_rl.rollout.probe import MAX_TOKENS
 
     rows = inputs.train_rows[:MAX_TOKENS]
     ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
@@ -303,11 +302,11 @@ def build_trainer(
     """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
     from datasets import Dataset
 
-    from rea_rl.endpoint import LOAD_TIMEOUT, adapter_folder
-    from rea_rl.lora import lora_config
-    from rea_rl.probe import Probe
     from rea_rl.rea_rl_trainer import REARLTrainer
-    from rea_rl.weight_sync import AdapterSync, FullSync
+    from rea_rl.rollout.endpoint import LOAD_TIMEOUT, adapter_folder
+    from rea_rl.rollout.probe import Probe
+    from rea_rl.rollout.weight_sync import AdapterSync, FullSync
+    from rea_rl.run.lora import lora_config
 
     if model_args.use_peft:
         settings = {"deadline": args.server_deadline, "retries": args.request_retries}
@@ -318,7 +317,7 @@ def build_trainer(
         sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)
-    model = entry.load_model(model_args, args.trust_remote_code, args.torch_threads)
+    model = training.load_model(model_args, args.trust_remote_code, args.torch_threads)
     trainer = REARLTrainer(
         engine=engine,
         weight_sync=sync,
@@ -346,10 +345,10 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
         trainer.weight_sync.cancel()
 
     try:
-        entry.train(trainer, give_up)
+        training.train(trainer, give_up)
     except ConnectionError as error:
-        if not entry.is_disk_full(error):
-            entry.save_last_step(trainer)
+        if not training.is_disk_full(error):
+            training.save_last_step(trainer)
         raise
     trainer.create_model_card(dataset_name=dataset_name)
 
@@ -357,8 +356,8 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     its surroundings."""
-    from rea_rl.resume import RunComplete
-    from rea_rl.utils import setup_logging
+    from rea_core.command import setup_logging
+    from rea_rl.run.resume import RunComplete
 
     setup_logging()
     flags = sys.argv[1:] if argv is None else argv
@@ -371,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         engine = build_engine(args, model_args.model_name_or_path, inputs)
     except (ValueError, ConnectionError) as error:
-        entry.leave(error)
+        training.leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)
         if is_check:
@@ -382,11 +381,11 @@ def main(argv: list[str] | None = None) -> None:
             trainer = build_trainer(args, model_args, inputs, engine)
         # what the model tells, such as names in lora_target_modules
         except (ValueError, NotImplementedError) as error:
-            entry.leave(error)
+            training.leave(error)
         try:
             train(trainer, data.dataset_name)
         except Exception as error:
-            entry.end(trainer, error)
+            training.end(trainer, error)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,35 @@ The result is stored in the base model's type. OUT appears only when it is compl
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from generation.utils import check_output_folder, digest, read_json, write_json
-from rea_rl.model_files import cause, check_files, read_model
-from rea_rl.utils import load_tokenizer, read_chat_template, setup_logging
-from rea_rl.vllm_server import check_model
+from rea_core import moved
+from rea_core.checks import check_output_folder
+from rea_core.command import setup_logging
+from rea_core.json_text import read_json
+from rea_core.model_files import cause, check_files, read_model
+from rea_core.models import (
+    adapter_digest,
+    check_adapter,
+    check_model,
+    load_tokenizer,
+    read_chat_template,
+)
+from rea_core.row_files import digest, write_json
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+
+__getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MERGED_FROM = "merged_from.json"
 PROCESSOR_FILES = (
     "preprocessor_config.json",
@@ -40,57 +49,6 @@ PROCESSOR_FILES = (
 PROBE_TOKENS = 64  # of the sequence whose logits are compared
 # largest difference of logits, as a share of the unmerged ones' standard deviation
 TOLERANCE = 1e-3
-
-
-def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
-    """`adapter_config.json` of a LoRA adapter. Raises ValueError if the folder is none."""
-    folder = Path(adapter)
-    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{adapter} is not the folder of an adapter: it has no {name}; name a run's "
-                "output_dir"
-            )
-    config = read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a "
-            "LoRA adapter"
-        )
-    return config
-
-
-def check_adapter(base: str, adapter: str | Path) -> dict[str, Any]:
-    """Configuration of an adapter of `base`.
-
-    Two names mean one model if they are one folder, or if their last parts are equal
-    (`Qwen/Qwen2.5-7B-Instruct` and `model/Qwen2.5-7B-Instruct`). Raises ValueError if the adapter
-    was trained on another model.
-    """
-    config = read_adapter_config(adapter)
-    trained_on = config.get("base_model_name_or_path")
-    if trained_on is None:
-        raise ValueError(
-            f"{adapter}/adapter_config.json has no base_model_name_or_path; write {base!r} there "
-            "if it was"
-        )
-    if (
-        Path(trained_on).resolve() != Path(base).resolve()
-        and Path(trained_on).name != Path(base).name
-    ):
-        raise ValueError(
-            f"{adapter} is an adapter of {trained_on!r}, not of {base!r}; if that is the same "
-            "model under another name, change base_model_name_or_path in its adapter_config.json"
-        )
-    return config
-
-
-def adapter_digest(adapter: str | Path) -> str:
-    """Short fingerprint of an adapter's weights."""
-    read_adapter_config(adapter)
-    return hashlib.blake2b(
-        (Path(adapter) / ADAPTER_WEIGHTS).read_bytes(), digest_size=8
-    ).hexdigest()
 
 
 def merge_lora(

@@ -17,7 +17,7 @@
    best checkpoint stays.
 7. Every path of the run is recorded under `<output_dir>/rollouts/`.
 8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding
-   (`packed_step`).
+   (`packing.step`).
 
 Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and
 transformers'.
@@ -25,6 +25,7 @@ transformers'.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -36,10 +37,10 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
+from generation.cuts import think_end_finder
+from rea_core.rows import write_atomically
 from rea_rl.configs import REARLConfig
-from rea_rl.continued import Continued
-from rea_rl.endpoint import failing_together
-from rea_rl.logprobs import (
+from rea_rl.packing.logprobs import (
     KeepsBalance,
     Output,
     leave_load_balancing,
@@ -47,28 +48,25 @@ from rea_rl.logprobs import (
     sampling_metrics,
     takes_one_pass,
 )
-from rea_rl.lookahead import Lookahead, epoch_sampler, upcoming_rows
-from rea_rl.monitors import Monitored
-from rea_rl.numerics import FiniteSteps
-from rea_rl.packed_step import make_packed_step, relatives_together
-from rea_rl.revision import (
-    differing_groups,
-    group_advantages,
-    pair_signals,
-    think_end_finder,
-    token_advantages,
-)
-from rea_rl.rollout import (
+from rea_rl.packing.step import PackedStep, relatives_together, why_not_packed
+from rea_rl.revision import differing_groups, group_advantages, pair_signals, token_advantages
+from rea_rl.rollout.endpoint import failing_together
+from rea_rl.rollout.engine import RolloutEngine
+from rea_rl.rollout.lookahead import Lookahead, epoch_sampler, upcoming_rows
+from rea_rl.rollout.record import (
     Batch,
     Rollout,
-    RolloutEngine,
     detector_metrics,
     record_line,
     rollout_metrics,
     trained_rows,
 )
-from rea_rl.utils import write_atomically
-from rea_rl.weight_sync import AdapterSync, FullSync
+from rea_rl.rollout.weight_sync import AdapterSync, FullSync
+from rea_rl.run.continued import Continued
+from rea_rl.run.monitors import Monitored
+from rea_rl.run.numerics import FiniteSteps
+
+logger = logging.getLogger(__name__)
 
 # Columns that the reward functions read.
 REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
@@ -118,8 +116,19 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         # micro-batch whose loss is being computed
         self._loss_inputs: dict[str, torch.Tensor] | None = None
         leave_load_balancing(self)
-        self.packed_step = make_packed_step(self)
+        self.packed_step = self._make_packed_step() if args.packing != "none" else None
         self._one_pass = self.packed_step is None and takes_one_pass(args)
+
+    def _make_packed_step(self) -> PackedStep | None:
+        self.padded_because = why_not_packed(self)
+        if self.padded_because is None:
+            model = self.accelerator.unwrap_model(self.model).get_base_model()
+            return PackedStep(model, self.accelerator, self.args)
+        logger.warning(
+            "packing: shared_prefix is not possible with this model, because %s; rows are padded",
+            self.padded_because,
+        )
+        return None
 
     def _send_telemetry(self) -> None:
         """Nothing is reported to anybody."""
@@ -227,7 +236,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     ) -> torch.Tensor:
         if self.packed_step is None:
             return super().compute_loss(model, inputs, **kwargs)
-        return self.note_loss(self.packed_step.loss(model, inputs))
+        metrics = self._metrics["train"]
+        return self.note_loss(self.packed_step.loss(model, inputs, self._compute_loss, metrics))
 
     def row_names(self) -> list[str]:
         """Problems of the step, since its micro-batches mix them."""

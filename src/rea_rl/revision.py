@@ -16,30 +16,20 @@ Shapes: B rows of a batch, F reward functions, G rows of a group, N = B / G grou
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from generation.prompts import THINK_END, forced_answer
-from generation.segments import Paragraph
+from generation.cuts import FindThinkEnd, find_marker
+from rea_core import moved
+
+__getattr__ = moved.names_of(__name__)  # names that have left this module
 
 # Keeps groups with nearly equal rewards finite; the value of TRL and of the original.
 STD_EPSILON = 1e-4
-
 T = TypeVar("T")
-FindThinkEnd = Callable[[Sequence[int]], int]
-
-
-class CutCompletion(NamedTuple):
-    """A sampled completion cut for revision."""
-
-    kept_ids: list[int]  # prefix of the sampled ids
-    # ends the thinking; starts with a newline unless the kept ids already end in one
-    forced_text: str
 
 
 @dataclass(frozen=True)
@@ -50,108 +40,6 @@ class OverthinkingSignal:
     mask_original: list[int]
     mask_revision: list[int]
     sign: tuple[float, float]
-
-
-# --- Ids of a path --------------------------------------------------------------------------------
-
-
-def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly
-    this text."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary
-    text."""
-    return tokenizer.encode(THINK_END, add_special_tokens=False)
-
-
-def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
-    """Index of the first id of the first `marker` (an id or a sequence of ids) in `ids`, or
-    `len(ids)` without one.
-
-    With `think_end_ids` as marker it is the number of thinking tokens of a completion.
-    """
-    wanted = [marker] if isinstance(marker, int) else list(marker)
-    starts = range(len(ids) - len(wanted) + 1)
-    return next((i for i in starts if list(ids[i : i + len(wanted)]) == wanted), len(ids))
-
-
-def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
-    """Function from the ids of a completion to the number of its thinking tokens: all without a
-    `</think>`.
-
-    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
-    it is found in the text.
-    """
-    marker = think_end_ids(tokenizer)
-    if len(marker) == 1:
-        return lambda ids: find_marker(ids, marker)
-
-    def find(ids: Sequence[int]) -> int:
-        place = decode_completion(tokenizer, ids).find(THINK_END)
-        return len(ids) if place < 0 else len(shortest_prefix(ids, tokenizer, place + 1)) - 1
-
-    return find
-
-
-def cut_completion_ids(
-    completion_ids: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    paragraphs: list[Paragraph],
-    last_kept: int,
-    always_cut: bool = True,
-) -> CutCompletion | None:
-    """Cut a sampled completion after a paragraph without changing an id.
-
-    Original and revision must share their prefix id by id: the policy is trained on what it
-    sampled, and the server's prefix cache and the trainer's shared prefix rely on it. So the kept
-    ids are the fewest sampled ids that decode to the kept text; text is never encoded again. An id
-    may hold more than the text's end (`.\\n\\n`), or only some bytes of its last character; the
-    former is kept whole, the latter is completed by its next ids.
-
-    Args:
-        completion_ids: sampled ids.
-        tokenizer: the policy's.
-        paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
-        last_kept: index of the last kept paragraph.
-        always_cut: if that is the last of all, cut the thinking before its last blank-line part, so
-            that a revision is always shorter; False: leave such a path as it is.
-
-    Returns:
-        The cut, or None where nothing is cut off: a thinking of at most one part, or one that is
-        kept whole.
-    """
-    kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
-    if last_kept + 1 >= len(paragraphs):
-        kept_ends = kept_ends[:-1] if always_cut else []
-    if not kept_ends:
-        return None
-    kept_ids = shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
-    return CutCompletion(
-        kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n"))
-    )
-
-
-def shortest_prefix(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int
-) -> Sequence[int]:
-    """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or
-    beyond.
-
-    A prefix that ends inside a character decodes to a replacement character, so it does not match;
-    once matched, more ids cannot undo it. That makes the prefix lengths sorted by "matches", and a
-    bisection finds the first.
-    """
-    text = decode_completion(tokenizer, ids)[:num_chars]
-    assert len(text) == num_chars, "the paragraphs are of another text than the ids decode to"
-    lengths = range(len(ids) + 1)
-    return ids[
-        : bisect_left(
-            lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text)
-        )
-    ]
 
 
 # --- Rows of a group ------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ SFT baseline.
         --dataset_name FILE
 
 A row has `prompt` and `completion`, each a text or a list of chat messages; further formats are in
-`rea_rl.dialogues`. It may have `chat_template_kwargs` and a `prefill` of its own, with which its
-prompt was sampled. An interrupted run continues from its last checkpoint. The adapter is written to
-`output_dir`; `rea_rl.merge_lora` makes a plain model of it.
+`rea_rl.run.dialogues`. It may have `chat_template_kwargs` and a `prefill` of its own, with which
+its prompt was sampled. An interrupted run continues from its last checkpoint. The adapter is
+written to `output_dir`; `rea_rl.merge_lora` makes a plain model of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
-from rea_rl.dialogues import is_dialogue, split_row
-from rea_rl.entry import check_buildable, load_model, parse, run
+from rea_core.checks import is_dialogue
+from rea_rl.run.dialogues import split_row
+from rea_rl.run.training import check_buildable, load_model, parse, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +109,7 @@ def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Examp
 
     Raises ValueError naming file and row where it is not clear what is trained.
     """
-    from generation.utils import read_rows
+    from rea_core.rows import read_rows
 
     return [
         _example(row, columns, f"{name}: row {i}") for i, row in enumerate(read_rows(name, split))
@@ -187,8 +188,8 @@ def trainer_class() -> type[SFTTrainer]:
     gradient is no number."""
     from trl import SFTTrainer
 
-    from rea_rl.continued import Continued
-    from rea_rl.numerics import NumberedRows
+    from rea_rl.run.continued import Continued
+    from rea_rl.run.numerics import NumberedRows
 
     class RowTrainer(Continued, NumberedRows, SFTTrainer):
         pass
@@ -204,9 +205,9 @@ def build_trainer(
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """
-    from rea_rl.lora import check_lora_keys, lora_config
-    from rea_rl.resume import plan_run
-    from rea_rl.utils import load_tokenizer, read_chat_template
+    from rea_core.models import load_tokenizer, read_chat_template
+    from rea_rl.run.lora import check_lora_keys, lora_config
+    from rea_rl.run.resume import plan_run
 
     check_lora_keys(model_args, served=False)
     tokenizer = load_tokenizer(

@@ -25,17 +25,18 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from generation.plots import EVAL, read_log, series
+from generation.evaluation.plots import EVAL, read_log, series
 from generation.prompts import THINK_END
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.rendering import known_thinking
 from generation.segments import BLANK_LINES, thinking_of
-from generation.utils import NUMBER, check_columns, check_output, read_rows
-from rea_rl.utils import setup_logging, write_atomically
+from rea_core.checks import NUMBER, check_output
+from rea_core.command import setup_logging
+from rea_core.rows import check_columns, read_rows, write_atomically
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]  # a line of a rollout file, see `rea_rl.rollout.Rollout`
+Record = dict[str, Any]  # a line of a rollout file, see `rea_rl.rollout.record.Rollout`
 CURVES = (
     "rollout/accuracy",
     "rollout/num_tokens",

@@ -37,14 +37,17 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import httpx
 import psutil
 
-from generation.utils import check_numbers, check_output_folder, is_path
-from rea_rl.clients import is_loopback, server_url, split_url
-from rea_rl.model_files import check_files, text_config
-from rea_rl.utils import api_key, resolve_dtype, setup_logging
+from rea_core import moved
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.clients import api_key, is_loopback, server_url, split_url
+from rea_core.command import setup_logging
+from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+__getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
 ROLES = ("policy", "reflection")
@@ -52,8 +55,6 @@ RECIPE_KEYS = {  # which model is served, and where
     "policy": ("model_name_or_path", "policy_server"),
     "reflection": ("reflection_model", "reflection_server"),
 }
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM takes no other value of --max-lora-rank
-DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")  # of vLLM
 # Graphs for decoding are captured, but nothing is compiled.
 FAST_START = {
     "mode": 0,
@@ -63,7 +64,6 @@ FAST_START = {
 }
 # encoded by trainer and server alike
 PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
 GPU_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # as CUDA_VISIBLE_DEVICES takes them
 PORT_REMEDIES = {
@@ -472,48 +472,6 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_model(model: str) -> None:
-    """Raise ValueError for a local folder without config or tokenizer, or with broken files; Hub
-    ids are left to vLLM."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if is_path(model):
-            raise ValueError(
-                f"there is no model folder {model}; train or download it first, or give a Hub id"
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{model} has no config.json; give the folder of a whole model (merge_lora.py makes "
-            "one)"
-        )
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(
-            f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model"
-        )
-    check_files(folder)
-
-
-def check_context(model: str, max_model_len: int | None) -> None:
-    """Raise ValueError for a context beyond that of a model in a local folder."""
-    if max_model_len is None or not (Path(model) / "config.json").is_file():
-        return
-    config = text_config(model)
-    ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = [
-        rope.get("rope_type", "default")
-        for rope in (ropes, *ropes.values())
-        if isinstance(rope, dict)
-    ]
-    scaled = any(kind != "default" for kind in kinds)
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and max_model_len > limit and not scaled:
-        raise ValueError(
-            f"max_model_len is {max_model_len}, but {model} has a context of {limit} tokens; lower "
-            "it"
-        )
-
-
 def check_port_free(host: str, port: int) -> None:
     """Raise ValueError if a server cannot listen there: for want of such an address, or of the
     right, or it is taken."""
@@ -635,7 +593,7 @@ def recipe_args(path: str, role: str) -> list[str]:
 
     Raises ValueError if the recipe does not name the model or the address.
     """
-    from rea_rl.recipe import read_recipe
+    from rea_core.recipe import read_recipe
 
     recipe = read_recipe(path)
     if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
@@ -661,7 +619,7 @@ def recipe_args(path: str, role: str) -> list[str]:
 
 def check_rank(path: str, max_lora_rank: int) -> None:
     """Raise ValueError if a recipe trains adapters of a higher rank than a server takes."""
-    from rea_rl.recipe import read_recipe
+    from rea_core.recipe import read_recipe
 
     if (rank := read_recipe(path).get("lora_r", 0)) > max_lora_rank:
         raise ValueError(

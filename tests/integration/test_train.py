@@ -72,7 +72,7 @@ def run(recipe, tmp_path_factory):
     data, args, model_args = parse_recipe(["--config", str(recipe), "--output_dir", str(output)])
     inputs = load_inputs(data, args, model_args)
     trained, told = [], []
-    (log := logging.getLogger("rea_rl.probe")).addHandler(handler := logging.Handler())
+    (log := logging.getLogger("rea_rl.rollout.probe")).addHandler(handler := logging.Handler())
     log.setLevel(logging.DEBUG)
     handler.emit = lambda record: told.append(record.getMessage())
     with build_engine(args, model_args.model_name_or_path, inputs) as engine:

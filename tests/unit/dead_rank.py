@@ -15,8 +15,8 @@ from scripted_server import ScriptedServer
 from test_adapter_sync import LOAD, bad_request, error
 from test_trainer_units import make_trainer
 
-from rea_rl import entry
-from rea_rl.weight_sync import AdapterSync
+from rea_rl.rollout.weight_sync import AdapterSync
+from rea_rl.run import training as entry
 
 FAILURES = {
     "away": ConnectionError("policy_server does not answer"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from test_trainer_units import RecordedPaths, make_trainer
 from transformers import TrainerCallback
 
-from rea_rl.utils import know_cpu_by_index, last_checkpoint
+from rea_rl.run.checkpoints import know_cpu_by_index, last_checkpoint
 
 
 class PathsByProblem(RecordedPaths):

@@ -11,7 +11,8 @@ from same_step import PathsByProblem
 from test_trainer_units import adapter, make_trainer
 from transformers import TrainerCallback
 
-from rea_rl import entry
+from rea_rl.run import training as entry
+from rea_rl.run.endings import NonFiniteError
 
 SPOILED = {1: "nan", 3: "inf", 5: "nan", 6: "nan", 7: "nan"}  # steps from 0
 
@@ -74,7 +75,7 @@ if __name__ == "__main__":
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model, output_dir = map(Path, sys.argv[1:])
     rank = os.environ["RANK"]
-    logging.getLogger("rea_rl.numerics").addHandler(Lines())
+    logging.getLogger("rea_rl.run.numerics").addHandler(Lines())
     trainer = make_trainer(
         model, output_dir,
         PathsByProblem(correct=(True, True, False, True, True), lengths=(40, 12, 30, 9, 25, 7, 33)),
@@ -88,7 +89,7 @@ if __name__ == "__main__":
     report = {"error": ""}
     try:
         entry.train(trainer)
-    except entry.NonFiniteError as error:
+    except NonFiniteError as error:
         report["error"] = str(error)
     report |= {"changed": changes.changed, "rates": changes.rates, "warnings": Lines.lines}
     report["finite"] = all(

@@ -21,11 +21,11 @@ from test_rollout import VERSION, make_engine, make_row, policy
 from tiny import save_model
 from transformers import AutoModelForCausalLM
 
-from rea_rl import endpoint, probe, weight_sync
-from rea_rl.endpoint import EndedElsewhere, failing_together, refusal
-from rea_rl.probe import Probe
-from rea_rl.rollout import Batch
-from rea_rl.weight_sync import AdapterSync
+from rea_rl.rollout import endpoint, probe, weight_sync
+from rea_rl.rollout.endpoint import EndedElsewhere, failing_together, refusal
+from rea_rl.rollout.probe import Probe
+from rea_rl.rollout.record import Batch
+from rea_rl.rollout.weight_sync import AdapterSync
 
 UNSEEN = (
     404,
@@ -368,7 +368,7 @@ def test_a_server_that_tells_nothing_of_prompts_is_trusted_with_a_warning(publis
 
 
 def test_the_model_is_left_as_it_was(base):
-    from rea_rl.probe import trainer_logps
+    from rea_rl.rollout.probe import trainer_logps
 
     model = make_adapter(base, 0.3)
     for training in (True, False):

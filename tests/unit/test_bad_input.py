@@ -21,8 +21,11 @@ import yaml
 from broken import check_message, make_models, refused, tree
 from scripted_server import ScriptedServer
 
-from generation.utils import read_generations, read_rows, write_json
-from rea_rl.utils import load_problems, read_tokens_per_reflection
+from generation.generation_file import read_generations
+from generation.measured import read_tokens_per_reflection
+from rea_core.problems import load_problems
+from rea_core.row_files import write_json
+from rea_core.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 PROBLEMS = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(9)]
@@ -286,7 +289,8 @@ def read_scores(name: str) -> Any:
 
 
 def ask(name: str) -> Any:
-    from generation.generate import GenerateArguments, build_tasks
+    from generation.arguments import GenerateArguments
+    from generation.tasks import build_tasks
 
     return build_tasks(GenerateArguments(qaf=name, model_dir="m", split="json"))
 
@@ -401,7 +405,7 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     ("module", "columns"), [("sft", "prompt completion"), ("dpo", "prompt chosen rejected")]
 )
 def test_no_row_is_short_enough(tmp_path, models, module, columns):
-    from rea_rl.utils import load_tokenizer
+    from rea_core.models import load_tokenizer
 
     write_json(tmp_path / "a.json", [dict.fromkeys(columns.split(), "words")])
     load = getattr(
@@ -426,7 +430,7 @@ def train_on(models: dict[str, Path], name: str, folder: Path) -> None:
 
 
 def tokenizer_of(models: dict[str, Path], name: str, folder: Path) -> None:
-    from rea_rl.utils import load_tokenizer
+    from rea_core.models import load_tokenizer
 
     load_tokenizer(str(models[name]), "paragraph_tokenizer")
 
@@ -434,7 +438,7 @@ def tokenizer_of(models: dict[str, Path], name: str, folder: Path) -> None:
 def weights_of(models: dict[str, Path], name: str, folder: Path) -> None:
     from trl import ModelConfig
 
-    from rea_rl.entry import load_model
+    from rea_rl.run.training import load_model
 
     load_model(ModelConfig(str(models[name])), trust_remote_code=False, torch_threads=None)
 
@@ -452,7 +456,8 @@ def serve_too_long(models: dict[str, Path], name: str, folder: Path) -> None:
 
 
 def generate_with(models: dict[str, Path], name: str, folder: Path, **changes: Any) -> None:
-    from generation.generate import GenerateArguments, generate
+    from generation.arguments import GenerateArguments
+    from generation.generate import generate
 
     settings = {
         "qaf": write_json_file(folder, PROBLEMS),
@@ -600,9 +605,10 @@ def test_server(tmp_path, monkeypatch, models, row):
 COMMANDS = [
     ("no arguments", "rea_rl.merge_lora", "", "required", "base, adapter, out"),
     ("too few arguments", "generation.math_verify_all", "paths.json", "required", "--model_dir"),
-    ("unknown command", "generation.eval_data", "fetsh", "invalid choice: 'fetsh'",
+    ("unknown command", "generation.evaluation.benchmarks", "fetsh", "invalid choice: 'fetsh'",
      "'fetch', 'collect'"),
-    ("unknown set", "generation.eval_data", "fetch --sets GSM9K", "invalid choice: 'GSM9K'",
+    ("unknown set", "generation.evaluation.benchmarks", "fetch --sets GSM9K",
+     "invalid choice: 'GSM9K'",
      "'math500'"),
     ("not a number", "generation.sft_data", "a.json --paths b.json --max_per_problem x",
      "--max_per_problem", "int"),
@@ -685,7 +691,7 @@ COMMANDS = [
      "out is run/roll", "name another file"),
     ("problems below a file", "miniature.build", "--out file.txt --only-problems",
      "file.txt is a file", "give another place"),
-    ("picture is a folder", "generation.eval_table", "models --save_to .", "save_to is .",
+    ("picture is a folder", "generation.evaluation.table", "models --save_to .", "save_to is .",
      "name a file"),
     ("labels below a file", "miniature.label", "paths.json --out file.txt/a.json",
      "file.txt is a file", "give another place"),
@@ -693,11 +699,11 @@ COMMANDS = [
     ("no cuts", "generation.labeling_to_prefix",
      "paths.json --judge_cuts paths.json --out o.json --paragraph_tokenizer {model}",
      "row 0 has no 'cut'", "labeling_distill_utils --clean"),
-    ("no strategies", "generation.strategy_report", "paths.json --model_dir m --out o",
+    ("no strategies", "generation.evaluation.strategies", "paths.json --model_dir m --out o",
      "no 'strategy'", "labeling_to_prefix"),
-    ("half of the labels", "generation.strategy_report",
+    ("half of the labels", "generation.evaluation.strategies",
      "paths.json --model_dir m --out o --labels l.json", "only one", "both"),
-    ("scores without a name", "generation.strategy_report",
+    ("scores without a name", "generation.evaluation.strategies",
      "finished.json --model_dir {model} --out o --models a.json",
      "models has 'a.json'", "NAME=FILE.scores.json"),
     ("judgements of others", "generation.labeling_distill_utils",
@@ -713,7 +719,8 @@ COMMANDS = [
      "which has ['step-0']"),
     ("rollouts of others", "rea_rl.viewer", "run", "step-0.jsonl: row 0 has no 'kind'; it",
      "a run of rea_rl.grpo"),
-    ("log of nobody", "generation.plots", "--trainer_state cuts.json --save_to o.png", "cuts.json",
+    ("log of nobody", "generation.evaluation.plots", "--trainer_state cuts.json --save_to o.png",
+     "cuts.json",
      "of a run of rea_rl.grpo?"),
     # evaluation
     ("mode unknown", "generation.math_verify_all", "paths.json --model_dir {model} --mode lax",
@@ -732,12 +739,14 @@ COMMANDS = [
      "'seven'", "take a large judge"),
     ("oracle as solver", "miniature.judge", "--qaf paths.json --model_dir o", "split is math_cot",
      "labeling_distill* or json"),
-    ("benchmark without a file", "generation.eval_data",
+    ("benchmark without a file", "generation.evaluation.benchmarks",
      "collect {root}/dataset/eval_sample --out o --extra a=none.json",
      "no file a=none.json", "write NAME=FILE"),
-    ("benchmark without a name", "generation.eval_data", "collect models --out o --extra none.json",
+    ("benchmark without a name", "generation.evaluation.benchmarks",
+     "collect models --out o --extra none.json",
      "'none.json'", "NAME=FILE"),
-    ("negative limit", "generation.eval_data", "collect models --out o --limit -1", "limit is -1",
+    ("negative limit", "generation.evaluation.benchmarks", "collect models --out o --limit -1",
+     "limit is -1",
      "greater than 0"),
     ("summary of others", "miniature.report",
      "--base other.scores.json --trained other.scores.json --run run --out o",

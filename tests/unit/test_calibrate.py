@@ -93,7 +93,7 @@ def steps(p_result):
 def test_both_commands_from_files_to_the_recipe_key(tmp_path, monkeypatch):
     from tiny import save_model
 
-    from rea_rl.utils import read_cut_file
+    from generation.measured import read_cut_file
 
     model = str(save_model(tmp_path / "model"))
     parts = ["We need 6 x 7.", "So the answer is 42.", "Let me check.", "So I get 42 again."]

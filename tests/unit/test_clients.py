@@ -15,10 +15,11 @@ import requests
 from scripted_server import ScriptedServer, completion
 from test_rollout import VERSION, make_engine, make_row, policy
 
-from rea_rl import clients, study
-from rea_rl.rollout import Batch
+from rea_core import clients
+from rea_rl.rollout.record import Batch
+from rea_rl.rollout.weight_sync import AdapterSync
+from rea_rl.study import run as study
 from rea_rl.vllm_server import ServerConfig, check_port_free, check_server, parse_args
-from rea_rl.weight_sync import AdapterSync
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -46,7 +47,7 @@ def chat(_: object) -> tuple[int, dict]:
 
 
 def generate(server: ScriptedServer, folder: Path) -> None:
-    from generation.generate import GenerateArguments
+    from generation.arguments import GenerateArguments
     from generation.generate import generate as run
 
     (folder / "p.json").write_text(json.dumps([{"problem": "3+4?", "answer": "7"}]))

@@ -7,9 +7,11 @@ import json
 import pytest
 from tiny import save_model
 
+from generation.measured import read_tokens_per_reflection
+from rea_core.problems import load_problems
+from rea_core.rows import write_atomically
 from rea_rl.configs import DataArguments, REARLConfig
 from rea_rl.grpo import load_inputs
-from rea_rl.utils import load_problems, read_tokens_per_reflection, write_atomically
 
 KEYS = {
     "use_cpu": True,

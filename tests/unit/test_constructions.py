@@ -17,7 +17,7 @@ from rea_rl.revision import (
     serial_cuts,
     token_advantages,
 )
-from rea_rl.rollout import Batch, rollout_metrics, trained_rows
+from rea_rl.rollout.record import Batch, rollout_metrics, trained_rows
 
 # --- pure functions -------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def test_the_page_of_recipe_keys_is_generated_from_the_code():
 
 
 def test_all_keys_of_a_rollout_are_explained():
-    from rea_rl.rollout import Rollout
+    from rea_rl.rollout.record import Rollout
 
     page = (ROOT / "docs/outputs.md").read_text()
     assert [

@@ -15,7 +15,7 @@ from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from rea_rl.dpo import build_trainer, encode_pair, load_pairs, main, parse_recipe
-from rea_rl.entry import train
+from rea_rl.run.training import train
 
 PAIR = {"prompt": "<U>1<A>", "chosen": "one", "rejected": "one two"}
 

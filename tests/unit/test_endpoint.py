@@ -11,7 +11,7 @@ import pytest
 from scripted_server import ScriptedServer, completion
 from test_rollout import VERSION, Verifier, ended, labels, make_engine, make_row, policy
 
-from rea_rl.rollout import Batch
+from rea_rl.rollout.record import Batch
 
 SAMPLED = Batch(7, VERSION, False)
 REVISED = Batch(7, VERSION, True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from generation.eval_data import (
+from generation.evaluation.benchmarks import (
     BENCHMARKS,
     SOURCES,
     check,
@@ -18,11 +18,18 @@ from generation.eval_data import (
     fetch,
     golds_digest,
 )
-from generation.eval_data import main as eval_data
-from generation.eval_table import average, efficiency, main, read_models, relative_tokens, table
-from generation.plots import pareto_front
+from generation.evaluation.benchmarks import main as eval_data
+from generation.evaluation.plots import pareto_front
+from generation.evaluation.table import (
+    average,
+    efficiency,
+    main,
+    read_models,
+    relative_tokens,
+    table,
+)
 from generation.scoring import Interval
-from generation.utils import write_json
+from rea_core.row_files import write_json
 
 SAMPLE = Path(__file__).parents[2] / "dataset" / "eval_sample"
 

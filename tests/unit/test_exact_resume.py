@@ -10,8 +10,8 @@ import torch
 from same_step import PathsByProblem, StopAt
 from test_trainer_units import RecordedPaths, adapter, make_trainer
 
-from rea_rl import entry
-from rea_rl.utils import is_whole, last_checkpoint
+from rea_rl.run import training as entry
+from rea_rl.run.checkpoints import is_whole, last_checkpoint
 
 
 @pytest.mark.parametrize("lag, packing", [(0, "none"), (1, "none"), (0, "shared_prefix")])

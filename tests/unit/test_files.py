@@ -14,16 +14,19 @@ from tiny import save_model
 
 from generation import (
     clean_dataset,
-    eval_data,
     generate,
     labeling_distill_utils,
     labeling_to_prefix,
     math_verify_all,
     sft_data,
 )
-from generation.utils import GenerationFile, read_generations, read_json, read_rows, write_json
+from generation.evaluation import benchmarks as eval_data
+from generation.generation_file import GenerationFile, read_generations
+from rea_core.json_text import read_json
+from rea_core.problems import load_problems
+from rea_core.row_files import write_json
+from rea_core.rows import read_rows
 from rea_rl.sft import read_examples
-from rea_rl.utils import load_problems
 from rea_rl.viewer import page_data
 
 ROWS = [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?", "answer": "4"}]

@@ -16,8 +16,8 @@ from test_trainer_units import adapter, make_trainer
 from tiny import make_tokenizer, save_model
 
 from rea_rl.configs import REARLConfig
-from rea_rl.fork_check import make_fork
-from rea_rl.shared_prefix import add_packed_forward, fold
+from rea_rl.packing.fork_check import make_fork
+from rea_rl.packing.prefix_tree import add_packed_forward, fold
 
 TARGETS = {
     "gpt_neox": ["query_key_value"],

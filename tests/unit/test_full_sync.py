@@ -5,8 +5,8 @@ import pytest
 import torch
 from scripted_server import ScriptedServer
 
-from rea_rl import weight_sync
-from rea_rl.weight_sync import FullSync
+from rea_rl.rollout import weight_sync
+from rea_rl.rollout.weight_sync import FullSync
 
 URL = "http://127.0.0.1:1/v1"
 

@@ -20,9 +20,12 @@ from types import SimpleNamespace
 import pytest
 from tiny import save_model
 
-from generation.generate import GenerateArguments, build_tasks, generate, main
-from generation.utils import GenerationFile, read_generations, sample_seed, write_json
+from generation.arguments import GenerateArguments
+from generation.generate import generate, main
+from generation.generation_file import GenerationFile, read_generations, sample_seed
+from generation.tasks import build_tasks
 from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
+from rea_core.row_files import write_json
 
 ROWS = [
     {"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2}

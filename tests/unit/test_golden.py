@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from generation.cuts import choose_cuts, result_probabilities
 from generation.labeling_distill_utils import parse_judge_labels
-from generation.labeling_to_prefix import choose_cuts, result_probabilities
 from generation.reflection_words import count_reflections
 from generation.segments import chunk_paragraphs, split_paragraphs
 from rea_rl.revision import group_advantages, keep_or_replace, overthinking_signal

@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from generation.cuts import Cuts, choose_cuts, decided_cut, label_positions, result_probabilities
 from generation.labeling_distill_utils import parse_judge_labels, reflection_example
-from generation.labeling_to_prefix import (
-    Cuts,
-    choose_cuts,
-    decided_cut,
-    label_positions,
-    result_probabilities,
-)
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 LABEL_STEPS = [

@@ -14,12 +14,12 @@ from tiny import make_tokenizer, save_model
 
 from generation import math_verify_all, parallel
 from generation.counting import Counting, answers_of, count_rows
-from generation.cuts import PathCuts
+from generation.cuts import PathCuts, cut_completion_ids, decode_completion, think_end_finder
+from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows
 from generation.segments import split_paragraphs
-from generation.utils import read_generations, write_json
-from rea_rl.revision import cut_completion_ids, decode_completion, think_end_finder
-from rea_rl.utils import load_tokenizer
+from rea_core.models import load_tokenizer
+from rea_core.row_files import write_json
 
 ROOT = Path(__file__).parents[2]
 WORDS = (

@@ -11,8 +11,8 @@ from same_step import PathsByProblem
 from test_trainer_units import RecordedPaths, make_rows, make_trainer, records
 
 from rea_rl.configs import REARLConfig
-from rea_rl.lookahead import Lookahead
-from rea_rl.rollout import Batch
+from rea_rl.rollout.lookahead import Lookahead
+from rea_rl.rollout.record import Batch
 
 
 def by_step(engine):

@@ -11,7 +11,7 @@ from trl import ModelConfig
 
 from rea_rl import dpo, sft
 from rea_rl.grpo import load_inputs, parse_recipe
-from rea_rl.lora import lora_config
+from rea_rl.run.lora import lora_config
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

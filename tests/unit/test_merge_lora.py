@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rea_rl.merge_lora import adapter_digest, check_adapter, main, merge_lora
+from rea_core.models import adapter_digest, check_adapter
+from rea_rl.merge_lora import main, merge_lora
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

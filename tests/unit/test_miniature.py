@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from generation.stated_results import stated_result, stated_results
 from miniature.build import SPLITS, draw_splits, write_problems
-from miniature.oracle import boxed_answer, right_results, stated_result, stated_results
+from miniature.oracle import boxed_answer, right_results
 from miniature.world import (
     LEVELS,
     NUM_STEPS,

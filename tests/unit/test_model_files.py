@@ -19,9 +19,11 @@ from test_merge_lora import save_adapter
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
-from generation.utils import write_json
-from rea_rl import dpo, entry, grpo, merge_lora, model_files, sft, vllm_server
-from rea_rl.utils import load_tokenizer
+from rea_core import model_files
+from rea_core.models import load_tokenizer
+from rea_core.row_files import write_json
+from rea_rl import dpo, grpo, merge_lora, sft, vllm_server
+from rea_rl.run import training as entry
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 988097824\n"

@@ -8,11 +8,12 @@ import logging
 import pytest
 from test_trainer_units import RecordedPaths, make_trainer
 
-from rea_rl import entry
 from rea_rl.configs import REARLConfig
-from rea_rl.monitors import MONITORS, NAMES, MonitorKeys, Monitors
-from rea_rl.rollout import Batch, detector_metrics
-from rea_rl.utils import last_checkpoint
+from rea_rl.rollout.record import Batch, detector_metrics
+from rea_rl.run import training as entry
+from rea_rl.run.checkpoints import last_checkpoint
+from rea_rl.run.endings import MonitorError
+from rea_rl.run.monitors import MONITORS, NAMES, MonitorKeys, Monitors
 
 
 def warned(caplog, keys, metric, values, start=1):
@@ -165,7 +166,7 @@ def test_a_monitor_of_monitor_stop_ends_the_run_behind_a_checkpoint(model_folder
     keys = {"max_steps": 9, "monitor_window": 2, "save_strategy": "steps", "save_steps": 100}
     trainer = make_trainer(model_folder, tmp_path, Fading(), monitor_stop=["reflections"], **keys)
     with pytest.raises(
-        entry.MonitorError, match="monitor_stop ends the run at step 5: reflection/density is"
+        MonitorError, match="monitor_stop ends the run at step 5: reflection/density is"
     ):
         entry.train(trainer)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")

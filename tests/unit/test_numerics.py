@@ -16,8 +16,10 @@ from test_sft import write
 from test_trainer_units import RecordedPaths, adapter, make_trainer
 from transformers import TrainerCallback
 
-from rea_rl import dpo, entry, sft
-from rea_rl.utils import last_checkpoint
+from rea_rl import dpo, sft
+from rea_rl.run import training as entry
+from rea_rl.run.checkpoints import last_checkpoint
+from rea_rl.run.endings import NonFiniteError
 
 NUMBERS = {"nan": float("nan"), "inf": float("inf")}
 
@@ -163,7 +165,7 @@ def test_the_log_names_problems_by_their_id(model_folder, tmp_path, caplog):
 def test_the_third_in_a_row_ends_the_run_behind_a_good_checkpoint(model_folder, tmp_path, name):
     """Two in a row do not; nor do three that are not in a row."""
     trainer = spoil(TRAINERS[name](model_folder, tmp_path, max_steps=9), {1, 2, 4, 6, 7, 8})
-    with pytest.raises(entry.NonFiniteError, match="non-finite"):
+    with pytest.raises(NonFiniteError, match="non-finite"):
         entry.train(trainer)
     assert trainer.skipped_steps == 6 and trainer.state.global_step == 8
     checkpoint = last_checkpoint(trainer.args.output_dir)

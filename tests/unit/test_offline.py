@@ -10,14 +10,18 @@ from types import SimpleNamespace
 import pytest
 from tiny import make_tokenizer, save_model
 
-from generation import (
-    clean_dataset,
-    labeling_distill_utils,
-    labeling_to_prefix,
-    sft_data,
-    strategy_report,
+from generation import clean_dataset, labeling_distill_utils, labeling_to_prefix, sft_data
+from generation.arguments import GenerateArguments
+from generation.evaluation import strategies as strategy_report
+from generation.evaluation.strategies import (
+    DetectedPath,
+    by_strategy,
+    detected_paths,
+    detector_figures,
+    kept_tokens,
+    table,
 )
-from generation.generate import GenerateArguments, build_tasks, check_model_folder, generate, main
+from generation.generate import check_model_folder, generate, main
 from generation.labeling_distill_utils import (
     LabelledPath,
     candidate_rows,
@@ -27,22 +31,16 @@ from generation.labeling_distill_utils import (
     labelled_paths,
     parse_confirmation,
 )
-from generation.labeling_to_prefix import SplitPath, reflection_cuts, with_controls
+from generation.labeling_to_prefix import reflection_cuts, with_controls
+from generation.path_cutting import SplitPath
 from generation.prompts import confirmation_messages, judge_messages
 from generation.segments import split_paragraphs
 from generation.sft_data import shortened_paths, training_rows
-from generation.splits import SPLITS, path_rows
-from generation.strategy_report import (
-    DetectedPath,
-    by_strategy,
-    detected_paths,
-    detector_figures,
-    kept_tokens,
-    table,
-)
-from generation.utils import write_json
+from generation.stages import SPLITS, path_rows
+from generation.tasks import build_tasks
 from generation.vllm_worker import _best_first
 from miniature import judge, label
+from rea_core.row_files import write_json
 
 # Three paragraphs of 16, 16 and 17 bytes: a plan, a wrong result, the right result.
 THINKING = "Add the numbers.\n\nresult is 6 now.\n\nresult is 7 now.\n"

@@ -151,7 +151,7 @@ def test_passes_that_train_nothing_change_nothing(model_folder, tmp_path, monkey
 def test_model_that_cannot_be_packed_is_trained_with_padding(
     model_folder, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr("rea_rl.packed_step.unsupported", lambda model: "its attention has sinks")
+    monkeypatch.setattr("rea_rl.packing.step.unsupported", lambda model: "its attention has sinks")
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(model_folder, tmp_path, packing="shared_prefix", max_steps=1)
     assert "because its attention has sinks; rows are padded" in caplog.text

@@ -17,11 +17,13 @@ from test_rollout import VERSION, Verifier, ended, labels, make_engine, policy, 
 from tiny import make_tokenizer, save_model
 
 from generation import generate, labeling_distill_utils, math_verify_all, sft_data
+from generation.generation_file import read_generations
 from generation.math_verify import VerifierPool
 from generation.rendering import PromptFormat, known_thinking, marker_decoder, prompt_thinking
-from generation.utils import read_generations, write_json
 from generation.vllm_worker import _response
-from rea_rl.rollout import Batch, RolloutEngine
+from rea_core.row_files import write_json
+from rea_rl.rollout.engine import RolloutEngine
+from rea_rl.rollout.record import Batch
 from rea_rl.viewer import page_data
 
 # As Qwen3's: without thinking the prompt closes it, with thinking it ends with no marker.

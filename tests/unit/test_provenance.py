@@ -14,23 +14,25 @@ from test_generate import FakeServer
 from test_prompt_thinking import save_hybrid
 
 from generation import (
-    eval_data,
-    eval_table,
     generate,
     labeling_distill_utils,
     labeling_to_prefix,
     math_verify_all,
-    plots,
     sft_data,
-    strategy_report,
 )
-from generation.generate import GenerateArguments
+from generation import tasks as generation_tasks
+from generation.arguments import GenerateArguments
+from generation.evaluation import benchmarks as eval_data
+from generation.evaluation import plots
+from generation.evaluation import strategies as strategy_report
+from generation.evaluation import table as eval_table
+from generation.generation_file import read_generations
 from generation.provenance import made_by, weights_digest
 from generation.rendering import PromptFormat
-from generation.splits import SPLITS
-from generation.utils import digest, read_generations, write_json
-from rea_rl import study
+from generation.stages import SPLITS
+from rea_core.row_files import digest, write_json
 from rea_rl.sft import encode_example
+from rea_rl.study import run as study
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Add them.\n\nIt is 2.\n\nWait, yes.\n</think>\n\n\\boxed{2}"
@@ -175,14 +177,16 @@ def test_training_and_sampling_ask_the_same_prompt(work):
     *_, inputs = read_recipe(write_recipe(work, work / "model", recipe))
     write_json(work / "problems.json", [{"problem": "0+1?", "answer": "1"}])
     args = GenerateArguments(qaf="problems.json", model_dir="model", **keys)
-    (task,) = generate.render_tasks(args, generate.build_tasks(args), make_hybrid_tokenizer(work))
+    (task,) = generation_tasks.render_tasks(
+        args, generation_tasks.build_tasks(args), make_hybrid_tokenizer(work)
+    )
     row = inputs.train_rows[0]
     assert (row["prompt"], row["prompt_thinking"]) == task.rendered
     assert row["prompt"] == "<U>Be brief.<U>Q: 0+1?<A><think>\n\n</think>\n\n"
 
 
 def make_hybrid_tokenizer(work: Path):
-    from rea_rl.utils import load_tokenizer
+    from rea_core.models import load_tokenizer
 
     return load_tokenizer(str(work / "model"))
 
@@ -382,7 +386,7 @@ def test_a_finished_file_of_an_earlier_version_is_complete(work):
     write_json(work / "out/model/p_math_cot.json", [])
     old = {key: value for key, value in settings.items() if key not in added}
     old["prompts"] = digest(
-        f"{task.row['id']} {task.prompt}" for task in generate.build_tasks(args)
+        f"{task.row['id']} {task.prompt}" for task in generation_tasks.build_tasks(args)
     )
     write_json(work / "out/model/p_math_cot.settings.json", old)
     assert generate.generate(args) == Path("out/model/p_math_cot.json")
@@ -578,7 +582,7 @@ def test_an_evaluation_of_other_problems_is_not_taken_for_this_one(monkeypatch, 
 def test_rows_of_the_study_that_were_scored_differently_are_refused():
     from test_study import counts
 
-    from rea_rl.study_report import all_figures
+    from rea_rl.study.report import all_figures
 
     rows = [counts(name, [[1] * 6], [[9] * 6]) for name in ("base", "grpo")]
     made = {"scoring": {"mode": "strict"}}, {"scoring": {"mode": "original"}}

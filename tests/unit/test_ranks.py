@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from test_trainer_units import records
 
-from rea_rl.utils import last_checkpoint
+from rea_rl.run.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.slow
 

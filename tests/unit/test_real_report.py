@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny import save_model
 
-from rea_rl.real_report import find_rows, main
+from rea_rl.study.real_report import find_rows, main
 
 PROBLEMS = [
     {"id": "test/0", "problem": "6 x 7?", "answer": "42", "benchmark": "SVAMP"},

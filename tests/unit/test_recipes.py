@@ -56,8 +56,8 @@ def test_every_recipe_parses_strictly(path):
         load_config_from_file(str(path))
     else:
         assert path.parent.name == "generation", f"no program reads {path}"
-        from generation.generate import GenerateArguments
-        from rea_rl.recipe import RecipeParser
+        from generation.arguments import GenerateArguments
+        from rea_core.recipe import RecipeParser
 
         needed = ["--qaf", "x.json", "--model_dir", "model"]
         RecipeParser(GenerateArguments).parse_args_and_config(["--config", str(path), *needed])

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+from rea_core.models import load_tokenizer
 from rea_rl.configs import REARLConfig
-from rea_rl.reflection_check import check_context, check_labels, needed_tokens
-from rea_rl.utils import load_tokenizer
+from rea_rl.rollout.reflection_check import check_context, check_labels, needed_tokens
 
 ROOT = Path(__file__).parents[2]
 MINIATURE = str(ROOT / "model" / "Miniature-Instruct")

@@ -14,7 +14,8 @@ from test_prompt_thinking import save_hybrid
 from tiny import save_model
 
 from generation import generate, math_verify_all
-from generation.utils import read_generations, write_json
+from generation.generation_file import read_generations
+from rea_core.row_files import write_json
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
 

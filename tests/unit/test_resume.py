@@ -24,8 +24,8 @@ from small_runs import (
     run,
 )
 
-from rea_rl.resume import missing_parts
-from rea_rl.run_record import EVALUATION, FREE, RECORD, check_same, record_of
+from rea_rl.run.resume import missing_parts
+from rea_rl.run.run_record import EVALUATION, FREE, RECORD, check_same, record_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -513,7 +513,7 @@ def test_two_processes_hand_over_to_one(run_ranks, workplace, server, tmp_path):
     )
     done = run_ranks("run_program.py", "sft", *half)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("rea_rl.entry: this run") == 1 and "ddp, 2 ranks" in done.stderr
+    assert done.stderr.count("rea_rl.run.training: this run") == 1 and "ddp, 2 ranks" in done.stderr
     begin("sft", workplace, server, output_dir=tmp_path / "moved", max_steps=4, **settings)
     begin("sft", workplace, server, output_dir=tmp_path / "one", max_steps=4, **settings)
     moved, one = (
@@ -584,7 +584,7 @@ def test_ranks_that_do_not_share_output_dir_are_told_so(
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_log_says_what_is_about_to_be_trained(workplace, server, tmp_path, capsys, program):
     begin(program, workplace, server, output_dir=tmp_path, max_steps=1)
-    _, block = capsys.readouterr().err.split("rea_rl.entry: this run\n")
+    _, block = capsys.readouterr().err.split("rea_rl.run.training: this run\n")
     block = "".join(
         itertools.takewhile(lambda line: line.startswith("  "), block.splitlines(keepends=True))
     )

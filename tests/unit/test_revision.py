@@ -10,18 +10,15 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from generation.segments import Paragraph, split_paragraphs
-from rea_rl.revision import (
+from generation.cuts import (
     cut_completion_ids,
     decode_completion,
     find_marker,
-    group_advantages,
-    interleave,
-    keep_or_replace,
-    overthinking_signal,
     think_end_finder,
     think_end_ids,
 )
+from generation.segments import Paragraph, split_paragraphs
+from rea_rl.revision import group_advantages, interleave, keep_or_replace, overthinking_signal
 
 # Qwen's rule that matters here: punctuation takes the newlines after it, so `.\n\n` becomes one
 # token.

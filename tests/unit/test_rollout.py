@@ -14,7 +14,8 @@ from tiny import make_tokenizer
 
 from generation.math_verify import extract_answer
 from rea_rl.configs import REARLConfig
-from rea_rl.rollout import Batch, Rollout, RolloutEngine, record_line, rollout_metrics, trained_rows
+from rea_rl.rollout.engine import RolloutEngine
+from rea_rl.rollout.record import Batch, Rollout, record_line, rollout_metrics, trained_rows
 
 TOKENIZER = make_tokenizer()
 VERSION = "policy-7-abcd"

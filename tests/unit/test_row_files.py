@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from generation import row_files
-from generation.row_files import GenerationFile, Rows, RowWriter, open_rows, write_json
-from generation.utils import read_generations
+from generation.generation_file import GenerationFile, read_generations
+from rea_core import row_files
+from rea_core.row_files import Rows, RowWriter, open_rows, write_json
 
 ROWS = [
     {

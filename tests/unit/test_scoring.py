@@ -11,14 +11,10 @@ import pytest
 from tiny import make_tokenizer, save_model
 
 from generation.counting import Counting, count_rows, within_budgets
-from generation.math_verify_all import (
-    append_result,
-    main,
-    read_base_tokens,
-    table,
-)
-from generation.plots import draw, read_log, running_mean, series
-from generation.plots import main as plot
+from generation.evaluation.plots import draw, read_log, running_mean, series
+from generation.evaluation.plots import main as plot
+from generation.math_verify_all import append_result, main, read_base_tokens, table
+from generation.measured import read_tokens_per_reflection
 from generation.scoring import (
     Interval,
     ScoredProblem,
@@ -30,8 +26,7 @@ from generation.scoring import (
     pass_at_k,
     ratio_interval,
 )
-from generation.utils import write_json
-from rea_rl.utils import read_tokens_per_reflection
+from rea_core.row_files import write_json
 
 
 def response(

@@ -13,7 +13,7 @@ from tiny import make_tokenizer, save_model
 
 from generation.labeling_distill_utils import reflection_example
 from generation.prompts import REFLECTION_PREFILL, reflection_messages
-from rea_rl.entry import train
+from rea_rl.run.training import train
 from rea_rl.sft import build_trainer, encode_example, load_examples, main, parse_recipe
 
 ROW = {

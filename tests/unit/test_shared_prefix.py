@@ -20,12 +20,19 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from rea_rl import tree_attention
-from rea_rl.fused_lora import fuse_layers
-from rea_rl.logprobs import chunked_logps
-from rea_rl.packed_step import merge_metrics, relatives_together
-from rea_rl.recompute import Recompute
-from rea_rl.shared_prefix import TokenPath, add_packed_forward, fold, num_unique, plan, unsupported
+from rea_rl.packing import attention as tree_attention
+from rea_rl.packing.fused_lora import fuse_layers
+from rea_rl.packing.logprobs import chunked_logps
+from rea_rl.packing.prefix_tree import (
+    TokenPath,
+    add_packed_forward,
+    fold,
+    num_unique,
+    plan,
+    unsupported,
+)
+from rea_rl.packing.recompute import Recompute
+from rea_rl.packing.step import merge_metrics, relatives_together
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -209,7 +216,7 @@ def test_torch_kernel_is_called_with_what_its_version_knows(monkeypatch):
 
 
 def test_chunked_logps_are_log_softmax(monkeypatch):
-    monkeypatch.setattr("rea_rl.logprobs.CHUNK_TOKENS", 4)
+    monkeypatch.setattr("rea_rl.packing.logprobs.CHUNK_TOKENS", 4)
     torch.manual_seed(0)
     hidden, weight, targets = (
         torch.randn(10, 6, requires_grad=True),

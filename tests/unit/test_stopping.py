@@ -17,9 +17,10 @@ from test_sft import arguments
 from test_trainer_units import RecordedPaths, adapter, make_trainer
 from transformers import Trainer
 
-from rea_rl import entry, sft
-from rea_rl.rollout import Batch
-from rea_rl.utils import last_checkpoint
+from rea_rl import sft
+from rea_rl.rollout.record import Batch
+from rea_rl.run import training as entry
+from rea_rl.run.checkpoints import last_checkpoint
 
 SETTINGS = {
     "max_steps": 4,

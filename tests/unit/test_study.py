@@ -15,24 +15,25 @@ import pytest
 from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
+from generation.evaluation.plots import pareto_front
 from generation.scoring import ALL, ratio_interval
-from generation.utils import write_json
-from miniature.oracle import count_empty_checks, count_rechecks, recomputes
-from rea_rl import study
-from rea_rl.study_places import make_places
-from rea_rl.study_report import (
+from generation.stated_results import count_empty_checks, count_rechecks, recomputes
+from rea_core.row_files import write_json
+from rea_rl.study import run as study
+from rea_rl.study.places import make_places
+from rea_rl.study.report import (
     Bootstrap,
     RowCounts,
     aes,
     all_figures,
     interval,
     json_row,
-    pareto_front,
     seconds,
     tables,
     words_outgrow_rechecks,
     write_report,
 )
+from rea_rl.study.rows import Row
 
 ROOT = Path(__file__).parents[2]
 LEVELS = [1, 2, 3, 4, 5, 5]
@@ -163,7 +164,7 @@ def test_processes_that_do_not_divide_a_batch(tmp_path):
 
 
 def test_row_of_a_script(tmp_path, monkeypatch):
-    row = study.Row("sft", "SFT", script="scripts/grpo.sh", adapter="output/{recipe_set}/SFT")
+    row = Row("sft", "SFT", script="scripts/grpo.sh", adapter="output/{recipe_set}/SFT")
     monkeypatch.setitem(study.ROWS, "sft", row)
     args = arguments(tmp_path, "--rows", "sft")
     run = study.all_runs(args)[-1]
@@ -177,7 +178,7 @@ def test_row_of_a_script(tmp_path, monkeypatch):
         Path("output/miniature/SFT"),
         tmp_path / "work/sft/seed-0",
     )
-    monkeypatch.setitem(study.ROWS, "sft", study.Row("sft", "SFT", script="scripts/nobody.sh"))
+    monkeypatch.setitem(study.ROWS, "sft", Row("sft", "SFT", script="scripts/nobody.sh"))
     with pytest.raises(ValueError, match="row sft needs scripts/nobody.sh, which does not exist"):
         study.all_runs(args)
 

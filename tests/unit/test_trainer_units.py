@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
-from rea_rl.logprobs import padded_logps, takes_one_pass
+from rea_rl.packing.logprobs import padded_logps, takes_one_pass
 from rea_rl.rea_rl_trainer import REARLTrainer
 from rea_rl.rewards import get_reward_funcs
-from rea_rl.rollout import Rollout
-from rea_rl.weight_sync import AdapterSync
+from rea_rl.rollout.record import Rollout
+from rea_rl.rollout.weight_sync import AdapterSync
 
 TOKENIZER = make_tokenizer()
 REWARDS = ["accuracy", "refine_length"]

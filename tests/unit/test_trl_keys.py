@@ -11,7 +11,7 @@ from broken import LONGEST_MESSAGE
 
 from rea_rl import dpo, grpo, sft
 from rea_rl.configs import REARLConfig, REARLDPOConfig, REARLSFTConfig
-from rea_rl.trl_keys import PREFERENCE, REINFORCEMENT, SUPERVISED
+from rea_rl.run.trl_keys import PREFERENCE, REINFORCEMENT, SUPERVISED
 
 RL = ["--config", "recipes/miniature/config_GRPO.yaml"]
 SFT = ["--config", "recipes/miniature/config_SFT.yaml"]

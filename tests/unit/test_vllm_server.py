@@ -19,8 +19,8 @@ import pytest
 import yaml
 from scripted_server import ScriptedServer
 
+from rea_core.models import resolve_dtype
 from rea_rl import vllm_server
-from rea_rl.utils import resolve_dtype
 from rea_rl.vllm_server import ServerConfig, VLLMServer, check_server
 
 ROOT = Path(__file__).parents[2]

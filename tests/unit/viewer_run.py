@@ -10,7 +10,7 @@ from generation.prompts import forced_answer
 from generation.reflection_words import count_reflections
 from miniature.oracle import right_results
 from miniature.world import make_problem, make_trace
-from rea_rl.rollout import Rollout
+from rea_rl.rollout.record import Rollout
 
 HOSTILE = "Wait, </script><script>document.title = 'hacked'</script> & <b>bold</b>"
 

@@ -11,31 +11,8 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from generation.math_verify.numeric import (
-    CONSTANTS,
-    MIN_POINTS,
-    MP,
-    NUM_POINTS,
-    SPECIAL,
-    TINY,
-    Point,
-    Value,
-    close,
-    evaluate,
-    real_number,
-    same_value,
-    symbols,
-    value_at,
-)
-from generation.math_verify.parsing import (
-    EMPTY,
-    NUMBER_SETS,
-    Node,
-    canonical,
-    is_kind,
-    items_of,
-    substitute,
-)
+from generation.math_verify.numeric import CONSTANTS, MIN_POINTS, MP, NUM_POINTS, SPECIAL, TINY, Point, Value, close, evaluate, real_number, same_value, symbols, value_at
+from generation.math_verify.parsing import EMPTY, NUMBER_SETS, Node, canonical, is_kind, items_of, substitute
 
 MEMBER = "m"  # symbol for the elements of a set
 ZERO = Fraction(0)

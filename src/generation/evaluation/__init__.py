@@ -1,0 +1,1 @@
+"""Benchmarks, tables and pictures of scored models."""

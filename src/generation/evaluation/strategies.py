@@ -1,0 +1,287 @@
+"""Compare cut strategies: accuracy, tokens kept, TR; how well the reflection model finds the
+judge's results; a picture.
+
+    python -m generation.evaluation.strategies FINISHED --model_dir model/Miniature-LRM \
+        --out output/miniature/report \
+        [--labels LABELS --judge_cuts CUTS] [--models SFT=SFT.scores.json]
+
+FINISHED is what split `math_cot` wrote for a file of `generation.labeling_to_prefix`. Every
+strategy becomes a file `OUT/<strategy>.json`, scored by `generation.math_verify_all` against
+`none`; truncated paths are also reported apart. `OUT/report.json` has the figures, `OUT/report.png`
+the picture. Intervals (95 %) are bootstraps over problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from generation import math_verify_all
+from generation.evaluation.plots import draw
+from generation.generation_file import read_generations
+from generation.labeling_to_prefix import label_probabilities
+from generation.math_verify_all import problem_id, read_scores, score_files
+from generation.provenance import check_all_comparable, known_parts, prompt_format_of
+from generation.scoring import ALL, Interval, ratio_interval
+from rea_core.checks import NUMBER, check_output_folder
+from rea_core.command import setup_logging
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row, Rows, open_rows, write_json
+from rea_core.rows import check_row
+
+TRUNCATED = "_truncated"  # end of the name of a strategy's truncated paths
+HIT = 0.5  # P(Result) from which a paragraph counts as labelled Result
+
+
+@dataclass(frozen=True)
+class DetectedPath:
+    """One path: what the judge confirmed, and what the reflection model found, as paragraph
+    indices."""
+
+    problem: str
+    confirmed: set[int]
+    found: set[int]
+
+    @property
+    def position_error(self) -> int | None:
+        """Paragraphs between the two first results; None where one of them has none."""
+        return abs(min(self.confirmed) - min(self.found)) if self.confirmed and self.found else None
+
+
+def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
+    """Precision and recall of Result paragraphs, mean position error, and shares of missed and
+    spurious first results.
+
+    >>> paths = [DetectedPath("a", {2, 3}, {2}), DetectedPath("b", {1}, {3, 1})]
+    >>> keys = ("precision", "recall", "position_error")
+    >>> [round(detector_figures(paths)[key].value, 2) for key in keys]
+    [0.67, 0.67, 0.0]
+    """
+    problems: dict[str, list[DetectedPath]] = {}
+    for path in paths:
+        problems.setdefault(path.problem, []).append(path)
+    groups = list(problems.values())
+
+    def over(numerator, denominator) -> Interval:
+        return ratio_interval(
+            [sum(map(numerator, group)) for group in groups],
+            [sum(map(denominator, group)) for group in groups],
+        )
+
+    def right(path: DetectedPath) -> int:
+        return len(path.confirmed & path.found)
+
+    return {
+        "precision": over(right, lambda p: len(p.found)),
+        "recall": over(right, lambda p: len(p.confirmed)),
+        "position_error": over(
+            lambda p: p.position_error or 0, lambda p: p.position_error is not None
+        ),
+        "missed": over(lambda p: bool(p.confirmed) and not p.found, lambda p: 1),
+        "spurious": over(lambda p: bool(p.found) and not p.confirmed, lambda p: 1),
+    }
+
+
+def detected_paths(
+    p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]
+) -> list[DetectedPath]:
+    """Paths that both the reflection model and the judge labelled; labels beyond the last
+    paragraph are dropped."""
+    return [
+        DetectedPath(
+            row["problem_id"],
+            set(row["confirmed"]),
+            {i for i, p in enumerate(p_result[row["id"]][: row["num_paragraphs"]]) if p >= HIT},
+        )
+        for row in judged
+        if row["id"] in p_result
+    ]
+
+
+def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
+    """Numbers of the rows of each strategy, and where there are truncated paths those again
+    apart."""
+    strategies: dict[str, list[int]] = {}
+    truncated: dict[str, list[int]] = {}
+    for i, row in enumerate(heads):
+        strategies.setdefault(row["strategy"], []).append(i)
+        group = truncated.setdefault(f"{row['strategy']}{TRUNCATED}", [])
+        group.extend([i] if row["truncated"] else [])
+    return strategies | {name: group for name, group in truncated.items() if group}
+
+
+def kept_tokens(rows: Iterable[Row]) -> Interval:
+    """Mean share of the thinking's tokens that a strategy keeps."""
+    kept: dict[str, list[float]] = {}
+    for row in rows:
+        kept.setdefault(problem_id(row), []).append(row["kept"])
+    return ratio_interval(
+        [sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()]
+    )
+
+
+def score_strategies(
+    rows: Rows, heads: Sequence[Row], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Scores of every strategy, each also written beside its file; `none` comes first and is the
+    base of TR.
+
+    `heads` are the rows without their texts.
+    """
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+    scored = {}
+    for name, places in by_strategy(heads).items():
+        path = args.out / f"{name}.json"
+        write_json(path, rows.select(places))
+        base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
+        is_base = base.with_suffix("").with_suffix(".json") == path
+        options = _scoring_options(args, path, *([] if is_base else ["--base", str(base)]))
+        ((_, scored[name]),) = score_files([path], tokenizer, options)
+        scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(heads[i] for i in places))
+        write_json(path.with_suffix(".scores.json"), scored[name])
+    return scored
+
+
+def _scoring_options(args: argparse.Namespace, path: Path, *flags: str) -> argparse.Namespace:
+    word_bounded = ["--word_bounded"] if args.word_bounded else []
+    return math_verify_all.parse_arguments(
+        [str(path), "--model_dir", args.model_dir, *word_bounded, *flags]
+    )
+
+
+def table(scored: dict[str, dict[str, Any]]) -> str:
+    """One row per strategy or model."""
+    columns = {"accuracy %": ("accuracy", 100, 1), "tokens kept %": ("kept", 100, 1)}
+    columns |= {"TR %": ("tr", 1, 1), "tokens": ("tokens", 1, 0)}
+
+    def cell(scores: dict[str, Any], key: str, scale: float, digits: int) -> str:
+        figure = scores["groups"][ALL].get(key)
+        return Interval(**figure).format(scale, digits) if figure else "-"
+
+    rows = [
+        [name, *(cell(scores, *column) for column in columns.values())]
+        for name, scores in scored.items()
+    ]
+    return tabulate(rows, ["", *columns], disable_numparse=True, stralign="right")
+
+
+def detector_table(figures: dict[str, Interval]) -> str:
+    """The detector's figures in one row."""
+    cells = [f.format(1 if key == "position_error" else 100, 2) for key, f in figures.items()]
+    heads = ["precision %", "recall %", "position error (paragraphs)", "missed %", "spurious %"]
+    return tabulate(
+        [["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right"
+    )
+
+
+def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
+    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for a file of
+    another stage."""
+    columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
+
+    def check(row: Row, i: int) -> None:
+        check_row(row, i, columns, file, "give a file of labeling_distill_utils --clean")
+        look(row, i)
+
+    return open_rows(file, check)
+
+
+def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
+    """Scores by name, from NAME=FILE. Raises ValueError for another form."""
+    if wrong := [model for model in models if "=" not in model]:
+        raise ValueError(f"models has {wrong[0]!r}; write it as NAME=FILE.scores.json")
+    return {name: read_scores(file) for name, _, file in (model.partition("=") for model in models)}
+
+
+def report(args: argparse.Namespace) -> str:
+    """Write all files of the report; returns its tables."""
+    if (args.labels is None) != (args.judge_cuts is None):
+        raise ValueError(
+            "labels and judge_cuts belong together, but only one is given; give both, or neither"
+        )
+    check_output_folder(args.out, "out")
+    columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
+    heads: list[Row] = []
+    kept = ("id", "problem_id", "strategy", "truncated", "kept")
+    remedy = "finish a file of generation.labeling_to_prefix"
+    look = lambda row: heads.append({key: row[key] for key in kept if key in row})  # noqa: E731
+    rows = read_generations(args.finished, columns, remedy, look=look)
+    models = read_models(args.models)
+    # The paths are finished with fewer tokens than models are sampled with.
+    known = {"prompt_format": prompt_format_of(rows, args.finished)}
+    known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
+    made = [
+        (str(args.finished), known),
+        *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
+    ]
+    check_all_comparable(made, "evaluate and score the models as the paths")
+    paths = None
+    if args.labels:
+        paths = detected_paths(label_probabilities(args.labels), open_judged(args.judge_cuts))
+    scored = score_strategies(rows, heads, args)
+    whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
+    truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
+    parts = [table(whole), table(truncated) if truncated else "No path is truncated."]
+    result = {"strategies": {name: s["groups"][ALL] for name, s in (whole | truncated).items()}}
+    if paths is not None:
+        detector = detector_figures(paths)
+        parts.append(
+            f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n"
+        )
+        parts[-1] += detector_table(detector)
+        result["detector"] = {key: asdict(figure) for key, figure in detector.items()} | {
+            "num_paths": len(paths)
+        }
+    write_json(args.out / "report.json", result)
+    picture = draw(
+        None,
+        {n: {"groups": {ALL: s["groups"][ALL]}} for n, s in whole.items()},
+        args.out / "report.png",
+    )
+    return "\n\n".join([*parts, f"picture: {picture}"]) + "\n"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Compare cut strategies.")
+    parser.add_argument(
+        "finished", type=Path, help="finished file of generation.labeling_to_prefix"
+    )
+    parser.add_argument(
+        "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument(
+        "--labels", type=Path, help="file of split labeling; with judge_cuts: precision and recall"
+    )
+    parser.add_argument(
+        "--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths"
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows"
+    )
+    parser.add_argument(
+        "--word_bounded", action="store_true", help="count whole reflection words only"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    args = parse_arguments(argv)
+    try:
+        tables = report(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+r"""The table and the picture of all models that `scripts/math_eval.sh` scored.
+
+    python -m generation.evaluation.table output/math_eval --base 7B \
+        --save_to output/math_eval/tradeoff.png
+
+A model is a folder with `.scores.json` files of `generation.math_verify_all`, below a folder per
+model. Two models that share a folder are two rows. Benchmarks are columns, and weigh the same in
+the average. TR (tokens in percent of the base's) and AES need the base model's scores. Scores that
+were sampled, asked or compared in different ways are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from generation.evaluation.plots import draw
+from generation.math_verify_all import read_problems, read_scores
+from generation.provenance import MadeBy, check_all_comparable, known_parts
+from generation.scoring import ALL, Interval, aes, mean_interval
+from rea_core.checks import NUMBER, check_output
+from rea_core.command import setup_logging
+
+logger = logging.getLogger(__name__)
+
+# as in the paper, easiest first
+ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")
+IDENTITY = ("model_dir", "lora_digest", "api_model")
+Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
+Benchmarks = dict[str, list[Problem]]
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """Scores of one file: what made them, and its problems."""
+
+    path: Path
+    folder: str  # first folder of the path, the model's
+    made_by: MadeBy
+    problems: list[Problem]
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What tells the model from others; of scores that do not say it, the folder of their
+        file."""
+        known = self.made_by.get("model", {})
+        return tuple(str(known.get(key)) for key in IDENTITY) if known else (str(self.path.parent),)
+
+    @property
+    def origin(self) -> str:
+        """Model or adapter, for the name of a row."""
+        known = self.made_by.get("model", {})
+        return next(
+            (known[key] for key in ("lora", "api_model", "model_dir") if key in known),
+            str(self.path.parent),
+        )
+
+
+def read_models(folder: Path) -> dict[str, Benchmarks]:
+    """Scored problems by model and benchmark.
+
+    Raises ValueError if there are none, or if some were made in another way than others.
+    """
+    files = [
+        read_file(path, folder)
+        for path in sorted(folder.glob("*/**/*.scores.json"))
+        if is_current(path, folder)
+    ]
+    if not files:
+        raise ValueError(
+            f"{folder} has no <model>/.../*.scores.json; run scripts/math_eval.sh first"
+        )
+    check_same_way(files)
+    models = {name: _benchmarks(group) for name, group in by_model(files).items()}
+    return {
+        name: dict(sorted(b.items(), key=lambda item: _place(item[0])))
+        for name, b in models.items()
+    }
+
+
+def read_file(path: Path, folder: Path) -> ScoredFile:
+    """Scores of one file. Raises ValueError where problems are missing or malformed."""
+    columns = {"id": str, "responses": list, "mean_tokens": NUMBER}
+    return ScoredFile(
+        path,
+        path.relative_to(folder).parts[0],
+        known_parts(read_scores(path)),
+        read_problems(path, columns),
+    )
+
+
+def is_current(path: Path, folder: Path) -> bool:
+    """Whether a file's problems are still those that its model is evaluated on; others are left
+    out with a line."""
+    problems = folder / path.relative_to(folder).parts[0] / "problems"
+    if problems.is_dir() and not (problems / f"{path.name.partition('_')[0]}.json").is_file():
+        logger.warning(
+            "%s is left out: it is of an earlier evaluation with another number of responses", path
+        )
+        return False
+    return True
+
+
+def check_same_way(files: list[ScoredFile]) -> None:
+    """Raise ValueError where two files were sampled, asked or scored in different ways."""
+    silent = [str(file.path) for file in files if "sampling" not in file.made_by]
+    if silent and len(silent) < len(files):
+        logger.warning(
+            "%d of %d scores do not say what made them, %s first",
+            len(silent),
+            len(files),
+            silent[0],
+        )
+    remedy = (
+        "evaluate or score them again with the same settings, or in different folders (EVAL_OUT)"
+    )
+    check_all_comparable(((str(file.path), file.made_by) for file in files), remedy)
+
+
+def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
+    """Files by the name of their row: the folder, and where several models share one, also what
+    they are."""
+    rows: dict[tuple[str, tuple[str, ...]], list[ScoredFile]] = {}
+    for file in files:
+        rows.setdefault((file.folder, file.model), []).append(file)
+    shared = Counter(folder for folder, _ in rows)
+    names = [
+        key[0] if shared[key[0]] == 1 else f"{key[0]} ({group[0].origin})"
+        for key, group in rows.items()
+    ]
+    twice = Counter(names)
+    numbered = [
+        name if twice[name] == 1 else f"{name} {names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]
+    return dict(zip(numbered, rows.values(), strict=True))
+
+
+def _benchmarks(files: list[ScoredFile]) -> Benchmarks:
+    """Problems of a model by benchmark. Raises ValueError for one that two of its files have,
+    and for other weights."""
+    weights = {
+        digest: file.path
+        for file in files
+        if (digest := file.made_by.get("model", {}).get("model_digest"))
+    }
+    if len(weights) > 1:
+        raise ValueError(
+            f"{' and '.join(map(str, weights.values()))} are of different weights; evaluate one of "
+            "them again"
+        )
+    benchmarks: Benchmarks = {}
+    known: dict[tuple[str, str], Path] = {}
+    for file in files:
+        for problem in file.problems:
+            benchmark = problem.get("benchmark") or "other"
+            if (other := known.setdefault((benchmark, problem["id"]), file.path)) != file.path:
+                raise ValueError(
+                    f"{other} and {file.path} both have the problem {problem['id']!r}; delete one "
+                    "of them"
+                )
+            benchmarks.setdefault(benchmark, []).append(problem)
+    return benchmarks
+
+
+def _place(benchmark: str) -> int:
+    return ORDER.index(benchmark) if benchmark in ORDER else len(ORDER)
+
+
+def average(benchmarks: Benchmarks, key: str) -> Interval:
+    """Mean over benchmarks of the mean over responses of a count, `correct` or `num_tokens` for
+    example."""
+    return mean_interval(
+        [
+            (
+                [sum(r[key] for r in p["responses"]) for p in problems],
+                [len(p["responses"]) for p in problems],
+            )
+            for problems in benchmarks.values()
+        ]
+    )
+
+
+def relative_tokens(benchmarks: Benchmarks, base: Benchmarks) -> Interval | None:
+    """Mean over benchmarks of the tokens in percent of the base's; None if it was scored on
+    other problems."""
+    pairs = []
+    for name, problems in benchmarks.items():
+        tokens = {p["id"]: p["mean_tokens"] for p in base.get(name, [])}
+        if tokens.keys() != {p["id"] for p in problems}:
+            return None
+        pairs.append(
+            ([100 * p["mean_tokens"] for p in problems], [tokens[p["id"]] for p in problems])
+        )
+    return mean_interval(pairs)
+
+
+def efficiency(benchmarks: Benchmarks, base: Benchmarks) -> float | None:
+    """AES of the averages; None where the base has no right answer, or other benchmarks."""
+    figures = [
+        average(b, key).value for b in (benchmarks, base) for key in ("correct", "num_tokens")
+    ]
+    if benchmarks.keys() != base.keys() or not figures[2] or not figures[3]:
+        return None
+    return aes(*figures)
+
+
+def table(models: dict[str, Benchmarks], base: str | None) -> str:
+    """Accuracy (%) and tokens, a row per model; half of a 95 % interval after ±."""
+    names = sorted({name for b in models.values() for name in b}, key=_place)
+    accuracy = [
+        [model, *_cells(b, names, "correct", 100, 1), *_summary(b, models.get(base))]
+        for model, b in models.items()
+    ]
+    tokens = [[model, *_cells(b, names, "num_tokens", 1, 0)] for model, b in models.items()]
+    headers = [*names, "average"]
+    style = {"disable_numparse": True, "stralign": "right"}
+    summary = ["TR %", "AES", "truncated %", "answered %", "no room %"]
+    return (
+        f"{tabulate(accuracy, ['accuracy %', *headers, *summary], **style)}\n\n"
+        f"{tabulate(tokens, ['tokens', *headers], **style)}\n"
+    )
+
+
+def _cells(
+    benchmarks: Benchmarks, names: list[str], key: str, scale: float, digits: int
+) -> list[str]:
+    """One cell per benchmark, then the average over those that were scored."""
+    cells = [
+        average({name: benchmarks[name]}, key).format(scale, digits) if name in benchmarks else "-"
+        for name in names
+    ]
+    return [*cells, average(benchmarks, key).format(scale, digits)]
+
+
+def _summary(benchmarks: Benchmarks, base: Benchmarks | None) -> list[str]:
+    relative = relative_tokens(benchmarks, base) if base else None
+    score = efficiency(benchmarks, base) if base else None
+    shares = [
+        f"{100 * average(benchmarks, key).value:.1f}"
+        for key in ("truncated", "answered", "no_room")
+    ]
+    return [
+        relative.format() if relative else "-",
+        "-" if score is None else f"{score:.2f}",
+        *shares,
+    ]
+
+
+def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:
+    """Average accuracy against average tokens of all models, with the Pareto front."""
+    keys = {"accuracy": "correct", "tokens": "num_tokens"}
+    scored = {
+        name: {
+            "groups": {
+                ALL: {key: asdict(average(benchmarks, count)) for key, count in keys.items()}
+            }
+        }
+        for name, benchmarks in models.items()
+    }
+    return draw(None, scored, save_to)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 0 with table and picture, 1 with one line on stderr where nothing was scored."""
+    parser = argparse.ArgumentParser(description="Table and picture of all scored models.")
+    parser.add_argument("folder", type=Path, help="folder with one folder per model")
+    parser.add_argument("--base", help="name of the base model, for TR and AES")
+    parser.add_argument("--save_to", type=Path, required=True, help="image file")
+    args = parser.parse_args(argv)
+    setup_logging()
+    try:
+        check_output(args.save_to, "save_to")
+        models = read_models(args.folder)
+        image = picture(models, args.save_to)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if args.base is not None and args.base not in models:
+        logger.warning(
+            "no TR and AES: the base %s was not scored, only %s", args.base, ", ".join(models)
+        )
+    sys.stdout.write(f"\n{table(models, args.base)}\npicture: {image}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Files of measurements that a training takes its thresholds from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rea_core.checks import NUMBER, is_a
+from rea_core.json_text import read_json
+
+
+def read_tokens_per_reflection(
+    path: str | Path, word_bounded: bool, prompt_format: dict[str, Any] | None = None
+) -> float:
+    """Threshold of the reflect reward from the JSON file of a measurement.
+
+    The file holds `tokens_per_reflection`, `word_bounded`, the way the words were counted, and how
+    the prompts were made. Raises ValueError if it is missing, or was measured another way than
+    training counts words and makes prompts.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} does not exist; measure the base model first, or "
+            "give tokens_per_reflection instead"
+        )
+    from generation.provenance import check_comparable, known_parts
+
+    measured = read_json(path, finite=True)
+    if (
+        not isinstance(measured, dict)
+        or not {"tokens_per_reflection", "word_bounded"} <= measured.keys()
+    ):
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} has no tokens_per_reflection; write it by scoring "
+            "the base model's paths with --reflection_quantile"
+        )
+    if measured["word_bounded"] != word_bounded:
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} was measured with word_bounded "
+            f"{measured['word_bounded']}, but word_bounded_reflections is {word_bounded}; measure "
+            "again or change the key"
+        )
+    if not is_a(measured["tokens_per_reflection"], NUMBER):
+        raise ValueError(
+            f"tokens_per_reflection_file: {path} has the tokens_per_reflection "
+            f"{measured['tokens_per_reflection']!r}, which is no number; measure again"
+        )
+    if prompt_format is not None:
+        names = (f"tokens_per_reflection_file: the paths of {path}", "the prompts of the recipe")
+        remedy = (
+            "sample the base model's paths with the recipe's keys and measure again, or change the "
+            "recipe"
+        )
+        check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
+    return float(measured["tokens_per_reflection"])
+
+
+def read_cut_file(path: str | Path) -> dict[str, float]:
+    """`cut_threshold` and `cut_second_half` that `generation.calibrate` chose.
+
+    Raises ValueError if the file is missing or holds something else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"cut_file: {path} does not exist; choose the cut first (generation.calibrate), or "
+            "leave the key out"
+        )
+    chosen = read_json(path)
+    keys = ("cut_threshold", "cut_second_half")
+    if not isinstance(chosen, dict) or not all(
+        isinstance(chosen.get(key), (int, float)) for key in keys
+    ):
+        raise ValueError(
+            f"cut_file: {path} has no {' and '.join(keys)}; it must be a file of "
+            "generation.calibrate"
+        )
+    return {key: float(chosen[key]) for key in keys}

@@ -1,0 +1,139 @@
+"""Prompts of a stage, rendered and encoded: the tasks of engines and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from generation.arguments import LABELING_SPLITS, GenerateArguments
+from generation.generation_file import sample_seed
+from generation.parallel import Shared
+from generation.rendering import RenderedPrompt, encode_continuation, encode_text
+from generation.stages import SPLITS, Prompt
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Keep = Callable[[int, list[Row]], None]  # takes the index of a task and its responses
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt, and one row of the output."""
+
+    index: int  # place in the output
+    prompt: Prompt
+    # None where nothing is asked, and where no tokenizer is known
+    rendered: RenderedPrompt | None = None
+    # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
+    prompt_ids: list[int] | None = None
+    num_given: int = 0
+
+    @property
+    def row(self) -> Row:
+        """The output's columns beside `responses`."""
+        return self.prompt.row
+
+    def seeds(self, args: GenerateArguments) -> list[int | None]:
+        """One sampling seed per response, or None for each."""
+        if args.seed is None:
+            return [None] * args.n_generate_sample
+        return [
+            sample_seed(args.seed, self.row["id"], sample)
+            for sample in range(args.n_generate_sample)
+        ]
+
+
+# Makes the responses of tasks, which come as they are made, and hands over each task's as soon as
+# they are all there.
+Respond = Callable[[GenerateArguments, Iterator[Task], Keep], None]
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a process needs to make tasks; it is called there, for its tokenizers.
+
+    Args:
+        args: of the command.
+        paragraphs: tokenizer that counts the tokens of paragraphs; None where there are none.
+        model: tokenizer of the prompts; None where they are not rendered.
+    """
+
+    args: GenerateArguments
+    paragraphs: Shared | PreTrainedTokenizerBase | None
+    model: Shared | PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def of(cls, args: GenerateArguments, tokenizer: PreTrainedTokenizerBase | None) -> Making:
+        """For the split of a command, whose tokenizers are loaded here so that a mistake shows
+        at once."""
+        paragraphs = None
+        if args.split in LABELING_SPLITS:
+            paragraphs = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
+        return cls(args, paragraphs, Shared(tokenizer) if tokenizer else None)
+
+    def __call__(self) -> Making:
+        return replace(
+            self,
+            paragraphs=self.paragraphs and self.paragraphs(),
+            model=self.model and self.model(),
+        )
+
+    def prompts(self, row: Row) -> Iterable[Prompt]:
+        """Prompts of a row."""
+        return SPLITS[self.args.split].prompts(self.args, row, self.paragraphs)
+
+    def tasks(self, rows: Iterable[Row]) -> list[list[Task]]:
+        """Tasks of each row, as the model sees them where its tokenizer is known. Their indices
+        are still 0."""
+        return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
+
+    def _render(self, task: Task) -> Task:
+        if self.model is None or task.prompt.responses is not None:
+            return task
+        (task,) = render_tasks(self.args, [task], self.model)
+        if self.args.api:
+            return task
+        # What the model goes on from is encoded by itself, as in training, where it is sampled or a
+        # completion.
+        given = encode_continuation(task.prompt.prefill, self.model)
+        return replace(
+            task,
+            prompt_ids=encode_text(task.rendered.text, self.model) + given,
+            num_given=len(given),
+        )
+
+
+def build_tasks(args: GenerateArguments) -> list[Task]:
+    """Tasks of the stage for all rows of `qaf`, not yet rendered and all in memory.
+
+    Raises ValueError naming file and row of a malformed one.
+    """
+    rows, making = SPLITS[args.split].open(args), Making.of(args, None)()
+    return [
+        Task(index, prompt)
+        for index, prompt in enumerate(prompt for row in rows for prompt in making.prompts(row))
+    ]
+
+
+def render_tasks(
+    args: GenerateArguments, tasks: list[Task], tokenizer: PreTrainedTokenizerBase | None
+) -> list[Task]:
+    """Tasks with their prompts as the model sees them, also those that a server renders by itself.
+
+    Without a tokenizer they stay as they are. Raises ValueError naming file and row of messages
+    that the model's template refuses.
+    """
+    if tokenizer is None:
+        return tasks
+    rendered = []
+    for task in tasks:
+        try:
+            prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
+        rendered.append(replace(task, rendered=prompt))
+    return rendered

@@ -1,0 +1,106 @@
+"""Checks that all commands share: numbers in their range, outputs that can be written and are no
+inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NUMBER = (int, float)
+
+
+def check_numbers(
+    values: Mapping[str, Any],
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Raise ValueError naming the key of a number that is out of its range.
+
+    Args:
+        values: arguments by key; keys that are absent or None (not given) are passed over.
+        positive: keys whose number must be greater than 0.
+        not_negative: keys whose number must be 0 or more.
+        shares: keys whose number must be from 0 to 1.
+    """
+    ranges = (
+        (positive, lambda number: number > 0, "greater than 0"),
+        (not_negative, lambda number: number >= 0, "0 or more"),
+        (shares, lambda number: 0 <= number <= 1, "from 0 to 1"),
+    )
+    for keys, is_within, words in ranges:
+        for key in keys:
+            if (number := values.get(key)) is not None and not is_within(number):
+                raise ValueError(f"{key} is {number}; it must be {words}")
+
+
+def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise ValueError where a file cannot be written, or would take the place of one that is read.
+
+    Args:
+        path: file to be written; there may be an older one.
+        key: argument that names it.
+        inputs: files that are read or written as well; None are passed over.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{key} is {path}, which is a folder; name a file")
+    if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
+        raise ValueError(
+            f"{key} is {path}, which this command also reads or writes; name another file"
+        )
+    check_output_folder(path.parent, key)
+
+
+def check_output_folder(folder: str | Path, key: str) -> None:
+    """Raise ValueError where a folder neither is there nor can be made, or may not be written
+    to."""
+    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(
+            f"{key}: {existing} is a file where a folder is needed; give another place"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{key}: {existing} may not be written to; give another place, or change its "
+            "permissions"
+        )
+
+
+def is_path(name: str) -> bool:
+    """Whether a name means something on the disk and not a Hub id.
+
+    `model/X` is a folder wherever there is a folder `model`, and so are all names that are no
+    `owner/name`.
+    """
+    path = Path(name)
+    return (
+        name.startswith((".", "/"))
+        or len(path.parts) > 2
+        or path.exists()
+        or Path(path.parts[0]).is_dir()
+    )
+
+
+def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value of JSON is of a type; true and false are no numbers."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+
+
+def short_json(value: Any) -> str:
+    """Begin of a value, for a message."""
+    return json.dumps(value, ensure_ascii=False)[:60]
+
+
+def is_dialogue(value: Any) -> bool:
+    """Whether a column holds chat messages."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value
+    )

@@ -1,0 +1,128 @@
+"""Clients of OpenAI-style servers: what an address means, and how it is asked.
+
+No proxy of the environment is asked for an address of this machine, nor for the servers of a
+training, which are ours wherever they run. A judge on the internet may be behind one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+import psutil
+
+if TYPE_CHECKING:
+    import openai
+
+# An idle connection is used again within this time. Servers close one after a while (vLLM: 5 s); a
+# request that is sent at that moment is lost, and a path that is drawn again keeps the whole batch
+# waiting.
+IDLE_SECONDS = 2.0
+
+
+def split_url(url: str, key: str) -> SplitResult:
+    """Parts of a server's address. Raises ValueError naming the `key` that has it for one that no
+    client could take.
+
+    A port may be missing; an IPv6 address stands in brackets, as in `http://[::1]:12345/v1`.
+    """
+    cause = ""
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # a port that is no number, or an open bracket
+        is_right, cause = False, f" ({error})"
+    if not is_right:
+        raise ValueError(
+            f"{key} is {url!r}{cause}; write it as http://HOST:PORT/v1, an IPv6 address in brackets"
+        )
+    return parts
+
+
+def server_url(host: str, port: int) -> str:
+    """Base URL of a server that listens on `host`, as an OpenAI client takes it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address reaches this machine only from itself."""
+    address = _numeric(host)
+    if address is None:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+    return address.is_loopback
+
+
+def is_own(host: str) -> bool:
+    """Whether a host name or address is one of this machine's, among them those that stand for
+    all of its addresses."""
+    address = _numeric(host)
+    if address is None:
+        return is_loopback(host) or host.lower() == socket.gethostname().lower()
+    own = {
+        entry.address.partition("%")[0]
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+    }
+    return address.is_loopback or address.is_unspecified or str(address) in own
+
+
+def bypass_proxies(url: str) -> None:
+    """Let every library of this process ask a server of this machine without a proxy of the
+    environment."""
+    if is_own(host := urlsplit(url).hostname or ""):
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), host])
+
+
+def openai_client(
+    url: str, *, key: str | None = None, proxies: bool = False, **settings: Any
+) -> openai.OpenAI:
+    """Client of a server.
+
+    Args:
+        url: base URL.
+        key: API key; default: that of our servers.
+        proxies: let the environment's proxies be asked, unless the address is this machine's.
+        settings: further arguments of the client, such as `timeout` and `max_retries`.
+    """
+    import openai
+
+    http = openai.DefaultHttpxClient(**_http_settings(url, proxies))
+    return openai.OpenAI(base_url=url, api_key=key or api_key(), http_client=http, **settings)
+
+
+def async_openai_client(
+    url: str, *, key: str | None = None, proxies: bool = False, **settings: Any
+) -> openai.AsyncOpenAI:
+    """The same, asynchronous; who opens many requests at once bounds them by itself."""
+    import openai
+
+    http = openai.DefaultAsyncHttpxClient(**_http_settings(url, proxies))
+    return openai.AsyncOpenAI(base_url=url, api_key=key or api_key(), http_client=http, **settings)
+
+
+def _http_settings(url: str, proxies: bool) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
+    return {"limits": limits, "trust_env": proxies and not is_own(urlsplit(url).hostname or "")}
+
+
+def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Address that a host is written as, in any of the spellings that the system reads; None for
+    a name."""
+    try:
+        (*_, place), *_ = socket.getaddrinfo(
+            host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except (OSError, UnicodeError):
+        return None
+    address = ipaddress.ip_address(place[0].partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def api_key() -> str:
+    """Key of the vLLM servers, as vLLM itself reads it; servers on 127.0.0.1 take any."""
+    return os.environ.get("VLLM_API_KEY", "EMPTY")

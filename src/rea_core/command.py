@@ -1,0 +1,23 @@
+"""The frame of a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Log to stderr with time and module; ranks other than the first only warn.
+
+    Entry points call it before they import torch, so the wait policy of its threads is set here
+    too: threads that spin while they wait lose most of their speed as soon as anything else runs on
+    the cores.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.get("RANK", "0") != "0":
+        level = logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    for chatty in ("httpx", "httpx2", "openai"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,124 @@
+"""Old places of modules that have moved. `import`, `from ... import` and `python -m` of an old path
+find the module at its new place, so scripts and notebooks of earlier versions go on working.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import CodeType, ModuleType
+from typing import Any
+
+# Old module -> modules that have its names now; `python -m` runs the first. Modules that still
+# exist are here for names that have left them.
+MOVED = {
+    "generation.eval_data": ["generation.evaluation.benchmarks"],
+    "generation.eval_table": ["generation.evaluation.table"],
+    "generation.generate": ["generation.arguments", "generation.tasks"],
+    "generation.json_text": ["rea_core.json_text"],
+    "generation.labeling_distill_utils": ["generation.path_cutting"],
+    "generation.plots": ["generation.evaluation.plots"],
+    "generation.row_files": ["rea_core.row_files", "generation.generation_file"],
+    "generation.splits": ["generation.stages", "generation.arguments"],
+    "generation.strategy_report": ["generation.evaluation.strategies"],
+    "generation.utils": [
+        "generation.generation_file",
+        "rea_core.rows",
+        "rea_core.checks",
+        "rea_core.row_files",
+        "rea_core.json_text",
+    ],
+    "rea_rl.clients": ["rea_core.clients"],
+    "rea_rl.continued": ["rea_rl.run.continued"],
+    "rea_rl.dialogues": ["rea_rl.run.dialogues", "rea_core.checks"],
+    "rea_rl.endpoint": ["rea_rl.rollout.endpoint"],
+    "rea_rl.entry": ["rea_rl.run.training", "rea_rl.run.endings"],
+    "rea_rl.fork_check": ["rea_rl.packing.fork_check"],
+    "rea_rl.fused_lora": ["rea_rl.packing.fused_lora"],
+    "rea_rl.logprobs": ["rea_rl.packing.logprobs"],
+    "rea_rl.lookahead": ["rea_rl.rollout.lookahead"],
+    "rea_rl.lora": ["rea_rl.run.lora"],
+    "rea_rl.merge_lora": ["rea_core.models"],
+    "rea_rl.model_files": ["rea_core.model_files"],
+    "rea_rl.monitors": ["rea_rl.run.monitors"],
+    "rea_rl.numerics": ["rea_rl.run.numerics"],
+    "rea_rl.packed_step": ["rea_rl.packing.step"],
+    "rea_rl.probe": ["rea_rl.rollout.probe"],
+    "rea_rl.real_figures": ["rea_rl.study.real_figures"],
+    "rea_rl.real_report": ["rea_rl.study.real_report"],
+    "rea_rl.recipe": ["rea_core.recipe"],
+    "rea_rl.recompute": ["rea_rl.packing.recompute"],
+    "rea_rl.reflection_check": ["rea_rl.rollout.reflection_check"],
+    "rea_rl.resume": ["rea_rl.run.resume"],
+    "rea_rl.revision": ["generation.cuts"],
+    "rea_rl.rollout": ["rea_rl.rollout.engine", "rea_rl.rollout.record"],
+    "rea_rl.run_record": ["rea_rl.run.run_record"],
+    "rea_rl.shared_prefix": ["rea_rl.packing.prefix_tree"],
+    "rea_rl.start": ["rea_rl.run.start"],
+    "rea_rl.stopping": ["rea_rl.run.stopping"],
+    "rea_rl.study": ["rea_rl.study.run", "rea_rl.study.rows"],
+    "rea_rl.study_places": ["rea_rl.study.places"],
+    "rea_rl.study_report": ["rea_rl.study.report"],
+    "rea_rl.tree_attention": ["rea_rl.packing.attention"],
+    "rea_rl.trl_keys": ["rea_rl.run.trl_keys"],
+    "rea_rl.utils": [
+        "rea_core.models",
+        "rea_core.problems",
+        "rea_core.rows",
+        "rea_core.command",
+        "rea_core.clients",
+        "rea_rl.run.checkpoints",
+        "generation.measured",
+    ],
+    "rea_rl.vllm_server": ["rea_core.models"],
+    "rea_rl.weight_sync": ["rea_rl.rollout.weight_sync"],
+}
+
+
+def names_of(old: str) -> Callable[[str], Any]:
+    """`__getattr__` of a module: its names at their new places."""
+
+    def find(name: str) -> Any:
+        if not name.startswith("__"):
+            for new in MOVED[old]:
+                module = importlib.import_module(new)
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+    return find
+
+
+class _OldModule(importlib.abc.InspectLoader):
+    """Loads an old path: a module without names of its own, or for `python -m` a call of the new
+    one."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__getattr__ = names_of(module.__name__)  # type: ignore[method-assign]
+
+    def get_code(self, fullname: str) -> CodeType:
+        new = MOVED[fullname][0]
+        source = f"import runpy; runpy.run_module({new!r}, run_name='__main__', alter_sys=True)"
+        return compile(source, fullname, "exec")
+
+    def get_source(self, fullname: str) -> None:
+        return None
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds old paths of which no file is left; it is asked last."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        known = fullname in MOVED
+        return importlib.machinery.ModuleSpec(fullname, _OldModule()) if known else None
+
+
+def install() -> None:
+    """Let the import system know the table."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -1,0 +1,151 @@
+"""Recipe files: read strictly, so that every mistake is one ValueError that names file, key,
+value and remedy."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+from rea_core.json_text import read_text
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which does not let the second of two equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = []
+        for key_node, _ in node.value:
+            if (key := self.construct_object(key_node)) in keys:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key} stands twice", problem_mark=key_node.start_mark
+                )
+            keys.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """Keys and values of a recipe. Raises ValueError naming the file, and the line that is not
+    YAML."""
+    text = read_text(path)
+    try:
+        recipe = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1
+        raise ValueError(
+            f"{path}, line {line}: not YAML ({error.problem}); write one `key: value` a line"
+        ) from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise ValueError(
+            f"{path}: not YAML ({' '.join(str(error).split())}); write it as plain text"
+        ) from None
+    if not isinstance(recipe, dict):
+        found = type(recipe).__name__ if recipe else "empty"
+        raise ValueError(
+            f"{path}: a recipe has one `key: value` a line, but this one is {found}; correct it"
+        )
+    return recipe
+
+
+class RecipeParser(TrlParser):
+    """`trl.TrlParser` that holds a recipe's values to the types of the flags, and whose errors
+    are ValueErrors."""
+
+    def __init__(self, dataclass_types: Any):
+        super().__init__(dataclass_types, allow_abbrev=False)
+        self._hints = {
+            key: hint
+            for type_ in self.dataclass_types
+            for key, hint in get_type_hints(type_).items()
+        }
+        # Reversed, since `--no_X` comes after `--X` and has the same key.
+        self._flags = {
+            action.dest: action for action in reversed(self._actions) if action.dest in self._hints
+        }
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; correct the flag, --help lists all")
+
+    def parse_args_and_config(self, args: Sequence[str] | None = None, **_: Any) -> tuple[Any, ...]:
+        """Dataclasses of the recipe that `--config FILE` names and of the flags, which override it.
+
+        Raises ValueError for a mistake in either.
+        """
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.error = self.error
+        first.add_argument("--config")
+        given, flags = first.parse_known_args(sys.argv[1:] if args is None else args)
+        if given.config is not None:
+            self._take_defaults(given.config)
+        *parts, unknown = self.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+        if unknown:
+            self.error(f"unknown arguments {' '.join(unknown)}{self._meant(unknown[0])}")
+        return tuple(parts)
+
+    def _take_defaults(self, path: str) -> None:
+        recipe = read_recipe(path)
+        for key, value in recipe.items():
+            if key not in self._flags:
+                raise ValueError(
+                    f"{path}: there is no key {key}{self._meant(str(key))}; correct it, or leave "
+                    "it out"
+                )
+            recipe[key] = self._typed(
+                key, value, f"{path}: {key} is {'empty' if value is None else repr(value)}"
+            )
+        self.set_defaults_with_config(**recipe)
+
+    def _typed(self, key: str, value: Any, what: str) -> Any:
+        """Value of a recipe, as the flag would have it."""
+        action, kinds = self._flags[key], _kinds(self._hints[key])
+        if value is None:
+            if type(None) not in kinds:
+                raise ValueError(f"{what}; give it a value, or leave it out")
+            return None
+        if action.nargs == "+" and not isinstance(value, dict):
+            return [
+                _converted(action, kinds, one, what)
+                for one in (value if isinstance(value, list) else [value])
+            ]
+        return (
+            value if type(value) in kinds & {list, dict} else _converted(action, kinds, value, what)
+        )
+
+    def _meant(self, key: str) -> str:
+        close = difflib.get_close_matches(key.lstrip("-"), self._flags, n=1)
+        return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """Types that a field takes: of a union its members, of a list `list` and its elements' type."""
+    kinds = {hint, get_origin(hint)}
+    return kinds.union(
+        *(_kinds(part) for part in get_args(hint) if isinstance(part, type) or get_args(part))
+    )
+
+
+def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) -> Any:
+    words = next((words for kind, words in WORDS.items() if kind in kinds), "of another type")
+    if isinstance(value, bool) and action.type is str and not action.choices:
+        return value  # as for `scale_rewards`, a text that may also be a truth value
+    try:
+        if isinstance(value, (list, dict)):
+            raise ValueError
+        converted = action.type(str(value))
+    except (TypeError, ValueError, argparse.ArgumentTypeError):
+        raise ValueError(f"{what}; it must be {words}") from None
+    if action.choices and converted not in action.choices:
+        quote = (
+            ", in quotes where YAML reads yes, no, on or off as a truth value"
+            if isinstance(value, bool)
+            else ""
+        )
+        raise ValueError(f"{what}; it must be one of {', '.join(map(str, action.choices))}{quote}")
+    return converted

@@ -1,0 +1,107 @@
+"""Rows of local files and Hub datasets, and checks of their columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from rea_core.checks import is_a, is_path, short_json
+from rea_core.row_files import Row, Rows, open_rows
+
+
+def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
+    """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset,
+    all in memory.
+
+    Raises ValueError naming the file, and the row (from 0) where one is at fault.
+    """
+    return list(any_rows(name, split, config))
+
+
+def any_rows(
+    name: str,
+    split: str | None = None,
+    config: str | None = None,
+    check: Callable[[Row, int], None] = lambda row, i: None,
+) -> Rows | list[Row]:
+    """The same; those of a local file are read when they are asked for. `check` is called with
+    every row, see `open_rows`."""
+    if Path(name).suffix in (".json", ".jsonl"):
+        return open_rows(name, check)
+    rows = _read_hub(name, split, config)
+    for i, row in enumerate(rows):
+        check(row, i)
+    return rows
+
+
+def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
+    if not name or is_path(name):
+        raise ValueError(
+            f"{name!r} is no file of rows; name a file that ends in .json or .jsonl, or a Hub "
+            "dataset"
+        )
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(name, config, split=split))
+    # no such dataset, split or configuration, or no connection
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"{name}: cannot be read from the Hub ({cause}); correct that, or give a .json or "
+            ".jsonl file"
+        ) from error
+
+
+def check_columns(
+    rows: Iterable[Row],
+    columns: Mapping[str, type | tuple[type, ...]],
+    name: str | Path,
+    remedy: str,
+) -> None:
+    """Raise ValueError naming the first row without all of the columns, or with a value of
+    another type in one."""
+    for i, row in enumerate(rows):
+        check_row(row, i, columns, name, remedy)
+
+
+def check_row(
+    row: Row, i: int, columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
+) -> None:
+    """Raise ValueError for row `i` without all of the columns, or with a value of another type
+    in one."""
+    for column, kind in columns.items():
+        if column not in row:
+            raise ValueError(f"{name}: row {i} has no {column!r}; {remedy}")
+        if not is_a(row[column], kind):
+            raise ValueError(
+                f"{name}: row {i} has the {column!r} {short_json(row[column])}; {remedy}"
+            )
+
+
+def check_ids(rows: Iterable[Row], name: str | Path) -> None:
+    """Raise ValueError for two rows with one `id`."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        check_id(row, i, name, first)
+
+
+def check_id(row: Row, i: int, name: str | Path, first: dict[str, int]) -> None:
+    """The same for row `i` and those before it, whose numbers by `id` are in `first`."""
+    if (other := first.setdefault(str(row["id"]), i)) != i:
+        raise ValueError(
+            f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or "
+            "leave it out"
+        )
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file so that it is either complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

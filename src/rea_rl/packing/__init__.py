@@ -1,0 +1,1 @@
+"""Training step in which rows share what they have in common."""

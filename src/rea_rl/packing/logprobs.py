@@ -1,0 +1,213 @@
+"""Log-probs of next tokens: from hidden states, without logits for more than one chunk of tokens at
+a time, and of padded rows, a few of similar length at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import is_peft_model
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from trl import GRPOTrainer
+
+    from rea_rl.configs import REARLConfig
+
+logger = logging.getLogger(__name__)
+
+CHUNK_TOKENS = 1024
+Output = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """Log-probs and entropies of `hidden @ weight.T / temperature`.
+
+    The gradient of a token's log-prob with respect to its hidden state does not depend on the loss,
+    except for one factor. It is computed while the chunk's logits are there, and kept in their
+    place: (N, H) instead of (N, V), and nothing is projected a second time in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            logits = (hidden[part] @ weight.T).float()  # (n, V)
+            log_probs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(
+                dim=-1
+            )
+            target = targets[part].unsqueeze(1)
+            logps[part] = log_probs.gather(1, target).squeeze(1)
+            probs = log_probs.exp()
+            entropies[part] = -torch.einsum("nv,nv->n", probs, log_probs)
+            if slopes is not None:
+                # Minus the gradient of the logits; 1 is subtracted in float32, where little may be
+                # left of it.
+                slope = probs.scatter_add_(
+                    1, target, target.new_full(target.shape, -1, dtype=torch.float32)
+                )
+                torch.mm(slope.to(weight.dtype), weight, out=slopes[part]).div_(-temperature)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_logps: torch.Tensor, _: Any
+    ) -> tuple[torch.Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), None, None, None
+
+
+def chunked_logps(
+    hidden: torch.Tensor,  # (N, H)
+    weight: torch.Tensor,  # (V, H), frozen
+    targets: torch.Tensor,  # (N,)
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in
+    float32."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _ChunkedLogProbs.apply(hidden.to(weight.dtype), weight, targets, temperature)
+
+
+def takes_one_pass(args: REARLConfig) -> bool:
+    """Whether all padded rows of a micro-batch must be trained in one forward pass; where the
+    recipe has fewer, a warning.
+
+    Reentrant checkpointing, which TRL sets for ZeRO-3, adds to a gradient once for each forward
+    pass of a backward pass; ZeRO-3 and DDP take one addition.
+    """
+    kwargs = args.gradient_checkpointing_kwargs
+    # torch's default
+    one_pass = (
+        bool(args.gradient_checkpointing and kwargs) and kwargs.get("use_reentrant") is not False
+    )
+    if one_pass and args.rows_per_forward:
+        logger.warning(
+            "rows_per_forward: %d is not possible with reentrant gradient checkpointing, as ZeRO-3 "
+            "has it: all rows of a micro-batch are trained in one pass; lower "
+            "per_device_train_batch_size where memory is short",
+            args.rows_per_forward,
+        )
+    return one_pass
+
+
+def leave_load_balancing(trainer: GRPOTrainer) -> None:
+    """Leave out the loss that balances the load of experts, unless the recipe has a coefficient:
+    LoRA freezes the routers.
+
+    TRL takes the coefficient from the model's config, where most models with experts have one.
+    """
+    if (
+        not trainer.aux_loss_enabled
+        or trainer.args.router_aux_loss_coef is not None
+        or not is_peft_model(trainer.model)
+    ):
+        return
+    config = trainer.model.config.get_text_config()
+    config.output_router_logits, trainer.aux_loss_enabled = False, False
+    config.router_aux_loss_coef = trainer.router_aux_loss_coef = 0.0
+    logger.info("router_aux_loss_coef: 0, since an adapter leaves the routers as they are")
+
+
+class KeepsBalance:
+    """`forward` of `padded_logps` that keeps the load-balancing loss of its passes, where they
+    have one."""
+
+    def __init__(self, forward: Callable[..., Output]):
+        self._forward, self._losses = forward, []
+
+    def __call__(self, *args: Any) -> Output:
+        output = self._forward(*args)
+        self._losses += [] if output[2] is None else [output[2]]
+        return output
+
+    @property
+    def mean(self) -> torch.Tensor | None:
+        """Mean over the passes so far, (); None for models without experts."""
+        return torch.stack(self._losses).mean() if self._losses else None
+
+
+def sampling_metrics(
+    accelerator: Accelerator, difference: torch.Tensor, mask: torch.Tensor, clip_max: float | None
+) -> dict[str, float]:
+    """Metrics `sampling/*` of all ranks; 0 where there is no such token.
+
+    Args:
+        accelerator: of the ranks.
+        difference: (B, C) log-probs of the trainer less those of the server; NaN for forced tokens.
+        mask: (B, C) of this rank's trained tokens.
+        clip_max: ratio from which the correction is truncated; None without one.
+    """
+    sampled = difference[mask & ~difference.isnan()]
+    ratio = sampled.exp()
+    truncated = ratio > (math.inf if clip_max is None else clip_max)
+    largest = ratio.max() if len(ratio) else ratio.new_zeros(())
+    counts = [truncated.sum(), mask.sum(), torch.tensor(len(sampled), device=ratio.device)]
+    sums = torch.stack(
+        [sampled.abs().sum(), ratio.sum(), *(count.to(ratio.dtype) for count in counts), largest]
+    )
+    of_ranks = accelerator.gather(sums).view(-1, len(sums))
+    total_difference, total_ratio, num_truncated, num_trained, num_sampled, _ = of_ranks.sum(
+        dim=0
+    ).tolist()
+    return {
+        "sampling/logp_difference": total_difference / max(num_sampled, 1),
+        "sampling/ratio": total_ratio / max(num_sampled, 1),
+        "sampling/truncated": num_truncated / max(num_trained, 1),
+        "sampling/ratio_max": float(of_ranks[:, -1].max()),
+    }
+
+
+def padded_logps(
+    forward: Callable[..., Output],
+    input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
+    attention_mask: torch.Tensor,  # (B, P + C)
+    num_kept: int,  # C
+    rows_per_forward: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs (B, C) and entropies (B, C) of `forward(input_ids, attention_mask, C)`, rows of
+    similar length together."""
+    order = attention_mask.sum(dim=1).argsort()
+    outputs = [
+        _trimmed(forward, input_ids[rows], attention_mask[rows], num_kept)
+        for rows in order.split(rows_per_forward)
+    ]
+    back = order.argsort()
+    logps, entropies = (
+        None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True)
+    )
+    return logps, entropies
+
+
+def _trimmed(
+    forward: Callable[..., Output],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_kept: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One forward pass without the columns that are padding in all rows; outputs are padded back
+    to (B, C)."""
+    columns = attention_mask.any(dim=0).nonzero().flatten()
+    # One column of completions stays where no row has a trained token: TRL takes the last 0 columns
+    # for all of them.
+    cut_off = min(input_ids.size(1) - 1 - int(columns[-1]), num_kept - 1)
+    first, end = int(columns[0]), input_ids.size(1) - cut_off
+    logps, entropies, _ = forward(
+        input_ids[:, first:end], attention_mask[:, first:end], num_kept - cut_off
+    )
+    return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))

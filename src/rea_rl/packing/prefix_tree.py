@@ -1,0 +1,272 @@
+"""Forward pass over paths that share prefixes: each shared token is computed once.
+
+Original and revision share prompt and kept thinking id by id, all paths of a problem share its
+prompt. Paths are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed row
+without padding: position ids are depths in the tree, and each token attends to its own path only
+(`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once where paths
+share them.
+
+The result is that of padded rows, up to rounding, unless the model draws random numbers in its
+forward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from rea_rl.packing.attention import Tree, packing, register_tree_attention
+from rea_rl.packing.logprobs import chunked_logps
+
+RELATED = 0.25
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Settings of models whose attention scores or logits are not a plain product.
+SCALES = (
+    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling",
+    "output_multiplier",
+    "lm_head_multiplier",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenPath:
+    """Ids of prompt and completion, and how many of them are the prompt's."""
+
+    ids: np.ndarray  # (L,)
+    num_prompt: int
+
+
+@dataclass(frozen=True)
+class PackedPaths:
+    """Paths in one row of N unique tokens, with M trained tokens of which U are unique.
+
+    Attributes:
+        input_ids: (1, N).
+        position_ids: (1, N), depth in the tree.
+        predictors: (U,) packed positions whose next token is trained.
+        targets: (U,) these next tokens.
+        token_index: (M,) for each trained token, path after path, its place among the U.
+        tree: what each token attends to.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    predictors: torch.Tensor
+    targets: torch.Tensor
+    token_index: torch.Tensor
+    tree: Tree
+
+    def to(self, device: torch.device) -> PackedPaths:
+        """The same paths on `device`."""
+        return PackedPaths(*(value.to(device) for value in vars(self).values()))
+
+
+@dataclass
+class PackedOutput(ModelOutput):
+    """Log-probs and entropies of the U unique trained tokens."""
+
+    logps: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+
+
+@cache
+def _tree_row() -> type:
+    """TRL's `TreeRow`, without the package around it, which imports vLLM and all of TRL's
+    trainers."""
+    trl = importlib.util.find_spec("trl")
+    file = Path(trl.submodule_search_locations[0], "experimental", "async_grpo", "packing.py")
+    spec = importlib.util.spec_from_file_location("trl_packing", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TreeRow
+
+
+def fold(paths: Sequence[TokenPath]) -> PackedPaths:
+    """Fold paths into a prefix tree and lay it out in a row."""
+    row = _tree_row()()
+    for path in paths:
+        mask = torch.arange(len(path.ids)) >= path.num_prompt
+        row.add(
+            {
+                "input_ids": path.ids,  # only its `tolist` is called
+                "completion_mask": mask,
+                # not ours: whatever belongs to a token stays in its path's order
+                "old_log_probs": mask,
+                "advantage": 0.0,
+                "group_id": None,
+            }
+        )
+    packed = row.pack()
+    labels = packed["shift_labels"]
+    trained = labels != -100
+    return PackedPaths(
+        input_ids=packed["input_ids"].unsqueeze(0),
+        position_ids=packed["position_ids"].unsqueeze(0),
+        predictors=trained.nonzero().squeeze(1),
+        targets=labels[trained],
+        token_index=(trained.cumsum(0) - 1)[packed["token_index"]],
+        tree=_join_segments(
+            *(packed[f"tree_{name}"] for name in ("kv_index", "cu_seqlens_q", "cu_seqlens_k"))
+        ),
+    )
+
+
+def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tensor) -> Tree:
+    """Make a segment and its first child, which follows it in the row, one run: half the keys,
+    fewer queries' blocks.
+
+    The child's keys are its parent's and its own tokens, so the run's keys are those of its last
+    segment.
+    """
+    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
+    bounds, kept = [(0, 0)], []
+    for segment, (start, end) in enumerate(pairwise(starts_k)):
+        next_start = starts_q[segment + 1]
+        last = kv_index[end - 1]
+        longer = segment + 2 < len(starts_k) and starts_k[segment + 2] - end > end - start
+        if not longer or kv_index[2 * end - start - 1] != last:
+            kept.append(kv_index[start:end])
+            bounds.append((next_start, bounds[-1][1] + end - start))
+    cu = torch.tensor(bounds, dtype=torch.int32)
+    return Tree(torch.cat(kept), cu[:, 0].contiguous(), cu[:, 1].contiguous(), tuple(bounds))
+
+
+def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
+    """Deal paths to forward passes of at most `budget` unique tokens; a longer path goes alone.
+
+    Relatives stay together as long as they fit into one pass. Returns the indices of each pass in
+    ascending order.
+    """
+    packs: list[list[int]] = []
+    load = 0
+    for family in _families(paths, budget):
+        novel = sum(len(paths[i].ids) - shared for i, shared in family)
+        if packs and (budget is None or load + novel <= budget):
+            load += novel
+        else:
+            packs.append([])
+            # what the first one has in common with the pass before is not in this one
+            load = novel + family[0][1]
+        packs[-1] += [i for i, _ in family]
+    return [sorted(pack) for pack in packs]
+
+
+def num_unique(paths: Sequence[TokenPath]) -> int:
+    """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts
+    once."""
+    order = order_by_ids(paths)
+    shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
+    return sum(len(path.ids) for path in paths) - shared
+
+
+def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple[int, int]]]:
+    """Paths in the order of their ids, related neighbours in one list, each with the prefix it
+    shares with the last."""
+    families: list[list[tuple[int, int]]] = []
+    load, last = 0, None
+    for i in order_by_ids(paths):
+        shared = common_prefix(last.ids, paths[i].ids) if last else 0
+        load += len(paths[i].ids) - shared
+        if (
+            last is None
+            or not related(last, paths[i], shared)
+            or (budget is not None and load > budget)
+        ):
+            families.append([])
+            load = len(paths[i].ids)
+        families[-1].append((i, shared))
+        last = paths[i]
+    return families
+
+
+def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
+    """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter
+    completion."""
+    shorter = min(len(path.ids) - path.num_prompt for path in (first, second))
+    return shared - second.num_prompt > RELATED * shorter
+
+
+def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:
+    """Indices in lexicographic order of the ids: each path shares most with its neighbours."""
+    return sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
+
+
+def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
+    """Number of leading ids that both have."""
+    length = min(len(first), len(second))
+    differ = first[:length] != second[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def unsupported(model: PreTrainedModel) -> str | None:
+    """What says beforehand that `model` cannot be forwarded over packed paths, or None;
+    `fork_check` tries the rest."""
+    config = model.config.get_text_config()
+    reasons = {
+        "its attention cannot be exchanged": not model._supports_attention_backend
+        or config.is_encoder_decoder,
+        "it has layers that are not attention": not LAYER_TYPES.issuperset(
+            getattr(config, "layer_types", None) or ()
+        ),
+        "it changes its scores or logits": any(
+            getattr(config, key, None) not in (None, 1.0) for key in SCALES
+        ),
+        "its attention has sinks": any(
+            name.endswith(".sinks") for name, _ in model.named_parameters()
+        ),
+        "its language model head has a bias": model.get_output_embeddings().bias is not None,
+        "it drops out attention": getattr(config, "attention_dropout", 0.0) > 0,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[], None]:
+    """Let `model(packed=PackedPaths)` return a `PackedOutput`; everything else is forwarded as
+    before.
+
+    It is part of the model's forward so that it also passes through PEFT, DDP and DeepSpeed.
+
+    Args:
+        model: causal language model without wrappers, for which `unsupported` is None.
+        temperature: that of sampling; logits are divided by it.
+
+    Returns: a function that takes it away again.
+    """
+    plain, original = model.config._attn_implementation, model.forward
+    model.set_attn_implementation(register_tree_attention(plain))
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any
+    ) -> ModelOutput:
+        if packed is None:
+            return original(*args, **kwargs)
+        with packing():
+            output = self.base_model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                tree=packed.tree,
+                use_cache=False,
+            )
+        hidden = output.last_hidden_state[0][packed.predictors]  # (U, H)
+        head = self.get_output_embeddings().weight
+        return PackedOutput(*chunked_logps(hidden, head, packed.targets, temperature))
+
+    def take_away() -> None:
+        model.set_attn_implementation(plain)
+        model.forward = original
+
+    model.forward = types.MethodType(forward, model)
+    return take_away

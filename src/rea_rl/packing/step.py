@@ -1,0 +1,250 @@
+"""Training step of GRPO with packed paths: forward passes of a bounded number of tokens, instead of
+padded rows.
+
+Everything above log-probs is TRL's: they are put back into padded (B, C) tensors, so loss, KL,
+clipping and metrics are computed by the same code with and without packing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType
+
+from rea_rl.packing.fork_check import packing_differs
+from rea_rl.packing.fused_lora import fuse_layers
+from rea_rl.packing.prefix_tree import (
+    TokenPath,
+    add_packed_forward,
+    fold,
+    num_unique,
+    order_by_ids,
+    plan,
+    unsupported,
+)
+from rea_rl.packing.recompute import Recompute
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from trl import GRPOTrainer
+
+    from rea_rl.configs import REARLConfig
+
+
+logger = logging.getLogger(__name__)
+
+Inputs = dict[str, Any]
+
+
+def why_not_packed(trainer: GRPOTrainer) -> str | None:
+    """Why the rows of a trainer cannot be packed; None if they can: its model then has a packed
+    forward pass."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
+    if sharded:
+        return "its weights are sharded"
+    model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    if reason := unsupported(model):
+        return reason
+    take_away = add_packed_forward(model, trainer.temperature)
+    if reason := packing_differs(trainer):
+        take_away()
+    return reason
+
+
+def _zero_stage(trainer: GRPOTrainer) -> int:
+    return trainer.accelerator.state.deepspeed_plugin.zero_stage
+
+
+class PackedStep:
+    """Log-probs, and loss with gradients, of rows whose paths share prefixes.
+
+    Args:
+        model: base model with a packed forward pass, see `why_not_packed`.
+        accelerator: of the trainer.
+        args: recipe.
+    """
+
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, args: REARLConfig):
+        self.model = model
+        self.accelerator = accelerator
+        self.args = args
+        self.budget = args.tokens_per_forward
+        logger.info("packing: %d layers are fused", fuse_layers(self.model))
+
+    @cached_property
+    def recompute(self) -> Recompute:
+        """Made in the first step: only then has the trainer placed the model and set its
+        checkpointing."""
+        mode = self.args.recompute if self.args.gradient_checkpointing else "none"
+        # a path that is longer than the budget has a pass of its own
+        most = max(self.budget, self.args.max_completion_length)
+        return Recompute(self.model, mode, most)
+
+    def logps(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,  # (B, P + C)
+        attention_mask: torch.Tensor,  # (B, P + C)
+        logits_to_keep: int,  # C
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies, both (B, C), 0 in the padding."""
+        paths = token_paths(input_ids, attention_mask, logits_to_keep)
+        mask = attention_mask[:, -logits_to_keep:].bool()  # (B, C)
+        logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
+        training = torch.is_grad_enabled()  # then these are the rows of one pass already
+        for rows in [range(len(paths))] if training else plan(paths, self.budget):
+            packed = fold([paths[i] for i in rows]).to(input_ids.device)
+            with self.accelerator.autocast():
+                output = model(packed=packed)
+            places = torch.zeros_like(mask)
+            places[list(rows)] = mask[list(rows)]
+            logps = logps.masked_scatter(places, output.logps[packed.token_index])
+            entropies = entropies.masked_scatter(places, output.entropies[packed.token_index])
+        return logps, entropies
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Inputs,
+        compute_loss: Callable[[torch.nn.Module, Inputs], torch.Tensor],
+        metrics: dict[str, list[float]],
+    ) -> torch.Tensor:
+        """Loss () of a micro-batch. The backward pass of all its forward passes but the last has
+        been done.
+
+        All ranks do the same number of passes; where a rank has fewer, the first ones train
+        nothing.
+
+        Args:
+            model: as it is trained, with its adapter.
+            inputs: padded rows, tensors (B, ...).
+            compute_loss: loss of the rows of one pass; adds an entry to `metrics` each time.
+            metrics: entries of the passes are merged into one.
+        """
+        packs = self._packs(inputs)
+        before = {key: len(values) for key, values in metrics.items()}
+        total = torch.zeros((), device=self.accelerator.device)
+        for pack in packs[:-1]:
+            with self._without_sync(model):
+                loss = compute_loss(model, pack)
+                self.accelerator.backward(loss, **self._backward_settings())
+            total += loss.detach()
+        loss = compute_loss(model, packs[-1])
+        if len(packs) > 1:
+            counts = torch.stack([pack["completion_mask"].sum() for pack in packs])
+            merge_metrics(metrics, before, self.accelerator.reduce(counts).tolist())
+        return loss + total
+
+    def _packs(self, inputs: Inputs) -> list[Inputs]:
+        """Rows of each forward pass of this rank; also makes ready for the backward passes."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        paths = token_paths(ids, mask, inputs["completion_ids"].size(1))
+        rows = plan(paths, self.budget)
+        self.recompute.begin_step(
+            lambda: max(num_unique([paths[i] for i in some]) for some in rows)
+        )
+        return [pad_rows(inputs, some, total) for some, total in self._same_on_all_ranks(rows)]
+
+    def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:
+        """Passes of this rank, empty ones first, with the most rows that any rank has in each."""
+        device = self.accelerator.device
+        most = int(self.accelerator.gather(torch.tensor([len(packs)], device=device)).max())
+        packs = [[]] * (most - len(packs)) + packs
+        # (ranks, n)
+        num_rows = self.accelerator.gather(
+            torch.tensor([[len(rows) for rows in packs]], device=device)
+        )
+        return list(zip(packs, num_rows.amax(dim=0).tolist(), strict=True))
+
+    def _backward_settings(self) -> dict[str, bool]:
+        """As in transformers' training step: the loss is normalized already."""
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return {"scale_wrt_gas": False} if deepspeed else {}
+
+    @contextmanager
+    def _without_sync(self, model: torch.nn.Module) -> Iterator[None]:
+        """Accumulate gradients on this rank, as in a micro-step before the last."""
+        state = self.accelerator.gradient_state
+        synchronizes = state.sync_gradients
+        state._set_sync_gradients(False)
+        with self.accelerator.no_sync(model):
+            yield
+        state._set_sync_gradients(synchronizes)
+
+
+def token_paths(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
+) -> list[TokenPath]:
+    """Rows (B, P + C) without their padding."""
+    ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
+    num_prompt = mask[:, :-logits_to_keep].sum(axis=1)
+    return [
+        TokenPath(row[kept], int(prompt))
+        for row, kept, prompt in zip(ids, mask, num_prompt, strict=True)
+    ]
+
+
+def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
+    """Some rows of a micro-batch; what has no rows stays."""
+    return {
+        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
+        for key, value in inputs.items()
+    }
+
+
+def pad_rows(inputs: Inputs, rows: list[int], total: int) -> Inputs:
+    """Some rows of a micro-batch, and as many that train nothing (a prompt without completion) as
+    make `total`.
+
+    TRL gathers a value for each row, so ranks must have the same number of them.
+    """
+    filled = select_rows(inputs, rows + [*rows, 0][:1] * (total - len(rows)))
+    filled["completion_mask"][len(rows) :] = 0
+    return filled
+
+
+def merge_metrics(
+    metrics: dict[str, list[float]], before: dict[str, int], num_tokens: list[int]
+) -> None:
+    """Make one entry of those that each forward pass has logged, as one pass over the micro-batch
+    would have.
+
+    Args:
+        metrics: lists that grew by one entry a pass.
+        before: their lengths before.
+        num_tokens: trained tokens of each pass on all ranks; passes without any do not count.
+    """
+    used = [i for i, count in enumerate(num_tokens) if count]
+    for key, values in metrics.items():
+        new = values[before.get(key, 0) :]
+        if len(new) != len(num_tokens):
+            continue
+        extreme = {"min": min, "max": max}.get(key.rsplit("_")[-1])
+        entries = [new[i] for i in used]
+        mean = sum(new[i] * num_tokens[i] for i in used) / max(sum(num_tokens), 1)
+        values[before.get(key, 0) :] = [extreme(entries) if extreme and entries else mean]
+
+
+def relatives_together(batches: list[Inputs]) -> list[Inputs]:
+    """The micro-batches of a step with their rows dealt in the order of their ids, so that
+    relatives share a pass."""
+    if len(batches) == 1:
+        return batches
+    is_rows = {
+        key: isinstance(value, torch.Tensor) and value.ndim > 0 for key, value in batches[0].items()
+    }
+    batch = {
+        key: torch.cat([each[key] for each in batches]) if is_rows[key] else value
+        for key, value in batches[0].items()
+    }
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    order = order_by_ids(token_paths(ids, mask, batch["completion_ids"].size(1)))
+    size = len(order) // len(batches)
+    return [select_rows(batch, order[start : start + size]) for start in range(0, len(order), size)]

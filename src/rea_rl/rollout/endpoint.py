@@ -1,0 +1,414 @@
+"""Requests to one vLLM server that outlive it: a failed one is repeated once the server is back and
+has its adapter.
+
+    request fails -> one of all that failed looks at /health
+                  -> away: wait, at most `server_deadline` seconds
+                  -> policy server: load the adapter again if it is not listed (a restarted server
+                  is empty) -> repeat the request, at most `request_retries` times
+
+Who restarts a server is not known here: `rea_rl.vllm_server`, a cluster, a person. Everything that
+fails is logged and counted; nothing is repeated without end. What a server answered already stays
+with its path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+import openai
+
+from rea_core.clients import api_key, async_openai_client
+
+if TYPE_CHECKING:
+    from rea_rl.configs import REARLConfig
+
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+POLL_SECONDS = 0.5
+LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
+PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
+VISIBLE_SECONDS = (
+    # in which an adapter shows on a server's host: network file systems look again after a minute
+    # or so
+    90.0
+)
+NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is not there
+MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
+
+
+class UnusableReply(Exception):
+    """A server's reply that says it is one, but cannot be trained on. It is asked for again."""
+
+
+def adapter_folder(output_dir: str | Path) -> Path:
+    """Where a run keeps the versions of its adapter, for the server to load."""
+    return Path(output_dir, "adapters").resolve()
+
+
+class ServerWatch:
+    """What is known about one server, and what to do when a request to it failed.
+
+    Args:
+        key: recipe key of its address, for messages.
+        url: base URL, `http://host:port/v1`.
+        deadline: seconds that it may be away.
+        adapters: folder of the adapters that it must serve; None where it serves a plain model.
+
+    Attributes:
+        counts: since the start: `failed_requests`; `outages` and their `downtime_seconds`;
+            `reloaded_adapters`.
+    """
+
+    def __init__(self, key: str, url: str, deadline: float, adapters: Path | None = None):
+        self.name = f"{key} ({url})"
+        self.counts = {
+            "failed_requests": 0,
+            "outages": 0,
+            "downtime_seconds": 0.0,
+            "reloaded_adapters": 0,
+        }
+        self._url, self._deadline, self._adapters = url, deadline, adapters
+        self._lock = asyncio.Lock()
+        self._back = 0.0  # when it was last known to be well, in the clock's seconds
+        self._given_up: ConnectionError | None = None
+
+    def is_passing(self, error: Exception) -> bool:
+        """Whether a request that failed so may succeed later. A missing adapter may: the server
+        is a new one."""
+        if isinstance(error, openai.NotFoundError):
+            return self._adapters is not None
+        passing = (openai.APIConnectionError, openai.InternalServerError, UnusableReply)
+        # the last one: inside a stream
+        return isinstance(error, passing) or type(error) is openai.APIError
+
+    def give_up(self, error: ConnectionError) -> None:
+        """Let whoever waits for the server, or will, raise an error."""
+        self._given_up = error
+
+    async def recover(self, error: Exception, began: float, model: str) -> None:
+        """Return once a failed request can be repeated. One of those that failed together does the
+        waiting.
+
+        Args:
+            error: what came instead of a reply.
+            began: when the request was sent, by `time.monotonic`.
+            model: name that it is for.
+
+        Raises ConnectionError if the server stays away for the deadline, or does not take its
+        adapter back.
+        """
+        self.counts["failed_requests"] += 1
+        async with self._lock:
+            if self._given_up is not None:
+                raise self._given_up
+            if began < self._back:  # failed in what is over already
+                return
+            start = time.monotonic()
+            async with httpx.AsyncClient(
+                timeout=PROBE_TIMEOUT, trust_env=False, headers=_headers()
+            ) as client:
+                was_away = await self._wait_well(client, model, _words(error), start)
+            self._back = time.monotonic()
+            if was_away:
+                self.counts["downtime_seconds"] += self._back - start
+                logger.warning(
+                    "%s: is back after %.1f s; repeating requests", self.name, self._back - start
+                )
+
+    async def _wait_well(
+        self, client: httpx.AsyncClient, model: str, cause: str, start: float
+    ) -> bool:
+        """Wait until the server is healthy and serves the model; whether it had been away at
+        all."""
+        is_away = False
+        while True:
+            if self._given_up is not None:
+                raise self._given_up
+            try:
+                await self._probe(client)
+                await self._reload(client, model)
+                if not is_away:
+                    logger.warning(
+                        "%s: a request failed (%s), but it answers; repeating", self.name, cause
+                    )
+                return is_away
+            except httpx.HTTPError as error:
+                if not is_away:
+                    self._note_outage(cause, error)
+                is_away = True
+            if time.monotonic() - start > self._deadline:
+                self._given_up = ConnectionError(
+                    f"{self.name} does not answer, {self._deadline:.0f} s (server_deadline) after "
+                    f"a request failed ({cause}); see its log, start it again, and give the same "
+                    "command to go on from the last checkpoint"
+                )
+                raise self._given_up
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _note_outage(self, cause: str, error: httpx.HTTPError) -> None:
+        self.counts["outages"] += 1
+        logger.warning(
+            "%s: a request failed (%s) and it is away (%s); waiting, at most %.0f s",
+            *(self.name, cause, _words(error), self._deadline),
+        )
+
+    async def _probe(self, client: httpx.AsyncClient) -> None:
+        (await client.get(f"{self._url.removesuffix('/v1')}/health")).raise_for_status()
+
+    async def _reload(self, client: httpx.AsyncClient, model: str) -> None:
+        """Load a version that the server does not list. Raises ConnectionError if it is well and
+        refuses."""
+        if self._adapters is None or model in await self._served(client):
+            return
+        folder = self._adapters / model
+        answer = await self._load(client, folder)
+        if answer.is_success:
+            self.counts["reloaded_adapters"] += 1
+            logger.warning(
+                "%s: did not serve %s; loaded it again from %s", self.name, model, folder
+            )
+        elif model not in await self._served(client):  # where another rank was not faster
+            await self._probe(client)  # raises if it refuses because it is dying
+            self._given_up = ConnectionError(refusal(folder, answer.text))
+            raise self._given_up
+
+    async def _load(self, client: httpx.AsyncClient, folder: Path) -> httpx.Response:
+        """The server's answer for an adapter; it is asked again, for a bounded time, while it
+        does not see the folder."""
+        body = {"lora_name": folder.name, "lora_path": str(folder)}
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            answer = await client.post(
+                f"{self._url}/load_lora_adapter", json=body, timeout=LOAD_TIMEOUT
+            )
+            if NOT_SEEN not in answer.text or time.monotonic() > deadline:
+                return answer
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _served(self, client: httpx.AsyncClient) -> set[str]:
+        answer = (await client.get(f"{self._url}/models")).raise_for_status()
+        return {card["id"] for card in answer.json()["data"]}
+
+
+class Endpoint:
+    """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request,
+    bounded repeats.
+
+    Args:
+        key: recipe key of the address.
+        url: base URL, `http://host:port/v1`.
+        args: recipe.
+        adapters: folder of the adapters that the server must serve; None where it serves a plain
+            model.
+    """
+
+    def __init__(self, key: str, url: str, args: REARLConfig, adapters: Path | None = None):
+        self.watch = ServerWatch(key, url, args.server_deadline, adapters)
+        self._retries = args.request_retries
+        self._slots = asyncio.Semaphore(args.max_concurrent_requests)
+        self._client = async_openai_client(url, timeout=args.request_timeout, max_retries=0)
+
+    async def context_length(self, model: str) -> int:
+        """Tokens that a prompt and its completion may have together. Raises ConnectionError if
+        nothing answers."""
+        try:
+            served = await self._client.models.list()
+        except openai.APIError as error:
+            raise ConnectionError(
+                f"{self.watch.name} does not answer ({_words(error)}); start it, and see its log"
+            ) from error
+        return {card.id: card.max_model_len for card in served.data}[model]
+
+    async def complete(
+        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
+    ) -> Any:
+        """Completion of token ids: one choice with `token_ids` and a log-prob for each, and
+        `usage`."""
+
+        async def attempt() -> Any:
+            async with self._slots:
+                response = await self._create(model, prompt_ids, extra, **body)
+            token_logprobs(response.choices[0])
+            check_finished(response.choices[0])
+            return response
+
+        return await self.repeated(model, attempt)
+
+    async def stream(
+        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
+    ) -> AsyncIterator[Any]:
+        """The choice of a completion in pieces, as they come. Closed early, the server stops
+        generating.
+
+        Raises openai.APIError; a reader that shall be repeated goes through `repeated`.
+        """
+        async with self._slots:
+            stream = await self._create(model, prompt_ids, extra, stream=True, **body)
+            # Stream and generator hold each other: left open, Python's collector ends them, perhaps
+            # in the trainer's thread while this one is at it, and complains.
+            async with stream, aclosing(stream._iterator) as chunks:
+                async for chunk in chunks:
+                    yield chunk.choices[0]
+
+    async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What `attempt` returns, tried again after what may pass: a dead or hung server, an answer
+        of 500.
+
+        Raises ConnectionError if the server stays away, the last try fails, or it refuses all
+        requests; and as it is what it refuses of this one.
+        """
+        for tried in range(self._retries + 1):
+            began = time.monotonic()
+            try:
+                return await attempt()
+            except (openai.APIError, UnusableReply) as error:
+                if not self.watch.is_passing(error):
+                    raise refused(self.watch.name, error) from error
+                if tried == self._retries:
+                    raise ConnectionError(
+                        f"{self.watch.name} failed a request {tried + 1} times, at last with: "
+                        f"{_words(error)}; see its log, or raise request_timeout or request_retries"
+                    ) from error
+                await self.watch.recover(error, began, model)
+                if not isinstance(error, openai.APITimeoutError):  # which has waited already
+                    await asyncio.sleep(min(POLL_SECONDS * (2**tried - 1), MAX_PAUSE))
+        raise AssertionError("request_retries is negative")
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _create(
+        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
+    ) -> Any:
+        return await self._client.completions.create(
+            model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
+        )
+
+
+class EndedElsewhere(ConnectionError):
+    """A failure of any kind, on any rank, that ended all of them at one point."""
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise the failure of any rank on all of them at one point, so that they can still write a
+    checkpoint together.
+
+    A ConnectionError stays what it is where it happened. Everything else becomes EndedElsewhere,
+    caused by what it was, and a failure that nobody foresaw is logged with its traceback.
+    """
+    from accelerate.utils import gather_object
+
+    failure: Exception | None = None
+    try:
+        yield
+    except ConnectionError as error:
+        failure = error
+    except Exception as error:
+        failure = error
+        if not isinstance(error, (openai.APIError, OSError, CancelledError)):
+            logger.exception("this ends the run")
+    message = failure and (
+        str(failure) if isinstance(failure, ConnectionError) else _words(failure)
+    )
+    if messages := [message for message in gather_object([message]) if message]:
+        raise (
+            failure if isinstance(failure, ConnectionError) else EndedElsewhere(messages[0])
+        ) from failure
+
+
+def token_logprobs(choice: Any) -> list[float]:
+    """Log-prob of each token of a choice.
+
+    Raises UnusableReply unless all are finite, since there is no importance ratio without, and
+    where there is no token: even a model that says nothing says that it has ended.
+    """
+    if not choice.token_ids:
+        raise UnusableReply("a reply without a token")
+    logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
+    if len(logprobs) != len(choice.token_ids):
+        raise UnusableReply(
+            f"a reply of {len(choice.token_ids)} tokens with {len(logprobs)} log-probs"
+        )
+    if bad := [value for value in logprobs if value is None or not math.isfinite(value)]:
+        raise UnusableReply(
+            f"a reply with {len(bad)} log-probs that are no numbers, such as {bad[0]}"
+        )
+    return logprobs
+
+
+def check_finished(choice: Any) -> None:
+    """Raise UnusableReply for a choice that its server broke off: one that shuts down ends its
+    requests as `abort`."""
+    # None: a piece of a stream, but the last
+    if choice.finish_reason not in (None, "stop", "length"):
+        raise UnusableReply(f"a reply that ended as {choice.finish_reason!r}")
+
+
+def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
+    """Raise UnusableReply unless there are alternatives to a token, each with a log-prob that
+    can be compared."""
+    if not alternatives:
+        raise UnusableReply("a reply without alternatives to a token")
+    if any(value is None or math.isnan(value) for value in alternatives.values()):
+        raise UnusableReply(f"a reply with log-probs that are no numbers: {alternatives}")
+
+
+def refused(name: str, error: openai.APIError) -> Exception:
+    """What to raise where a server refuses a request and would refuse it again.
+
+    A refusal that is not about this one request, but about the key or the model, is a
+    ConnectionError with the way out.
+    """
+    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+        remedy = "set VLLM_API_KEY to the key that it was started with"
+    elif isinstance(error, openai.NotFoundError):
+        remedy = "start it again with the recipe's model"
+    else:
+        return error
+    return ConnectionError(
+        f"{name} refuses requests ({_words(error)}); {remedy}, and give the same command to go on"
+    )
+
+
+# Words of a server that does not take an adapter, and what is to be done then.
+REFUSALS = {
+    "max_lora_rank": "start it with a max_lora_rank of at least lora_r",
+    NOT_SEEN: "it must see that folder under the same path, also from another host",
+    "Not Found": "start it as rea_rl.vllm_server does: --enable-lora and "
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    "modules": "vLLM serves adapters of linear layers only: see lora_target_modules and "
+    "lora_modules_to_save",
+}
+
+
+def refusal(folder: Path, answer: Any) -> str:
+    """Message where the policy server does not take an adapter, its answer or an error; the
+    remedy is for what it says."""
+    # whose message leaves out what FastAPI itself answers
+    if isinstance(answer, openai.APIStatusError):
+        answer = f"{answer.status_code}: {answer.response.text}"
+    remedy = next(
+        (remedy for words, remedy in REFUSALS.items() if words in str(answer)), "its log says more"
+    )
+    return f"the policy server refuses the adapter {folder} ({answer}); {remedy}"
+
+
+def _headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key()}"}
+
+
+def _words(error: Exception) -> str:
+    """Kind and message of an error in one line; time-outs of httpx have no message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

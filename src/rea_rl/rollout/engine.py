@@ -1,0 +1,444 @@
+"""The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
+
+Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch,
+unless `stage_batch_size` says so. Ids are kept as the server sampled them; a revision is the
+original's ids up to the cut, the forced end of the thinking, and the policy's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from generation.cuts import (
+    Step,
+    choose_cuts,
+    cut_completion_ids,
+    decided_cut,
+    decode_completion,
+    result_probabilities,
+    think_end_finder,
+)
+from generation.prompts import (
+    REFLECTION_PREFILL,
+    THINK_END,
+    THINK_START,
+    reflection_labels,
+    reflection_messages,
+)
+from generation.reflection_words import count_reflections
+from generation.rendering import (
+    DEFAULT_FORMAT,
+    encode_continuation,
+    encode_text,
+    marker_decoder,
+    prompt_thinking,
+)
+from generation.segments import Paragraph, split_paragraphs, thinking_of
+from rea_rl.revision import serial_cuts
+from rea_rl.rollout.endpoint import (
+    Endpoint,
+    adapter_folder,
+    check_alternatives,
+    check_finished,
+    token_logprobs,
+)
+from rea_rl.rollout.record import Batch, Rollout
+from rea_rl.rollout.stage_batching import Waves
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from generation.math_verify import VerifierPool
+    from generation.math_verify.extract import Thinking
+    from rea_rl.configs import REARLConfig
+
+TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
+
+
+class RolloutEngine:
+    """Makes the paths of a batch on an event loop of its own; a context manager.
+
+    Args:
+        args: recipe.
+        tokenizer: of the policy.
+        reflection_tokenizer: of the reflection model; None without revision.
+        verifier: pool that compares answers; closed with the engine.
+    """
+
+    def __init__(
+        self,
+        args: REARLConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        reflection_tokenizer: PreTrainedTokenizerBase | None,
+        verifier: VerifierPool,
+    ):
+        self.args = args
+        # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one,
+        # too.
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.reflection_tokenizer = reflection_tokenizer
+        self.verifier = verifier
+        self._sampling = {"temperature": args.temperature, "top_p": args.top_p, "logprobs": 0}
+        # All of them, or the server takes what the model's generation_config.json says.
+        self._sampling_extra = {
+            "top_k": args.top_k,
+            "min_p": args.min_p or 0.0,
+            "repetition_penalty": args.repetition_penalty,
+        }
+        self._cut_settings = {
+            "second_half": args.cut_second_half,
+            "strong_threshold": args.cut_strong_threshold,
+            "threshold": args.cut_threshold,
+            "cap_share": args.cut_cap_share,
+            "cap_offset": args.cut_cap_offset,
+            "cap_max": args.cut_cap_max,
+        }
+        self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
+        self._find_think_end = think_end_finder(self.tokenizer)
+        self._decode_markers = marker_decoder(self.tokenizer)
+        self._encode_forced = cache(lambda text: encode_continuation(text, self.tokenizer))
+        self._is_cancelled = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+        self._policy = Endpoint(
+            "policy_server", args.policy_server, args, adapter_folder(args.output_dir)
+        )
+        self._endpoints = [self._policy]
+        if reflection_tokenizer is not None:
+            self._reflection = Endpoint("reflection_server", args.reflection_server, args)
+            self._endpoints.append(self._reflection)
+            self.reflection_context = self._wait(
+                self._reflection.context_length(args.reflection_model)
+            )
+
+    def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        """Paths for `rows`, in their order; one per row, or original and revision.
+
+        Args:
+            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is
+                missing), `problem`, `problem_id`, `answer`; one row per sampled path, also with
+                serial cuts, where the first of a prompt's rows is sampled and the others are its
+                exits.
+
+        Raises ConnectionError or openai.APIError when a request failed for good; the other paths
+        are cancelled. Raises CancelledError where `cancel` ended the batch, ConnectionError where
+        it came before.
+        """
+        return self._wait(self._run(rows, batch))
+
+    def cancel(self) -> None:
+        """End the batches under way, and refuse others. Returns at once."""
+        self._is_cancelled = True
+        asyncio.run_coroutine_threadsafe(self._cancel_batches(), self._loop)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Metrics that count since the start: of the verifier, and of servers that failed."""
+        watches = [endpoint.watch.counts for endpoint in self._endpoints]
+        servers = {f"servers/{key}": sum(counts[key] for counts in watches) for key in watches[0]}
+        return servers | {f"verifier/{key}": value for key, value in self.verifier.stats.items()}
+
+    def __enter__(self) -> RolloutEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel what is under way, close the connections and the verifier, and stop the event
+        loop."""
+        self._wait(self._cancel_batches())
+        for endpoint in self._endpoints:
+            self._wait(endpoint.close())
+        self.verifier.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _cancel_batches(self) -> None:
+        """End batches that other threads wait for: their `run` raises CancelledError."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+        if self._is_cancelled:
+            raise ConnectionError("the run is being ended")
+        if batch.revision:
+            rows = rows[:: self.args.num_serial_cuts + 1]
+        waves = Waves(self.args.stage_batch_size, len(rows))
+        progress = tqdm(
+            total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None
+        )
+        try:
+            with progress:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._path(row, batch, waves, progress)) for row in rows
+                    ]
+        except ExceptionGroup as failures:  # the first one stopped the batch
+            raise failures.exceptions[0] from None
+        return [rollout for task in tasks for rollout in task.result()]
+
+    async def _path(
+        self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm
+    ) -> list[Rollout]:
+        original = await self._sample(row, batch)
+        if batch.revision:
+            revising = self._revise(original, row, batch, waves)
+            _, revisions = await asyncio.gather(self._verify(original, row), revising)
+            rollouts = [
+                original,
+                *(revision or dataclasses.replace(original, seconds={}) for revision in revisions),
+            ]
+        else:
+            await self._verify(original, row)
+            rollouts = [original]
+        progress.update()
+        return rollouts
+
+    async def _sample(self, row: dict[str, Any], batch: Batch) -> Rollout:
+        prompt_ids = self._encode_prompt(row)
+        start = time.perf_counter()
+        response = await self._policy.complete(
+            batch.policy_version,
+            prompt_ids,
+            self._sampling_extra,
+            max_tokens=self.args.max_completion_length,
+            **self._sampling,
+        )
+        choice = response.choices[0]
+        thinking = row.get("prompt_thinking") or prompt_thinking(
+            row["prompt"], row.get("problem", "")
+        )
+        return Rollout(
+            problem_id=row["problem_id"],
+            step=batch.step,
+            policy_version=batch.policy_version,
+            kind="original",
+            prompt_ids=prompt_ids,
+            logprobs=token_logprobs(choice),
+            finish_reason=choice.finish_reason,
+            seconds={"sample": time.perf_counter() - start},
+            prompt_thinking=thinking,
+            **self._text_fields(choice.token_ids, thinking),
+        )
+
+    async def _revise(
+        self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
+    ) -> list[Rollout | None]:
+        """Cut the original where it had its result, or at several points; None where nothing can
+        be cut off."""
+        paragraphs = self._paragraphs(original)
+        num_cuts = self.args.num_serial_cuts
+        if not paragraphs:
+            waves.skip()
+            return [None] * max(num_cuts, 1)
+        if num_cuts:
+            cuts = serial_cuts(len(paragraphs), num_cuts)
+            return await asyncio.gather(
+                *(self._finish(original, row, batch, paragraphs, cut) for cut in cuts)
+            )
+        await waves.turn("label")
+        start = time.perf_counter()
+        steps = await self._label(row, paragraphs)
+        seconds = time.perf_counter() - start
+        p_result = result_probabilities(steps)
+        cut = getattr(
+            choose_cuts(p_result, len(paragraphs), **self._cut_settings),
+            self.args.revision_strength,
+        )
+        await waves.turn("finish")
+        revision = await self._finish(original, row, batch, paragraphs, cut)
+        labelled = revision or original
+        labelled.num_paragraphs, labelled.paragraph_ends = (
+            len(paragraphs),
+            [paragraph.end for paragraph in paragraphs],
+        )
+        labelled.p_result, labelled.seconds["label"] = p_result, seconds
+        labelled.num_label_tokens = len(steps)
+        labelled.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
+        return [revision]
+
+    async def _finish(
+        self,
+        original: Rollout,
+        row: dict[str, Any],
+        batch: Batch,
+        paragraphs: list[Paragraph],
+        cut: int,
+    ) -> Rollout | None:
+        """The original up to a cut, the forced end of its thinking, and the answer that the
+        policy gives then."""
+        prefix = cut_completion_ids(
+            original.completion_ids,
+            self.tokenizer,
+            paragraphs,
+            cut,
+            always_cut=self.args.always_cut,
+        )
+        if prefix is None:
+            return None
+        start = time.perf_counter()
+        kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
+        response = await self._policy.complete(
+            batch.policy_version,
+            original.prompt_ids + kept_ids + forced_ids,
+            self._sampling_extra,
+            max_tokens=self.args.finish_max_tokens,
+            **self._sampling,
+        )
+        choice, cached = response.choices[0], response.usage.prompt_tokens_details
+        logprobs = (
+            original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
+        )
+        revision = dataclasses.replace(
+            original,
+            kind="revision",
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason,
+            num_paragraphs=len(paragraphs),
+            paragraph_ends=[paragraph.end for paragraph in paragraphs],
+            cut=cut,
+            num_kept_tokens=len(kept_ids),
+            num_cached_tokens=cached and cached.cached_tokens,
+            correct=None,
+            seconds={"finish": time.perf_counter() - start},
+            **self._text_fields(kept_ids + forced_ids + choice.token_ids, original.prompt_thinking),
+        )
+        await self._verify(revision, row)
+        return revision
+
+    async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[Step]:
+        """Tokens of the reflection model's reply, up to the one that decides the cut.
+
+        None of them where the cut is certain without, and where the request does not fit the
+        model's context.
+        """
+        if self._is_decided([], len(paragraphs)):
+            return []
+        prompt_ids = self._encode_reflection(row["problem"], paragraphs)
+        needed = max(self._reply_length(len(paragraphs), label) for label in (False, True))
+        if len(prompt_ids) + needed > self.reflection_context:
+            return []
+
+        async def attempt() -> list[Step]:
+            reply = self._reflection.stream(
+                self.args.reflection_model,
+                prompt_ids,
+                {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+                max_tokens=needed,
+                temperature=0.0,
+                top_p=1.0,
+                logprobs=TOP_LOGPROBS,
+            )
+            return await self._read(reply, len(paragraphs))
+
+        return await self._reflection.repeated(self.args.reflection_model, attempt)
+
+    async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
+        steps: list[Step] = []
+        p_result: list[float] = []
+        async with aclosing(reply):
+            async for choice in reply:
+                check_finished(choice)
+                alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
+                for step in alternatives:
+                    check_alternatives(step)
+                new = [_best_first(step) for step in alternatives]
+                steps += new
+                if not (found := result_probabilities(new)):
+                    continue
+                p_result += found
+                if self._is_decided(p_result, num_paragraphs):
+                    break
+        return steps
+
+    def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
+        cut = decided_cut(
+            self.args.revision_strength, p_result, num_paragraphs, **self._cut_settings
+        )
+        return self.args.label_until_decided and cut is not None
+
+    def _reply_length(self, num_labels: int, label: bool) -> int:
+        """Tokens of a reply in which all labels are the same."""
+        reply = reflection_labels([label] * num_labels)
+        return len(self.reflection_tokenizer.encode(reply, add_special_tokens=False))
+
+    def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
+        """Tokens, at least, that the rest of a reply would have had; 0 where it was not left but
+        ended by itself."""
+        if not self._is_decided(p_result, num_paragraphs):
+            return 0
+        read = min(len(p_result), num_paragraphs)
+        return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
+
+    async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        text = rollout.text
+        # an answer can only stand after the end of the thinking
+        if rollout.prompt_thinking == "open":
+            text = text.partition(THINK_END)[2]
+        # A text without markers is answer throughout. Further ones mean nothing where the prompt
+        # said what it did.
+        is_marked = rollout.prompt_thinking != "unknown" and (
+            THINK_START in text or THINK_END in text
+        )
+        known = {"thinking": "closed"} if is_marked else {}
+        rollout.correct = await self.verifier.averify(row["answer"], text, **known)
+        rollout.seconds["verify"] = time.perf_counter() - start
+
+    def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
+        """Fields of a rollout that follow from its ids and from what its prompt did to the
+        thinking."""
+        decode = self._decode_markers or partial(decode_completion, self.tokenizer)
+        text = decode(completion_ids)
+        start = (
+            len(self._think_start)
+            if completion_ids[: len(self._think_start)] == self._think_start
+            else 0
+        )
+        end = 0 if thinking == "closed" else self._find_think_end(completion_ids)
+        return {
+            "completion_ids": completion_ids,
+            "text": text,
+            "num_tokens": len(completion_ids),
+            "num_think_tokens": max(end - start, 0),
+            "num_reflections": count_reflections(
+                thinking_of(text, thinking), self.args.word_bounded_reflections
+            ),
+        }
+
+    def _paragraphs(self, path: Rollout) -> list[Paragraph]:
+        return split_paragraphs(
+            path.text,
+            lambda part: len(self.tokenizer.encode(part, add_special_tokens=False)),
+            min_tokens=self.args.paragraph_min_tokens,
+            max_tokens=self.args.paragraph_max_tokens,
+            prompt_thinking=path.prompt_thinking,
+        )
+
+    def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
+        return encode_text(row["prompt"], self.tokenizer)
+
+    def _encode_reflection(self, problem: str, paragraphs: list[Paragraph]) -> list[int]:
+        messages = reflection_messages(problem, [paragraph.text for paragraph in paragraphs])
+        tokenizer = self.reflection_tokenizer
+        prompt_ids = encode_text(DEFAULT_FORMAT.text(messages, tokenizer), tokenizer)
+        return prompt_ids + encode_continuation(REFLECTION_PREFILL, tokenizer)
+
+
+def _best_first(alternatives: dict[str, float]) -> Step:
+    return sorted(((logprob, token) for token, logprob in alternatives.items()), reverse=True)

@@ -1,0 +1,184 @@
+"""Rollouts that overlap training: while the trainer works on batch t, the chain already makes batch
+t + 1.
+
+    step t:   publish policy t | start batch t + lag | wait for batch t
+              | rewards, loss, update -> policy t + 1
+
+Batches are numbered by the optimizer step that trains them. Which rows a batch has follows from its
+number alone, so none is lost or taken twice: not at the end of an epoch, not by an evaluation, and
+not by a resumed run, which draws again what was under way. The rows that were looked up ahead must
+be those that the dataloader deals in the end.
+
+Threads only wait for the chain. What all ranks do together (the weight sync) stays on the main
+thread, in one order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from trl.trainer.utils import RepeatSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    from rea_rl.rollout.engine import RolloutEngine
+    from rea_rl.rollout.record import Batch, Rollout
+
+Row = dict[str, Any]
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the
+    order."""
+
+    def __init__(self, epoch: Callable[[], int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
+class UpcomingRows:
+    """Rows that the dataloader will deal to one rank, by optimizer step.
+
+    Args:
+        dataset: what the sampler's indices are of.
+        sampler: indices of an epoch; those of a step are one after the other, once per micro-step,
+            and the first time rank after rank.
+        micro_steps: how often a step's indices are repeated.
+        rows_per_rank: rows of one rank in a step.
+        rank, ranks: this rank and their number.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Row],
+        sampler: Callable[[int], Sequence[int]],
+        micro_steps: int,
+        rows_per_rank: int,
+        rank: int,
+        ranks: int,
+    ):
+        self._dataset = dataset
+        self._order = lru_cache(maxsize=2)(lambda epoch: list(sampler(epoch)))
+        self._step_size = micro_steps * rows_per_rank * ranks
+        self._first, self._rows_per_rank = rank * rows_per_rank, rows_per_rank
+
+    def __call__(self, step: int) -> list[Row]:
+        """Rows of optimizer step `step`, counted from 0 over all epochs."""
+        epoch, place = divmod(step, len(self._order(0)) // self._step_size)
+        start = place * self._step_size + self._first
+        return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
+
+
+def epoch_sampler(
+    trainer: GRPOTrainer, epoch: Callable[[], int], dataset: Dataset | None = None
+) -> EpochSampler:
+    """Order in which a trainer takes the rows of its (or another) dataset: G rows of a prompt
+    follow each other."""
+    args = trainer.args
+    return EpochSampler(
+        epoch,
+        data_source=trainer.train_dataset if dataset is None else dataset,
+        mini_repeat_count=args.num_generations,
+        batch_size=args.generation_batch_size // args.num_generations,
+        repeat_count=args.steps_per_generation,
+        shuffle=trainer.shuffle_dataset,
+        seed=args.seed,
+    )
+
+
+def upcoming_rows(trainer: GRPOTrainer) -> UpcomingRows:
+    """The same rows for this rank, without the dataloader."""
+    return UpcomingRows(
+        trainer.train_dataset,
+        lambda epoch: epoch_sampler(trainer, lambda: epoch),
+        micro_steps=trainer.args.steps_per_generation,
+        rows_per_rank=trainer.args.generation_batch_size // trainer.accelerator.num_processes,
+        rank=trainer.accelerator.process_index,
+        ranks=trainer.accelerator.num_processes,
+    )
+
+
+@dataclass(frozen=True)
+class _Flight:
+    rows: list[Row]
+    policy_version: str
+    policy_step: int  # at which the policy was published
+    result: Future[tuple[list[Rollout], float]]  # paths and the seconds that they took
+
+
+class Lookahead:
+    """Batches under way, by optimizer step.
+
+    Args:
+        engine: makes the paths of a batch.
+        upcoming: rows of a step.
+        lag: steps that a batch may be started ahead.
+    """
+
+    def __init__(self, engine: RolloutEngine, upcoming: Callable[[int], list[Row]], lag: int):
+        self._engine, self._upcoming, self._lag = engine, upcoming, lag
+        self._executor = ThreadPoolExecutor(lag + 1, thread_name_prefix="lookahead")
+        self._flights: dict[int, _Flight] = {}
+
+    @property
+    def versions(self) -> set[str]:
+        """Policies that batches under way are sampled from. The same on all ranks, finished or
+        not."""
+        return {flight.policy_version for flight in self._flights.values()}
+
+    def start(self, rows: list[Row], batch: Batch, max_steps: int) -> None:
+        """Start the batch of this step, unless it is under way, and those up to `lag` steps ahead.
+
+        Args:
+            rows: of this step.
+            batch: of this step; those ahead are sampled from its policy, too.
+            max_steps: of the run; no batch is made for a later one.
+        """
+        # the first one, or a run that went back to a checkpoint
+        if batch.step not in self._flights:
+            self._flights = {batch.step: self._launch(rows, batch, batch.step)}
+        for step in range(batch.step + 1, min(batch.step + self._lag + 1, max_steps)):
+            if step not in self._flights:
+                ahead = dataclasses.replace(batch, step=step)
+                self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
+
+    def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
+        """Paths of a step, and metrics: its seconds, those waited for it, its lag. Raises what
+        its chain raised."""
+        flight = self._flights.pop(step)
+        assert flight.rows == rows, (
+            f"step {step} was looked up with other rows than the dataloader deals"
+        )
+        start = time.perf_counter()
+        rollouts, seconds = flight.result.result()
+        return rollouts, {
+            "timing/rollout": seconds,
+            "timing/rollout_wait": time.perf_counter() - start,
+            "rollout/lag": float(step - flight.policy_step),
+        }
+
+    def wait(self) -> None:
+        """Wait until no batch is under way; errors are kept for `take`."""
+        wait([flight.result for flight in self._flights.values()])
+
+    def _launch(self, rows: list[Row], batch: Batch, policy_step: int) -> _Flight:
+        return _Flight(
+            rows, batch.policy_version, policy_step, self._executor.submit(self._run, rows, batch)
+        )
+
+    def _run(self, rows: list[Row], batch: Batch) -> tuple[list[Rollout], float]:
+        start = time.perf_counter()
+        return self._engine.run(rows, batch), time.perf_counter() - start

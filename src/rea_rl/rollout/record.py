@@ -1,0 +1,184 @@
+"""Rollouts: the records of sampled responses and their revisions, and the metrics of a batch."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from rea_rl.revision import keep_or_replace, replaced_revisions
+
+if TYPE_CHECKING:
+    from generation.math_verify.extract import Thinking
+
+
+@dataclass
+class Rollout:
+    """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
+
+    With revision, lines alternate original, revision; with serial cuts an original is followed by
+    all of its exits. Where no cut is possible the original stands twice, the second time without
+    `seconds`. A line with `kept` false was not trained: another one took its place, for a wrong
+    revision its original, and `rewards` and `advantage` are that row's.
+    """
+
+    problem_id: str
+    step: int  # optimizer step that it is trained in, from 0
+    policy_version: str  # that sampled it; with `max_rollout_lag` it may be of an earlier step
+    kind: Literal["original", "revision"]
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    # of the server under its sampling temperature; None for forced ids
+    logprobs: list[float | None]
+    text: str
+    finish_reason: str  # "stop", or "length" for a truncated path
+    num_tokens: int
+    num_think_tokens: int
+    num_reflections: int
+    # what the prompt did to the thinking, see `generation.rendering`
+    prompt_thinking: Thinking = "unknown"
+    correct: bool | None = None
+    num_paragraphs: int | None = None  # of the original, before the cut
+    # their ends, characters of the original's text
+    paragraph_ends: list[int] = field(default_factory=list)
+    # P(Result) per label that was read, see label_until_decided; of a path that was not cut, in
+    # both of its lines
+    p_result: list[float] = field(default_factory=list)
+    num_label_tokens: int = 0  # of the reflection model's reply
+    num_label_tokens_saved: int = 0  # at least so many more a whole reply would have had
+    cut: int | None = None  # index of the last kept paragraph
+    num_kept_tokens: int | None = None  # ids shared with the original
+    # of the finishing request's prompt, in the server's prefix cache
+    num_cached_tokens: int | None = None
+    kept: bool = True
+    rewards: dict[str, float] = field(default_factory=dict)
+    advantage: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage of the chain
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the paths of one call have in common."""
+
+    step: int
+    policy_version: str
+    revision: bool
+
+
+def record_line(rollout: Rollout) -> str:
+    """JSON of one path. Probabilities have five digits, which is what the servers' own numerics
+    leave; most of a file is these."""
+    values = vars(rollout).copy()
+    for key in ("logprobs", "p_result"):
+        values[key] = [value if value is None else round(value, 5) for value in values[key]]
+    return json.dumps(values)
+
+
+def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> list[Rollout]:
+    """Rows to train on, in the same places: a revision with a wrong answer gives its place to its
+    original.
+
+    Where only revisions are trained, each pair has one place. Serial exits are all trained, wrong
+    ones too.
+    """
+    if construction == "serial":
+        return list(rollouts)
+    sources = {"pairs": keep_or_replace, "revisions_only": replaced_revisions}[construction]
+    return [rollouts[source] for source in sources([rollout.correct for rollout in rollouts])]
+
+
+def rollout_metrics(
+    rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1
+) -> dict[str, float]:
+    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of
+    the revisions.
+
+    With `revision`, `num_revisions` paths follow each original.
+    """
+    stride = num_revisions + 1 if revision else 1
+    originals = rollouts[::stride]
+    metrics = {
+        "rollout/accuracy": _mean(r.correct for r in originals),
+        "rollout/num_tokens": _mean(r.num_tokens for r in originals),
+        "rollout/num_think_tokens": _mean(r.num_think_tokens for r in originals),
+        "rollout/truncated": _mean(r.finish_reason == "length" for r in originals),
+        "reflection/density": sum(r.num_reflections for r in originals)
+        / max(sum(r.num_think_tokens for r in originals), 1),
+    }
+    if revision:
+        pairs = [
+            (originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"
+        ]
+        metrics["revision/missing"] = 1 - len(pairs) / (len(rollouts) - len(originals))
+        metrics |= _revision_metrics(pairs) if pairs else {}
+        # cut or not
+        labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]
+        metrics |= _label_metrics(labelled) if labelled else {}
+    for stage in {stage for r in rollouts for stage in r.seconds}:
+        metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
+    return metrics
+
+
+def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Share of the labelled paths in which the detector finds a result; nothing where none was
+    labelled.
+
+    `rollouts` alternate original and revision; what was read stands in the second of a pair.
+    """
+    labelled = [r for r in rollouts[1::2] if r.num_paragraphs]
+    return (
+        {"reflection/found": _mean(any(p >= 0.5 for p in r.p_result) for r in labelled)}
+        if labelled
+        else {}
+    )
+
+
+def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
+    revisions = [revision for _, revision in pairs]
+    return {
+        "revision/success": _mean(r.correct for r in revisions),
+        "revision/broken": _mean(
+            original.correct and not revision.correct for original, revision in pairs
+        ),
+        "revision/repaired": _mean(
+            revision.correct and not original.correct for original, revision in pairs
+        ),
+        "revision/num_tokens": _mean(r.num_tokens for r in revisions),
+        "revision/tokens_saved": _mean(
+            1 - revision.num_tokens / original.num_tokens for original, revision in pairs
+        ),
+        "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
+        "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
+        **_cache_metrics(revisions),
+    }
+
+
+def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
+    read = sum(r.num_label_tokens for r in labelled)
+    saved = sum(r.num_label_tokens_saved for r in labelled)
+    return {
+        "reflection/labelled": _mean(
+            min(len(r.p_result) / r.num_paragraphs, 1.0) for r in labelled
+        ),
+        "reflection/result_share": _mean(
+            _mean(p >= 0.5 for p in r.p_result) for r in labelled if r.p_result
+        ),
+        "reflection/num_label_tokens": read / len(labelled),
+        "reflection/label_tokens_saved": saved / max(read + saved, 1),
+    }
+
+
+def _cache_metrics(revisions: list[Rollout]) -> dict[str, float]:
+    """Share of the finishing prompts that the server had cached, where it says so."""
+    told = [r for r in revisions if r.num_cached_tokens is not None]
+    if not told:
+        return {}
+    prompts = sum(len(r.prompt_ids) + r.num_kept_tokens + r.logprobs.count(None) for r in told)
+    return {"revision/cached_prompt": sum(r.num_cached_tokens for r in told) / prompts}
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(statistics.fmean(values)) if values else 0.0

@@ -1,0 +1,95 @@
+"""What a reflection model must be able to do, checked before anything is sampled: read whole
+paths, and write labels."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from generation.cuts import result_probabilities
+from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rea_rl.configs import REARLConfig
+
+
+logger = logging.getLogger(__name__)
+
+SHORT_SENTENCE = 16  # tokens: few paths have paragraphs below it throughout
+
+
+def check_labels(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raise ValueError if one of the two labels is not read back from the tokens that a model
+    writes it with."""
+    for is_result in (False, True):
+        ids = tokenizer.encode(reflection_labels([is_result]), add_special_tokens=False)
+        tokens = [tokenizer.decode([i]) for i in ids]
+        if result_probabilities([[(0.0, token)] for token in tokens]) != [float(is_result)]:
+            raise ValueError(
+                f"reflection_model: the tokenizer of {model!r} writes "
+                f"{reflection_labels([is_result])!r} as {tokens}, in which no token holds the "
+                "label, so that no path could be cut; take a model that has Think and Result as "
+                "tokens, or set revision: false"
+            )
+
+
+def check_context(
+    args: REARLConfig, tokenizer: PreTrainedTokenizerBase, problem: str, context: int
+) -> None:
+    """Check that a path of `max_completion_length` tokens and its labels fit into the reflection
+    server's context.
+
+    How many tokens that needs depends on the number of paragraphs; a path that does not fit counts
+    as one without a result. A warning says from where on, if paths of the shortest paragraphs do
+    not fit.
+
+    Args:
+        args: recipe.
+        tokenizer: of the reflection model.
+        problem: the longest one.
+        context: tokens that the server takes.
+
+    Raises ValueError if not even a path of paragraphs between the shortest and the longest fits.
+    """
+    shortest = max(args.paragraph_min_tokens, SHORT_SENTENCE)
+    usual, most = (
+        needed_tokens(
+            args.max_completion_length, -(-args.max_completion_length // size), tokenizer, problem
+        )
+        for size in ((shortest + args.paragraph_max_tokens) // 2, shortest)
+    )
+    why = (
+        f"a path of max_completion_length ({args.max_completion_length}) tokens, the longest "
+        "problem and the labels"
+    )
+    if context < usual:
+        raise ValueError(
+            f"reflection_server: its context has {context} tokens, but {usual} are needed for "
+            f"{why}; start it with a larger max_model_len, or lower max_completion_length"
+        )
+    if context < most:
+        logger.warning(
+            "reflection_server: its context has %d tokens, but %s need up to %d where paragraphs "
+            "are short; a path that does not fit counts as one without a result",
+            *(context, why, most),
+        )
+
+
+def needed_tokens(
+    path: int, paragraphs: int, tokenizer: PreTrainedTokenizerBase, problem: str
+) -> int:
+    """Tokens of the request and the whole reply for a path of so many tokens in so many
+    paragraphs, at most."""
+    messages = reflection_messages(problem, ["."] * paragraphs)
+    prompt = (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        + REFLECTION_PREFILL
+    )
+    replies = [reflection_labels([label] * paragraphs) for label in (False, True)]
+    num_prompt, *num_reply = (
+        len(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        for text in (prompt, *replies)
+    )
+    return path + num_prompt + max(num_reply)

@@ -1,0 +1,19 @@
+"""How a run may end before its last step."""
+
+from __future__ import annotations
+
+
+class RunEnded(Exception):
+    """A run ends before its last step, behind a checkpoint of the last finished one."""
+
+
+class NonFiniteError(RunEnded):
+    """Several steps in a row had a loss or a gradient that is no number."""
+
+
+class Interrupted(RunEnded):
+    """SIGTERM ended a training."""
+
+
+class MonitorError(RunEnded):
+    """A monitor that the recipe's `monitor_stop` names was crossed."""

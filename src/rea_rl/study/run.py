@@ -1,0 +1,464 @@
+"""Train and evaluate every row of the study on servers that run already; `scripts/study.sh` starts
+them and calls this.
+
+    bash scripts/study.sh miniature                                                 # all rows
+    # the main ones, half an hour on two cores
+    bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1
+    # with servers of its own
+    python -m rea_rl.study --recipe_set Qwen2.5-Coder-0.5B-Instruct --gpus 0 1 2 3 --runs_per_gpu 2
+
+What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it
+stopped. Everything that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study.report` makes
+table, pictures and JSON of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from generation.provenance import read_settings
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.command import setup_logging
+from rea_core.json_text import read_json
+from rea_core.row_files import write_json
+from rea_rl.study.places import Place, make_places, stopping
+from rea_rl.study.rows import (
+    GENERATION,
+    MINIATURE_PROBLEMS,
+    NUM_PROCESSES,
+    ROWS,
+    SIZES,
+    Run,
+    make_run,
+)
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "adapter_model.safetensors"
+STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
+POSITIVE = (
+    *(
+        "seeds",
+        "steps",
+        "jobs",
+        "num_processes",
+        "eval_problems",
+        "eval_samples",
+        "runs_per_gpu",
+        "kv_cache_gib",
+    ),
+    "server_context",
+)
+SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
+
+
+def all_runs(args: argparse.Namespace) -> list[Run]:
+    """Runs of the chosen rows, base first, since the others are compared with it.
+
+    Raises ValueError for a row that there is none of, or whose script is missing, and for numbers
+    below 1.
+    """
+    check_numbers(vars(args), positive=POSITIVE)
+    check_output_folder(args.work, "work")
+    check_output_folder(args.out, "out")
+    names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
+    if unknown := [name for name in names if name not in ROWS]:
+        raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
+    rows = [ROWS[name] for name in names]
+    for row in rows:
+        if row.script and not Path(row.script).is_file():
+            raise ValueError(
+                f"row {row.name} needs {row.script}, which does not exist; choose other --rows"
+            )
+    # A script has no seed: it makes one adapter in a place of its own.
+    seeds = {row.name: 1 if row.script else args.seeds or row.num_seeds for row in rows}
+    return [make_run(row, seed, args) for row in rows for seed in range(seeds[row.name])]
+
+
+def train_command(run: Run, args: argparse.Namespace) -> list[str]:
+    """Command that makes the row's adapter in the run's directory."""
+    sizes = SIZES[args.recipe_set]
+    if run.row.script:
+        return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
+    recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
+    command = [
+        *args.trainer,
+        "--config",
+        recipe,
+        *batch_flags(recipe, args),
+        *run.row.changes.format(**sizes).split(),
+    ]
+    command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
+    command += ["--model_name_or_path", args.model]
+    return command + (["--max_steps", str(args.steps)] if args.steps else [])
+
+
+def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
+    """Flags with which a step has the recipe's prompts on another number of processes than it is
+    for.
+
+    Raises ValueError for a number that does not divide the batch.
+    """
+    from rea_core.recipe import read_recipe
+
+    meant = NUM_PROCESSES[args.recipe_set]
+    num_processes = args.num_processes or meant
+    if num_processes == meant:
+        return []
+    key = "gradient_accumulation_steps" if num_processes < meant else "per_device_train_batch_size"
+    product = read_recipe(path)[key] * meant
+    if product % num_processes:
+        raise ValueError(
+            f"num_processes is {num_processes}, which does not divide {key} of {path} for {meant}, "
+            f"{product}; give a divisor"
+        )
+    return [f"--{key}", str(product // num_processes)]
+
+
+def train(run: Run, place: Place, args: argparse.Namespace) -> None:
+    """Train a row, or go on with its training. Raises ValueError where it was begun with another
+    command.
+
+    Raises subprocess.CalledProcessError if the training fails.
+    """
+    command, begun = train_command(run, args), run.directory / "command.json"
+    if begun.is_file() and (before := read_json(begun)) != command:
+        raise ValueError(
+            f"{run.directory} was made with another command: {' '.join(before)}; delete it, or "
+            f"give another --work, to train with: {' '.join(command)}"
+        )
+    write_json(begun, command)
+    logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
+    begin = time.perf_counter()
+    with SCRIPTS if run.row.script else nullcontext():
+        subprocess.run(
+            command + ([] if run.row.script else place.flags), check=True, env=place.environment
+        )
+    if not (run.adapter / ADAPTER).is_file():
+        raise ValueError(
+            f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}"
+        )
+    write_json(run.directory / "trained.json", spent(begin, args))
+
+
+def evaluate(
+    run: Run, place: Place, args: argparse.Namespace, base_scores: Callable[[], Path]
+) -> None:
+    """Sample a row's answers to the held-out problems on the policy server, and score them.
+
+    `base_scores` waits for the scores of the base model, with which all other rows are compared.
+    """
+    begin = time.perf_counter()
+    with served(run, place.policy_server, args) as model:
+        generations = sample(run, model, place.policy_server, args)
+    score(generations, None if run.row.name == "base" else base_scores(), args)
+    write_json(run.directory / "evaluated.json", spent(begin, args))
+
+
+def spent(begin: float, args: argparse.Namespace) -> dict[str, Any]:
+    """What the report says of the time since `begin`."""
+    return {"seconds": round(time.perf_counter() - begin, 1), "device": args.device}
+
+
+@contextmanager
+def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[str]:
+    """Name under which the policy server serves the row's model while the context is open."""
+    if run.row.name == "base":
+        yield args.model
+        return
+    import openai
+
+    from rea_core.clients import openai_client
+    from rea_core.models import adapter_digest
+    from rea_rl.rollout.endpoint import refusal
+
+    client = openai_client(policy_server, max_retries=0)
+    # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
+    name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
+    try:
+        if name not in {model.id for model in client.models.list()}:
+            body = {"lora_name": name, "lora_path": str(run.adapter.resolve())}
+            client.post("/load_lora_adapter", body=body, cast_to=str)
+    except openai.APIError as error:
+        raise ConnectionError(
+            f"policy_server ({policy_server}): {refusal(run.adapter, error)}"
+        ) from error
+    yield name
+    try:
+        client.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=str)
+    except openai.APIError as error:  # of no matter to a row that is evaluated
+        logger.warning("policy_server (%s) did not unload %s: %s", policy_server, name, error)
+
+
+def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
+    """Generation file of the row; finished answers of an interrupted evaluation are kept.
+
+    Responses have seeds of their own only where the generation recipe has a seed: on a GPU they
+    halve a server's speed.
+    """
+    from generation.arguments import GenerateArguments
+    from generation.generate import generate
+    from rea_core.recipe import RecipeParser, read_recipe
+
+    config = f"recipes/generation/{GENERATION[args.recipe_set]}.yaml"
+    flags = {
+        "config": config,
+        "qaf": args.eval_dataset,
+        "qaf_limit": args.eval_problems,
+        "n_generate_sample": args.eval_samples,
+        "model_dir": args.model,
+        "api": "true",
+        "api_base": policy_server,
+        "api_model": model,
+        **({"seed": run.seed} if read_recipe(config).get("seed") is not None else {}),
+        "output_dir": run.directory / "eval",
+        "max_concurrent_requests": 512,
+    }
+    argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+    (arguments,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    return generate(arguments)
+
+
+def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
+    """Write the scores beside a generation file."""
+    from generation import math_verify_all
+
+    flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
+    math_verify_all.main(
+        flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else [])
+    )
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line. What follows `--` is the training command, to which recipe and flags of a
+    row are added."""
+    parser = argparse.ArgumentParser(description="Train and evaluate the rows of the study.")
+    parser.add_argument(
+        "--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="seeds of each row; default: three of the main rows, else one"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores"
+    )
+    parser.add_argument(
+        "--gpus", nargs="+", help="GPUs on which the study starts servers of its own, and trains"
+    )
+    parser.add_argument(
+        "--runs_per_gpu", type=int, default=1, help="with --gpus: runs at a time on each"
+    )
+    parser.add_argument(
+        "--kv_cache_gib",
+        type=int,
+        default=4,
+        help="with --gpus: key-value cache of each server in GiB",
+    )
+    parser.add_argument(
+        "--server_context",
+        type=int,
+        help="with --gpus: context of the servers; default: the model's",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="with --gpus: servers compile the model, and start later",
+    )
+    parser.add_argument(
+        "--num_processes",
+        type=int,
+        help="of each training; default: as many as the recipes are for",
+    )
+    parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
+    parser.add_argument(
+        "--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}"
+    )
+    parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
+    parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="runs and evaluations; default: output/study, or output/study-RECIPE_SET",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="table, pictures and study.json; default: for the miniature docs/study, else "
+        "WORK/report",
+    )
+    parser.add_argument(
+        "--model", help="base model, as the policy server serves it; default: the recipe's"
+    )
+    parser.add_argument("--policy_server", help="default: the recipe's")
+    parser.add_argument("--reflection_server", help="default: the recipe's")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what is to be done, and do nothing"
+    )
+    parser.add_argument(
+        "trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --"
+    )
+    args = parser.parse_args(argv)
+    set_places(args)
+    recipe = read_recipe(args.recipe_set)
+    args.model = args.model or recipe["model_name_or_path"]
+    args.policy_server = args.policy_server or recipe["policy_server"]
+    args.reflection_server = args.reflection_server or recipe["reflection_server"]
+    args.device = device_name()
+    return args
+
+
+def set_places(args: argparse.Namespace) -> None:
+    """Problems and folders by default: another recipe set's are none of the miniature's, whose
+    report is published."""
+    is_miniature = args.recipe_set == "miniature"
+    args.work = args.work or Path(
+        "output/study" if is_miniature else f"output/study-{args.recipe_set}"
+    )
+    args.out = args.out or (Path("docs/study") if is_miniature else args.work / "report")
+    args.eval_dataset = args.eval_dataset or (MINIATURE_PROBLEMS if is_miniature else None)
+
+
+def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
+    """Raise ValueError without problems to evaluate on, and for an evaluation of other ones, or
+    of another model."""
+    if args.eval_dataset is None:
+        raise ValueError(
+            f"eval_dataset is missing: name the held-out problems of {args.recipe_set}, "
+            "--eval_dataset FILE"
+        )
+    wanted = {"model_dir": args.model, "qaf": args.eval_dataset}
+    wanted |= {"qaf_limit": args.eval_problems, "n_generate_sample": args.eval_samples}
+    for run in runs:
+        known = read_settings(run.generations) if run.evaluated else {}
+        if changed := [key for key, value in wanted.items() if known.get(key, value) != value]:
+            changes = ", ".join(f"{key} ({known[key]!r}, now {wanted[key]!r})" for key in changed)
+            raise ValueError(
+                f"{run.generations} was made with other settings: {changes}; delete its folder, or "
+                "give another --work"
+            )
+
+
+def read_recipe(recipe_set: str) -> dict[str, Any]:
+    """The method's recipe: base model and servers are those of all recipes of the set."""
+    from rea_core import recipe
+
+    return recipe.read_recipe(f"recipes/{recipe_set}/config_ReflectRL.yaml")
+
+
+def device_name() -> str:
+    """What the report says that the study ran on."""
+    import torch
+
+    cores = f"{os.cpu_count()} CPU cores"
+    return f"{torch.cuda.get_device_name()} with {cores}" if torch.cuda.is_available() else cores
+
+
+def plan(runs: list[Run], args: argparse.Namespace) -> str:
+    """A line per run: what is left to do, and the command of its training."""
+    lines = []
+    for run in runs:
+        left = [
+            word for word, done in (("train", run.trained), ("evaluate", run.evaluated)) if not done
+        ]
+        command = "" if run.row.name == "base" else shlex.join(train_command(run, args))
+        lines.append(
+            f"{run.row.name} seed {run.seed}: {' and '.join(left) or 'finished'}  "
+            f"{command}".rstrip()
+            + "\n"
+        )
+    return "".join(lines)
+
+
+def run_all(runs: list[Run], args: argparse.Namespace) -> None:
+    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every
+    run.
+
+    The others are scored once the base is, since they are compared with it. Where a run fails,
+    those under way are finished and no other is begun.
+    """
+    from transformers import AutoTokenizer  # noqa: F401  its lazy modules cannot be imported by two threads at once
+
+    from rea_rl.study.report import write_report
+
+    places = make_places(args)
+    base = runs[0]
+
+    def finish(run: Run) -> None:
+        place = places.get()
+        try:
+            if not run.trained:
+                train(run, place.ready(run, args.model, args.recipe_set), args)
+            if not run.evaluated:
+                evaluate(
+                    run,
+                    place.ready(base, args.model, args.recipe_set),
+                    args,
+                    lambda: first.result() or base.scores,
+                )
+        finally:
+            places.put(place)
+
+    with stopping(places), ThreadPoolExecutor(places.qsize()) as pool:
+        first = pool.submit(finish, base)
+        futures = [first, *(pool.submit(finish, run) for run in runs[1:])]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                if base.evaluated:
+                    write_report(args, [run for run in runs if run.evaluated])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def stop(signum: int, _: Any) -> NoReturn:
+    """End the trainers too, which would wait for servers that are about to stop; they write a
+    checkpoint first."""
+    import psutil
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    children = psutil.Process().children()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    psutil.wait_procs(children, STOP_SECONDS)
+    sys.exit(128 + signum)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others
+    are kept."""
+    setup_logging()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        args = parse_arguments(argv)
+        runs = all_runs(args)
+        check_evaluations(runs, args)
+        if args.dry_run:
+            sys.stdout.write(plan(runs, args))
+        else:
+            run_all(runs, args)
+    except (ValueError, ConnectionError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
