@@ -99,6 +99,25 @@ KINDS = [
     (r"\{1,\{2\}\}", r"\{\{2\},1\}", r"\{1,2\}"),
     (r"\emptyset", r"\{\}", r"\{\emptyset\}"),
     (r"1,2\ldots", r"1, 2\ldots", "1,2"),
+    # what is told apart though it looks alike
+    (r"A\cup B", r"B\cup A", r"A\cap B ;; A"),
+    (r"\mathbb{N}", r"x\in\mathbb{N}", r"\mathbb{Z} ;; \mathbb{R}"),
+    (r"\mathbb{R}", r"(-\infty,\infty)", r"\{a\} ;; \{1,2,\ldots\}"),
+    ("P(A|B)=1/2", r"1/2 ;; P(A\mid B)=\frac12", "P(B|A)=1/2"),
+    ("f(x)=2x+1", "f(t)=2t+1 ;; y=2x+1", "f(y)=2x+1 ;; g(x)=2x+1"),
+    ("1:2:3", "2:4:6", "(2,3) ;; (1,2,3) ;; 1:3:2"),
+    (r"x\equiv 2\pmod 5", r"x\equiv 7\pmod 5 ;; 2\pmod 5 ;; x=5k+2", r"y\equiv 2\pmod 5 ;; 2"),
+    ("0:05", r"12:05\text{ a.m.}", r"12:05\text{ p.m.}"),
+    ("(1,2)(3,4)", "(1,2),(3,4)", "(3,8)"),
+    (r"\text{ASA}", "ASA", r"\text{AAS}"),
+    (r"x=k\pi", r"x=n\pi ;; x=\pi k, k\in\mathbb{Z}", r"x=2k\pi ;; y=k\pi"),
+    (r"\sum_{k=1}^{n}k", r"\frac{n(n+1)}{2}", r"\frac{n(n-1)}{2}"),
+    # code, words, other scripts
+    ("2^{10}", "pow(2,10) ;; 2**10 ;; 1024", "2*10"),
+    (r"\binom{5}{2}", "comb(5, 2) ;; C(5,2) ;; 5 choose 2", "comb(2,5)"),
+    ("5.2", r"\text{five point two}", r"\text{five}"),
+    ("12", "十二 ;; 12个", "12万 ;; 12或13"),
+    ("1234.56", "1.234,56 ;; 1,234.56 ;; 1234,56", "1.23456"),
 ]
 
 

@@ -89,16 +89,14 @@ def same_condition(gold: Node, prediction: Node) -> bool:
     """Whether sets or conditions hold for the same values; free symbols must be the same."""
     pair = gold, prediction
     members = {node[1] for node in pair if is_kind(node, "relation") and node[2] == r"\in"}
-    member = next(iter(members or symbols(gold) ^ symbols(prediction)), MEMBER)
+    if any(map(is_condition, pair)):
+        members = members or symbols(gold) ^ symbols(prediction)
+    member = next(iter(members), MEMBER)
     conditions = [node if is_condition(node) else _membership(node, member) for node in pair]
     free = [symbols(node) for node in conditions]
     closed = {len(re.findall(r"\\[lg]e", canonical(node))) for node in conditions}
-    if (
-        len(members) > 1
-        or free[0] != free[1]
-        and ("list",) not in conditions
-        or len(free[0]) > 1 < len(closed)
-    ):
+    other = free[0] != free[1] and ("list",) not in conditions
+    if len(members) > 1 or other or len(free[0]) > 1 < len(closed):
         return False
     points = _points(conditions, free[0] | free[1])
     columns = [[truth(node, point) for point in points] for node in conditions]
@@ -111,7 +109,7 @@ def _points(nodes: list[Node], free: set[str]) -> list[Point]:
         return [*map(Point, range(NUM_DRAWS))]
     ends = [value for node in nodes for value in _ends(node)]
     values = [sign * end + shift for end in ends for sign in (1, -1) for shift in (0, NEAR, -NEAR)]
-    values += [Fraction(half, 2) for half in (-(10**6), *range(-41, 42), 10**6)]
+    values += [Fraction(half, 2) for half in (-1_000_000, *range(-41, 42), 1_000_000)]
     return [Point(known=dict.fromkeys(free, value)) for value in values]
 
 

@@ -55,12 +55,14 @@ class Point(dict):
     """
 
     def __init__(
-        self, index: int = 0, whole: bool = False, real: bool = False, known: dict | None = None
+        self, index: int = 0, whole: bool = False, real: bool = False, known: dict | tuple = ()
     ) -> None:
-        super().__init__(known or {})
-        self.index, self.whole, self.real = index, whole or index % 2 == 1, real
+        super().__init__(known)
+        self.index, self.whole, self.real = index, whole or index % 2, real
 
-    def __missing__(self, name: str) -> Fraction:
+    def __missing__(self, name: str) -> Fraction | Value:
+        if name in CONSTANTS:
+            return CONSTANTS[name]
         draw = random.Random(f"{name} {self.index}")
         value = draw.randint(1, SIZES[self.index // 3 % len(SIZES)] + 2) - Fraction(
             0 if self.whole else draw.randrange(997), 997
@@ -91,9 +93,7 @@ def evaluate(node: Node, point: Point) -> Value:
     if isinstance(node, Fraction):
         return MP.convert(node)
     if isinstance(node, str):
-        return +MP.convert(
-            CONSTANTS[node] if node in CONSTANTS.keys() - point.keys() else point[node]
-        )
+        return +MP.convert(point[node])
     kind, *parts = node
     try:
         if kind in SPECIAL:
@@ -141,7 +141,7 @@ def same_value(gold: Node, prediction: Node) -> bool:
     except (NoValue, AttributeError, KeyError, ValueError):  # not rational
         pass
     text = " ".join(texts)
-    real = bool(free) and not re.search("(?<![a-z])i(?![a-z])", text)
+    real = free and not re.search("(?<![a-z])i(?![a-z])", text)
     constant, jumps = not free and "unit(" not in text, re.search("floor|ceil|cases", text)
     integers = r"congruence\(|power\(minus\(1\)|sum\(|prod\("
     whole = re.search(integers, text) or jumps and free <= INDICES

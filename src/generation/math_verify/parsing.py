@@ -156,9 +156,10 @@ def substitute(node: Node, names: dict[str, Node]) -> Node:
 
 
 def _word(word: str) -> Node:
-    if not is_unit(word[1:]) and not is_noun(word[1:]):
-        raise ParseError(f"{word} is no unit")
-    return ("unit", word[1:])
+    name = word[1:]
+    if not (is_unit(name) or is_noun(name)):
+        raise ParseError(f"{name} is no unit")
+    return ("unit", name)
 
 
 def _group(opener: str, node: Node, closer: str) -> Node:
@@ -214,7 +215,11 @@ _BUILDERS = {
     "scripted": lambda *parts: canonical(("sub", *parts)),
     "group": _group,
     "minus": lambda node: _times(Fraction(-1), node) if is_kind(node, "tuple") else ("minus", node),
-    "proportion": lambda first, *others: ("tuple", *(("over", other, first) for other in others)),
+    "proportion": lambda first, *others: (
+        "tuple",
+        ":",
+        *(("over", other, first) for other in others),
+    ),
     "builder": _builder,
     "braces": lambda node: ("set", *node[1:]) if is_kind(node, "list") else node,
     "set": lambda node: ("set", *items_of(node)),

@@ -89,7 +89,7 @@ def _read_clock(text: str) -> tuple[Node, ...]:
     if not match:
         return ()
     hour, minute = int(match[1] or match[4]), match[2] or match[5]
-    half = (match[3] or "p" * (hour > 12)).lower()
+    half = (match[3] or "a"[hour:] or "p" * (hour > 12)).lower()
     clock = ("clock", f"{hour % 12}:{int(minute or 0)}", half)
     return (clock,) if minute else (clock, ("times", Fraction(hour), ("unit", half)))
 
