@@ -55,6 +55,7 @@ setup(
         "filelock>=3.12",
         "xxhash>=3",
         "jinja2>=3.1",
+        "regex>=2024",
     ],
     extras_require={
         "cpu": PINS,

@@ -17,7 +17,8 @@ from generation.counting import Counting, answers_of, count_rows
 from generation.cuts import PathCuts, cut_completion_ids, decode_completion, think_end_finder
 from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows
-from generation.segments import split_paragraphs
+from generation.segments import num_tokens, split_paragraphs
+from generation.word_counts import word_counts
 from rea_core.models import load_tokenizer
 from rea_core.row_files import write_json
 
@@ -100,6 +101,53 @@ def test_cuts_of_a_text_are_those_of_the_rollouts(monkeypatch, name, is_fast):
                 decode_completion(tokenizer, kept) + forced,
                 share,
             )
+
+
+def odd_text(rng: random.Random) -> str:
+    """Letters of any kind, contractions, blanks, combining marks and added tokens."""
+    kinds = (
+        lambda: chr(rng.randrange(32, 127)),
+        lambda: chr(rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x20000)))),
+        lambda: rng.choice((" ", "\n", "\n\n", "'s", "'LL", "'ſ", "e\u0301", "é", " the", "12")),
+        lambda: "</think>" if rng.random() < 0.02 else "√",
+    )
+    return "".join(rng.choice(kinds)() for _ in range(rng.randrange(80)))
+
+
+@pytest.mark.parametrize("name", ["Miniature-LRM", "Miniature-Instruct"])
+def test_tokens_counted_by_words_are_those_of_the_encoding(name):
+    tokenizer = load_tokenizer(str(ROOT / "model" / name))
+    rng = random.Random(2)
+    texts = [odd_text(rng) for _ in range(600)] + [text(rng, 600) for _ in range(5)]
+    counts = [word_counts(tokenizer).count(one) for one in texts]
+    encoded = [len(tokenizer.encode(one, add_special_tokens=False)) for one in texts]
+    assert num_tokens(texts, tokenizer) == encoded
+    known = [count for count in counts if count is not None]
+    assert known == [n for n, count in zip(encoded, counts, strict=True) if count is not None]
+    assert len(known) > 200  # many texts are counted, and some have to be encoded
+    assert None in counts
+
+
+def test_a_tokenizer_without_words_encodes():
+    tokenizer = make_tokenizer()
+    assert word_counts(tokenizer) is None and num_tokens(["ab", ""], tokenizer) == [2, 0]
+
+
+@pytest.mark.slow
+def test_the_benchmark_reports_stages_and_slopes(tmp_path):
+    out = tmp_path / "offline.json"
+    command = [sys.executable, str(ROOT / "scripts/benchmark/offline.py"), "--json", str(out)]
+    sizes = ["--responses", "8", "16", "--characters", "300"]
+    subprocess.run([*command, *sizes, "--stages", "label", "candidates", "confirm"], check=True)
+    report = json.loads(out.read_text())
+    assert report["stages"].keys() == {"label", "candidates", "confirm"}
+    for by_checkout in report["stages"].values():
+        assert by_checkout["this"]["runs"].keys() == {"8", "16"}
+        (slope,) = by_checkout["this"]["per_1000"]
+        assert slope.keys() == {"seconds", "cpu_seconds", "peak_mb"}
+        assert all(
+            cost["peak_mb"] > 5 for costs in by_checkout["this"]["runs"].values() for cost in costs
+        )
 
 
 def test_the_lookup_is_used_where_it_can_be():
