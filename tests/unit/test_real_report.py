@@ -118,6 +118,22 @@ def test_the_page_has_tables_and_pictures(work, tmp_path):
     ).is_file()
 
 
+def test_a_row_that_was_only_trained_has_a_curve_and_the_detector_a_table(work, tmp_path):
+    state = work / "study/grpo/seed-0/trainer_state.json"
+    state.parent.mkdir(parents=True)
+    steps = [{"step": i, "rollout/num_tokens": 9.0 - i, "step_time": 2.5} for i in (1, 2)]
+    state.write_text(json.dumps({"log_history": steps}))
+    values = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    values |= {"tokens": 0.75, "safe": 0.97, "cut": 0.45}
+    cut = {"cut_threshold": 0.45, "cut_second_half": 0.0, "responses": 12, "problems": 4}
+    cut |= {"settings_tried": 54, "detector": {"precision": 0.7, "recall": 0.6, "auc": 0.89}}
+    (work / "cut.json").write_text(json.dumps(cut | {"cuts": {"reflection model": values}}))
+    assert report(work, tmp_path)["seconds"] == {"grpo": 5.0}
+    assert (tmp_path / "real" / "training.png").is_file()
+    page = (tmp_path / "real" / "README.md").read_text()
+    assert "(AUC) is 0.89" in page and "| reflection model | 50.0 [40.0, 60.0] | 75.0" in page
+
+
 def test_a_row_with_other_problems_is_an_error(work, tmp_path):
     path = work / "study/rea_rl/seed-1/eval/LRM/test_math_cot.json"
     path.write_text(path.read_text().replace("test/1", "test/2"))
