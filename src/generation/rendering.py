@@ -14,12 +14,13 @@ of a response.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from jinja2 import TemplateError
 
 from generation.prompts import MATH_COT, THINK_END, THINK_START, format_problem
 
@@ -28,16 +29,19 @@ if TYPE_CHECKING:
 
     from generation.math_verify.extract import Thinking
 
+logger = logging.getLogger(__name__)
+
 Messages = list[dict[str, Any]]
 
 # What the rendering itself says to `apply_chat_template`.
 RESERVED = (
-    "conversation",
-    "messages",
-    "chat_template",
-    "tokenize",
-    "add_generation_prompt",
+    *("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt"),
     "continue_final_message",
+)
+# What `apply_chat_template` takes for itself: no template reads it.
+UNREAD = (
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
 ANCHORS = ("\n", "x", "1")  # texts that hardly any token reaches over the end of
 _MARK = "\ue000"  # a private character, which no template looks for
@@ -79,11 +83,10 @@ class PromptFormat:
                 f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and "
                 "values, such as {enable_thinking: false}"
             )
-        if reserved := [key for key in self.chat_template_kwargs if key in RESERVED]:
-            raise ValueError(
-                f"chat_template_kwargs has {reserved[0]!r}, which prompts set themselves; leave it "
-                "out"
-            )
+        for key in self.chat_template_kwargs:
+            if not isinstance(key, str) or key in RESERVED + UNREAD:
+                why = "prompts set themselves" if key in RESERVED else "is no keyword of a template"
+                raise ValueError(f"chat_template_kwargs has {key!r}, which {why}; leave it out")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PromptFormat:
@@ -122,16 +125,33 @@ class PromptFormat:
         return RenderedPrompt(text + self.prefill, self._thinking(turn + self.prefill))
 
     def _apply(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+        _warn_of_unread(str(tokenizer.chat_template), *sorted(self.chat_template_kwargs))
         keywords = {**self.chat_template_kwargs, "add_generation_prompt": True, "tokenize": False}
         try:
-            return tokenizer.apply_chat_template(messages, **keywords)
-        except TemplateError as error:
+            text = tokenizer.apply_chat_template(messages, **keywords)
+        except Exception as error:  # a template is foreign code: it raises what it likes
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ValueError(
                 f"the model's chat template refuses messages of the roles {roles} ({error}); "
                 "change these messages (system_prompt makes one), or give the model another "
                 "template"
             ) from error
+        self._check_whole(messages, text)
+        return text
+
+    def _check_whole(self, messages: Messages, text: str) -> None:
+        """Raise ValueError if a template has left a message out, as many do with roles unknown
+        to them. Of the assistant's messages they may leave out the thinking."""
+        for message in messages:
+            role, content = str(message.get("role")), message["content"]
+            if role == "assistant":
+                content = content.rpartition(self.think_end)[2]
+            if content.strip() not in text:
+                raise ValueError(
+                    f"the model's chat template leaves out a message of the role {role!r}, "
+                    f"{content.strip()[:60]!r}; roles are system, user and assistant: change that "
+                    "message (system_prompt makes one), or give the model another template"
+                )
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
         """What the template puts after the last message. The message itself may speak of
@@ -148,6 +168,17 @@ class PromptFormat:
         if opened == closed:  # neither is there
             return "unknown"
         return "open" if opened > closed else "closed"
+
+
+@cache  # once for a template
+def _warn_of_unread(template: str, *keywords: str) -> None:
+    """Warn of keywords that a template never reads: a mistake in a name changes nothing."""
+    if unread := [key for key in keywords if not re.search(rf"\b{re.escape(key)}\b", template)]:
+        logger.warning(
+            "chat_template_kwargs has %s, which the model's chat template never reads: it changes "
+            "nothing; correct the name, or leave it out",
+            " and ".join(map(repr, unread)),
+        )
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
