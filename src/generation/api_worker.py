@@ -18,8 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from generation.generation_file import MOST_TOKENS
 from generation.prompts import THINK_END, THINK_START
 from generation.rendering import encode_continuation
+from rea_core.checks import is_a
 from rea_core.clients import async_openai_client
 from rea_core.row_files import Row
 
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
 # where servers put a thinking that they return apart
-THINKING_KEYS = ("reasoning_content", "reasoning")
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 class UnusableReply(Exception):
@@ -59,7 +61,7 @@ def response_of(
     Raises UnusableReply where there is no response, ValueError where its tokens cannot be counted.
     """
     choices = getattr(reply, "choices", None)
-    if not choices or getattr(choices[0], "message", None) is None:
+    if not choices or not hasattr(getattr(choices[0], "message", None), "content"):
         raise UnusableReply("it has no choice with a message")
     choice = choices[0]
     if choice.finish_reason not in ENDS:
@@ -76,7 +78,7 @@ def response_of(
         choice.finish_reason == "content_filter"
     )
     num_tokens = getattr(usage, "completion_tokens", None)
-    if not isinstance(num_tokens, int):
+    if not is_a(num_tokens, int) or not bool(text) <= num_tokens <= MOST_TOKENS:
         num_tokens = _count(text, choice.finish_reason, tokenizer)
         counts["do not say their tokens, which were counted"] += 1
     return {"text": text, "num_tokens": num_tokens, "finish_reason": choice.finish_reason}
@@ -94,16 +96,27 @@ def _text(
     thinking = next((value for key in THINKING_KEYS if (value := getattr(message, key, None))), "")
     if not isinstance(content, str) or not isinstance(thinking, str):
         raise UnusableReply(f"its content is no text but {str(content)[:60]!r}")
+    content, thinking = _whole_characters(content), _whole_characters(thinking)
     # nothing of the response is thinking, whatever the server takes it for
     if prompt_thinking == "closed":
         return thinking + content
+    thinking = thinking.removeprefix(THINK_START).removesuffix(THINK_END)
+    ends_apart = content.lstrip().startswith(THINK_END)
+    if THINK_END in content and not ends_apart and thinking.strip() in content:
+        return content  # the thinking is there already
     counts["had their thinking apart, which was put back"] += bool(thinking)
-    is_kept_back = has_thought and not thinking and bool(content) and THINK_END not in content
+    is_kept_back = has_thought and not (thinking or ends_apart) and bool(content)
     counts["are without their thinking, which the server keeps to itself"] += is_kept_back
     if not (thinking or is_kept_back):
         return content
     begin = "" if prompt_thinking == "open" else THINK_START
-    return f"{begin}{thinking}{THINK_END if content else ''}{content}"
+    end = "" if ends_apart or not content else THINK_END
+    return f"{begin}{thinking}{end}{content}"
+
+
+def _whole_characters(text: str) -> str:
+    """A text in which half a character, as JSON may have it, is a replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | None) -> int:

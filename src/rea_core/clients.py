@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # request that is sent at that moment is lost, and a path that is drawn again keeps the whole batch
 # waiting.
 IDLE_SECONDS = 2.0
+# of hosts files, beside those that end in .localhost
+LOOPBACK_NAMES = (
+    *("localhost", "localhost.localdomain", "localhost4", "localhost6"),
+    *("ip6-localhost", "ip6-loopback"),
+)
 
 
 def split_url(url: str, key: str) -> SplitResult:
@@ -52,7 +58,8 @@ def is_loopback(host: str) -> bool:
     """Whether a host name or address reaches this machine only from itself."""
     address = _numeric(host)
     if address is None:
-        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+        name = host.lower().removesuffix(".")
+        return name in LOOPBACK_NAMES or name.endswith(".localhost")
     return address.is_loopback
 
 
@@ -61,7 +68,10 @@ def is_own(host: str) -> bool:
     all of its addresses."""
     address = _numeric(host)
     if address is None:
-        return is_loopback(host) or host.lower() == socket.gethostname().lower()
+        names = [name.lower().removesuffix(".") for name in (host, socket.gethostname())]
+        if "." not in names[0] or "." not in names[1]:  # the other one may have its domain
+            names = [name.partition(".")[0] for name in names]
+        return is_loopback(host) or names[0] == names[1]
     own = {
         entry.address.partition("%")[0]
         for entries in psutil.net_if_addrs().values()
@@ -91,7 +101,7 @@ def openai_client(
     """
     import openai
 
-    http = openai.DefaultHttpxClient(**_http_settings(url, proxies))
+    http = _made(openai.DefaultHttpxClient, url, proxies)
     return openai.OpenAI(base_url=url, api_key=key or api_key(), http_client=http, **settings)
 
 
@@ -101,13 +111,20 @@ def async_openai_client(
     """The same, asynchronous; who opens many requests at once bounds them by itself."""
     import openai
 
-    http = openai.DefaultAsyncHttpxClient(**_http_settings(url, proxies))
+    http = _made(openai.DefaultAsyncHttpxClient, url, proxies)
     return openai.AsyncOpenAI(base_url=url, api_key=key or api_key(), http_client=http, **settings)
 
 
-def _http_settings(url: str, proxies: bool) -> dict[str, Any]:
+def _made(make: Callable[..., Any], url: str, proxies: bool) -> Any:
     limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
-    return {"limits": limits, "trust_env": proxies and not is_own(urlsplit(url).hostname or "")}
+    trusts = proxies and not is_own(urlsplit(url).hostname or "")
+    try:
+        return make(limits=limits, trust_env=trusts)
+    except (ImportError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{url} cannot be asked as the environment says ({error}); correct ALL_PROXY, "
+            "HTTP_PROXY, HTTPS_PROXY and SSL_CERT_FILE, or unset them"
+        ) from error
 
 
 def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

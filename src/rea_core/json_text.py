@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -83,6 +84,28 @@ def parse_json(text: str, path: str | Path, line: int | None = None, finite: boo
     except ValueError:  # a number that none is, or with more digits than Python reads
         place = _place_of_number(text, line, finite)
         raise ValueError(f"{path}: {place}; write a number, a text or null") from None
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def check_characters(value: Any, text: str, place: str) -> None:
+    """Raise ValueError for a value with half a character in one of its texts (an escape of a
+    surrogate without its other half), which can be neither encoded nor written.
+
+    Args:
+        value: of `text`, which is JSON.
+        place: of the value, for the error.
+    """
+    if not _HALF.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place} has half a character, {ascii(error.object[error.start])}; mend that text, or "
+            "make the file again"
+        ) from None
 
 
 class _Wrong(str):

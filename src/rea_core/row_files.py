@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from rea_core.json_text import (
     LenientDecoder,
+    check_characters,
     finite_number,
     no_number,
     parse_json,
@@ -228,7 +229,9 @@ def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
                 text = data[mark:].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, number, error) from None
-            yield start + mark, len(data) - mark, parse_json(text, path, number, finite=True)
+            row = parse_json(text, path, number, finite=True)
+            check_characters(row, text, f"{path}: line {number}, row {number - 1}")
+            yield start + mark, len(data) - mark, row
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -314,6 +317,7 @@ def _scan_list(path: Path) -> Iterator[tuple[int, int, Any]]:
         for number in count():
             window.next_character()
             value, end = _decode(window, path, number)
+            check_characters(value, window.text[window.position : end], f"{path}: row {number}")
             start = window.byte
             yield start, window.pass_over(end), value
             if (mark := window.next_character()) == "]":

@@ -275,7 +275,7 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     check_vocabulary(args.policy_server, model_name, inputs.tokenizer)
     reflection_tokenizer = check_reflection_model(args)
     if reflection_tokenizer is not None:
-        check_server(args.reflection_server, args.reflection_model)
+        check_server(args.reflection_server, args.reflection_model, max_model_len=1)
         check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
         context = served_contexts(args.reflection_server)[args.reflection_model]

@@ -527,6 +527,11 @@ def check_server(
             "needed; start it with that model (scripts/vllm.sh, scripts/vllm_reflection.sh), or "
             "give another address"
         )
+    if max_model_len is not None and served[model] is None:
+        raise ValueError(
+            f"the server at {base_url} does not tell the context of {model!r} (max_model_len), but "
+            f"{max_model_len} tokens are needed; give the address of a vLLM server"
+        )
     if max_model_len is not None and served[model] < max_model_len:
         raise ValueError(
             f"the server at {base_url} has a context of {served[model]} tokens, but "
@@ -536,23 +541,51 @@ def check_server(
 
 
 def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | None]:
-    """Names that a server serves, each with the context that it tells, in tokens."""
-    return {
-        entry["id"]: entry.get("max_model_len")
-        for entry in request(base_url, "/v1/models", key).json()["data"]
-    }
+    """Names that a server serves, each with the context that it tells, in tokens.
+
+    Raises ValueError for another program than an OpenAI-style server.
+    """
+    told = told_by(base_url, "/v1/models", key)
+    entries = told["data"] if isinstance(told.get("data"), list) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries):
+        raise _no_vllm(base_url, "/v1/models", "with no list of models")
+    contexts = {entry["id"]: entry.get("max_model_len") for entry in entries}
+    return {name: size if isinstance(size, int) else None for name, size in contexts.items()}
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths
     travel as ids."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
-    served = request(base_url, "/tokenize", None, body).json()["tokens"]
+    served = told_by(base_url, "/tokenize", None, body).get("tokens")
+    if not isinstance(served, list):
+        raise _no_vllm(base_url, "/tokenize", "with no tokens")
     if served != tokenizer.encode(PROBE, add_special_tokens=False):
         raise ValueError(
             f"the server at {base_url} has another vocabulary than the tokenizer of {model!r} "
             "here: start it with the same files of the model"
         )
+
+
+def told_by(
+    base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """JSON object that a server answers with. Raises as `request`, and ValueError for anything
+    else than an object."""
+    try:
+        told = request(base_url, route, key, body).json()
+    except json.JSONDecodeError:
+        told = None
+    if not isinstance(told, dict):
+        raise _no_vllm(base_url, route, "with no JSON object")
+    return told
+
+
+def _no_vllm(base_url: str, route: str, answers: str) -> ValueError:
+    return ValueError(
+        f"what listens at {base_url} is no vLLM server: {route} answers {answers}; give the "
+        "address of one"
+    )
 
 
 def request(
@@ -567,7 +600,7 @@ def request(
         response = httpx.request(
             method, url, json=body, headers=headers, timeout=10.0, trust_env=False
         )
-    except httpx.TransportError as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise ConnectionError(
             f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, "
             "scripts/vllm_reflection.sh) and see its log under logs/, or give another address"
@@ -582,9 +615,7 @@ def request(
             f"the server at {base_url} is not healthy: {route} answers {response.status_code}"
         )
     if response.status_code != 200:
-        raise ValueError(
-            f"what listens at {base_url} is no vLLM server: {route} answers {response.status_code}"
-        )
+        raise _no_vllm(base_url, route, str(response.status_code))
     return response
 
 

@@ -140,6 +140,9 @@ def test_no_proxy_is_asked_for_a_server_of_this_machine(proxy, tmp_path, use, ho
         ("localhost", True, True),
         ("LOCALHOST", True, True),
         ("policy.localhost", True, True),
+        ("localhost.", True, True),
+        ("ip6-localhost", True, True),
+        ("localhost.localdomain", True, True),
         ("::1", True, True),
         ("::ffff:127.0.0.1", True, True),
         ("0.0.0.0", False, True),
@@ -157,6 +160,24 @@ def test_what_a_host_is(host, loopback, own):
 def test_the_name_of_this_machine_is_its_own(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "Node7")
     assert clients.is_own("node7") and not clients.is_own("node8")
+    assert clients.is_own("node7.cluster") and not clients.is_own("node.cluster")
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster")
+    assert clients.is_own("node7") and not clients.is_own("node7.elsewhere")
+
+
+def test_a_proxy_that_cannot_be_asked_is_named(monkeypatch):
+    for name, value in (
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("https_proxy", "ftp://proxy:1"),
+        ("SSL_CERT_FILE", "/nowhere/certificates"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            for make in (clients.openai_client, clients.async_openai_client):
+                with pytest.raises(ValueError, match="as the environment says .*ALL_PROXY"):
+                    make("https://judge.example/v1", proxies=True)
+                make("http://127.0.0.1:1/v1", proxies=True)
+                make("https://policy.example/v1")
 
 
 def test_a_judge_elsewhere_may_be_behind_a_proxy_and_our_servers_are_not(proxy):

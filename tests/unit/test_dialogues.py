@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from generation.labeling_distill_utils import reflection_example
-from generation.rendering import encode_continuation
+from generation.rendering import PromptFormat, encode_continuation
 from generation.segments import split_paragraphs
 from rea_rl import dpo, sft
 from rea_rl.dpo import encode_pair, load_pairs
@@ -140,6 +140,40 @@ def test_dialogues_that_are_not_clear_are_refused_with_their_row(tmp_path):
         with pytest.raises(ValueError, match=r"rows\.json: row 1\b") as refused:
             load_pairs(write(tmp_path, good, row), "train", TOKENIZER, None)
         assert message in str(refused.value), row
+
+
+def test_a_message_that_the_template_leaves_out_is_refused():
+    """R1's template, as others, knows some roles and passes over all others."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<U>{{ m['content'] | trim }}"
+        "{% elif m['role'] == 'assistant' %}<A>{{ m['content'].split('</think>')[-1] }}"
+        "{% endif %}{% endfor %}<A>"
+    )
+    thought = assistant("<think>Hm.</think>Hello")
+    row = {"prompt": [user(" Hi\n"), thought, user(ONE)], "completion": TWO}
+    assert TOKENIZER.decode(encode_example(row, tokenizer)["input_ids"]).startswith("<U>Hi<A>Hello")
+    for role in ("human", "system", "developer", "User"):
+        message = {"role": role, "content": "Be brief."}
+        for prompt in ([message], [message, user(ONE)]):
+            with pytest.raises(ValueError, match=f"leaves out a message of the role '{role}'"):
+                encode_example({"prompt": prompt, "completion": TWO}, tokenizer)
+    with pytest.raises(ValueError, match="leaves out a message of the role 'system', 'Be brief.'"):
+        PromptFormat(system_prompt="Be brief.").ask(ONE, tokenizer)
+
+
+def test_a_template_that_fails_in_its_own_code_is_one_line(caplog):
+    tokenizer = make_tokenizer()
+    for template in ("{{ messages[0]['content'] + 1 }}", "{{ nothing.at.all }}", "{% if %}"):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match="chat template refuses messages of the roles user"):
+            PromptFormat().ask(ONE, tokenizer)
+    for wrong in ({1: 2}, {"tokenize": True}, {"padding": True}, {"return_dict": True}):
+        with pytest.raises(ValueError, match="chat_template_kwargs has .*; leave it out"):
+            PromptFormat(chat_template_kwargs=wrong)
+    for _ in range(2):  # the template reads no such keyword, and the log says so once
+        PromptFormat(chat_template_kwargs={"enable_thinkin": False}).ask(ONE, TOKENIZER)
+    assert caplog.text.count("has 'enable_thinkin', which the model's chat template never") == 1
 
 
 @pytest.mark.parametrize("command", ["sft", "dpo"])

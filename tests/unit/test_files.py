@@ -86,10 +86,13 @@ BAD_NUMBERS = [
     ('{"problem": "2+2?", "answer": "4", "tags": [1, {"x": NaN}]}', "NaN in 'tags'"),
     ('{"problem": "2+2?", "answer": ' + "9" * 5000 + "}", "a number of 5,000 digits in 'answer'"),
     ('{"problem": "2+2?", "answer": -' + "9" * 4301 + "}", "a number of 4,301 digits in 'answer'"),
+    # Half of a character that takes two escapes.
+    ('{"problem": "\\ud83d?", "answer": "4"}', r"half a character, '\ud83d'"),
+    ('{"problem": "2+2?", "answer": "4", "tags": [{"x": "\\uDC00"}]}', r"a character, '\udc00'"),
 ]
 
 
-def test_numbers_that_are_none_are_refused_with_their_row(tmp_path):
+def test_numbers_and_characters_that_are_none_are_refused_with_their_row(tmp_path):
     for line, message in BAD_NUMBERS:
         files = {"a.json": f"[{LINES[0]},\n{line}]", "a.jsonl": f"{LINES[0]}\n{line}\n"}
         for name, content in files.items():
@@ -102,7 +105,8 @@ def test_numbers_that_are_none_are_refused_with_their_row(tmp_path):
 
 def test_numbers_that_are_numbers_are_read(tmp_path):
     digits = "9" * 400
-    line = f'{{"problem": "2+2?", "answer": {digits}}}\n{{"problem": "x", "answer": 0.5}}'
+    line = f'{{"problem": "2+2?", "answer": {digits}}}\n'
+    line += '{"problem": "\\ud83d\\ude00", "answer": 0.5}'
     assert [row["answer"] for row in load_problems(write(tmp_path, "a.jsonl", line))] == [
         digits,
         "0.5",

@@ -159,6 +159,28 @@ def test_every_kind_of_reply_has_its_outcome(ask):
             7,
             "length",
         ),
+        # Also with its markers, or with its end in the content; and not twice.
+        (
+            "open",
+            reply("\\boxed{2}", thinking="<think>1+1</think>"),
+            "1+1</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
+        (
+            "open",
+            reply("</think>\\boxed{2}", reasoning_content="1+1"),
+            "1+1</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
+        (
+            "name",
+            reply("<think>1+1</think>\\boxed{2}", reasoning="1+1"),
+            "<think>1+1</think>\\boxed{2}",
+            7,
+            "stop",
+        ),
         # One that is only counted has an end.
         (
             "open",
@@ -178,6 +200,10 @@ def test_every_kind_of_reply_has_its_outcome(ask):
         ("open", reply(long, usage=None), long, 10, "stop"),
         ("open", reply(long, "length", usage={"prompt_tokens": 3}), long, 9, "length"),
         ("open", reply(long, usage=USAGE | {"completion_tokens": None}), long, 10, "stop"),
+        ("open", reply(long, usage=USAGE | {"completion_tokens": 0}), long, 10, "stop"),
+        ("open", reply(long, usage=USAGE | {"completion_tokens": -1}), long, 10, "stop"),
+        # Half a character would be in no file.
+        ("open", reply("a\ud83d"), "a\ufffd", 7, "stop"),
     ]
     for model, body, text, num_tokens, finish_reason in cases:
         expected = {"text": text, "num_tokens": num_tokens, "finish_reason": finish_reason}
@@ -198,6 +224,10 @@ UNUSABLE = [
         "no choice with a message",
     ),
     (reply([{"type": "image"}]), "its content is no text"),
+    (
+        reply() | {"choices": [{"index": 0, "message": "2", "finish_reason": "stop"}]},
+        "no choice with a message",
+    ),
     ({"error": {"message": "overloaded"}}, "no choice with a message"),
     (b"<html>Bad gateway</html>", "no choice with a message"),
 ]

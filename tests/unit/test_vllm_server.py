@@ -277,6 +277,24 @@ def test_check_server_waits_for_a_late_server(listener):
         check_server(f"http://127.0.0.1:{server.server_port}/v1", "base", timeout=0.1, key="secret")
 
 
+def test_check_server_with_a_program_that_is_no_vllm(listener):
+    server, answers = listener
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    answers["/health"] = (200, b"")
+    for body, message in (
+        (b"<html>", "/v1/models answers with no JSON object"),
+        (b"[1]", "/v1/models answers with no JSON object"),
+        (b"{}", "/v1/models answers with no list of models"),
+        (b'{"data": null}', "/v1/models answers with no list of models"),
+        (b'{"data": [{"name": "base"}]}', "/v1/models answers with no list of models"),
+        (b'{"data": [{"id": "base"}]}', "does not tell the context of 'base'"),
+        (b'{"data": [{"id": "base", "max_model_len": "9"}]}', "does not tell the context"),
+    ):
+        answers["/v1/models"] = (200, body)
+        with pytest.raises(ValueError, match=message):
+            check_server(url, "base", 8, key="secret")
+
+
 def test_check_server_with_a_wrong_key_or_another_program(listener):
     url = f"http://127.0.0.1:{listener[0].server_port}/v1"
     with pytest.raises(ValueError, match="refuses the key; set VLLM_API_KEY"):

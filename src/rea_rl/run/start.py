@@ -81,10 +81,10 @@ def _reinforcement(trainer: GRPOTrainer) -> Iterator[tuple[str, str]]:
 
 def server_version(url: str) -> str:
     """Version of a server's vLLM."""
-    from rea_rl.vllm_server import request
+    from rea_rl.vllm_server import told_by
 
     try:
-        return str(request(url, "/version", key=None).json()["version"])
+        return str(told_by(url, "/version", key=None)["version"])
     except (ConnectionError, ValueError, KeyError):  # another program that speaks as vLLM does
         return "of a version that it does not say"
 
