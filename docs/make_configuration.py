@@ -16,6 +16,7 @@ from trl import GRPOConfig
 
 from generation.arguments import GenerateArguments
 from rea_rl.configs import DataArguments, REARLConfig, SFTScriptArguments, SharedKeys
+from rea_rl.run.batch import BatchKeys, RowKeys
 from rea_rl.run.trl_keys import COMMON, PREFERENCE, REINFORCEMENT, SUPERVISED
 from rea_rl.vllm_server import ServerConfig
 
@@ -92,10 +93,14 @@ def page() -> str:
     sections: dict[str, Iterable[str]] = {
         "Problems: `rea_rl.grpo`": table(dataclasses.fields(DataArguments)),
         "Training: `rea_rl.grpo`, beyond TRL's `GRPOConfig`": table(
-            own_fields(REARLConfig, GRPOConfig, SharedKeys)
+            own_fields(REARLConfig, GRPOConfig, SharedKeys, BatchKeys)
         ),
-        "Rows: `rea_rl.sft` and `rea_rl.dpo`": table(dataclasses.fields(SFTScriptArguments)),
-        "Training: all three": table(dataclasses.fields(SharedKeys)),
+        "Rows: `rea_rl.sft` and `rea_rl.dpo`": table(
+            [*dataclasses.fields(SFTScriptArguments), *own_fields(RowKeys, BatchKeys)]
+        ),
+        "Training: all three": table(
+            [*dataclasses.fields(BatchKeys), *dataclasses.fields(SharedKeys)]
+        ),
         "Keys of TRL that all three refuse": refused(COMMON, {}),
         "Keys of TRL that `rea_rl.grpo` refuses": refused(REINFORCEMENT, COMMON),
         "Keys of TRL that `rea_rl.sft` refuses": refused(SUPERVISED, COMMON),

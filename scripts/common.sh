@@ -6,7 +6,7 @@
 #                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, if that is set:
 #                      empty or -1 hides all GPUs
 #   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's.
-#                      Needed with a RECIPE_SET of your own, whose batch keys are then taken for so many
+#                      Needed with a recipe without prompts_per_step, whose batch keys are then taken for so many
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default ddp, on the CPU cpu; zero2
 #                      if all weights are trained)
 #   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, and GPU 0 trains alone; a rollout is
@@ -86,22 +86,19 @@ default_config() {
     fi
 }
 
-# batch_args: sets BATCH_ARGS, so that a step has the recipe's prompts on another number of processes than it is for
-batch_args() {
-    local meant key=gradient_accumulation_steps product
-    case $RECIPE_SET in
-        DeepSeek-R1-Distill-Qwen-7B) meant=2 ;;
-        miniature | SmolLM2-135M-Instruct | Qwen2.5-Coder-0.5B-Instruct) meant=1 ;;
-        *) meant=${GIVEN_PROCESSES:-$(die "it is not known for how many processes the batch of recipes/$RECIPE_SET is; set \
-NUM_PROCESSES: a step has per_device_train_batch_size x gradient_accumulation_steps x NUM_PROCESSES responses")} ;;
-    esac
-    BATCH_ARGS=()
-    ((NUM_PROCESSES != meant)) || return 0
-    ((NUM_PROCESSES < meant)) || key=per_device_train_batch_size
-    product=$(($(recipe_value $key) * meant))
-    ((product % NUM_PROCESSES == 0)) || die "NUM_PROCESSES is $NUM_PROCESSES, which does not divide $key of $RECIPE for \
-$meant, $product; give a divisor, so that a step keeps its prompts"
-    BATCH_ARGS=("--$key" $((product / NUM_PROCESSES)))
+# check_batch [OPTIONS of the training]: dies unless a step has the recipe's rows on NUM_PROCESSES; without them in the recipe, NUM_PROCESSES must be
+# given, and its batch keys are taken for so many
+check_batch() {
+    local key rows=''
+    for key in prompts_per_step rows_per_step; do
+        rows=$(option $key "$@")
+        rows=${rows:-$(recipe_value $key '')}
+        [[ -z $rows ]] || break
+    done
+    [[ -n $rows || -n $GIVEN_PROCESSES ]] || die "$RECIPE has no prompts_per_step (of supervised programs: rows_per_step), \
+so that its batch on $NUM_PROCESSES processes is not known; give that key, or NUM_PROCESSES"
+    [[ -z $rows ]] || ((rows % NUM_PROCESSES == 0)) ||
+        die "NUM_PROCESSES is $NUM_PROCESSES, which does not divide $key of $RECIPE, $rows; give a divisor"
 }
 
 # option NAME OPTION...: value of the last --NAME among the options, or nothing
@@ -226,12 +223,12 @@ launch() {
     [[ -z $model ]] || POLICY_ARGS+=(--model "$model")
     model=$(option reflection_model "${@:3}")
     [[ -z $model ]] || REFLECTION_ARGS+=(--model "$model")
-    batch_args
+    check_batch "${@:3}"
     if ((NUM_PROCESSES > 1)); then
         command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
             --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
     fi
-    command+=(--config "$RECIPE" "${BATCH_ARGS[@]}" "${LABEL_ARGS[@]}"
+    command+=(--config "$RECIPE" "${LABEL_ARGS[@]}"
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}")
     where="$NUM_GPUS of $NUM_VISIBLE visible GPUs"
     ((NUM_GPUS > 0)) || where="the CPU"

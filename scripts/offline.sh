@@ -98,12 +98,12 @@ finish() {
 train_offline() {
     local command=(python -m "$1")
     place
-    batch_args
+    check_batch "${@:3}"
     if ((NUM_PROCESSES > 1)); then
         command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
             --num_processes "$NUM_PROCESSES" -m "$1")
     fi
-    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" "${BATCH_ARGS[@]}" --output_dir "$2" \
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" --output_dir "$2" \
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}"
 }
 

@@ -64,22 +64,22 @@ until_() {
 generate() { python -m generation.generate --config "$SAMPLING" --output_dir "$S/generated" "$@"; }
 score() { python -m generation.math_verify_all "$@" --word_bounded --num_workers "$WORKERS" --results "$S/verify.json" >/dev/null; }
 
-# sft NAME [OPTIONS]: supervised fine-tuning on all GPUs; rows per step stay the recipe's
+# sft NAME [OPTIONS]: supervised fine-tuning on as many GPUs as share a step's rows evenly
 sft() {
-    local command=(python -m rea_rl.sft) recipe=$R/config_$1.yaml total size ranks=$((NUM_GPUS > 1 ? NUM_GPUS : 1))
-    read -r size total < <(python - "$recipe" <<'PY'
-import sys, yaml
-recipe = yaml.safe_load(open(sys.argv[1]))
-print(recipe["per_device_train_batch_size"], recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"])
-PY
-    )
-    size=${SFT_ROWS:-$size}
-    ((total % (size * ranks) == 0)) || die "SFT_ROWS is $size, which times $ranks GPUs does not divide $total rows a step"
+    local command=(python -m rea_rl.sft) rows ranks=$((NUM_GPUS > 1 ? NUM_GPUS : 1))
+    RECIPE=$R/config_$1.yaml
+    rows=$(recipe_value rows_per_step)
+    while ((rows % ranks)); do
+        ranks=$((ranks - 1))
+    done
     ((ranks == 1)) ||
         command=(accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes "$ranks" -m rea_rl.sft)
-    "${command[@]}" --config "$recipe" --per_device_train_batch_size "$size" \
-        --gradient_accumulation_steps $((total / size / ranks)) "${CPU_ARGS[@]}" ${SFT_STEPS:+--max_steps "$SFT_STEPS"} "${@:2}"
+    CUDA_VISIBLE_DEVICES=$(training_gpus "$ranks") "${command[@]}" --config "$RECIPE" \
+        ${SFT_ROWS:+--per_device_train_batch_size "$SFT_ROWS"} "${CPU_ARGS[@]}" ${SFT_STEPS:+--max_steps "$SFT_STEPS"} "${@:2}"
 }
+
+# training_gpus NUMBER: the first so many of GPUS, with commas; nothing without any
+training_gpus() { ((NUM_GPUS == 0)) || (IFS=, && echo "${GPUS[*]:0:$1}"); }
 
 merge() { python -m rea_rl.merge_lora "$@" --device "$DEVICE"; }
 

@@ -33,7 +33,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import ROOT, add_arguments, model_folder, report, running_servers
 
-from rea_core.recipe import read_recipe
 from rea_core.row_files import write_json
 
 RUNS = {
@@ -68,14 +67,11 @@ def options(
     if variant == "ReflectRL" and arguments.preset == "miniature":
         values["tokens_per_reflection_file"] = f"{output}.json"
         write_json(Path(f"{output}.json"), {"tokens_per_reflection": 60.0, "word_bounded": True})
-    if arguments.preset != "miniature":  # its recipes are for two processes
+    if arguments.preset != "miniature":
         values["max_completion_length"] = arguments.completion_tokens
-        values["gradient_accumulation_steps"] = (
-            2 * read_recipe(str(recipe))["gradient_accumulation_steps"]
-        )
     given = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     if arguments.tiny:
-        given += [*TINY, "--per_device_train_batch_size", "16" if variant == "GRPO_Gen8" else "8"]
+        given += [*TINY, "--prompts_per_step", "2"]
     return given
 
 

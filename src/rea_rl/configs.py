@@ -19,6 +19,7 @@ from generation.segments import check_paragraph_tokens
 from rea_core.checks import check_numbers
 from rea_core.clients import split_url
 from rea_rl.rewards import check_reward_names
+from rea_rl.run.batch import BatchKeys, RowKeys, share_out
 from rea_rl.run.monitors import MonitorKeys, check_monitors
 from rea_rl.run.trl_keys import (
     PREFERENCE,
@@ -42,6 +43,8 @@ POSITIVE = (
         "per_device_train_batch_size",
         "per_device_eval_batch_size",
         "gradient_accumulation_steps",
+        "prompts_per_step",
+        "rows_per_step",
         "learning_rate",
     ),
     *(
@@ -156,14 +159,22 @@ class SharedKeys:
 
 
 @dataclass
-class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
+class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
     `num_generations` and the batch keys count sampled paths. With `revision` every sampled path
-    brings a second row, so that G = 4 and `per_device_train_batch_size` x
-    `gradient_accumulation_steps` x ranks = 64 is 16 prompts, 64 sampled paths and 128 trained rows
-    per optimizer step.
+    brings a second row, so that G = 4 and `prompts_per_step` = 16 are 64 sampled paths and 128
+    trained rows per optimizer step, on any number of ranks.
     """
+
+    prompts_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts of an optimizer step over all ranks; a rank takes at most "
+            "per_device_train_batch_size of its responses at a time. Default: what the batch "
+            "keys make."
+        },
+    )
 
     # Where TRL's default is not what the method does.
     vllm_importance_sampling_mode: str = field(
@@ -443,6 +454,7 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
                 f"num_generations is {self.num_generations}; a group needs at least 2 paths to "
                 "compare"
             )
+        share_out(self, "prompts_per_step", self.num_generations)
         paths = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if paths % self.num_generations:
             raise ValueError(
@@ -643,25 +655,29 @@ class REARLConfig(MonitorKeys, SharedKeys, GRPOConfig):
 
 
 @dataclass
-class REARLSFTConfig(SharedKeys, SFTConfig):
+class REARLSFTConfig(SharedKeys, RowKeys, SFTConfig):
     """Training arguments of `rea_rl.sft`."""
 
     def __post_init__(self):
         check_defaults(self, SUPERVISED)
         check_values(self)
         check_best_metric(self, "sft")
+        check_ranges(self)
+        self.share_rows()
         super().__post_init__()
         check_machine(self)
 
 
 @dataclass
-class REARLDPOConfig(SharedKeys, DPOConfig):
+class REARLDPOConfig(SharedKeys, RowKeys, DPOConfig):
     """Training arguments of `rea_rl.dpo`."""
 
     def __post_init__(self):
         check_defaults(self, PREFERENCE)
         check_values(self)
         check_best_metric(self, "dpo")
+        check_ranges(self)
+        self.share_rows()
         super().__post_init__()
         check_machine(self)
 

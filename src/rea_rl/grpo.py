@@ -104,8 +104,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     if len(train_rows) < prompts_per_step:
         raise ValueError(
             f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes "
-            f"{prompts_per_step}; give more problems, or lower per_device_train_batch_size or "
-            "gradient_accumulation_steps"
+            f"{prompts_per_step}; give more problems, or a smaller prompts_per_step"
         )
     plan = plan_run("grpo", (data, args, model_args), train_rows, tokens_per_reflection=threshold)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)

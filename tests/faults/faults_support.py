@@ -21,7 +21,7 @@ POLICY = ROOT / "model" / "Miniature-LRM"
 REFLECTION = ROOT / "model" / "Miniature-Instruct"
 PATHS = 8  # sampled in a step: two prompts
 CHANGES = {
-    "per_device_train_batch_size": PATHS,
+    "prompts_per_step": PATHS // 4,
     "rows_per_forward": 4,
     "eval_strategy": "no",
     "eval_dataset_name": None,

@@ -17,7 +17,7 @@ STEPS, PATHS = 20, 100
 
 def test_two_thousand_paths_with_a_fault_every_hundred(make_run, pair, took):
     """Policy and reflection server are killed in turn, once in every step."""
-    run = make_run(*pair, per_device_train_batch_size=PATHS, max_steps=STEPS, save_steps=10)
+    run = make_run(*pair, prompts_per_step=PATHS // 4, max_steps=STEPS, save_steps=10)
     process, begin = run.start(), time.monotonic()
     memory = []
     for step in range(STEPS):

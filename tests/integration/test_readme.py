@@ -45,7 +45,7 @@ ELSEWHERE = {
 }
 CHANGES = {
     "max_steps": 1,
-    "per_device_train_batch_size": 8,
+    "prompts_per_step": 2,
     "rows_per_forward": 4,
     "eval_dataset_name": None,
     "save_steps": 1,
@@ -54,7 +54,7 @@ CHANGES = {
     "max_completion_length": 256,
     "torch_threads": 1,
 }
-FAST_SIZES = "--max_steps 1 --per_device_train_batch_size 8"
+FAST_SIZES = "--max_steps 1 --prompts_per_step 2"
 SHIPPED = "model/Miniature-Reflection"  # this session's reflection server has another model
 
 

@@ -24,7 +24,7 @@ TRAINER = (
         "--tokens_per_reflection_file",
         "{threshold}",
     ),
-    *("--per_device_train_batch_size", "8", "--eval_strategy", "no", "--max_eval_problems", "2"),
+    *("--prompts_per_step", "2", "--eval_strategy", "no", "--max_eval_problems", "2"),
 )
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 2
 CHANGES = {
     "max_steps": STEPS,
-    "per_device_train_batch_size": 8,  # two prompts
+    "prompts_per_step": 2,
     "rows_per_forward": 4,
     "max_eval_problems": 4,
     "eval_strategy": "no",
@@ -296,7 +296,7 @@ def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
             "--output_dir",
             str(tmp_path),
         ),
-        *("--per_device_train_batch_size", "4", "--torch_threads", "1"),
+        *("--torch_threads", "1"),
     )
     assert finished.returncode == 0, finished.stderr
     for step in range(STEPS):
@@ -307,7 +307,7 @@ def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--num_generations", "3"], "is not a multiple of num_generations (3)"),
+        (["--per_device_train_batch_size", "3"], "(3) does not divide"),
         (
             ["--reflection_model", "model/Reflection_Model_of_nobody"],
             "model/Reflection_Model_of_nobody",

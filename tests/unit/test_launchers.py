@@ -15,10 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLACED = (
-    "place; batch_args; role_args policy; echo "
-    '"$TRAIN_GPUS|$NUM_PROCESSES|${BATCH_ARGS[*]}|${ROLE_ARGS[*]}"'
-)
+PLACED = 'place; check_batch; role_args policy; echo "$TRAIN_GPUS|$NUM_PROCESSES|${ROLE_ARGS[*]}"'
 
 
 def pretend_gpus(folder: Path, listed: int | str) -> None:
@@ -53,30 +50,24 @@ def shell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "variables", "train", "processes", "batch", "server"),
+    ("gpus", "variables", "train", "processes", "server"),
     [
-        (3, {}, "0,1", 2, "", "--gpu 2 --gpu_memory_utilization 0.45"),
-        (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gradient_accumulation_steps 32",
-         "--gpu 2 --gpu_memory_utilization 0.85"),
-        (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "--gradient_accumulation_steps 32",
-         "0.25 --max_restarts 3 --max_model_len 10240"),
-        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "",
-         "--gpu 7 --gpu_memory_utilization 0.45"),
-        (8, {"CUDA_VISIBLE_DEVICES": "5"}, "5", 1, "--gradient_accumulation_steps 32", "--gpu 5"),
-        (0, {"RECIPE_SET": "miniature"}, "", 1, "", "--device cpu"),
-        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2,
-         "--per_device_train_batch_size 24", "--device cpu"),
-        (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1, "",
+        (3, {}, "0,1", 2, "--gpu 2 --gpu_memory_utilization 0.45"),
+        (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gpu 2 --gpu_memory_utilization 0.85"),
+        (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "0.25 --max_restarts 3 --max_model_len 10240"),
+        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "--gpu 7 --gpu_memory_utilization 0.45"),
+        (8, {"CUDA_VISIBLE_DEVICES": "5"}, "5", 1, "--gpu 5"),
+        (0, {"RECIPE_SET": "miniature"}, "", 1, "--device cpu"),
+        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2, "--device cpu"),
+        (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1,
          "--device cpu"),
     ],
 )  # fmt: skip
-def test_a_step_keeps_its_prompts_on_every_machine(
-    shell, gpus, variables, train, processes, batch, server
-):
+def test_servers_and_processes_of_every_machine(shell, gpus, variables, train, processes, server):
     status, output = shell(PLACED, gpus, **variables)
     assert status == 0, output
-    found_train, found_processes, found_batch, role = output.split("|")
-    assert (found_train, found_processes, found_batch) == (train, str(processes), batch)
+    found_train, found_processes, role = output.split("|")
+    assert (found_train, found_processes) == (train, str(processes))
     assert server in role and role.endswith("--role policy")
 
 
@@ -111,7 +102,7 @@ def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visib
     assert shell("visible_gpus | xargs", gpus, **variables) == (0, expected)
     if expected == "":
         assert shell(PLACED, gpus, **variables, RECIPE_SET="miniature")[1].startswith(
-            "|1||--device cpu"
+            "|1|--device cpu"
         )
 
 
@@ -193,18 +184,20 @@ def own_recipes():
         yield Path(folder).name
 
 
-def test_the_batch_of_unknown_recipes_is_never_changed_in_silence(shell, own_recipes):
+def test_a_step_of_recipes_of_another_name_has_their_prompts(shell, own_recipes):
+    for gpus, expected in ((3, "0,1|2|"), (1, "0|1|"), (0, "|1|")):
+        status, output = shell(PLACED, gpus, RECIPE_SET=own_recipes)
+        assert status == 0 and output.startswith(expected), output
+
+
+def test_the_batch_of_a_recipe_without_prompts_is_never_guessed(shell, own_recipes):
+    recipe = ROOT / "recipes" / own_recipes / "config_ReflectRL.yaml"
+    recipe.write_text(recipe.read_text().replace("prompts_per_step: 16\n", ""))
     for gpus in (3, 1, 0):
         status, output = shell(PLACED, gpus, RECIPE_SET=own_recipes)
-        assert (
-            status == 1
-            and f"how many processes the batch of recipes/{own_recipes} is; set NUM_PROCESSES"
-            in output
-        )
-    train, processes, batch, _ = shell(PLACED, 3, RECIPE_SET=own_recipes, NUM_PROCESSES="2")[
-        1
-    ].split("|")
-    assert (train, processes, batch) == ("0,1", "2", "")
+        assert status == 1 and "has no prompts_per_step" in output and "NUM_PROCESSES" in output
+        assert len(output.splitlines()) == 1
+    assert shell(PLACED, 3, RECIPE_SET=own_recipes, NUM_PROCESSES="2")[1].startswith("0,1|2|")
 
 
 def test_the_batch_of_every_recipe_set_of_the_project_is_known(shell):
@@ -230,12 +223,11 @@ def test_more_processes_than_gpus_are_refused(shell, variables):
     assert status == 1 and "NUM_PROCESSES is 2, but the GPUs that train are 0" in output
 
 
-def test_processes_that_do_not_divide_the_batch_are_refused(shell):
+def test_processes_that_do_not_divide_a_step_are_refused(shell):
     status, output = shell(PLACED, 0, RECIPE_SET="miniature", NUM_PROCESSES="5")
-    assert (
-        status == 1
-        and "NUM_PROCESSES is 5, which does not divide per_device_train_batch_size" in output
-    )
+    assert status == 1 and "NUM_PROCESSES is 5, which does not divide prompts_per_step" in output
+    asked = PLACED.replace("check_batch", "check_batch --prompts_per_step 10")
+    assert shell(asked, 0, RECIPE_SET="miniature", NUM_PROCESSES="5")[0] == 0
 
 
 def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
@@ -252,7 +244,7 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     """The launchers' options go to the trainer; what they say of models goes to the servers too."""
     stubs = (
         "start_servers() { for role; do role_args $role; echo ${ROLE_ARGS[*]}; done; }; python() { "
-        ":; }; "
+        ":; }; check_batch() { :; }; "
     )
     options = "--reflection_model=other/judge --max_steps 2 --model_name_or_path some/model"
     status, output = shell(
@@ -278,7 +270,8 @@ def test_what_is_wrong_or_complete_is_known_before_servers_are_started(
 ):
     stubs = f"python() {{ if [[ $* == *--dry_run* ]]; then {answer}; else echo trained; fi; }}"
     line = (
-        f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; launch "
+        f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; "
+        f"check_batch() {{ :; }}; launch "
         f"GRPO policy {options}"
     )
     found, output = shell(line, 0, RECIPE_SET="miniature")
@@ -313,6 +306,7 @@ FAKES = f"""
 slow() {{ exec {sys.executable} -c '{SLOW_TO_END}' "$1"; }}
 python() {{ [[ "$*" == *--dry_run* ]] || slow trainer; }}
 recipe_value() {{ echo True; }}
+check_batch() {{ :; }}
 start_servers() {{ slow server & SERVERS+=($!); sleep 1; }}
 """
 LAUNCHED = "launch ReflectRL policy"

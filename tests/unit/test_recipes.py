@@ -83,19 +83,14 @@ def test_header_is_true(path):
     script = re.search(r"Run by (scripts/\w+\.sh)", header)[1]
     assert (ROOT / script).is_file()
     assert f"-m rea_rl.grpo --config {path.relative_to(ROOT)}" in re.sub(r"[\s\\]+", " ", header)
-    paths, size, steps, ranks, group, prompts = map(
+    prompts, group, paths = map(
         int,
         re.search(
-            r"One step: (\d+) sampled responses \((\d+) x (\d+) accumulation x (\d) \w+\) / "
-            r"num_generations (\d+) = (\d+) prompts",
-            header,
+            r"One step: (\d+) prompts x num_generations (\d+) = (\d+) sampled responses", header
         ).groups(),
     )
-    assert (size, steps, group) == (
-        recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"],
-        recipe["num_generations"]
-    )  # fmt: skip
-    assert paths == size * steps * ranks == group * prompts
+    assert (prompts, group) == (recipe["prompts_per_step"], recipe["num_generations"])
+    assert paths == group * prompts and "gradient_accumulation_steps" not in recipe
     revised = f"so {paths} originals and {paths} revisions are trained"
     assert (revised if recipe["revision"] else f"{paths} trained rows") in header
 
@@ -127,10 +122,10 @@ def test_ablation_differs_in_one_key(folder, name, parent, difference):
 def test_baselines_train_as_much_as_the_method(folder):
     def rows(name):
         recipe = read(RECIPES / folder / f"config_{name}.yaml")
-        sampled = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"]
-        return sampled * (2 if recipe["revision"] else 1), sampled // recipe["num_generations"]
+        sampled = recipe["prompts_per_step"] * recipe["num_generations"]
+        return sampled * (2 if recipe["revision"] else 1), recipe["prompts_per_step"]
 
-    assert rows("GRPO_Gen8") == rows("ReflectRL")  # rows and prompts per rank and step
+    assert rows("GRPO_Gen8") == rows("ReflectRL")  # rows and prompts of a step
     assert rows("GRPO")[1] == rows("ReflectRL")[1]
 
 
@@ -167,7 +162,7 @@ def test_paper_values_of_the_7b_recipe():
         "word_bounded_reflections": False,
         "reward_funcs": ["accuracy", "refine_length", "reflect"],
         "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 16,
+        "prompts_per_step": 16,
     }
     assert expected.items() <= recipe.items()
     assert (
@@ -191,8 +186,5 @@ def test_offline_header_is_true(path):
     assert script and all((ROOT / name).is_file() for name in script)
     program = "rea_rl.dpo" if path.name == "config_RPO.yaml" else "rea_rl.sft"
     assert f"-m {program} --config {path.relative_to(ROOT)}" in re.sub(r"[\s#\\]+", " ", header)
-    size, steps = map(int, re.search(r"(\d+) x (\d+) accumulation", header).groups())
-    assert (size, steps) == (
-        recipe["per_device_train_batch_size"],
-        recipe["gradient_accumulation_steps"],
-    )
+    assert f"One step: {recipe['rows_per_step']} " in header
+    assert "gradient_accumulation_steps" not in recipe

@@ -125,42 +125,14 @@ def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
 
-@pytest.mark.parametrize(
-    "recipe_set, num_processes, expected",
-    [
-        ("miniature", None, {}),
-        ("miniature", 1, {}),
-        ("miniature", 2,
-         {"grpo": "per_device_train_batch_size 24", "grpo_gen8": "per_device_train_batch_size 48"}),
-        ("DeepSeek-R1-Distill-Qwen-7B", 2, {}),
-        ("DeepSeek-R1-Distill-Qwen-7B", 1, {
-            "grpo": "gradient_accumulation_steps 32", "grpo_gen8": "gradient_accumulation_steps 32",
-        }),
-    ],
-)  # fmt: skip
-def test_each_row_keeps_its_prompts_on_other_processes(
-    tmp_path, recipe_set, num_processes, expected
-):
-    args = arguments(
-        tmp_path, "--recipe_set", recipe_set, "--rows", "grpo", "grpo_gen8", "--seeds", "1"
-    )
-    args.num_processes = num_processes
-    for run in study.all_runs(args)[1:]:
-        command = " ".join(study.train_command(run, args))
-        flags = expected.get(run.row.name)
-        assert (
-            f"--{flags}" in command
-            if flags
-            else "batch_size" not in command and "accumulation" not in command
-        )
-
-
-def test_processes_that_do_not_divide_a_batch(tmp_path):
+def test_processes_that_do_not_divide_a_step(tmp_path):
     args = arguments(tmp_path, "--rows", "grpo", "--num_processes", "5")
     with pytest.raises(
-        ValueError, match="num_processes is 5, which does not divide per_device_train_batch_size"
+        ValueError, match="num_processes is 5, which does not divide prompts_per_step .* 12; give"
     ):
         study.train_command(study.all_runs(args)[-1], args)
+    args.num_processes = 3
+    assert "batch_size" not in " ".join(study.train_command(study.all_runs(args)[-1], args))
 
 
 def test_row_of_a_script(tmp_path, monkeypatch):

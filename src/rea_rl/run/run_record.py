@@ -176,6 +176,8 @@ MODELS = ("model_name_or_path", "model_revision", "reflection_model")
 BATCH = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "prompts_per_step",
+    "rows_per_step",
     "generation_batch_size",
     "steps_per_generation",
 )

@@ -32,8 +32,7 @@ COMMON = {
     "torch_compile_mode": EXCHANGED,
     "use_cache": "training needs no cache of keys and values",
     "auto_find_batch_size": "it would change the rows of a step silently; lower "
-    "per_device_train_batch_size instead, and "
-    "raise gradient_accumulation_steps",
+    "per_device_train_batch_size instead",
     "include_for_metrics": "no metrics are computed from predictions",
     "batch_eval_metrics": "no metrics are computed from predictions",
     "label_names": "labels are those of the rows",

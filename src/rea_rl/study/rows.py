@@ -121,8 +121,6 @@ SIZES = {
         "buffer": 2000,
     },
 }
-# that the recipes' batches are for
-NUM_PROCESSES = {"miniature": 1, REAL: 1, "DeepSeek-R1-Distill-Qwen-7B": 2}
 GENERATION = {
     "miniature": "miniature",
     REAL: "qwen_0.5b",

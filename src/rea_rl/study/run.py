@@ -38,7 +38,6 @@ from rea_rl.study.places import Place, make_places, stopping
 from rea_rl.study.rows import (
     GENERATION,
     MINIATURE_PROBLEMS,
-    NUM_PROCESSES,
     ROWS,
     SIZES,
     Run,
@@ -94,38 +93,23 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     if run.row.script:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
-    command = [
-        *args.trainer,
-        "--config",
-        recipe,
-        *batch_flags(recipe, args),
-        *run.row.changes.format(**sizes).split(),
-    ]
+    check_processes(recipe, args)
+    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
     command += ["--model_name_or_path", args.model]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
 
 
-def batch_flags(path: str, args: argparse.Namespace) -> list[str]:
-    """Flags with which a step has the recipe's prompts on another number of processes than it is
-    for.
-
-    Raises ValueError for a number that does not divide the batch.
-    """
+def check_processes(path: str, args: argparse.Namespace) -> None:
+    """Raise ValueError for a number of training processes that cannot share a step's prompts."""
     from rea_core.recipe import read_recipe
 
-    meant = NUM_PROCESSES[args.recipe_set]
-    num_processes = args.num_processes or meant
-    if num_processes == meant:
-        return []
-    key = "gradient_accumulation_steps" if num_processes < meant else "per_device_train_batch_size"
-    product = read_recipe(path)[key] * meant
-    if product % num_processes:
+    prompts = read_recipe(path).get("prompts_per_step")
+    if prompts and args.num_processes and prompts % args.num_processes:
         raise ValueError(
-            f"num_processes is {num_processes}, which does not divide {key} of {path} for {meant}, "
-            f"{product}; give a divisor"
+            f"num_processes is {args.num_processes}, which does not divide prompts_per_step of "
+            f"{path}, {prompts}; give a divisor"
         )
-    return [f"--{key}", str(product // num_processes)]
 
 
 def train(run: Run, place: Place, args: argparse.Namespace) -> None:
@@ -283,7 +267,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num_processes",
         type=int,
-        help="of each training; default: as many as the recipes are for",
+        help="of each training, as the command after -- starts them",
     )
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
     parser.add_argument(
