@@ -42,6 +42,9 @@ if ((NUM_GPUS == 0)); then
     DEVICE=cpu GPUS=(cpu) CPU_ARGS=(--use_cpu true --bf16 false --dtype float32)
 fi
 LIMITED=(${LIMIT:+--qaf_limit "$LIMIT"})
+# The adapters that ship with the project are of one base model only.
+PACKED_LRM=model/Qwen2.5-Coder-0.5B-LRM
+PACKED_REFLECTION=model/Qwen2.5-Coder-0.5B-Reflection
 
 # stage FILE COMMAND...: run the command unless the file that it ends with is there
 stage() {
@@ -89,11 +92,10 @@ make_problems() {
 
 # make_lrm: instruct model -> solver of its own right samples -> traces of the solver's samples -> reasoning model
 make_lrm() {
-    local base_samples solver_samples packed=model/Qwen2.5-Coder-0.5B-LRM
+    local base_samples solver_samples
     [[ -z ${LRM:-} ]] || return 0
-    # The adapter that ships with the project is of one base model only.
-    if [[ -d $packed && $(basename "$BASE") == "$RECIPE_SET" ]]; then
-        stage "$S/LRM_lora/adapter_model.safetensors" python -m rea_rl.adapter_pack unpack "$packed" "$S/LRM_lora"
+    if [[ -d $PACKED_LRM && $(basename "$BASE") == "$RECIPE_SET" ]]; then
+        stage "$S/LRM_lora/adapter_model.safetensors" python -m rea_rl.adapter_pack unpack "$PACKED_LRM" "$S/LRM_lora"
     fi
     if [[ ! -e "$S/LRM_lora/adapter_model.safetensors" ]]; then
         if [[ ! -e "$S/solver_lora/adapter_model.safetensors" ]]; then
@@ -129,9 +131,22 @@ judge() {
         --confirmations "${labels}_candidates_json.json" --paths "$paths" --out "$JUDGE_CUTS" "${PARAGRAPHS[@]}" "${@:2}"
 }
 
+# take_detector: the reflection model that ships with the reasoning model, its threshold and its cut
+take_detector() {
+    local file bases
+    bases=$(basename "$BASE")/$(basename "$REFLECTION_BASE")
+    [[ -z ${LRM:-} && -d $PACKED_LRM && -d $PACKED_REFLECTION && $bases == "$RECIPE_SET/$RECIPE_SET" ]] || return 0
+    stage "$S/reflection_model_lora/adapter_model.safetensors" \
+        python -m rea_rl.adapter_pack unpack "$PACKED_REFLECTION" "$S/reflection_model_lora"
+    for file in tokens_per_reflection.json cut.json; do
+        [[ -e "$S/$file" ]] || cp "$PACKED_REFLECTION/$file" "$S/$file"
+    done
+}
+
 # make_detector: responses of the policy, threshold of the reflection reward, labels, reflection model
 make_detector() {
     local paths
+    take_detector
     paths=$S/generated/$(basename "$POLICY")/detector_math_cot.json
     if [[ ! -e "$S/reflection_model_lora/adapter_model.safetensors" || ! -e "$S/tokens_per_reflection.json" ]]; then
         stage "$paths" generate --qaf "$DATA/detector.json" --model_dir "$POLICY" --temperature 0.8 \
