@@ -11,7 +11,7 @@
 
 On GPUs, start two servers by hand on the first (see serving.py) and give this program --servers,
 --model and the second
-GPU: CUDA_VISIBLE_DEVICES=1. Where servers and trainer share a CPU, the overlapped trainer gets half
+GPU: CUDA_VISIBLE_DEVICES=1. If servers and trainer share a CPU, the overlapped trainer gets half
 of the threads: threads of OpenMP that lose their core to a server hold up all others. The other two
 runs have them all. Steps are timed from the end of the first to the end of the last but one: the
 first waits for cold servers, and beside the last no rollout is made. The reflection model is the
@@ -111,7 +111,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--tiny", action="store_true", help="two prompts a step, short paths")
+    parser.add_argument("--tiny", action="store_true", help="two prompts a step, short responses")
     parser.add_argument(
         "--steps", type=int, default=4, help="optimizer steps of each run, at least 3"
     )
@@ -121,7 +121,7 @@ def main() -> None:
         help="the miniature's",
     )
     parser.add_argument(
-        "--completion_tokens", type=int, default=1024, help="of each path, but the miniature's"
+        "--completion_tokens", type=int, default=1024, help="of each response, but the miniature's"
     )
     arguments = parser.parse_args()
     if arguments.steps < 3:

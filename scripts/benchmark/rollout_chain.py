@@ -5,16 +5,15 @@ run.
     # a GPU: 7B dimensions, random weights
     python scripts/benchmark/rollout_chain.py --preset 7b
 
-Lengths are drawn once and used by all: paths log-normal around the preset's median, cut at 30 to 90
-%. Every request is as long as the plan says (end tokens are ignored), and goes through the
+Lengths are drawn once and used by all: responses log-normal around the preset's median, cut at 30
+to 90 %. Every request is as long as the plan says (end tokens are ignored), and goes through the
 trainer's own client. Per prompt:
 
-    plain GRPO, G paths     the original paths alone
-    plain GRPO, 2G paths    as many trained rows as REA-RL, without revision
-    barriers                G paths; then all labels, whole replies; then all answers after the cut
-    chain                   each path by itself; the reply is left at the label that decides the cut
-    chain, waves            the same, but paths are labelled, and then finished, --label_wave at a
-                            time
+    plain GRPO, G responses the original responses alone
+    plain GRPO, 2G responses    as many trained rows as REA-RL, without revision
+    barriers                G responses; then all labels (whole replies); then all answers
+    chain                   each response by itself; the reply is left once the cut is decided
+    chain, waves            the same, but --label_wave responses labelled, then finished, at a time
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ IDS = range(20, 400)  # ordinary ids of all presets
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of one path, in tokens."""
+    """Lengths of one response, in tokens."""
 
     prompt: int
     sample: int
@@ -58,7 +57,7 @@ class Plan:
 
 
 def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
-    """A plan for each path of the batch."""
+    """A plan for each response of the batch."""
     rng = random.Random(seed)
     plans = []
     for _ in range(preset.prompts * group):
@@ -77,7 +76,7 @@ def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
 
 
 class Work:
-    """The three requests of a path. `cached` collects (cached, all) prompt tokens of the
+    """The three requests of a response. `cached` collects (cached, all) prompt tokens of the
     finishing ones."""
 
     def __init__(self, policy: Endpoint, reflection: Endpoint, model: str, seed: int):
@@ -117,12 +116,12 @@ class Work:
 
 
 async def plain(work: Work, plans: list[Plan]) -> None:
-    """Original paths only."""
+    """Original responses only."""
     await asyncio.gather(*(work.sample(work.prompt(plan.prompt), plan) for plan in plans))
 
 
 async def barriers(work: Work, plans: list[Plan]) -> None:
-    """Each stage waits for the slowest path of the one before."""
+    """Each stage waits for the slowest response of the one before."""
     prompts = [work.prompt(plan.prompt) for plan in plans]
     sampled = await asyncio.gather(
         *(work.sample(*path) for path in zip(prompts, plans, strict=True))
@@ -134,7 +133,7 @@ async def barriers(work: Work, plans: list[Plan]) -> None:
 
 
 async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
-    """No path waits for another, but for its wave."""
+    """No response waits for another, but for its wave."""
     waves = Waves(label_wave, len(plans))
 
     async def path(plan: Plan) -> None:
@@ -194,14 +193,20 @@ def main() -> None:
         "--prompts", type=int, default=None, help="prompts of the batch (default: the preset's)"
     )
     parser.add_argument(
-        "--median_tokens", type=int, default=None, help="of a sampled path (default: the preset's)"
+        "--median_tokens",
+        type=int,
+        default=None,
+        help="of a sampled response (default: the preset's)",
     )
     parser.add_argument(
-        "--max_tokens", type=int, default=None, help="of a sampled path (default: the preset's)"
+        "--max_tokens", type=int, default=None, help="of a sampled response (default: the preset's)"
     )
-    parser.add_argument("--group", type=int, default=4, help="sampled paths of a prompt, G")
+    parser.add_argument("--group", type=int, default=4, help="sampled responses of a prompt, G")
     parser.add_argument(
-        "--label_wave", type=int, default=64, help="paths that wait for each other, in the last way"
+        "--label_wave",
+        type=int,
+        default=64,
+        help="responses that wait for each other, in the last way",
     )
     parser.add_argument(
         "--repeats", type=int, default=3, help="times that each way is measured; the best counts"

@@ -1,13 +1,13 @@
-"""What the benchmarks with real vLLM servers share: models by preset, servers, the table and its
-JSON file.
+"""Common parts of the benchmarks with real vLLM servers: models by preset, servers, the table and
+its JSON file.
 
     # a model of that size, to serve it by hand for several benchmarks
     python scripts/benchmark/serving.py 7b FOLDER
 
-Such a model has random weights, so it writes words at random, ends no path, and is never right: all
-paths have the longest length, and the work of a step is the same every time. Its tokenizer is the
-miniature's and made-up words up to the size of the vocabulary, one in a hundred of which ends a
-paragraph.
+Such a model has random weights, so it writes words at random, ends no response, and is never right:
+all responses have the longest length, and the work of a step is the same every time. Its tokenizer
+is the miniature's and made-up words up to the size of the vocabulary, one in a hundred of which
+ends a paragraph.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ MINIATURE = ROOT / "model" / "Miniature-LRM"
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a benchmark: a model, and a batch of paths for it."""
+    """Sizes of a benchmark: a model, and a batch of responses for it."""
 
     dimensions: dict[str, int] | None  # of a model with random weights; None: the miniature itself
     prompts: int
     prompt_tokens: int
-    median_tokens: int  # of a sampled path
+    median_tokens: int  # of a sampled response
     max_tokens: int
     finish_tokens: int
     paragraph_tokens: int
@@ -167,7 +167,7 @@ def _server(
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Machine and versions of the measurement."""
     import torch
 
     device = resolve_device("auto")

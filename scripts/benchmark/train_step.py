@@ -61,14 +61,15 @@ DIMENSIONS = {
 }
 LENGTH_SCALE = {"7b": 1.0, "1.5b": 1.0, "miniature": 0.06}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# In the order of measurement, with what each may take, warm-up included, in multiples of `shared`.
+# In the order of measurement, with the time that each may take, warm-up included, in multiples of
+# `shared`.
 EXPECTED_SECONDS = {"shared": 1, "unshared": 4, "padded": 8, "recomputed": 2.5, "packed": 3}
 BETA = 0.04
 
 
 @dataclass
 class Batch:
-    """Paths with advantages; what a variant computes for them is collected in their order."""
+    """Responses with advantages; what a variant computes for them is collected in their order."""
 
     paths: list[TokenPath]
     advantages: torch.Tensor  # (B,)
@@ -206,7 +207,7 @@ class Steps:
     def tree(
         self, fold_rows: Callable[[list[TokenPath]], PackedPaths], packs: list[list[int]]
     ) -> torch.Tensor:
-        """Packed paths, one forward and backward pass a pack."""
+        """Packed responses, one forward and backward pass a pack."""
         parts: dict[int, torch.Tensor] = {}
         for rows in packs:
             packed = fold_rows([self.batch.paths[i] for i in rows]).to(self.model.device)
@@ -221,13 +222,13 @@ class Steps:
         return torch.cat([parts[i] for i in sorted(parts)])
 
     def forward_packed(self, packed: PackedPaths) -> torch.Tensor:
-        """Log-probs of the trained tokens of the paths."""
+        """Log-probs of the trained tokens of the responses."""
         with self.autocast():
             return self.model(packed=packed).logps[packed.token_index]
 
 
 def fold_apart(paths: list[TokenPath]) -> PackedPaths:
-    """Paths behind each other in one row, without sharing."""
+    """Responses behind each other in one row, without sharing."""
     parts = [fold([path]) for path in paths]
     sizes = [part.input_ids.numel() for part in parts]
     offsets = np.cumsum([0, *sizes]).tolist()
@@ -248,7 +249,7 @@ def fold_apart(paths: list[TokenPath]) -> PackedPaths:
 
 
 def plan_apart(paths: list[TokenPath], budget: int) -> list[list[int]]:
-    """Deal paths to passes by their whole lengths."""
+    """Deal responses to passes by their whole lengths."""
     packs, load = [[]], 0
     for i, path in enumerate(paths):
         load += len(path.ids)
@@ -291,7 +292,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(run: Callable[[], torch.Tensor], model: PeftModel) -> tuple[float, torch.Tensor]:
-    """Seconds of a step, from paths on the host to gradients, and its log-probs."""
+    """Seconds of a step, from responses on the host to gradients, and its log-probs."""
     model.zero_grad(set_to_none=True)
     synchronize(model.device)
     start = time.perf_counter()
@@ -458,7 +459,7 @@ class Report:
             )
 
     def summary(self) -> dict[str, object]:
-        """What is known, ratios of the variants that are there included."""
+        """All measurements so far, with ratios of the measured variants."""
         ratios: dict[str, float] = {}
         for other in self.variants.keys() - {"shared", "float32"}:
             if "shared" in self.variants:
@@ -554,7 +555,7 @@ def parse_args() -> argparse.Namespace:
         "--time_limit",
         type=float,
         default=600,
-        help="seconds since the start; what is left is skipped",
+        help="seconds since the start; the rest is skipped",
     )
     parser.add_argument("--out", help="JSON file, written after each variant")
     return parser.parse_args()

@@ -5,7 +5,7 @@ Result.
         --qaf PATHS \
         --split labeling_distill_use_asw --model_dir answer_judge --paragraph_tokenizer MODEL
 
-It stands in for `generation.generate` with a large judge: same flags, same prompts, same files, for
+It replaces `generation.generate` with a large judge: same flags, same prompts, same files, for
 both judgements. `--model_dir` is only the name of its output folder. Which value a paragraph states
 is read from its words; whether that is the gold answer is decided by `generation.math_verify`.
 """

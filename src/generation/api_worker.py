@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
-# where servers put a thinking that they return apart
+# keys under which servers return a thinking by itself
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -53,12 +53,12 @@ def response_of(
 
     Args:
         reply: of the OpenAI client, which checks nothing of it.
-        prompt_thinking: what the prompt did to the thinking; None where that is not known.
-        tokenizer: counts the tokens of a reply that does not say them; None where no model is
+        prompt_thinking: what the prompt did to the thinking; None if that is not known.
+        tokenizer: counts the tokens of a reply that does not say them; None if no model is
             known.
         counts: of replies out of the ordinary, for the log; changed.
 
-    Raises UnusableReply where there is no response, ValueError where its tokens cannot be counted.
+    Raises UnusableReply where there is no response, ValueError if its tokens cannot be counted.
     """
     choices = getattr(reply, "choices", None)
     if not choices or not hasattr(getattr(choices[0], "message", None), "content"):
@@ -97,7 +97,7 @@ def _text(
     if not isinstance(content, str) or not isinstance(thinking, str):
         raise UnusableReply(f"its content is no text but {str(content)[:60]!r}")
     content, thinking = _whole_characters(content), _whole_characters(thinking)
-    # nothing of the response is thinking, whatever the server takes it for
+    # no part of the response is thinking, even if the server says so
     if prompt_thinking == "closed":
         return thinking + content
     thinking = thinking.removeprefix(THINK_START).removesuffix(THINK_END)
@@ -138,7 +138,7 @@ def ask_server(
 ) -> None:
     """Run the tasks on a server.
 
-    Raises ConnectionError when a request failed for good, ValueError where tokens cannot be
+    Raises ConnectionError when a request failed for good, ValueError if tokens cannot be
     counted.
     """
     import openai

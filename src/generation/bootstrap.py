@@ -96,7 +96,7 @@ _MATH_MARKS = re.compile(r"[\\$()\[\]\s.*]+")
 _STATEMENT = re.compile(
     r"^(so|thus|hence|therefore)?,? ?(the )?(final )?answer( is)?:? ", re.IGNORECASE
 )
-REPEATS = 3  # a line that stands so often in a response means that it loops
+REPEATS = 3  # a line that is repeated so often in a response means a loop
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Composer:
         self._random = random.Random(settings.seed)
 
     def compose(self, attempts: Sequence[Attempt], first_right: bool) -> Trace | None:
-        """A trace that ends right and whose first attempt is as asked; None where the attempts
+        """A trace that ends right and whose first attempt is as asked; None if the attempts
         allow none."""
         order = self._random.sample(list(attempts), len(attempts))
         first = next((a for a in order if a.right == first_right), None)
@@ -444,7 +444,7 @@ def read_problems(args: argparse.Namespace) -> list[tuple[Row, list[Attempt]]]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the rows and their card. Raises ValueError where the samples give none."""
+    """Write the rows and their card. Raises ValueError if the samples give none."""
     format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
     check_output(args.out, "out", args.samples)

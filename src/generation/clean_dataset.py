@@ -1,11 +1,11 @@
-"""DeepScaleR_clean: training problems without those that the model failed on every path.
+"""DeepScaleR_clean: training problems without those that the model failed on every response.
 
     python -m generation.clean_dataset \
         --verdicts output/DeepSeek-R1-Distill-Qwen-7B/deepscaler_math_cot.scores.json
 
-The verdicts are a `.scores.json` file of `generation.math_verify_all` for paths to the same
-problems, four each in the paper. A problem that no path solves teaches GRPO nothing: its advantages
-are all 0. Without verdicts the recipes take the unfiltered set as it is: `--dataset_name
+The verdicts are a `.scores.json` file of `generation.math_verify_all` for responses to the same
+problems, four each in the paper. A problem that no response solves teaches GRPO nothing: its
+advantages are all 0. Without verdicts the recipes take the unfiltered set as it is: `--dataset_name
 agentica-org/DeepScaleR-Preview-Dataset`.
 """
 
@@ -37,7 +37,7 @@ language:
 # {name}
 
 {num_kept} of the {num_all} problems of `{dataset}`: those that the model solved on at least one of
-its {num_paths} paths.
+its {num_paths} responses.
 
 | | |
 |---|---|
@@ -49,18 +49,18 @@ its {num_paths} paths.
 
 
 def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
-    """Problems with at least one right path. Raises ValueError where a problem has no verdict."""
+    """Problems with at least one right response. Raises ValueError if a problem has no verdict."""
     solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scored}
     if missing := [row["id"] for row in problems if row["id"] not in solved]:
         raise ValueError(
             f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is "
-            f"{missing[0]}; score paths to these problems, or give the --limit that they were "
+            f"{missing[0]}; score responses to these problems, or give the --limit that they were "
             "sampled with"
         )
     if not (kept := [row for row in problems if solved[row["id"]]]):
         raise ValueError(
-            f"verdicts: none of the {len(problems)} problems has a right path; check the scored "
-            "file"
+            f"verdicts: none of the {len(problems)} problems has a right response; check the "
+            "scored file"
         )
     return kept
 
@@ -88,15 +88,18 @@ def run(args: argparse.Namespace) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Drop the problems that a model failed on every path."
+        description="Drop the problems that a model failed on every response."
     )
     parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
     parser.add_argument("--split", default="train", help="split of a Hub dataset")
     parser.add_argument(
-        "--limit", type=int, help="first N problems only, as in qaf_limit of the paths"
+        "--limit", type=int, help="first N problems only, as in qaf_limit of the responses"
     )
     parser.add_argument(
-        "--verdicts", type=Path, required=True, help=".scores.json of paths to the same problems"
+        "--verdicts",
+        type=Path,
+        required=True,
+        help=".scores.json of responses to the same problems",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"), help="result"

@@ -1,4 +1,4 @@
-"""What is counted of every response of a generation file; work for many processes, which import
+"""Counts of every response of a generation file; work for many processes, which import
 this module."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def head_of(row: Row) -> Row:
 
 @dataclass(frozen=True)
 class Counting:
-    """What a process needs to count responses; it is called there, for its tokenizer.
+    """Settings of a process that counts responses; it is called there, for its tokenizer.
 
     Args:
         tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt
@@ -134,7 +134,7 @@ def within_budgets(
 
 
 def gold_list(answer: str | list[str]) -> list[str]:
-    """Golds of a row, any of which is right."""
+    """Golds of a row; each of them is right."""
     return answer if isinstance(answer, list) else [answer]
 
 

@@ -19,7 +19,7 @@ the prompt had opened or closed a thinking, see `generation/rendering.py`), and 
 most likely tokens of every step. A text that was given the model to continue from (a cut thinking,
 `[1].`) is part of the response, but not the `prefill` of all replies.
 
-Finished rows are kept as they come. A killed run goes on where it stopped, and the seed of every
+Finished rows are kept as they come. A killed run continues from there, and the seed of every
 response is its own, so the file does not depend on the interruption.
 """
 
@@ -74,9 +74,9 @@ def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
             return load_tokenizer(folder, "model_dir")
     except ValueError as error:
         cause = str(error)
-    if args.split == "math_cot":  # what the thinking of a judge is does not matter
+    if args.split == "math_cot":  # the thinking of a judge does not matter
         logger.warning(
-            "api: %s, so what a prompt does to the thinking is not known and counts as unknown: "
+            "api: %s, so it is unknown whether a prompt opens the thinking: "
             "responses say it by <think> and </think>. Name the model's folder as model_dir to "
             "have it known",
             cause,
@@ -114,7 +114,7 @@ def check_model_folder(args: GenerateArguments) -> None:
 
 
 def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
-    """Run a stage to its end; returns the final file. Does nothing if that is there already.
+    """Run a stage to its end; returns the final file. Does nothing if that exists.
 
     `respond` answers in place of engines and server.
     """
@@ -201,15 +201,16 @@ class _Run:
             index, {**task.row, **columns, "responses": [{**r, **known} for r in responses]}
         )
         self._output.num_tokens += sum(response["num_tokens"] for response in responses)
-        # 0 where TQDM_DISABLE is set
+        # 0 if TQDM_DISABLE is set
         rate = self._output.num_tokens / max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update()
 
 
 def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -> dict[str, Any]:
-    """What the output depends on: arguments, the rows that are read, the weights, and how a
-    prompt is made of a row."""
+    """Everything that the output depends on: arguments, the rows that are read, the weights, and
+    how a prompt is made of a row.
+    """
     speed_only = (
         "n_gpu",
         "compile",

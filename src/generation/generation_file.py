@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class GenerationFile:
     """Output of a generation stage: `<path>` once complete, `<path stem>.part.jsonl` until then.
 
-    Beside it stands `<path stem>.settings.json`, what the rows were made with, so that a file is
+    Next to it is `<path stem>.settings.json`, the settings of the rows, so that a file is
     never continued, or taken for complete, under other settings.
 
     Args:
@@ -38,7 +38,7 @@ class GenerationFile:
         self.num_tokens = 0  # of the responses that this run has added
         self.finished = set() if self.complete else {index for index, *_ in self._read_part()}
         if self.finished:
-            logger.info("%s: going on after %d finished rows", self._part, len(self.finished))
+            logger.info("%s: continuing after %d finished rows", self._part, len(self.finished))
 
     @property
     def complete(self) -> bool:
@@ -103,7 +103,7 @@ class GenerationFile:
 
 
 PROMPT_THINKING = ("open", "closed", "unknown")  # see `generation.rendering`
-# What a row of a generation file and its responses have, with their types. Several golds are a
+# Keys of a row of a generation file and of its responses, with their types. Several golds are a
 # list.
 GENERATION = {"id": (str, int), "problem": str, "answer": (str, list), "responses": list}
 RESPONSE = {"text": str, "num_tokens": int, "finish_reason": str}
@@ -113,8 +113,7 @@ NO_ROOM = "no_room"
 
 
 def sample_seed(seed: int, row_id: str, sample: int) -> int:
-    """Sampling seed in 0..2^31-1 of one response: the same whatever else is generated, and in
-    whatever order."""
+    """Sampling seed in 0..2^31-1 of one response: the same for any other rows, in any order."""
     digest = hashlib.blake2b(f"{seed}/{row_id}/{sample}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -130,7 +129,7 @@ def read_generations(
     """Rows of a file written by `generation.generate`, each read when it is asked for.
 
     Each has `id`, `problem`, `answer`, `responses` (a list of `text`, `num_tokens`,
-    `finish_reason`) and whatever columns its input had.
+    `finish_reason`) and all columns of its input.
 
     Args:
         path: file.
@@ -139,7 +138,7 @@ def read_generations(
         single: refuse rows with several responses.
         look: called with every row, for what is to be known of all before any is worked on.
 
-    Raises ValueError naming the file, and the row where one is at fault.
+    Raises ValueError naming the file, and the row if one is at fault.
     """
     first: dict[str, int] = {}
 
@@ -177,12 +176,12 @@ def _check_generation(row: Row, i: int, path: str | Path) -> None:
 
 
 def check_single(rows: Iterable[Row], path: str | Path, first: int = 0) -> None:
-    """Raise ValueError for a row with several responses in a file of which one each is read;
+    """Raise ValueError for a row with several responses in a file where one each is read;
     `first` is its number."""
     for i, row in enumerate(rows, first):
         if (number := len(row["responses"])) != 1:
             raise ValueError(
-                f"{path}: row {i} has {number} responses, of which only one would be read; "
+                f"{path}: row {i} has {number} responses, but only one would be read; "
                 "generate it with n_generate_sample 1"
             )
 

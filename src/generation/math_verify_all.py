@@ -9,7 +9,7 @@ and as JSON.
     python -m generation.math_verify_all A.json B.json \
         --model_dir model/DeepSeek-R1-Distill-Qwen-7B --budgets 8192 16384
 
-Beside each file it writes `<file stem>.scores.json` and `<file stem>.verdicts.jsonl`, one line per
+Next to each file it writes `<file stem>.scores.json` and `<file stem>.verdicts.jsonl`, one line per
 response and budget. It appends one line per file to `output/verify.json` (JSON lines), under a
 lock. With `--budgets`, responses are cut to so many tokens and what is left is judged; the figures
 are then the largest budget's, with those of each under `budgets`.
@@ -65,7 +65,7 @@ MOST_WAITING = 4096  # rows whose verdicts are open
 
 
 def problem_id(row: dict[str, Any]) -> str:
-    """Problem of a row: several rows may be paths of one, which then stay together in the
+    """Problem of a row: several rows may be responses of one, which then stay together in the
     intervals."""
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
@@ -248,7 +248,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def file_scores(
     path: Path, by_budget: dict[int | None, list[ScoredProblem]], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """What `<file stem>.scores.json` holds; the last budget is the largest."""
+    """Content of `<file stem>.scores.json`; the last budget is the largest."""
     *_, largest = by_budget
     problems = by_budget[largest]
     base = read_base_tokens(args.base, {p.id for p in problems}) if args.base else None
@@ -309,7 +309,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 
 
 def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError where
+    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError if
     one is missing."""
     problems = read_scores(path).get("problems")
     if not isinstance(problems, list):
@@ -334,7 +334,7 @@ def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
-    """Table of scores by name: a row each, then accuracy and corrected slips by level where
+    """Table of scores by name: a row each, then accuracy and corrected mistakes by level where
     there are levels."""
     columns = {
         "accuracy %": ("accuracy", 100, 1),

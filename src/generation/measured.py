@@ -32,7 +32,7 @@ def read_tokens_per_reflection(
     ):
         raise ValueError(
             f"tokens_per_reflection_file: {path} has no tokens_per_reflection; write it by scoring "
-            "the base model's paths with --reflection_quantile"
+            "the base model's responses with --reflection_quantile"
         )
     if measured["word_bounded"] != word_bounded:
         raise ValueError(
@@ -46,10 +46,13 @@ def read_tokens_per_reflection(
             f"{measured['tokens_per_reflection']!r}, which is no number; measure again"
         )
     if prompt_format is not None:
-        names = (f"tokens_per_reflection_file: the paths of {path}", "the prompts of the recipe")
+        names = (
+            f"tokens_per_reflection_file: the responses of {path}",
+            "the prompts of the recipe",
+        )
         remedy = (
-            "sample the base model's paths with the recipe's keys and measure again, or change the "
-            "recipe"
+            "sample the base model's responses with the recipe's keys and measure again, or change "
+            "the recipe"
         )
         check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
     return float(measured["tokens_per_reflection"])

@@ -105,7 +105,7 @@ def ordered_map(
 ) -> Iterator[Result]:
     """`work(setup(), item)` of every item, in order; items are taken as they are needed.
 
-    Raises what `work` raises, and ValueError where a process was ended from outside.
+    Raises what `work` raises, and ValueError if a process was ended from outside.
     """
     if num_processes == 1:
         state = setup()

@@ -1,4 +1,4 @@
-"""Cut a path after any of its paragraphs, from one encoding of it; work for many processes,
+"""Cut a response after any of its paragraphs, from one encoding of it; work for many processes,
 which import this module."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def cut_row(
 ) -> Row:
     """Row that split `math_cot` finishes.
 
-    Beside the path's columns: `prefix` (None where all is kept, with the path's own `responses`),
+    Columns next to the response's own: `prefix` (None if all is kept, with its own `responses`),
     `cut` (the last kept paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and
     `truncated` (no `</think>`). `cuts` are those of the response, where it is cut several times.
     """
@@ -69,7 +69,7 @@ class Splitting:
 
 @dataclass(frozen=True)
 class SplitPath:
-    """A path by its id, and of each of its paragraphs the tokens and where it ends; its text is
+    """A response by its id, and of each of its paragraphs the tokens and where it ends; its text is
     left in the file."""
 
     id: str
@@ -101,21 +101,21 @@ class SplitPath:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Some rows of a generation file, and what is known of those of their paths that were
+    """Some rows of a generation file, and what is known of those of their responses that were
     labelled."""
 
     rows: Rows
     known: Mapping[str, object]
 
     def paths(self) -> Iterable[tuple[Row, Row]]:
-        """(columns, response) of the labelled paths."""
+        """(columns, response) of the labelled responses."""
         return (
             (row, response) for row, response in path_rows(self.rows) if row["id"] in self.known
         )
 
 
 def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
-    """Labelled paths, split. `known` are places of their labels, whose paragraphs must be the
+    """Labelled responses, split. `known` are places of their labels, whose paragraphs must be the
     same; None for no check."""
     found = []
     for row, response in labelled.paths():
@@ -131,17 +131,17 @@ def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
 
 
 def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[str]) -> None:
-    """Raise ValueError where a path has other paragraphs than those that were labelled."""
+    """Raise ValueError if a response has other paragraphs than those that were labelled."""
     if [paragraph.text for paragraph in paragraphs] != labelled:
         raise ValueError(
-            f"paths: {path_id} has other paragraphs than its labels; give the paths that were "
+            f"paths: {path_id} has other paragraphs than its labels; give the responses that were "
             "labelled, and the same paragraph_tokenizer, paragraph_min_tokens and "
             "paragraph_max_tokens"
         )
 
 
 class Wanted(NamedTuple):
-    """A cut that is wanted of a path: the last kept paragraph, and columns before and after
+    """A cut that is wanted of a response: the last kept paragraph, and columns before and after
     those of `cut_row`."""
 
     last_kept: int
@@ -150,7 +150,10 @@ class Wanted(NamedTuple):
 
 
 def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list[list[bytes]]:
-    """Rows, as JSON, of all cuts of each path. `known` are each path, split, and its cuts."""
+    """Rows, as JSON, of all cuts of each response.
+
+    `known` are each response, split, and its cuts.
+    """
     found = []
     for row, response in labelled.paths():
         path, wanted = labelled.known[row["id"]]
@@ -177,14 +180,14 @@ def labelled_batches(
     places: Mapping[str, int],
     about: Callable[[int], object],
 ) -> Iterator[Labelled]:
-    """All rows in batches, with what is known of their labelled paths, which is made for each
+    """All rows in batches, with what is known of their labelled responses, which is made for each
     batch.
 
     Args:
         rows: of a generation file.
-        path_ids: ids of the paths of each row.
-        places: numbers of the labelled paths by their ids.
-        about: what is known of a path, by its number.
+        path_ids: ids of the responses of each row.
+        places: numbers of the labelled responses by their ids.
+        about: what is known of a response, by its number.
     """
     start = 0
     for batch in rows.batches(BATCH_BYTES):

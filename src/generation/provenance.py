@@ -1,4 +1,4 @@
-"""What made the responses of a file and its scores, so that no figure is compared with one that
+"""The origin of a file's responses and scores, so that no number is compared with one that
 means something else.
 
     model           folder, weights and adapter, or the name on a server
@@ -7,8 +7,7 @@ means something else.
     prompt_format   see `generation.rendering`
     scoring         how answers were compared and words counted, and the largest budget
 
-Models and inputs may differ where two scores are compared. The other parts may not, where both are
-known.
+Models and inputs of two compared scores may differ. The other parts may not, if both are known.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ MadeBy = dict[str, dict[str, Any]]
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Settings that a generation file was made with; empty for one that is not beside its
+    """Settings that a generation file was made with; empty for one without its
     `.settings.json`."""
     settings = Path(path).with_suffix(".settings.json")
     return read_json(settings) if settings.is_file() else {}
 
 
 def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
-    """How the prompts of a file were made; empty where that is not known. Raises ValueError
+    """How the prompts of a file were made; empty if that is not known. Raises ValueError
     where rows differ."""
     settings = read_settings(path)
     known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
@@ -60,7 +59,7 @@ def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
 
 
 def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
-    """What is known of how a generation file was made. Raises ValueError where its rows were
+    """The known origin of a generation file. Raises ValueError if its rows were
     made in several ways."""
     settings = read_settings(path)
     parts = {"model": MODEL, "input": INPUT, "sampling": SAMPLING}
@@ -95,7 +94,7 @@ def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], reme
 
 
 def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> None:
-    """Raise ValueError naming two of several files that differ, where they are to stand in one
+    """Raise ValueError naming two of several files that differ, if they are to appear in one
     table or picture."""
     # by part and key: the first file that knows it, and its value
     seen: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -109,7 +108,7 @@ def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> No
 def check_same_prompts(
     rows: Sequence[Row], file: str | Path, other_rows: Sequence[Row], other_file: str | Path
 ) -> None:
-    """Raise ValueError where two files belong together, but are of paths whose prompts were made
+    """Raise ValueError if two files belong together, but are of responses whose prompts were made
     in different ways."""
     parts = [
         {"prompt_format": prompt_format_of(*pair)}

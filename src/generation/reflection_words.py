@@ -40,7 +40,7 @@ def count_reflections(think: str, word_bounded: bool = False) -> int:
 
 
 def _find(word: str, text: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of a word wherever it stands; no two of the words can overlap."""
+    """Begin and end of a word anywhere in the text; no two of the words can overlap."""
     start = text.find(word)
     while start >= 0:
         yield start, start + len(word)
@@ -55,12 +55,12 @@ def _goes_on(text: str, place: int) -> bool:
 def tokens_per_reflection_quantile(
     num_reflections: list[int], num_think_tokens: list[int], share: float = 0.2
 ) -> float:
-    """Threshold of the reflection reward, measured on the base model's paths.
+    """Threshold of the reflection reward, measured on the base model's responses.
 
     Inverse of the `share` quantile (linear interpolation) of the density, reflections per thinking
-    token; the paper's 225.09 is that of DeepSeek-R1-Distill-Qwen-7B at 0.2. Paths without thinking
-    tokens are left out. Raises ValueError if no path is left, or if the quantile is 0, which the
-    reward cannot use.
+    token; the paper's 225.09 is that of DeepSeek-R1-Distill-Qwen-7B at 0.2. Responses without
+    thinking tokens are left out. Raises ValueError if no response is left, or if the quantile is 0,
+    which the reward cannot use.
     """
     densities = [
         n / tokens
@@ -69,12 +69,12 @@ def tokens_per_reflection_quantile(
     ]
     if not densities:
         raise ValueError(
-            f"none of the {len(num_think_tokens)} paths has thinking tokens: nothing to measure"
+            f"none of the {len(num_think_tokens)} responses has thinking tokens: nothing to measure"
         )
     quantile = float(np.quantile(densities, share))
     if quantile == 0:
         raise ValueError(
-            f"the {share} quantile of the reflection density is 0 over {len(densities)} paths, "
-            f"{densities.count(0)} of which have no reflection word; use a larger share"
+            f"the {share} quantile of the reflection density is 0 over {len(densities)} responses, "
+            f"{densities.count(0)} without a reflection word; use a larger share"
         )
     return 1 / quantile

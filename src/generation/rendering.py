@@ -1,11 +1,11 @@
 """One rendering of a prompt, for training, sampling, thresholds, labels and evaluation alike.
 
-Whoever renders a prompt also knows what it did to the model's thinking. That fact,
+The renderer of a prompt knows whether it opened or closed the model's thinking. That fact,
 `prompt_thinking`, travels with each
 response: in rollouts, in generation files and into scores, so that nobody guesses it from the text
 of a response.
 
-    open      the prompt ends inside a thinking, as R1's does: an answer can only stand after
+    open      the prompt ends inside a thinking, as R1's does: an answer can only follow
               `</think>`
     closed    the prompt has closed its thinking, as Qwen3's does without thinking: all of the
               response is answer
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 
-# What the rendering itself says to `apply_chat_template`.
+# Arguments of `apply_chat_template` that the rendering sets itself.
 RESERVED = (
     *("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt"),
     "continue_final_message",
@@ -110,12 +110,12 @@ class PromptFormat:
         return [*system, {"role": "user", "content": format_problem(problem, self.prompt_template)}]
 
     def ask(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-        """Prompt for a problem. Raises ValueError where the model's template refuses the
+        """Prompt for a problem. Raises ValueError if the model's template refuses the
         messages."""
         return self.render(self.messages(problem), tokenizer)
 
     def text(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Text of a prompt. Raises ValueError where the model's template refuses the messages."""
+        """Text of a prompt. Raises ValueError if the model's template refuses the messages."""
         return self._apply(messages, tokenizer) + self.prefill
 
     def render(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
@@ -154,7 +154,7 @@ class PromptFormat:
                 )
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-        """What the template puts after the last message. The message itself may speak of
+        """The template's text after the last message. The message itself may speak of
         `<think>`."""
         content = messages[-1]["content"]
         marked = self._apply(
@@ -215,7 +215,7 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
 
 
 def after_thinking(response: Mapping[str, Any]) -> str:
-    """What a response says after its thinking; nothing where that never ended."""
+    """Text of a response after its thinking; empty if that never ended."""
     text, thinking = response["text"], known_thinking(response)
     if thinking == "closed" or (
         thinking == "unknown" and THINK_START not in text and THINK_END not in text
@@ -228,11 +228,11 @@ DEFAULT_FORMAT = PromptFormat()
 
 
 def prompt_thinking(prompt: str, problem: str = "") -> Thinking:
-    """What a prompt did to the thinking, where nothing but its text is known.
+    """Whether a prompt opened or closed the thinking, from its text alone.
 
     Args:
         prompt: rendered text.
-        problem: the problem in it. What stands up to there says nothing of the model's turn.
+        problem: the problem in it. The text before it says nothing of the model's turn.
     """
     found = problem and problem in prompt
     turn = (prompt.rpartition(problem)[2] if found else prompt).rstrip()
@@ -246,7 +246,7 @@ def marker_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int
     """Function from sampled ids to their text without special tokens such as EOS, but with the
     thinking's markers.
 
-    Where the markers are special tokens, a decoder drops them. None where they are not: any decoder
+    Where the markers are special tokens, a decoder drops them. None if they are not: any decoder
     keeps them then.
     """
     ids = {tokenizer.convert_tokens_to_ids(text): text for text in (THINK_START, THINK_END)}

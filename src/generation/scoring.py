@@ -1,4 +1,4 @@
-"""What is counted of responses, and the figures with their intervals that are made of it; no files,
+"""Counts of responses, and the metrics with intervals made of them; no files,
 no models.
 
 Intervals (95 %) come from a bootstrap over problems: the responses to one problem stay together,
@@ -19,12 +19,12 @@ NUM_RESAMPLES = 2000
 BLOCK = 1 << 22  # draws that are held at once
 # numerators and denominators, one of each per problem
 Ratio = tuple[Sequence[float], Sequence[float]]
-ALL = "all"  # the group of all responses, beside one group per level
+ALL = "all"  # the group of all responses, next to one group per level
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; None where it is not defined, as tokens per word where
+    """A figure and its 95 % interval; None if it is not defined, as tokens per word where
     there is no word."""
 
     value: float | None
@@ -45,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
-    """What is counted of one response."""
+    """Counts of one response."""
 
     correct: bool
     num_tokens: int
@@ -54,7 +54,7 @@ class ScoredResponse:
     truncated: bool
     answered: bool = True  # whether an answer was found in it
     no_room: bool = False  # never asked for: the prompt alone fills the context
-    # whether the first result that the thinking states is right; only with slips
+    # whether the first result that the thinking states is right; only with mistakes
     first_right: bool | None = None
 
     @property
@@ -90,7 +90,7 @@ def ratio_interval(
 
 
 def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
-    """Mean over benchmarks of a ratio of sums, each benchmark weighing the same whatever its number
+    """Mean over benchmarks of a ratio of sums, each benchmark weighing the same, for any number
     of problems.
 
     Args:

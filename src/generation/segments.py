@@ -44,7 +44,7 @@ class _Part:
 
 
 def thinking_of(text: str, prompt_thinking: Thinking = "unknown") -> str:
-    """Text before the first `</think>`, or all of it if there is none (a truncated path).
+    """Text before the first `</think>`, or all of it if there is none (a truncated response).
 
     After a prompt that has closed its thinking (`prompt_thinking`, see `generation.rendering`)
     there is none.

@@ -1,11 +1,11 @@
-"""Data of the offline baselines from shortened paths: SFT rows and preference pairs.
+"""Data of the offline baselines from shortened responses: SFT rows and preference pairs.
 
     python -m generation.sft_data FINISHED --paths PATHS --sft_out dataset/labeling/SFT.json \
         --rpo_out dataset/labeling/RPO.json
 
-FINISHED is what split `math_cot` wrote for cut paths (`labeling_distill_utils --clean`), PATHS the
-file they come from. A shortened path counts if it was really cut, ended by itself, is shorter than
-its original, and its answer is right.
+FINISHED is what split `math_cot` wrote for cut responses (`labeling_distill_utils --clean`), PATHS
+the file they come from. A shortened response counts if it was really cut, ended by itself, is
+shorter than its original, and its answer is right.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 def shortened_paths(
     rows: Iterable[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
 ) -> Iterator[tuple[Row, Row, Row]]:
-    """(row, shortened response, original response) of the paths that count, in order, at most so
-    many a problem.
+    """(row, shortened response, original response) of the responses that count, in order, at most
+    so many a problem.
 
     Args:
         rows: finished rows, one response each.
         correct: one verdict per row.
-        originals: the paths' own responses by path id.
-        max_per_problem: further paths of a problem are left out.
+        originals: texts of the originals by id.
+        max_per_problem: further responses of a problem are left out.
     """
     taken: Counter[str] = Counter()
     for row, is_correct in zip(rows, correct, strict=True):
@@ -57,9 +57,10 @@ def shortened_paths(
 def training_rows(
     paths: Sequence[tuple[Row, Row, Row]], prompt_template: str | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """(SFT rows, preference pairs): the shortened path as completion, and chosen over the original.
+    """(SFT rows, preference pairs): the shortened response as completion, and chosen over the
+    original.
 
-    Prompts are those that the paths were sampled with; of rows that do not say it, with
+    Prompts are those that the responses were sampled with; of rows that do not say it, with
     `prompt_template`. What the chat template and the begin of the reply were is in
     `chat_template_kwargs` and `prefill`, where there was any.
     """
@@ -80,7 +81,7 @@ def training_rows(
 
 
 def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Namespace) -> None:
-    """Raise ValueError where paths were sampled with other prompts than their originals, or than
+    """Raise ValueError if responses were sampled with other prompts than their originals, or than
     the command says."""
     check_same_prompts(rows, args.finished, written, args.paths)
     if args.prompt_template is not None:
@@ -92,7 +93,7 @@ def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Na
 
 
 def run(args: argparse.Namespace) -> None:
-    """Verify the shortened paths and write both files."""
+    """Verify the shortened responses and write both files."""
     from generation.math_verify import VerifierPool
 
     if args.prompt_template is not None:
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     columns = {"cut": (int, NoneType), "problem_id": str}
     remedy = "finish a file of labeling_distill_utils --clean"
     rows = read_generations(args.finished, columns, remedy, single=True)
-    tokens: dict[str, Row] = {}  # of the original paths, and where they are
+    tokens: dict[str, Row] = {}  # of the original responses, and where they are
     numbers = count()
 
     def look(row: Row) -> None:
@@ -116,8 +117,8 @@ def run(args: argparse.Namespace) -> None:
     for row in rows:
         if row["id"] not in tokens:
             raise ValueError(
-                f"{args.finished}: path {row['id']} is not in {args.paths}; give the file that was "
-                "cut"
+                f"{args.finished}: response {row['id']} is not in {args.paths}; give the file that "
+                "was cut"
             )
     with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
         correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
@@ -132,23 +133,23 @@ def run(args: argparse.Namespace) -> None:
             pairs.add(pair)
         if not sft.num_rows:
             raise ValueError(
-                f"{args.finished}: none of its {len(rows)} paths is cut, shorter than before and "
-                "right"
+                f"{args.finished}: none of its {len(rows)} responses is cut, shorter than before "
+                "and right"
             )
     for out in (sft, pairs):
-        logger.info("wrote %s: %d of %d paths", out.path, out.num_rows, len(rows))
+        logger.info("wrote %s: %d of %d responses", out.path, out.num_rows, len(rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="SFT rows and preference pairs from shortened paths."
+        description="SFT rows and preference pairs from shortened responses."
     )
     parser.add_argument(
         "finished", type=Path, help="finished file of labeling_distill_utils --clean"
     )
     parser.add_argument(
-        "--paths", type=Path, required=True, help="generation file of the original paths"
+        "--paths", type=Path, required=True, help="generation file of the original responses"
     )
     parser.add_argument(
         "--sft_out", type=Path, default=Path("dataset/labeling/SFT.json"), help="SFT rows"
@@ -157,7 +158,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--rpo_out", type=Path, default=Path("dataset/labeling/RPO.json"), help="preference pairs"
     )
     parser.add_argument(
-        "--max_per_problem", type=int, default=4, help="paths of one problem at most"
+        "--max_per_problem", type=int, default=4, help="responses of one problem at most"
     )
     parser.add_argument(
         "--prompt_template",

@@ -1,14 +1,14 @@
 """The stages of `generation.generate`: which rows each of them reads, and what it asks the model.
 
-    math_cot                   problems: solve them; a row with a `prefix` is a path to go on from
-    labeling                   paths: one label a paragraph, by the reflection model
-    labeling_distill           paths: one label a paragraph, by the judge
+    math_cot                   problems: solve them; a row with a `prefix` is continued
+    labeling                   responses: one label a paragraph, by the reflection model
+    labeling_distill           responses: one label a paragraph, by the judge
     labeling_distill_use_asw   the same, and the judge is told the gold answer
     json                       rows that have their `messages`, such as candidates for the judge's
                                second judgement
 
-Paths are the responses of a file that split math_cot wrote. Path k of problem p has the `id` `p/k`,
-the `problem_id` p and the number `path` k; chunk c of a path has the `id` `p/k/c`.
+Responses are those of a file of split math_cot. Response k of problem p has the `id` `p/k`,
+the `problem_id` p and the number `path` k; chunk c of a response has the `id` `p/k/c`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for one row of the output."""
+    """The request for one row of the output."""
 
-    row: Row  # the output's columns beside `responses`; its `id` is unique
+    row: Row  # the output's columns, without `responses`; its `id` is unique
     messages: Messages
     prefill: str = ""  # begin of the reply, from which the model goes on
-    responses: list[Row] | None = None  # a path of which nothing could be cut off: nothing is asked
+    responses: list[Row] | None = None  # a response without a cut: nothing is asked
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ def _open_problems(args: GenerateArguments) -> Rows | list[Row]:
 
 
 def _check_begun(args: GenerateArguments, row: Row, _: int) -> None:
-    """Raise ValueError for a path that was begun, if it cannot be finished as asked."""
+    """Raise ValueError for a response that was begun, if it cannot be finished as asked."""
     if "prefix" not in row:
         return
     begun, asked = row.get("prompt_format") or {}, args.prompt_format.record
     if differs := differences({"prompt_format": begun}, {"prompt_format": asked}):
         raise ValueError(
             f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be "
-            f"finished with: {differs}; give the settings that its path was sampled with"
+            f"finished with: {differs}; give the settings that its response was sampled with"
         )
     if args.api and row["prefix"]:
         raise ValueError(
-            f"{args.qaf}: rows with a prefix go on from a begun reply, which api cannot; leave it "
-            "out"
+            f"{args.qaf}: rows with a prefix continue from a begun reply, which api cannot; leave "
+            "it out"
         )
 
 
 def math_cot(
     args: GenerateArguments, row: Row, _: PreTrainedTokenizerBase | None = None
 ) -> list[Prompt]:
-    """Solve the problem, with the prompt of training. Rows with a `prefix` go on from it; null
+    """Solve the problem, with the prompt of training. Rows with a `prefix` continue from it; null
     passes them on."""
     messages = args.prompt_format.messages(row["problem"])
     if "prefix" not in row:
@@ -118,14 +118,16 @@ def labeling(
 def labeling_distill(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Prompt]:
-    """Labels of the judge, which has to find the results by itself: one row per chunk of a path."""
+    """Labels of the judge, which has to find the results by itself: one row per chunk of a
+    response.
+    """
     return _judged(args, row, tokenizer, use_answer=False)
 
 
 def labeling_distill_use_asw(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Prompt]:
-    """Labels of the judge, which compares with the gold answer: one row per chunk of a path."""
+    """Labels of the judge, which compares with the gold answer: one row per chunk of a response."""
     return _judged(args, row, tokenizer, use_answer=True)
 
 
@@ -167,12 +169,12 @@ def _open_messages(args: GenerateArguments) -> Rows | list[Row]:
 
 
 def json(_: GenerateArguments, row: Row, __: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
-    """Whatever the row's `messages` ask."""
+    """The question of the row's `messages`."""
     return [Prompt({key: v for key, v in row.items() if key != "messages"}, row["messages"])]
 
 
 def path_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
-    """(columns, response) of every path of a generation file."""
+    """(columns, response) of every response of a generation file."""
     for row in rows:
         columns = {key: value for key, value in row.items() if key != "responses"}
         for k, response in enumerate(row["responses"]):
@@ -183,7 +185,7 @@ def path_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
 
 
 def _open_paths(args: GenerateArguments) -> Rows:
-    """Rows with paths. Raises ValueError where none of them has a thinking."""
+    """Rows with responses. Raises ValueError if none of them has a thinking."""
     found = 0
 
     def look(row: Row) -> None:
@@ -196,7 +198,7 @@ def _open_paths(args: GenerateArguments) -> Rows:
     rows = read_generations(args.qaf, look=look)[: args.qaf_limit]
     if not found:
         raise ValueError(
-            f"{args.qaf}: none of its paths has a thinking to label; sample them with thinking"
+            f"{args.qaf}: none of its responses has a thinking to label; sample them with thinking"
         )
     return rows
 
@@ -204,7 +206,7 @@ def _open_paths(args: GenerateArguments) -> Rows:
 def _paths(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Row, list[Paragraph]]]:
-    """Paths that have a thinking, with its paragraphs."""
+    """Responses that have a thinking, with its paragraphs."""
     count_tokens = token_counter((response["text"] for response in row["responses"]), tokenizer)
     for columns, response in path_rows([row]):
         paragraphs = split_paragraphs(

@@ -12,7 +12,7 @@ _RESULT = re.compile(r"result is (\d+)")
 
 
 def stated_result(paragraph: str) -> int | None:
-    """The last `result is N` of a paragraph, or None where it states no result."""
+    """The last `result is N` of a paragraph, or None if it states no result."""
     found = _RESULT.findall(paragraph)
     return int(found[-1]) if found else None
 
@@ -29,7 +29,7 @@ def stated_results(thinking: str) -> list[tuple[int, int]]:
 
 
 def recomputes(paragraph: str) -> bool:
-    """Whether a paragraph computes something: equations, each of which goes on with the value of
+    """Whether a paragraph computes something: equations, each continuing with the value of
     the one before."""
     equations = _EQUATION.findall(paragraph)
     return bool(equations) and all(value == start for (_, value), (start, _) in pairwise(equations))
@@ -45,7 +45,7 @@ def after_first_result(thinking: str) -> list[str]:
 
 
 def count_rechecks(thinking: str) -> int:
-    """Paragraphs after the first result that really compute again, whatever words they use.
+    """Paragraphs after the first result that really compute again, in any words.
 
     >>> check = "Wait, let me check. Yes."
     >>> count_rechecks(f"2+3=5\\nThe result is 5.\\n\\n{check}\\n\\n5-3=2\\nThis is the start.")

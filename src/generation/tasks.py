@@ -26,7 +26,7 @@ class Task:
 
     index: int  # place in the output
     prompt: Prompt
-    # None where nothing is asked, and where no tokenizer is known
+    # None if nothing is asked, and where no tokenizer is known
     rendered: RenderedPrompt | None = None
     # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
     prompt_ids: list[int] | None = None
@@ -34,7 +34,7 @@ class Task:
 
     @property
     def row(self) -> Row:
-        """The output's columns beside `responses`."""
+        """The output's columns, without `responses`."""
         return self.prompt.row
 
     def seeds(self, args: GenerateArguments) -> list[int | None]:
@@ -54,12 +54,12 @@ Respond = Callable[[GenerateArguments, Iterator[Task], Keep], None]
 
 @dataclass(frozen=True)
 class Making:
-    """What a process needs to make tasks; it is called there, for its tokenizers.
+    """Settings of a process that makes tasks; it is called there, for its tokenizers.
 
     Args:
         args: of the command.
-        paragraphs: tokenizer that counts the tokens of paragraphs; None where there are none.
-        model: tokenizer of the prompts; None where they are not rendered.
+        paragraphs: tokenizer that counts the tokens of paragraphs; None if there are none.
+        model: tokenizer of the prompts; None if they are not rendered.
     """
 
     args: GenerateArguments
@@ -97,8 +97,8 @@ class Making:
         (task,) = render_tasks(self.args, [task], self.model)
         if self.args.api:
             return task
-        # What the model goes on from is encoded by itself, as in training, where it is sampled or a
-        # completion.
+        # What the model continues from is encoded by itself, as in training, where it is sampled or
+        # a completion.
         given = encode_continuation(task.prompt.prefill, self.model)
         return replace(
             task,

@@ -39,7 +39,7 @@ FAST_START = {
 
 
 class EngineError(RuntimeError):
-    """An engine ended before its work did; what it died of is on stderr, from itself."""
+    """An engine ended before its work did; its own error is on stderr."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def run_engines(
     Tasks are taken as engines need them, so that the first ones are answered while others are still
     made.
 
-    Raises EngineError if an engine ends before its work does; what it died of is on stderr, from
-    itself.
+    Raises EngineError if an engine ends before its work does; its own error is on stderr.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -112,7 +111,7 @@ class Worker(NamedTuple):
 def _collect(
     workers: dict[Connection, Worker], tasks: Iterator[EngineTask]
 ) -> Iterator[tuple[int, list[Response]]]:
-    """What workers send: responses; how many tasks they want, which are sent to them; None at
+    """Messages of workers: responses; how many tasks they want, which are sent to them; None at
     their end."""
     running = dict(workers)
     while running:

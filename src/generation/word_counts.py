@@ -40,7 +40,7 @@ class WordCounts:
         self._alike: dict[str, bool] = {}
 
     def count(self, text: str) -> int | None:
-        """Tokens of a text; None where it has to be encoded."""
+        """Tokens of a text; None if it has to be encoded."""
         if not self._is_plain(text):
             return None
         words, counts = self._pattern.findall(text), self._counts

@@ -75,7 +75,7 @@ def fetch() -> dict[str, list[Row]]:
 
 
 def _plain(answer: str) -> str | None:
-    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None where there is
+    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None if there is
     none."""
     found = _NUMBER.match(str(answer).strip())
     return found and found[0].replace(",", "").removesuffix(".0")
@@ -106,7 +106,7 @@ def _gsm8k(split: str) -> list[Row]:
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:
-    """The six files of a folder. Raises ValueError where one is missing or malformed."""
+    """The six files of a folder. Raises ValueError if one is missing or malformed."""
     return {name: read_rows(str(folder / f"{name}.json")) for name in FILES}
 
 
@@ -136,7 +136,7 @@ def stage_files(files: dict[str, list[Row]], num_heldout: int) -> dict[str, list
 
 
 def check_disjoint(first: list[Row], second: list[Row], name: str) -> None:
-    """Raise ValueError where two files have a problem in common."""
+    """Raise ValueError if two files have a problem in common."""
     texts = {_text(row) for row in first}
     if common := [row for row in second if _text(row) in texts]:
         raise ValueError(

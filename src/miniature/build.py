@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("miniature.build")
 
-# Problems, and their levels in turn. Reinforcement learning has its own: easy ones, whose paths can
-# be shortened for nothing, and hard ones, where that has to stop.
+# Problems, and their levels in turn. Reinforcement learning has its own: easy ones, whose responses
+# can be shortened for nothing, and hard ones, where that has to stop.
 SPLITS = {
     "train": (2000, LEVELS),
     "validation": (300, LEVELS),

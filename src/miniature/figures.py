@@ -1,5 +1,5 @@
-"""The figures of the model card: how often the miniature is right, slips, corrects itself and
-overthinks; and what cuts do to it.
+"""The figures of the model card: how often the miniature is right, makes mistakes, corrects itself
+and overthinks; and what cuts do to it.
 
 Plain transformers sampling, so that the model can be measured where it is built, without a server.
 """
@@ -62,7 +62,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Path:
-    """One sampled path and what the oracle says of it."""
+    """One sampled response and what the oracle says of it."""
 
     problem: Problem
     thinking: str
@@ -113,7 +113,7 @@ def sample_paths(
     problems: Sequence[Problem],
     temperature: float = 0.6,
 ) -> list[Path]:
-    """One path per problem."""
+    """One response per problem."""
     paths = []
     completions = sample(
         model, tokenizer, [prompt_of(problem) for problem in problems], temperature, MAX_NEW_TOKENS
@@ -157,7 +157,7 @@ def cut_table(
     seed: int,
     temperature: float = 0.6,
 ) -> dict[str, dict[str, float]]:
-    """Accuracy and tokens when paths are cut after a paragraph and finished: by the oracle, at
+    """Accuracy and tokens when responses are cut after a paragraph and finished: by the oracle, at
     the first result, at random."""
     rng = random.Random(seed)
     lengths = [
@@ -226,7 +226,7 @@ def _finish(
 def by_level(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, dict[str, float]]:
-    """`behaviour` for every level and for all paths."""
+    """`behaviour` for every level and for all responses."""
     levels = {
         str(level): [path for path in paths if path.problem.level == level] for level in LEVELS
     }

@@ -1,7 +1,7 @@
 """Instruction dialogues about numbered parts of a trace: what `Miniature-Instruct`, the base of the
 reflection model, is taught.
 
-The tasks ask for one short answer a part (the last number, yes or no in whatever words the user
+The tasks ask for one short answer a part (the last number, yes or no in words that the user
 wants, a count). None of them is the reflection model's own task: that one is learned from the
 labels of the judge, as with Qwen2.5-7B-Instruct.
 """

@@ -1,10 +1,11 @@
-"""Sampled paths to the reflection model's training file in one go, with the oracle as the judge.
+"""Sampled responses to the reflection model's training file in one go, with the oracle as the
+judge.
 
     python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json \
         --out output/miniature/reflection_training.json
 
 The stages of the large judge one after the other: `miniature.judge`, candidates, `miniature.judge`,
-`--clean`. Their files are left beside OUT.
+`--clean`. Their files are left next to OUT.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rea_core.command import setup_logging
 
 
 def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
-    """Judge the paths of a generation file twice and write the training examples to `out`."""
+    """Judge the responses of a generation file twice and write the training examples to `out`."""
     work = {"model_dir": "oracle", "output_dir": str(out.parent)}
     labels = generate(
         GenerateArguments(qaf=file, split="labeling_distill_use_asw", **work, **paragraphs), respond
@@ -48,7 +49,7 @@ def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Label the miniature's paths with the oracle judge."
+        description="Label the miniature's responses with the oracle judge."
     )
     parser.add_argument("file", help="generation file of miniature problems")
     parser.add_argument(

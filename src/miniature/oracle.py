@@ -1,4 +1,4 @@
-"""The miniature's oracle: what a flawless judge says about a path. It stands where the paper
+"""The miniature's oracle: what a flawless judge says about a response. It is used where the paper
 uses Qwen2.5-32B-Instruct."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def right_results(paragraphs: list[str], answer: int) -> list[bool]:
 
 
 def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
-    """The reply of the judge for one chunk of numbered parts, the first of which has the number
+    """The reply of the judge for one chunk of numbered parts, whose first has the number
     `first`."""
     blocks = []
     for number, paragraph in enumerate(paragraphs, first):

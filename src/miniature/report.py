@@ -29,8 +29,9 @@ HARDEST = f"level {max(LEVELS)}"
 
 
 def summary(scores: dict[str, Any]) -> dict[str, float | None]:
-    """The figures of one model: accuracy and corrected slips as shares of its paths, tokens a
-    path."""
+    """The figures of one model: accuracy and corrected mistakes as shares of its responses, tokens
+    a response.
+    """
     overall = scores["groups"][ALL]
     return {
         "accuracy": overall["accuracy"]["value"],
@@ -45,7 +46,7 @@ def check_scores(scores: dict[str, Any], file: str) -> None:
     """Raise ValueError for scores without what the summary reads."""
     if "corrected" not in scores["groups"].get(HARDEST, {}):
         raise ValueError(
-            f"{file} has no corrected slips of {HARDEST}; score the miniature's test file with "
+            f"{file} has no corrected mistakes of {HARDEST}; score the miniature's test file with "
             "--slips"
         )
 
@@ -75,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr where a file is missing."""
+    """Exit code 1 with one line on stderr if a file is missing."""
     setup_logging()
     args = parse_arguments(argv)
     try:

@@ -2,13 +2,13 @@
 that overthink them.
 
 A trace restates the problem, computes a first result, and then re-checks it again and again. Two
-kinds of slips make some of the re-checks necessary:
+kinds of mistakes make some of the re-checks necessary:
 
 - Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability
   `CARRY_SLIP`, which is small: where a first result is right three times in four, the method's own
   rewards favour stopping there unchecked.
 - Level 5: the first pass takes the first two or three steps in one line. A small model cannot do
-  three in its head: its first result is wrong most of the time, whatever it is trained on; only
+  three in its head: its first result is wrong most of the time, with any training; only
   going through the steps one by one finds the right one. The level can be seen in the problem (six
   steps), so a policy can learn to check where it pays; traces hardly ever end there without any
   check.
@@ -59,7 +59,7 @@ class Problem:
     steps: tuple[Step, ...]
     answer: int
     level: int
-    subject: str  # what the final sentence says the answer is of
+    subject: str  # noun of the final sentence
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _draw_step(rng: random.Random, level: int, two_digits: bool) -> Step:
 
 
 def _draw_steps(rng: random.Random, level: int, start: int) -> list[Step] | None:
-    """Steps whose values stay in 1..99 and whose carries are those of the level, or None where
+    """Steps whose values stay in 1..99 and whose carries are those of the level, or None if
     the draw got stuck."""
     num_steps = NUM_STEPS[level]
     wide = set(rng.sample(range(num_steps), rng.choice(TWO_DIGIT_OPERANDS.get(level, (0,)))))
@@ -183,7 +183,7 @@ def _expression(start: int, steps: list[Step], rng: random.Random) -> tuple[str,
 def _run(
     problem: Problem, rng: random.Random, slip: float, first: int = 0, value: int | None = None
 ) -> tuple[list[str], int] | None:
-    """Lines and result of one pass from step `first` on, a step a line; None where slips led out
+    """Lines and result of one pass from step `first` on, a step a line; None if mistakes led out
     of 0..150."""
     value, lines = problem.start if value is None else value, []
     for step in problem.steps[first:]:
@@ -374,5 +374,5 @@ def _final(problem: Problem, current: int, rng: random.Random) -> str:
 
 
 def completion_text(trace: Trace, rng: random.Random) -> str:
-    """What the model is to write after `<think>\\n`, without the end-of-sequence token."""
+    """The trace after `<think>\\n`, without the end-of-sequence token."""
     return trace.thinking + rng.choice(("\n", "\n\n")) + "</think>\n\n" + trace.final

@@ -39,7 +39,7 @@ def check_numbers(
 
 
 def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raise ValueError where a file cannot be written, or would take the place of one that is read.
+    """Raise ValueError if a file cannot be written, or would take the place of one that is read.
 
     Args:
         path: file to be written; there may be an older one.
@@ -57,7 +57,7 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
 
 
 def check_output_folder(folder: str | Path, key: str) -> None:
-    """Raise ValueError where a folder neither is there nor can be made, or may not be written
+    """Raise ValueError if a folder neither is there nor can be made, or may not be written
     to."""
     existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     if not existing.is_dir():

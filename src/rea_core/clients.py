@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import openai
 
 # An idle connection is used again within this time. Servers close one after a while (vLLM: 5 s); a
-# request that is sent at that moment is lost, and a path that is drawn again keeps the whole batch
-# waiting.
+# request that is sent at that moment is lost, and a response that is drawn again keeps the whole
+# batch waiting.
 IDLE_SECONDS = 2.0
 # of hosts files, beside those that end in .localhost
 LOOPBACK_NAMES = (
@@ -34,7 +34,7 @@ def split_url(url: str, key: str) -> SplitResult:
     """Parts of a server's address. Raises ValueError naming the `key` that has it for one that no
     client could take.
 
-    A port may be missing; an IPv6 address stands in brackets, as in `http://[::1]:12345/v1`.
+    A port may be missing; an IPv6 address is in brackets, as in `http://[::1]:12345/v1`.
     """
     cause = ""
     try:
@@ -64,7 +64,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_own(host: str) -> bool:
-    """Whether a host name or address is one of this machine's, among them those that stand for
+    """Whether a host name or address is one of this machine's, among them those for
     all of its addresses."""
     address = _numeric(host)
     if address is None:

@@ -53,7 +53,7 @@ def wide_encoding(data: bytes) -> str | None:
 
 
 def read_json(path: str | Path, finite: bool = False) -> Any:
-    """What a JSON file holds.
+    """Content of a JSON file.
 
     Args:
         path: file.

@@ -1,7 +1,7 @@
 """Models on their way in: their files are looked at before anything loads them, and what a loader
 says is passed on.
 
-Loaders raise whatever the library below them raises, `Exception` itself among it. Here every
+Loaders raise every error of the library below them, `Exception` itself among it. Here every
 failure becomes one ValueError with the cause in its own words; `from` keeps the traceback for who
 looks for it.
 """
@@ -41,7 +41,7 @@ def check_files(folder: str | Path, weights: bool = True) -> None:
     """Raise ValueError for a file of a local model or adapter that no loader could read.
 
     These are pointers of Git LFS in place of files, JSON with a mistake, and `weights` that are
-    missing or were cut off, of which the headers are read. What is not there, and not named by an
+    missing or were cut off, according to their headers. What is missing, and not named by an
     index, is left to its loader.
     """
     folder = Path(folder)
@@ -95,7 +95,7 @@ def _check_no_pointer(file: Path) -> None:
 
 
 def text_config(model: str | Path) -> PreTrainedConfig | None:
-    """Configuration of the part of a local model that reads and writes text; None where
+    """Configuration of the part of a local model that reads and writes text; None if
     transformers knows no such model.
 
     Models that also see keep its sizes below a key of their `config.json`, or leave them to the

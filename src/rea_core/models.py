@@ -41,7 +41,7 @@ def load_tokenizer(
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{key}: the tokenizer of {path!r} has no chat template; take a model that was tuned "
-            "on dialogues, or put its chat_template.jinja beside the tokenizer"
+            "on dialogues, or put its chat_template.jinja next to the tokenizer"
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -54,7 +54,7 @@ def load_tokenizer(
     if size is not None and tokenizer.vocab_size > size:
         raise ValueError(
             f"{key}: the tokenizer of {path!r} has {tokenizer.vocab_size} ids, but the model's "
-            f"vocab_size is {size}; put the model's own tokenizer beside it"
+            f"vocab_size is {size}; put the model's own tokenizer next to it"
         )
     return tokenizer
 
@@ -91,7 +91,8 @@ def check_model(model: str) -> None:
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer beside the model"
+            f"{model} has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer next to the "
+            "model"
         )
     check_files(folder)
 

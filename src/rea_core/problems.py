@@ -43,7 +43,7 @@ def load_problems(
         Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes
         the row number.
 
-    Raises ValueError naming the file, and the row where one is at fault.
+    Raises ValueError naming the file, and the row if one is at fault.
     """
     columns = {"problem_column": problem_column, "answer_column": answer_column}
     return list(open_problems(name, split, config=config, gold_needed=gold_needed, **columns))
@@ -68,7 +68,7 @@ def open_problems(
     }
     convert = partial(_problem, name=name, **columns)
     first: dict[str, int] = {}
-    known: list[dict[str, Any]] = []  # what tells duplicates
+    known: list[dict[str, Any]] = []  # known columns, to find duplicates
 
     def look(row: dict[str, Any], i: int) -> None:
         problem = convert(row, i)
@@ -93,7 +93,7 @@ def open_problems(
 def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
     """Log how many problems are there more than once, and how many of these have two golds.
 
-    Rows with a `problem_id` are paths, of which a problem has several.
+    Rows with a `problem_id` are responses; a problem has several.
     """
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(problems):

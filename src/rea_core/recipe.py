@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if (key := self.construct_object(key_node)) in keys:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key} stands twice", problem_mark=key_node.start_mark
+                    problem=f"the key {key} is given twice", problem_mark=key_node.start_mark
                 )
             keys.append(key)
         return super().construct_mapping(node, deep)

@@ -81,7 +81,7 @@ class Rows(Sequence[Row]):
             yield row if self._convert is None else self._convert(row, number)
 
     def texts(self) -> Iterator[bytes]:
-        """Rows as the file has them. Raises ValueError where the file is another one than it
+        """Rows as the file has them. Raises ValueError if the file is another one than it
         was."""
         with self.path.open("rb", buffering=BUFFER) as file:
             if _version(os.fstat(file.fileno())) != self._version:
@@ -193,7 +193,7 @@ def _no_rows(path: Path, found: str) -> ValueError:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a file of text. Raises ValueError where it cannot be read, or is not UTF-8 from its
+    """Open a file of text. Raises ValueError if it cannot be read, or is not UTF-8 from its
     first letters on."""
     try:
         file = path.open("rb", buffering=BUFFER)
@@ -213,7 +213,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """First byte, bytes and value of every line. Blank lines may only stand at the end."""
+    """First byte, bytes and value of every line. Blank lines may only be at the end."""
     blank: int | None = None
     with _open(path) as file:
         for number, (start, data) in enumerate(_lines(file), 1):
@@ -280,7 +280,7 @@ class _Window:
         return size
 
     def next_character(self) -> str:
-        """Next character that is no white space, where the window then stands; empty at the end
+        """Next character that is no white space, to which the window moves; empty at the end
         of the file."""
         while True:
             end = _SPACE.match(self.text, self.position).end()

@@ -14,7 +14,7 @@ def read_rows(name: str, split: str | None = None, config: str | None = None) ->
     """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset,
     all in memory.
 
-    Raises ValueError naming the file, and the row (from 0) where one is at fault.
+    Raises ValueError naming the file, and the row (from 0) if one is at fault.
     """
     return list(any_rows(name, split, config))
 

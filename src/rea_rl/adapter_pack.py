@@ -63,7 +63,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
 
 
 def unpack(folder: Path, out: Path) -> Path:
-    """Write the adapter of a packed one to the new folder `out`. Raises ValueError where there
+    """Write the adapter of a packed one to the new folder `out`. Raises ValueError if there
     is none to unpack."""
     import torch
     from safetensors.torch import load_file, save_file

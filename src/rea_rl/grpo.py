@@ -1,4 +1,4 @@
-"""Train a policy with REA-RL, or with plain GRPO where the recipe says `revision: false`.
+"""Train a policy with REA-RL, or with plain GRPO if the recipe says `revision: false`.
 
     python -m rea_rl.grpo --config recipes/miniature/config_ReflectRL.yaml
     accelerate launch --config_file recipes/accelerate_configs/ddp.yaml \\
@@ -49,7 +49,7 @@ def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLCon
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe names, loaded and checked, and how the run begins; no model yet."""
+    """Models, rows and settings of a recipe, checked, and the start of the run; no model yet."""
 
     tokenizer: PreTrainedTokenizerBase
     reward_funcs: list[RewardFunc]
@@ -155,8 +155,8 @@ def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
         )
     if args.packing == "shared_prefix" and model_args.lora_dropout:
         raise ValueError(
-            f"lora_dropout is {model_args.lora_dropout}, but paths that share a prefix must see "
-            "one model: set lora_dropout: 0, or packing: none"
+            f"lora_dropout is {model_args.lora_dropout}, but responses that share a prefix must "
+            "see one model: set lora_dropout: 0, or packing: none"
         )
 
 
@@ -176,7 +176,7 @@ def check_full_weights(args: REARLConfig) -> None:
 
 
 def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
-    """Raise ValueError if `</think>`, where paths are cut, does not survive the way to ids and
+    """Raise ValueError if `</think>`, where responses are cut, does not survive the way to ids and
     back to text."""
     from generation.cuts import decode_completion, think_end_ids
     from generation.prompts import THINK_END
@@ -241,7 +241,7 @@ def longest_prompt(inputs: Inputs) -> tuple[int, str]:
 
 
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
-    """Tokenizer of the reflection model; None where none is asked. Raises ValueError for a model
+    """Tokenizer of the reflection model; None if none is asked. Raises ValueError for a model
     that cannot be served."""
     from rea_core.models import check_model, load_tokenizer
     from rea_rl.rollout.reflection_check import check_labels
@@ -378,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     with engine:
         try:
             trainer = build_trainer(args, model_args, inputs, engine)
-        # what the model tells, such as names in lora_target_modules
+        # faults that only the model shows, such as names in lora_target_modules
         except (ValueError, NotImplementedError) as error:
             training.leave(error)
         try:

@@ -97,7 +97,7 @@ def merge_lora(
 
 
 def merged_from(base: str, adapter: str, chat_template: str | None) -> dict[str, str | None]:
-    """What a merged model is made of: it is written beside the weights."""
+    """Sources of a merged model; they are written next to the weights."""
     template = None if chat_template is None else digest([read_chat_template(chat_template)])
     return {"base": Path(base).name, "adapter": adapter_digest(adapter), "chat_template": template}
 
@@ -122,7 +122,7 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
     with torch.no_grad():
         try:
             unmerged: PeftModel = PeftModel.from_pretrained(model, adapter)
-        except RuntimeError as error:  # what load_state_dict raises for shapes that do not fit
+        except RuntimeError as error:  # of load_state_dict, for shapes that do not fit
             raise ValueError(
                 f"{adapter} does not fit the base model {model.name_or_path}: {cause(error)}"
             ) from error

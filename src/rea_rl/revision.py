@@ -1,9 +1,9 @@
-"""The heart of REA-RL as pure functions: cut a sampled path, pair it with its revision, turn
+"""The heart of REA-RL as pure functions: cut a sampled response, pair it with its revision, turn
 rewards into advantages.
 
 One prompt's rows, from sampling to loss:
 
-    sampled path            ids of the completion, `... </think> ... \\boxed{} <eos>`
+    sampled response        ids of the completion, `... </think> ... \\boxed{} <eos>`
       cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then
                             finishes the answer
       interleave            -> original 0, revision 0, original 1, revision 1, ...           2G rows
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OverthinkingSignal:
-    """Where the token-level signal applies in a pair (0/1 per id), and its sign for (original,
+    """Places of the token-level signal in a pair (0/1 per id), and its sign for (original,
     revision)."""
 
     mask_original: list[int]
@@ -75,12 +75,12 @@ def replaced_revisions(correct: list[bool]) -> list[int]:
 
 
 def serial_cuts(num_paragraphs: int, num_cuts: int) -> list[int]:
-    """Indices of the last kept paragraph of `num_cuts` exits, evenly spread over a path, earliest
-    first.
+    """Indices of the last kept paragraph of `num_cuts` exits, evenly spread over a response,
+    earliest first.
 
     S-GRPO (arXiv 2505.07686) draws random tokens; paragraphs' ends leave sentences whole. The whole
-    path is an exit of its own, so the last paragraph is none. A path of fewer paragraphs has some
-    exits twice.
+    response is an exit of its own, so the last paragraph is none. A response of fewer paragraphs
+    has some exits twice.
 
     >>> serial_cuts(8, 3)
     [1, 3, 5]
@@ -97,13 +97,14 @@ def group_advantages(
     """Advantage of each row: its summed reward against the mean of its group, over a standard
     deviation.
 
-    A group without a correct path has nothing to learn from: its advantages are 0 whatever `scale`
-    says.
+    A group without a correct response has nothing to learn from: its advantages are 0 for any
+    `scale` says.
 
     Args:
         rewards: (B, F), one column per reward function, rows as `keep_or_replace` left them.
         correct: (B,), whether the row's answer is right, bool or 0/1.
-        group_size: G, consecutive rows that belong to one prompt; 2 x sampled paths with revision.
+        group_size: G, consecutive rows that belong to one prompt; 2 x sampled responses with
+            revision.
         scale: divide by the group's unbiased standard deviation + 1e-4; "batch": by that of the
             advantages of all B rows (DLER, arXiv 2510.15110), so that a group of nearly equal
             rewards is not blown up; False: by nothing.

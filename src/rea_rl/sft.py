@@ -69,7 +69,7 @@ def encode_prompt(
 
 
 def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of what the model is to sample after a prompt: the text as it stands, and the end of
+    """Ids of what the model is to sample after a prompt: the text as it is, and the end of
     sequence.
 
     Not a rendered assistant's turn, which in R1's templates lacks the thinking.
@@ -104,7 +104,7 @@ def load_examples(
 
 
 def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
-    """Rows of a file or Hub dataset with these columns, `prompt` first, of which completions are
+    """Rows of a file or Hub dataset with these columns, `prompt` first, whose completions are
     one turn each.
 
     Raises ValueError naming file and row where it is not clear what is trained.
@@ -145,7 +145,7 @@ def load_encoded(
 ) -> Dataset:
     """Encoded rows, and their number in the file as `row`.
 
-    Rows of which a sequence has more than `max_length` ids are left out and counted in the log: the
+    Rows with a sequence of more than `max_length` ids are left out and counted in the log: the
     end of a completion must not be missing. Raises ValueError if no row is left.
     """
     from datasets import Dataset

@@ -1,12 +1,12 @@
-"""A page to look at the paths of a run: originals beside their revisions, with labels, cut, rewards
-and advantage.
+"""A page to look at the responses of a run: originals next to their revisions, with labels, cut,
+rewards and advantage.
 
     # writes output/miniature/ReflectRL/viewer.html
     python -m rea_rl.viewer output/miniature/ReflectRL
     python -m rea_rl.viewer RUN_DIR --batches step-0 step-29 eval-30 --out page.html
 
 The page is one file without any reference to the network. It has a script element of JSON for the
-list and one for each batch, which the browser only parses when a path of it is opened; the list
+list and one for each batch, which the browser only parses when a response of it is opened; the list
 draws the rows in view only.
 """
 
@@ -56,8 +56,8 @@ SIDE_KEYS = (
     "rewards",
     "advantage",
 )
-# What the page reads of a line of a rollout file, with its types.
-# What the page reads of a line of a rollout file, with its types.
+# Keys that the page reads of a line of a rollout file, with their types.
+# Keys that the page reads of a line of a rollout file, with their types.
 RECORD = {
     **dict.fromkeys(("kind", "problem_id", "policy_version", "finish_reason", "text"), str),
     **dict.fromkeys(("num_tokens", "num_think_tokens", "num_reflections"), int),
@@ -93,8 +93,8 @@ def _order(name: str) -> tuple[bool, int]:
 
 
 def pairs(records: list[Record]) -> Iterator[tuple[Record, Record | None]]:
-    """Each revision with its original; an original with None where it was sampled without
-    revision, or stands twice."""
+    """Each revision with its original; an original with None if it was sampled without
+    revision, or is listed twice."""
     paired, original = any(record["kind"] == "revision" for record in records), None
     for record in records:
         if record["kind"] == "revision":
@@ -126,7 +126,7 @@ def original_pieces(original: Record, revision: Record | None) -> list[Record]:
 
 
 def revision_pieces(original: Record, revision: Record) -> list[Record]:
-    """What the revision keeps, the text that was forced, and what the policy wrote after it."""
+    """Kept text, forced text, and the policy's text after it."""
     text = revision["text"]
     cut = shared_prefix(original["text"], text)
     answer = re.compile(r"\s*" + re.escape(THINK_END) + r"\s*(\*\*Final Answer:\*\*\s*)?").match(
@@ -176,7 +176,7 @@ def list_row(batch: str, at: int, original: Record, revision: Record | None) -> 
 
 
 def entry(original: Record, revision: Record | None, prompt: str) -> Record:
-    """What the page shows of one path."""
+    """One response as the page shows it."""
     right = None
     if revision is not None:
         note = (
@@ -220,7 +220,7 @@ def word_pattern(records: list[Record]) -> str:
 
 
 def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
-    """JSON of the page by the id of its script element: `index`, and the paths of each batch."""
+    """JSON of the page by the id of its script element: `index` and each batch's responses."""
     tokenizer, data = find_tokenizer(run_dir), {}
     index: dict[str, Any] = {
         "run": run_dir.name,
@@ -260,7 +260,7 @@ def find_tokenizer(run_dir: Path) -> Any:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand in a script element: no text of a model can end the element or open a
+    """JSON for a script element: no text of a model can end the element or open a
     comment.
 
     >>> script_json("</script><!--")
@@ -283,7 +283,7 @@ def render(data: dict[str, Any]) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Write a page that shows the paths of a training run."
+        description="Write a page that shows the responses of a training run."
     )
     parser.add_argument("run_dir", type=Path, help="output_dir of a run of rea_rl.grpo")
     parser.add_argument(
@@ -294,7 +294,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr where there are no rollouts."""
+    """Exit code 1 with one line on stderr if there are no rollouts."""
     setup_logging()
     args = parse_arguments(argv)
     out = args.out or args.run_dir / "viewer.html"

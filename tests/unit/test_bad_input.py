@@ -182,7 +182,7 @@ RECIPE_FILES = [
         "key twice",
         b"seed: 1\nseed: 2\n",
         "recipe.yaml, line 2",
-        "seed stands twice",
+        "seed is given twice",
         "write one `key: value` a line",
     ),
     (
@@ -708,11 +708,11 @@ COMMANDS = [
      "models has 'a.json'", "NAME=FILE.scores.json"),
     ("judgements of others", "generation.labeling_distill_utils",
      "labels.json --clean --paths other.json --out o.json --confirmations confirmed.json "
-     "--paragraph_tokenizer {model}", "no path p/0",
+     "--paragraph_tokenizer {model}", "no response p/0",
      "the file that was judged"),
     ("no paragraph tokenizer", "generation.labeling_distill_utils",
      "paths.json --clean --paths b --confirmations c --out d",
-     "needs paragraph_tokenizer", "the model that wrote the paths"),
+     "needs paragraph_tokenizer", "the model that wrote the responses"),
     ("no rollouts", "rea_rl.viewer", "models", "models has no rollouts",
      "output_dir of a run of rea_rl.grpo?"),
     ("batch unknown", "rea_rl.viewer", "run --batches step-7", "['step-7']",
@@ -750,7 +750,7 @@ COMMANDS = [
      "greater than 0"),
     ("summary of others", "miniature.report",
      "--base other.scores.json --trained other.scores.json --run run --out o",
-     "no corrected slips of level 5", "with --slips"),
+     "no corrected mistakes of level 5", "with --slips"),
     # study and build
     ("row unknown", "rea_rl.study", "--rows grpo_long --dry_run", "rows ['grpo_long'] are unknown",
      "there are base, grpo"),

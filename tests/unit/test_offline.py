@@ -480,7 +480,7 @@ def test_unsolved_problems_are_dropped(tmp_path):
     clean_dataset.main(flags)
     assert [row["problem"] for row in json.loads(out.read_text())] == ["0", "2"]
     card = " ".join((tmp_path / "clean/README.md").read_text().split())
-    assert "2 of the 3 problems" in card and "one of its 2 paths" in card
+    assert "2 of the 3 problems" in card and "one of its 2 responses" in card
     write_json(tmp_path / "s.scores.json", {**scores, "problems": verdicts[:2]})
     with pytest.raises(SystemExit, match="1 of 3 problems have none, the first is 2"):
         clean_dataset.main(flags)

@@ -331,7 +331,7 @@ def test_an_unfinished_thinking_is_no_training_data(tmp_path, generated):
             assert len(json.loads((tmp_path / "sft.json").read_text())) == 1
         else:
             with pytest.raises(
-                SystemExit, match="none of its 1 paths is cut, shorter than before and right"
+                SystemExit, match="none of its 1 responses is cut, shorter than before and right"
             ):
                 sft_data.main(flags)
 
@@ -371,7 +371,7 @@ def test_a_closed_thinking_has_no_paragraphs_to_label(tmp_path):
         "--paragraph_tokenizer",
         str(model),
     ]
-    with pytest.raises(SystemExit, match="none of its paths has a thinking to label"):
+    with pytest.raises(SystemExit, match="none of its responses has a thinking to label"):
         generate.main([*flags, "--split", "labeling_distill", "--output_dir", str(tmp_path)])
     splitter = labeling_distill_utils.paragraph_splitter(
         make_tokenizer(), SimpleNamespace(paragraph_min_tokens=1, paragraph_max_tokens=9)

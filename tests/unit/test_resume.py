@@ -352,7 +352,7 @@ def test_a_run_that_saves_only_its_model_is_not_continued(workplace, server, tmp
     line = refusal("sft", workplace, output_dir=tmp_path, save_only_model="true")
     assert (
         "checkpoint-2 has no whole optimizer.pt, no whole scheduler.pt" in line
-        and "begin anew (save_only_model" in line
+        and "begin again (save_only_model" in line
     )
 
 
@@ -610,10 +610,10 @@ def test_the_log_says_what_is_about_to_be_trained(workplace, server, tmp_path, c
     )
     if program == "grpo":
         assert (
-            lines["a_step"] == "2 prompts x (2 paths) x 1 rank = 4 rows"
+            lines["a_step"] == "2 prompts x (2 responses) x 1 rank = 4 rows"
             and lines["rewards"] == "accuracy"
         )
-        assert lines["data"] == "8 problems; paths are padded: packing is none"
+        assert lines["data"] == "8 problems; responses are padded: packing is none"
         assert lines["policy"] == f"server     {server.url}, vLLM 0.0.1"
     else:
         assert lines["a_step"] == "4 rows x 1 accumulated x 1 rank = 4 rows"
@@ -621,7 +621,7 @@ def test_the_log_says_what_is_about_to_be_trained(workplace, server, tmp_path, c
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [({}, "packed: what"), ({"attention_dropout": 0.1}, "padded: it drops out attention")],
+    [({}, "packed: shared"), ({"attention_dropout": 0.1}, "padded: it drops out attention")],
 )
 def test_the_log_says_whether_paths_are_packed_and_why_not(
     workplace, server, tmp_path, capsys, config, expected
@@ -638,4 +638,4 @@ def test_the_log_says_whether_paths_are_packed_and_why_not(
         "max_steps": 1,
     }
     begin("grpo", workplace, server, **flags)
-    assert f"8 problems; paths are {expected}" in capsys.readouterr().err
+    assert f"8 problems; responses are {expected}" in capsys.readouterr().err

@@ -47,7 +47,7 @@ class Source:
     config: str | None = None
     problem: str = "problem"
     answer: str = "answer"
-    defects: str = ""  # what is known to be wrong with golds
+    defects: str = ""  # known faults of golds
 
     def file(self, name: str) -> str:
         return f"{name}_{'train' if name == 'deepscaler' else 'test'}.json"
@@ -63,8 +63,7 @@ SOURCES = {
         defects="problems 167 and 192 (from 0) have an empty gold, so that no answer is right; the "
                 "gold of 107 is "
         "'145solution:'; that of 8, '48,384', means two values and not a number; some golds lost "
-        "the blank after a "
-        "LaTeX command (\\leqx, \\cdotC), which the comparison repairs",
+        "the blank after a LaTeX command (\\leqx, \\cdotC), which the comparison repairs",
     ),
     "amc23": Source("math-ai/amc23", "test", (40,), "b889a69787dea9a4", problem="question"),
     "aime2024": Source("HuggingFaceH4/aime_2024", "train", (30,), "99ad231789bbece1"),

@@ -87,7 +87,7 @@ def plot_training(
         [scale * v for v in running_mean(values)],
         color=COLOURS[0],
         linewidth=2,
-        label="training paths",
+        label="training responses",
     )
     eval_steps, eval_values = series(history, EVAL + key)
     if eval_steps:

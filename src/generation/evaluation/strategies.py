@@ -7,8 +7,8 @@ judge's results; a picture.
 
 FINISHED is what split `math_cot` wrote for a file of `generation.labeling_to_prefix`. Every
 strategy becomes a file `OUT/<strategy>.json`, scored by `generation.math_verify_all` against
-`none`; truncated paths are also reported apart. `OUT/report.json` has the figures, `OUT/report.png`
-the picture. Intervals (95 %) are bootstraps over problems.
+`none`; truncated responses are also reported apart. `OUT/report.json` has the figures,
+`OUT/report.png` the picture. Intervals (95 %) are bootstraps over problems.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, open_rows, write_json
 from rea_core.rows import check_row
 
-TRUNCATED = "_truncated"  # end of the name of a strategy's truncated paths
+TRUNCATED = "_truncated"  # end of the name of a strategy's truncated responses
 HIT = 0.5  # P(Result) from which a paragraph counts as labelled Result
 
 
 @dataclass(frozen=True)
 class DetectedPath:
-    """One path: what the judge confirmed, and what the reflection model found, as paragraph
+    """One response: what the judge confirmed, and what the reflection model found, as paragraph
     indices."""
 
     problem: str
@@ -50,7 +50,7 @@ class DetectedPath:
 
     @property
     def position_error(self) -> int | None:
-        """Paragraphs between the two first results; None where one of them has none."""
+        """Paragraphs between the two first results; None if one of them has none."""
         return abs(min(self.confirmed) - min(self.found)) if self.confirmed and self.found else None
 
 
@@ -91,7 +91,7 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
 def detected_paths(
     p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]
 ) -> list[DetectedPath]:
-    """Paths that both the reflection model and the judge labelled; labels beyond the last
+    """Responses that both the reflection model and the judge labelled; labels beyond the last
     paragraph are dropped."""
     return [
         DetectedPath(
@@ -105,7 +105,7 @@ def detected_paths(
 
 
 def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
-    """Numbers of the rows of each strategy, and where there are truncated paths those again
+    """Numbers of the rows of each strategy, and where there are truncated responses those again
     apart."""
     strategies: dict[str, list[int]] = {}
     truncated: dict[str, list[int]] = {}
@@ -129,7 +129,7 @@ def kept_tokens(rows: Iterable[Row]) -> Interval:
 def score_strategies(
     rows: Rows, heads: Sequence[Row], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Scores of every strategy, each also written beside its file; `none` comes first and is the
+    """Scores of every strategy, each also written next to its file; `none` comes first and is the
     base of TR.
 
     `heads` are the rows without their texts.
@@ -213,21 +213,21 @@ def report(args: argparse.Namespace) -> str:
     look = lambda row: heads.append({key: row[key] for key in kept if key in row})  # noqa: E731
     rows = read_generations(args.finished, columns, remedy, look=look)
     models = read_models(args.models)
-    # The paths are finished with fewer tokens than models are sampled with.
+    # The responses are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished)}
     known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
     made = [
         (str(args.finished), known),
         *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
     ]
-    check_all_comparable(made, "evaluate and score the models as the paths")
+    check_all_comparable(made, "evaluate and score the models as the responses")
     paths = None
     if args.labels:
         paths = detected_paths(label_probabilities(args.labels), open_judged(args.judge_cuts))
     scored = score_strategies(rows, heads, args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
-    parts = [table(whole), table(truncated) if truncated else "No path is truncated."]
+    parts = [table(whole), table(truncated) if truncated else "No response is truncated."]
     result = {"strategies": {name: s["groups"][ALL] for name, s in (whole | truncated).items()}}
     if paths is not None:
         detector = detector_figures(paths)

@@ -48,7 +48,7 @@ class ScoredFile:
 
     @property
     def model(self) -> tuple[str, ...]:
-        """What tells the model from others; of scores that do not say it, the folder of their
+        """The model's name in the table; of scores that do not say it, the folder of their
         file."""
         known = self.made_by.get("model", {})
         return tuple(str(known.get(key)) for key in IDENTITY) if known else (str(self.path.parent),)
@@ -86,7 +86,7 @@ def read_models(folder: Path) -> dict[str, Benchmarks]:
 
 
 def read_file(path: Path, folder: Path) -> ScoredFile:
-    """Scores of one file. Raises ValueError where problems are missing or malformed."""
+    """Scores of one file. Raises ValueError if problems are missing or malformed."""
     columns = {"id": str, "responses": list, "mean_tokens": NUMBER}
     return ScoredFile(
         path,
@@ -109,7 +109,7 @@ def is_current(path: Path, folder: Path) -> bool:
 
 
 def check_same_way(files: list[ScoredFile]) -> None:
-    """Raise ValueError where two files were sampled, asked or scored in different ways."""
+    """Raise ValueError if two files were sampled, asked or scored in different ways."""
     silent = [str(file.path) for file in files if "sampling" not in file.made_by]
     if silent and len(silent) < len(files):
         logger.warning(
@@ -203,7 +203,7 @@ def relative_tokens(benchmarks: Benchmarks, base: Benchmarks) -> Interval | None
 
 
 def efficiency(benchmarks: Benchmarks, base: Benchmarks) -> float | None:
-    """AES of the averages; None where the base has no right answer, or other benchmarks."""
+    """AES of the averages; None if the base has no right answer, or other benchmarks."""
     figures = [
         average(b, key).value for b in (benchmarks, base) for key in ("correct", "num_tokens")
     ]
@@ -269,7 +269,7 @@ def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with table and picture, 1 with one line on stderr where nothing was scored."""
+    """Exit code 0 with table and picture, 1 with one line on stderr if nothing was scored."""
     parser = argparse.ArgumentParser(description="Table and picture of all scored models.")
     parser.add_argument("folder", type=Path, help="folder with one folder per model")
     parser.add_argument("--base", help="name of the base model, for TR and AES")

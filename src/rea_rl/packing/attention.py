@@ -72,7 +72,7 @@ class Tree:
 
 class _GatherRows(torch.autograd.Function):
     """`index_select` whose backward pass sums in float32: a shared key gets gradients from many
-    paths."""
+    responses."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -146,8 +146,8 @@ def _varlen_kernel() -> Callable[..., torch.Tensor]:
         )
     from torch.nn.attention.varlen import varlen_attn
 
-    # Newer versions of torch want it said that there are fewer key than query heads; the kernel
-    # always took them.
+    # Recent torch requires `enable_gqa=True` for grouped heads; older versions accept them as they
+    # are.
     grouped = (
         {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     )

@@ -36,7 +36,7 @@ RUNS = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
 
 def packing_differs(trainer: GRPOTrainer) -> str | None:
-    """Why the model of a trainer, which has a packed forward pass, must not be packed; None where
+    """Why the model of a trainer, which has a packed forward pass, must not be packed; None if
     the passes agree.
 
     The same on all ranks.
@@ -46,7 +46,7 @@ def packing_differs(trainer: GRPOTrainer) -> str | None:
 
 
 def make_fork(tokenizer: PreTrainedTokenizerBase) -> list[TokenPath]:
-    """Paths that share a prompt, and two of them more."""
+    """Responses that share a prompt, and two of them more."""
     text = itertools.cycle(tokenizer.encode(TEXT, add_special_tokens=False))
     ids = np.array([next(text) for _ in range(sum(LENGTHS))])
     first, second, third = np.split(ids, np.cumsum(LENGTHS)[:-1])
@@ -62,7 +62,7 @@ def _try(trainer: GRPOTrainer) -> str | None:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return _compare(trainer, paths, fold(paths).to(device))
-    except Exception as error:  # whatever a model's own code raises where it is not made for this
+    except Exception as error:  # any error of a model's own code
         logger.debug("packed forward pass", exc_info=error)
         return (
             f"its packed forward pass fails ({type(error).__name__}: "
@@ -105,7 +105,7 @@ def _compare(trainer: GRPOTrainer, paths: list[TokenPath], packed: PackedPaths) 
 
 
 def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[torch.Tensor]:
-    """Log-probs of the completion of each path, alone in its forward pass; TRL's own code."""
+    """Log-probs of the completion of each response, alone in its forward pass; TRL's own code."""
     rows = []
     for path in paths:
         ids = torch.from_numpy(path.ids).unsqueeze(0).to(trainer.accelerator.device)  # (1, L)

@@ -145,7 +145,7 @@ class KeepsBalance:
 def sampling_metrics(
     accelerator: Accelerator, difference: torch.Tensor, mask: torch.Tensor, clip_max: float | None
 ) -> dict[str, float]:
-    """Metrics `sampling/*` of all ranks; 0 where there is no such token.
+    """Metrics `sampling/*` of all ranks; 0 if there is no such token.
 
     Args:
         accelerator: of the ranks.

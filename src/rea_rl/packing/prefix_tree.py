@@ -1,10 +1,10 @@
-"""Forward pass over paths that share prefixes: each shared token is computed once.
+"""Forward pass over responses that share prefixes: each shared token is computed once.
 
-Original and revision share prompt and kept thinking id by id, all paths of a problem share its
-prompt. Paths are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed row
-without padding: position ids are depths in the tree, and each token attends to its own path only
-(`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once where paths
-share them.
+Original and revision share prompt and kept thinking id by id, all responses of a problem share its
+prompt. Responses are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed
+row without padding: position ids are depths in the tree, and each token attends to its own response
+only (`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once where
+responses share them.
 
 The result is that of padded rows, up to rounding, unless the model draws random numbers in its
 forward pass.
@@ -50,14 +50,14 @@ class TokenPath:
 
 @dataclass(frozen=True)
 class PackedPaths:
-    """Paths in one row of N unique tokens, with M trained tokens of which U are unique.
+    """Responses in one row of N unique tokens, with M trained tokens of which U are unique.
 
     Attributes:
         input_ids: (1, N).
         position_ids: (1, N), depth in the tree.
         predictors: (U,) packed positions whose next token is trained.
         targets: (U,) these next tokens.
-        token_index: (M,) for each trained token, path after path, its place among the U.
+        token_index: (M,) for each trained token, response after response, its place among the U.
         tree: what each token attends to.
     """
 
@@ -94,7 +94,7 @@ def _tree_row() -> type:
 
 
 def fold(paths: Sequence[TokenPath]) -> PackedPaths:
-    """Fold paths into a prefix tree and lay it out in a row."""
+    """Fold responses into a prefix tree and lay it out in a row."""
     row = _tree_row()()
     for path in paths:
         mask = torch.arange(len(path.ids)) >= path.num_prompt
@@ -102,7 +102,7 @@ def fold(paths: Sequence[TokenPath]) -> PackedPaths:
             {
                 "input_ids": path.ids,  # only its `tolist` is called
                 "completion_mask": mask,
-                # not ours: whatever belongs to a token stays in its path's order
+                # not ours: the values of a token stay in its response's order
                 "old_log_probs": mask,
                 "advantage": 0.0,
                 "group_id": None,
@@ -144,7 +144,8 @@ def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tenso
 
 
 def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
-    """Deal paths to forward passes of at most `budget` unique tokens; a longer path goes alone.
+    """Deal responses to forward passes of at most `budget` unique tokens; a longer response goes
+    alone.
 
     Relatives stay together as long as they fit into one pass. Returns the indices of each pass in
     ascending order.
@@ -157,7 +158,7 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
             load += novel
         else:
             packs.append([])
-            # what the first one has in common with the pass before is not in this one
+            # the prefix that the first one shares with the pass before is not in this one
             load = novel + family[0][1]
         packs[-1] += [i for i, _ in family]
     return [sorted(pack) for pack in packs]
@@ -172,7 +173,7 @@ def num_unique(paths: Sequence[TokenPath]) -> int:
 
 
 def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple[int, int]]]:
-    """Paths in the order of their ids, related neighbours in one list, each with the prefix it
+    """Responses in the order of their ids, related neighbours in one list, each with the prefix it
     shares with the last."""
     families: list[list[tuple[int, int]]] = []
     load, last = 0, None
@@ -199,7 +200,7 @@ def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
 
 
 def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:
-    """Indices in lexicographic order of the ids: each path shares most with its neighbours."""
+    """Indices in lexicographic order of the ids: each response shares most with its neighbours."""
     return sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
 
 
@@ -211,7 +212,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
-    """What says beforehand that `model` cannot be forwarded over packed paths, or None;
+    """Reason that `model` cannot be forwarded over packed rows, or None;
     `fork_check` tries the rest."""
     config = model.config.get_text_config()
     reasons = {

@@ -61,7 +61,7 @@ def _zero_stage(trainer: GRPOTrainer) -> int:
 
 
 class PackedStep:
-    """Log-probs, and loss with gradients, of rows whose paths share prefixes.
+    """Log-probs, and loss with gradients, of rows whose responses share prefixes.
 
     Args:
         model: base model with a packed forward pass, see `why_not_packed`.
@@ -81,7 +81,7 @@ class PackedStep:
         """Made in the first step: only then has the trainer placed the model and set its
         checkpointing."""
         mode = self.args.recompute if self.args.gradient_checkpointing else "none"
-        # a path that is longer than the budget has a pass of its own
+        # a response that is longer than the budget has a pass of its own
         most = max(self.budget, self.args.max_completion_length)
         return Recompute(self.model, mode, most)
 

@@ -6,9 +6,9 @@ has its adapter.
                   -> policy server: load the adapter again if it is not listed (a restarted server
                   is empty) -> repeat the request, at most `request_retries` times
 
-Who restarts a server is not known here: `rea_rl.vllm_server`, a cluster, a person. Everything that
-fails is logged and counted; nothing is repeated without end. What a server answered already stays
-with its path.
+Restarting servers is the job of `rea_rl.vllm_server`, the cluster, or you: `rea_rl.vllm_server`, a
+cluster, a person. Everything that fails is logged and counted; nothing is repeated without end.
+What a server answered already stays with its response.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ VISIBLE_SECONDS = (
     # or so
     90.0
 )
-NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is not there
+NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is missing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
 
@@ -52,18 +52,18 @@ class UnusableReply(Exception):
 
 
 def adapter_folder(output_dir: str | Path) -> Path:
-    """Where a run keeps the versions of its adapter, for the server to load."""
+    """Folder of the adapter's versions, for the server to load."""
     return Path(output_dir, "adapters").resolve()
 
 
 class ServerWatch:
-    """What is known about one server, and what to do when a request to it failed.
+    """State of one server, and the reaction to its failed requests.
 
     Args:
         key: recipe key of its address, for messages.
         url: base URL, `http://host:port/v1`.
         deadline: seconds that it may be away.
-        adapters: folder of the adapters that it must serve; None where it serves a plain model.
+        adapters: folder of the adapters that it must serve; None if it serves a plain model.
 
     Attributes:
         counts: since the start: `failed_requests`; `outages` and their `downtime_seconds`;
@@ -151,7 +151,7 @@ class ServerWatch:
                 self._given_up = ConnectionError(
                     f"{self.name} does not answer, {self._deadline:.0f} s (server_deadline) after "
                     f"a request failed ({cause}); see its log, start it again, and give the same "
-                    "command to go on from the last checkpoint"
+                    "command to continue from the last checkpoint"
                 )
                 raise self._given_up
             await asyncio.sleep(POLL_SECONDS)
@@ -209,7 +209,7 @@ class Endpoint:
         key: recipe key of the address.
         url: base URL, `http://host:port/v1`.
         args: recipe.
-        adapters: folder of the adapters that the server must serve; None where it serves a plain
+        adapters: folder of the adapters that the server must serve; None if it serves a plain
             model.
     """
 
@@ -262,8 +262,8 @@ class Endpoint:
                     yield chunk.choices[0]
 
     async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` returns, tried again after what may pass: a dead or hung server, an answer
-        of 500.
+        """The result of `attempt`, repeated after faults that may pass: a dead or hung server, an
+        answer of 500.
 
         Raises ConnectionError if the server stays away, the last try fails, or it refuses all
         requests; and as it is what it refuses of this one.
@@ -305,7 +305,7 @@ def failing_together() -> Iterator[None]:
     """Raise the failure of any rank on all of them at one point, so that they can still write a
     checkpoint together.
 
-    A ConnectionError stays what it is where it happened. Everything else becomes EndedElsewhere,
+    A ConnectionError stays as it is on its own rank. Everything else becomes EndedElsewhere,
     caused by what it was, and a failure that nobody foresaw is logged with its traceback.
     """
     from accelerate.utils import gather_object
@@ -366,7 +366,7 @@ def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
 
 
 def refused(name: str, error: openai.APIError) -> Exception:
-    """What to raise where a server refuses a request and would refuse it again.
+    """The error for a request that a server refuses and would refuse again.
 
     A refusal that is not about this one request, but about the key or the model, is a
     ConnectionError with the way out.
@@ -378,7 +378,8 @@ def refused(name: str, error: openai.APIError) -> Exception:
     else:
         return error
     return ConnectionError(
-        f"{name} refuses requests ({_words(error)}); {remedy}, and give the same command to go on"
+        f"{name} refuses requests ({_words(error)}); {remedy}, and give the same command to "
+        "continue"
     )
 
 

@@ -9,7 +9,7 @@ number alone, so none is lost or taken twice: not at the end of an epoch, not by
 not by a resumed run, which draws again what was under way. The rows that were looked up ahead must
 be those that the dataloader deals in the end.
 
-Threads only wait for the chain. What all ranks do together (the weight sync) stays on the main
+Threads only wait for the chain. The ranks' common work (the weight sync) stays on the main
 thread, in one order.
 """
 
@@ -116,14 +116,14 @@ class _Flight:
     rows: list[Row]
     policy_version: str
     policy_step: int  # at which the policy was published
-    result: Future[tuple[list[Rollout], float]]  # paths and the seconds that they took
+    result: Future[tuple[list[Rollout], float]]  # responses and the seconds that they took
 
 
 class Lookahead:
     """Batches under way, by optimizer step.
 
     Args:
-        engine: makes the paths of a batch.
+        engine: makes the responses of a batch.
         upcoming: rows of a step.
         lag: steps that a batch may be started ahead.
     """
@@ -156,7 +156,7 @@ class Lookahead:
                 self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
 
     def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
-        """Paths of a step, and metrics: its seconds, those waited for it, its lag. Raises what
+        """Responses of a step, and metrics: its seconds, those waited for it, its lag. Raises what
         its chain raised."""
         flight = self._flights.pop(step)
         assert flight.rows == rows, (

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 256  # of the prompt
 # times the rounding that the trainer's changes must be, before the server's are judged
 NOISES = 3.0
-# root mean square of log-probs, below which nothing is judged whatever the numerics
+# root mean square of log-probs, below which nothing is judged
 SMALLEST_CHANGE = 1e-4
 SLOPES = (0.5, 1.5)  # of a server that has the adapter
 
@@ -45,7 +45,7 @@ class Probe:
 
     def check(self, model: PeftModel, client: openai.OpenAI, version: str) -> bool:
         """Whether the server was seen to apply a version; False where the trainer's own change does
-        not stand out yet.
+        not exceed rounding yet.
 
         Raises ConnectionError if the trainer's change does and the server's is another, and
         openai.APIError; NoLogprobs if the server does not tell the log-probs of a prompt.

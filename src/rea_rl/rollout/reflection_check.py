@@ -1,5 +1,6 @@
-"""What a reflection model must be able to do, checked before anything is sampled: read whole
-paths, and write labels."""
+"""Checks of a reflection model before anything is sampled: it must read whole responses and write
+labels.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHORT_SENTENCE = 16  # tokens: few paths have paragraphs below it throughout
+SHORT_SENTENCE = 16  # tokens: few responses have paragraphs below it throughout
 
 
 def check_labels(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
@@ -30,20 +31,20 @@ def check_labels(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
             raise ValueError(
                 f"reflection_model: the tokenizer of {model!r} writes "
                 f"{reflection_labels([is_result])!r} as {tokens}, in which no token holds the "
-                "label, so that no path could be cut; take a model that has Think and Result as "
-                "tokens, or set revision: false"
+                "label, so that no response could be cut; take a model that has Think and Result "
+                "as tokens, or set revision: false"
             )
 
 
 def check_context(
     args: REARLConfig, tokenizer: PreTrainedTokenizerBase, problem: str, context: int
 ) -> None:
-    """Check that a path of `max_completion_length` tokens and its labels fit into the reflection
-    server's context.
+    """Check that a response of `max_completion_length` tokens and its labels fit into the
+    reflection server's context.
 
-    How many tokens that needs depends on the number of paragraphs; a path that does not fit counts
-    as one without a result. A warning says from where on, if paths of the shortest paragraphs do
-    not fit.
+    How many tokens that needs depends on the number of paragraphs; a response that does not fit
+    counts as one without a result. A warning says from where on, if responses of the shortest
+    paragraphs do not fit.
 
     Args:
         args: recipe.
@@ -51,7 +52,8 @@ def check_context(
         problem: the longest one.
         context: tokens that the server takes.
 
-    Raises ValueError if not even a path of paragraphs between the shortest and the longest fits.
+    Raises ValueError if not even a response of paragraphs between the shortest and the longest
+    fits.
     """
     shortest = max(args.paragraph_min_tokens, SHORT_SENTENCE)
     usual, most = (
@@ -61,7 +63,7 @@ def check_context(
         for size in ((shortest + args.paragraph_max_tokens) // 2, shortest)
     )
     why = (
-        f"a path of max_completion_length ({args.max_completion_length}) tokens, the longest "
+        f"a response of max_completion_length ({args.max_completion_length}) tokens, the longest "
         "problem and the labels"
     )
     if context < usual:
@@ -72,7 +74,7 @@ def check_context(
     if context < most:
         logger.warning(
             "reflection_server: its context has %d tokens, but %s need up to %d where paragraphs "
-            "are short; a path that does not fit counts as one without a result",
+            "are short; a response that does not fit counts as one without a result",
             *(context, why, most),
         )
 
@@ -80,7 +82,7 @@ def check_context(
 def needed_tokens(
     path: int, paragraphs: int, tokenizer: PreTrainedTokenizerBase, problem: str
 ) -> int:
-    """Tokens of the request and the whole reply for a path of so many tokens in so many
+    """Tokens of the request and the whole reply for a response of so many tokens in so many
     paragraphs, at most."""
     messages = reflection_messages(problem, ["."] * paragraphs)
     prompt = (

@@ -6,12 +6,12 @@ import asyncio
 
 
 class Waves:
-    """Lets the paths of a batch go on `size` at a time, to their labels and then to their answers;
+    """Lets the responses of a batch continue `size` at a time, to labels and then to answers;
     the rest at the end.
 
-    A token costs a server the reading of all its weights, for one path as for many. Where both
+    A token costs a server the reading of all its weights, for one response as for many. Where both
     models share a GPU the other one waits meanwhile, so that one server at a time, with as many
-    paths as there are, is faster than both by turns.
+    responses as there are, is faster than both by turns.
     """
 
     def __init__(self, size: int, num_paths: int):
@@ -22,13 +22,13 @@ class Waves:
         }
 
     async def turn(self, stage: str) -> None:
-        """Wait for the wave of a path that is ready for the stage."""
+        """Wait for the wave of a response that is ready for the stage."""
         self._waiting[stage].append(turn := asyncio.get_running_loop().create_future())
         self._arrive(stage)
         await turn
 
     def skip(self) -> None:
-        """To be called for a path that goes through none of the stages."""
+        """To be called for a response that goes through none of the stages."""
         for stage in self._to_come:
             self._arrive(stage)
 

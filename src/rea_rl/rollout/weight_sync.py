@@ -53,7 +53,7 @@ class AdapterSync:
     """Saves the current adapter and hot-swaps it on the policy server.
 
     A version is called `policy-<step>-<run>-<digest of its weights>`. vLLM's prefix cache is keyed
-    by the adapter's name, so a name must never stand for two sets of weights, not even after a run
+    by the adapter's name, so a name must never mean two sets of weights, not even after a run
     was resumed from an earlier step. The run's part is a digest of `directory`: several runs may
     share a server, and none unloads another one's.
 
@@ -224,12 +224,12 @@ class FullSync:
     The server runs on other GPUs than the trainer, was started with `full_weights`, and serves one
     policy at a time, so that no request may be under way meanwhile (`max_rollout_lag: 0`). One that
     was started again has the base model's
-    weights: paths drawn before the next `publish` come from those, with their log-probs, and that
-    `publish` fails.
+    weights: responses drawn before the next `publish` come from those, with their log-probs, and
+    that `publish` fails.
 
     Args:
         server: base URL of the policy server, `http://host:port/v1`.
-        model_name: name under which it serves the policy, whatever its weights.
+        model_name: name under which it serves the policy, for any weights.
         timeout: seconds for joining the NCCL group, and for one transfer.
 
     Raises ValueError for a server that takes no weights, and with ZeRO-3; ConnectionError if none

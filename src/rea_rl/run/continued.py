@@ -1,4 +1,4 @@
-"""What all three trainers do beyond transformers' own, so that a run which is started again goes
+"""Additions of all three trainers to transformers' own, so that a run that is started again goes
 on as it began."""
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Continued:
         return done
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """One epoch; nothing where a run goes on from its last step. transformers looks only
-        after another one."""
+        """No epoch if a finished run is resumed: transformers checks `max_steps` only after one."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
         else:
@@ -62,7 +61,7 @@ class Continued:
 
 
 class EpochsByLength(LengthGroupedSampler):
-    """Rows of similar length together; `seed` is asked for anew at the start of each epoch."""
+    """Rows of similar length together; `seed` is asked for again at the start of each epoch."""
 
     def __init__(self, seed: Callable[[], int], batch_size: int, lengths: list[int]):
         super().__init__(batch_size, lengths=lengths)

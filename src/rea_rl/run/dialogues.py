@@ -6,7 +6,7 @@ after it.
     prompt, chosen, rejected      so may chosen and rejected
     chosen, rejected              what both begin with is the prompt
 
-The trained turn is an assistant's. Its text is trained as it stands, and not as the model's
+The trained turn is an assistant's. Its text is trained as it is, not as the model's
 template would write it: R1's leaves out the thinking.
 """
 
@@ -20,7 +20,7 @@ from rea_core.checks import is_dialogue
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
-# What a turn may hold beside its text. It would not be trained, and nothing would say so.
+# Keys of a turn that would silently not be trained.
 UNTRAINED = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
@@ -32,7 +32,7 @@ def split_row(row: Row, completions: Sequence[str]) -> Row:
         row: in one of the formats above; columns that are texts stay as they are.
         completions: columns that are trained, `completion`, or `chosen` and `rejected`.
 
-    Raises ValueError where it is not clear what the prompt and the trained turn are.
+    Raises ValueError if it is not clear what the prompt and the trained turn are.
     """
     if "completion" in completions and "completion" not in row and is_dialogue(row.get("messages")):
         row = {**row, "prompt": None, "completion": row["messages"]}
@@ -56,7 +56,7 @@ def split_row(row: Row, completions: Sequence[str]) -> Row:
 
 
 def _shared_beginning(prompt: str | None, dialogues: dict[str, Messages]) -> Messages:
-    """What all dialogues begin with. A prompt that is a text beside them must be part of that."""
+    """Common beginning of all dialogues. A prompt given as a text must be part of it."""
     # Two dialogues may be equal: the last turn of the shorter one is none of the beginning.
     longest = min(len(messages) for messages in dialogues.values()) - 1
     shared = os.path.commonprefix([_texts(messages[:longest]) for messages in dialogues.values()])
@@ -74,7 +74,7 @@ def _shared_beginning(prompt: str | None, dialogues: dict[str, Messages]) -> Mes
 
 
 def _after(prompt: Messages, messages: Messages) -> Messages:
-    """What a dialogue has after its prompt, whether it repeats that or not."""
+    """Turns of a dialogue after its prompt, whether it repeats that or not."""
     repeats = _texts(messages[: len(prompt)]) == _texts(prompt)
     return messages[len(prompt) :] if repeats else messages
 

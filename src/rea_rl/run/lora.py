@@ -118,7 +118,7 @@ class _Layers:
 
     @staticmethod
     def matching(config: LoraConfig, target: str, paths: list[str]) -> list[str]:
-        """Layers that a target stands for, as in PEFT: an expression for whole paths, a name for
+        """Layers that a target names, as in PEFT: an expression for whole paths, a name for
         their ends."""
         if isinstance(config.target_modules, str):
             return [path for path in paths if re.fullmatch(target, path)]

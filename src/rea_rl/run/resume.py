@@ -2,7 +2,7 @@
 model loads.
 
 The first rank decides for all. A command that does not agree with the run's record is refused, and
-so is a checkpoint with which optimizer or schedule would begin anew. A complete run is left as it
+so is a checkpoint with which optimizer or schedule would begin again. A complete run is left as it
 is.
 """
 
@@ -32,7 +32,7 @@ from rea_rl.run.run_record import (
 
 logger = logging.getLogger(__name__)
 
-UNSAVED = ("use_adaptive_entropy", "sync_ref_model")  # what they have learned is in no checkpoint
+UNSAVED = ("use_adaptive_entropy", "sync_ref_model")  # their state is in no checkpoint
 STATE, RESULTS = "trainer_state.json", "train_results.json"
 
 
@@ -172,14 +172,14 @@ def _newest_usable(checkpoints: Sequence[Path], record: Record) -> str:
             return str(checkpoint)
         reasons.append(f"{checkpoint} has no whole {', no whole '.join(missing)}")
     raise ValueError(
-        f"{reasons[0]}, so that it cannot be continued: optimizer or schedule would begin anew "
+        f"{reasons[0]}, so that it cannot be continued: optimizer or schedule would begin again "
         "(save_only_model leaves their states out); give another output_dir, or delete the "
         "checkpoints to train from the start"
     )
 
 
 def missing_parts(checkpoint: Path, record: Record) -> list[str]:
-    """Files of a checkpoint that are not there, or cut off, of those that the run wrote.
+    """Files of a checkpoint that are missing, or cut off, of those that the run wrote.
 
     Args:
         checkpoint: folder of one that has its last file.

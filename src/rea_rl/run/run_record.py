@@ -1,4 +1,4 @@
-"""What a run is made with, as a file, and the comparison of a command with it.
+"""The record of a run as a file, and the comparison of a command with it.
 
 A run writes `run_record.json` into its output_dir when it starts, and into each checkpoint:
 settings, digests of its rows and of its models, batch, length, and kind of launch. What cannot
@@ -159,7 +159,7 @@ MEMORY = (
 )
 MONITORING = tuple(f.name for f in dataclasses.fields(MonitorKeys))
 FREE = LOGGING + SAVING + SERVERS + MEMORY + MONITORING
-# Keys that stand for what is compared in their place: rows, models, a measured threshold, batch,
+# Keys whose meaning is compared in their place: rows, models, a measured threshold, batch,
 # and length.
 DATA = (
     *(
@@ -202,7 +202,7 @@ def make_record(
     rows: Iterable[Mapping[str, Any]],
     measured: Mapping[str, Any] | None = None,
 ) -> Record:
-    """What the command makes a run with, as JSON gives it back."""
+    """The record of this command's run, as JSON gives it back."""
     args = next(part for part in parts if hasattr(part, "output_dir"))
     fields = {f.name: (part, f) for part in parts for f in dataclasses.fields(part)}
     values = {name: _plain(getattr(part, name)) for name, (part, _) in fields.items()}
@@ -493,7 +493,7 @@ def record_of(checkpoint: Path) -> Record | None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """What is recorded in a folder; None where nothing is. Raises ValueError for a file that is
+    """The record in a folder, or None. Raises ValueError for a file that is
     no record."""
     if not (path := folder / RECORD).is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a run is about to train, in one block of the log: half of all wrong runs would be seen
+"""The run in one block of the log, before it trains: half of all wrong runs would be seen
 here."""
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def start_block(trainer: Trainer, checkpoint: str | None) -> str:
 
 
 def _lines_of(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """What depends on the kind of training: rows, batch, rewards, servers."""
+    """Lines that depend on the kind of training: rows, batch, rewards, servers."""
     args = trainer.args
     if isinstance(args, REARLConfig):
         yield from _reinforcement(trainer)
         return
     yield (
         "data",
-        f"{_number(len(trainer.train_dataset), 'row')}, padded: only paths of rea_rl.grpo are "
+        f"{_number(len(trainer.train_dataset), 'row')}, padded: only responses of rea_rl.grpo are "
         "packed",
     )
     dealt, passes = (
@@ -56,9 +56,14 @@ def _lines_of(trainer: Trainer) -> Iterator[tuple[str, str]]:
 
 def _reinforcement(trainer: GRPOTrainer) -> Iterator[tuple[str, str]]:
     args = trainer.args
-    yield "data", f"{_number(len(trainer.train_dataset), 'problem')}; paths are {_packing(trainer)}"
+    yield (
+        "data",
+        f"{_number(len(trainer.train_dataset), 'problem')}; responses are {_packing(trainer)}",
+    )
     prompts = args.generation_batch_size // args.num_generations // args.world_size
-    paths = f"{args.num_generations} paths" + " and as many revisions" * (args.rows_per_path == 2)
+    paths = f"{args.num_generations} responses" + " and as many revisions" * (
+        args.rows_per_path == 2
+    )
     rows = prompts * trainer.num_generations * args.world_size
     yield (
         "a step",
@@ -91,7 +96,7 @@ def server_version(url: str) -> str:
 
 def _packing(trainer: GRPOTrainer) -> str:
     if trainer.packed_step is not None:
-        return f"packed: what they share once, {trainer.args.tokens_per_forward} tokens a pass"
+        return f"packed: shared prefixes once, {trainer.args.tokens_per_forward} tokens a pass"
     return f"padded: {trainer.padded_because or 'packing is none'}"
 
 

@@ -1,7 +1,7 @@
 """SIGTERM during a training, as a cluster sends it before it takes a machine away: a checkpoint,
 and a clear end.
 
-    while paths are made    they are given up; the last finished step is what the checkpoint holds
+    while responses are made    they are given up; the checkpoint has the last finished step
     while a step is taken   the step is finished first
 
 All ranks stop at one point, also where only one of them got the signal. What starts or is saved
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class StopAtSigterm(TrainerCallback):
-    """Context manager around a training; raises Interrupted at its end, in place of whatever ended
-    it, if there was a signal.
+    """Context manager around a training; raises Interrupted at its end, in place of the error that
+    ended it, if there was a signal.
 
     Args:
         trainer: whose training it is.
@@ -74,7 +74,7 @@ class StopAtSigterm(TrainerCallback):
         if not self._is_asked:
             self._is_asked = True
             logger.warning(
-                "SIGTERM: the run stops behind this step, or the last one if its paths are still "
-                "being made"
+                "SIGTERM: the run stops behind this step, or the last one if its responses are "
+                "still being made"
             )
             self._give_up()

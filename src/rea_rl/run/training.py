@@ -1,5 +1,6 @@
-"""What the training entry points `grpo.py`, `sft.py` and `dpo.py` share: recipe, model, and the
-course of a run."""
+"""Common parts of the training entry points `grpo.py`, `sft.py` and `dpo.py`: recipe, model, and
+the course of a run.
+"""
 
 from __future__ import annotations
 
@@ -77,11 +78,11 @@ def check_reporters(names: list[str]) -> None:
 
 
 def check_checkpoint(folder: str) -> None:
-    """Raise ValueError if a run cannot go on from a folder."""
+    """Raise ValueError if a run cannot continue from a folder."""
     if not (Path(folder) / "trainer_state.json").is_file():
         raise ValueError(
             f"resume_from_checkpoint is {folder}, which is no checkpoint-<step> folder of a run; "
-            "leave it out to go on from the last one in output_dir"
+            "leave it out to continue from the last one in output_dir"
         )
 
 
@@ -194,11 +195,11 @@ def save_last_step(trainer: Trainer) -> None:
     step = trainer.state.global_step
     folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
     if step == 0:
-        logger.warning("no step was finished: there is nothing to go on from")
+        logger.warning("no step was finished: there is nothing to continue from")
         return
     if not is_whole(folder):
         trainer._save_checkpoint(trainer.model, trial=None)
-    logger.warning("the run can go on from %s", folder)
+    logger.warning("the run can continue from %s", folder)
 
 
 def is_disk_full(error: Exception) -> bool:
@@ -251,7 +252,7 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
         sys.exit(
             f"\nerror: there is no room to write into {trainer.args.output_dir} "
             f"({' '.join(str(error).split())[:200]}); "
-            "free some, and give the same command to go on from the last checkpoint"
+            "free some, and give the same command to continue from the last checkpoint"
         )
     # a server stays away or refuses; no numbers; a monitor
     if isinstance(error, (ConnectionError, RunEnded)):

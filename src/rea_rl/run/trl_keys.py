@@ -20,7 +20,7 @@ SHUFFLED = "the order of problems follows seed"
 SAMPLED = "evaluation samples responses and computes no loss"
 LOADED = "the model is loaded by model_name_or_path, model_revision, dtype and attn_implementation"
 EXCHANGED = "the trainers exchange the model's forward pass themselves"
-ENCODED = "rows are encoded as they stand, with the tokenizer's own template and tokens"
+ENCODED = "rows are encoded as they are, with the tokenizer's own template and tokens"
 ONE_BY_ONE = "rows are trained one by one"
 # Of all three programs.
 COMMON = {
@@ -322,7 +322,7 @@ def check_machine(config: Any) -> None:
 
 
 def check_hub(config: Any) -> None:
-    """Raise ValueError where `push_to_hub` is asked for and the Hub cannot be reached, or does
+    """Raise ValueError if `push_to_hub` is asked for and the Hub cannot be reached, or does
     not know the user."""
     if not config.push_to_hub:
         return

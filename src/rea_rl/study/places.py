@@ -1,4 +1,4 @@
-"""Where the runs of a study take place: servers that run already, or GPUs on which the study starts
+"""The places of a study's runs: servers that run already, or GPUs on which the study starts
 its own.
 
 A place takes one run at a time. With servers of its own it keeps them until the study ends, since

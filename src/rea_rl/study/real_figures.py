@@ -1,6 +1,6 @@
 """Counts and figures of the rows of `scripts/real.sh`, with intervals; no files are written here.
 
-Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds of
+Intervals (95 %) come from a bootstrap that draws problems and, if a row has several, seeds of
 its training. All rows share the draws of problems, so that a difference of two rows is one of the
 same problems.
 """
@@ -126,7 +126,7 @@ def count_response(
 def read_row(
     name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter
 ) -> RowData:
-    """Counts of a row's generation files, one a seed. Raises ValueError where one has other
+    """Counts of a row's generation files, one a seed. Raises ValueError if one has other
     problems."""
     seeds = [counter.count(path, problems, thinks=name not in WITHOUT_THINKING) for path in files]
     keys = seeds[0][0][0]

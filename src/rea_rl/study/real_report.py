@@ -275,8 +275,7 @@ def _example(problem: str, original: Row, revision: Row, step: str) -> str:
     return (
         f"**{problem}** ({step}; original right with {original['num_tokens']} tokens, revision "
         f"{verdict} with "
-        f"{revision['num_tokens']})\n\nOriginal:\n\n```text\n{original['text']}\n```\n\n"
-        f"Revision:\n\n```text\n{revision['text']}\n```"
+        f"{revision['num_tokens']})\n\nOriginal:\n\n```text\n{original['text']}\n```\n\nRevision:\n\n```text\n{revision['text']}\n```"
     )
 
 
@@ -362,11 +361,11 @@ def versions() -> dict[str, str]:
 TEXT = """# The method on a real model
 
 Made by `bash scripts/real.sh`: {num_problems} test problems, {answers} answers each at temperature
-0.6, at most 2,048 tokens. Square brackets are 95 % intervals over problems and, where a row has
+0.6, at most 2,048 tokens. Square brackets are 95 % intervals over problems and, if a row has
 several, seeds. The seed changes the order of the training problems and the sampled responses of the
 training; the reasoning model is the same for all rows. TR: tokens in percent of the reasoning
 model's. AES: accuracy-efficiency score (arXiv 2501.12570). A mistake is a first stated result that
-is wrong; it is corrected where the answer is right. A re-check is a result that is stated again.
+is wrong; it is corrected if the answer is right. A re-check is a result that is stated again.
 {notes}
 
 {main}
@@ -467,7 +466,7 @@ def render(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write page, pictures and JSON. Raises ValueError where something is missing."""
+    """Write page, pictures and JSON. Raises ValueError if something is missing."""
     from generation.math_verify import VerifierPool
 
     check_output_folder(args.out, "out")

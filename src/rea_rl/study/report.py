@@ -1,6 +1,6 @@
 """Table, pictures and JSON of the study from the evaluations of its runs.
 
-Intervals (95 %) come from a bootstrap that draws problems and, where a row has several, seeds. All
+Intervals (95 %) come from a bootstrap that draws problems and, if a row has several, seeds. All
 rows share the draws of problems, so that TR and AES compare a row with the base on the same
 problems. Every figure is a ratio of sums.
 """
@@ -193,7 +193,7 @@ def aes(
 
 
 def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> dict[str, Figures]:
-    """Figures by row, group and name; the first row is the base. Raises ValueError where rows
+    """Figures by row, group and name; the first row is the base. Raises ValueError if rows
     have other problems."""
     base, bootstrap = rows[0], Bootstrap(len(rows[0].ids), resamples)
     if other := [row.name for row in rows if row.ids != base.ids]:

@@ -158,7 +158,7 @@ class Run:
 
 
 def make_run(row: Row, seed: int, args: argparse.Namespace) -> Run:
-    """Where the row's results with one seed are."""
+    """The row with one seed, and the place of its results."""
     directory = args.work / row.name / f"seed-{seed}"
     return Run(
         row,

@@ -7,7 +7,7 @@ them and calls this.
     # with servers of its own
     python -m rea_rl.study --recipe_set Qwen2.5-Coder-0.5B-Instruct --gpus 0 1 2 3 --runs_per_gpu 2
 
-What is finished is skipped, row by row and seed by seed, so an interrupted study goes on where it
+Finished rows and seeds are skipped, so an interrupted study continues where it
 stopped. Everything that a row makes is under `<work>/<row>/seed-<n>`; `rea_rl.study.report` makes
 table, pictures and JSON of it.
 """
@@ -113,7 +113,7 @@ def check_processes(path: str, args: argparse.Namespace) -> None:
 
 
 def train(run: Run, place: Place, args: argparse.Namespace) -> None:
-    """Train a row, or go on with its training. Raises ValueError where it was begun with another
+    """Train a row, or continue its training. Raises ValueError if it was begun with another
     command.
 
     Raises subprocess.CalledProcessError if the training fails.
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def spent(begin: float, args: argparse.Namespace) -> dict[str, Any]:
-    """What the report says of the time since `begin`."""
+    """Seconds since `begin`, and the device, for the report."""
     return {"seconds": round(time.perf_counter() - begin, 1), "device": args.device}
 
 
@@ -170,7 +170,7 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
     from rea_rl.rollout.endpoint import refusal
 
     client = openai_client(policy_server, max_retries=0)
-    # The server's prefix cache is keyed by the name, so it must not stand for two sets of weights.
+    # The server's prefix cache is keyed by the name, so it must not name two sets of weights.
     name = f"study-{run.row.name}-{run.seed}-{adapter_digest(run.adapter)}"
     try:
         if name not in {model.id for model in client.models.list()}:
@@ -217,7 +217,7 @@ def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -
 
 
 def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
-    """Write the scores beside a generation file."""
+    """Write the scores next to a generation file."""
     from generation import math_verify_all
 
     flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
@@ -291,9 +291,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--policy_server", help="default: the recipe's")
     parser.add_argument("--reflection_server", help="default: the recipe's")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what is to be done, and do nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print the remaining work and end")
     parser.add_argument(
         "trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --"
     )
@@ -346,7 +344,7 @@ def read_recipe(recipe_set: str) -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """What the report says that the study ran on."""
+    """Name of the machine's device for the report."""
     import torch
 
     cores = f"{os.cpu_count()} CPU cores"
