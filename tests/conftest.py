@@ -6,6 +6,7 @@ need names of their own.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -25,6 +26,19 @@ REFLECTION = ROOT / "model" / "Miniature-Instruct"
 def pytest_configure() -> None:
     """Before torch is loaded: threads that spin would take a core from servers and other ranks."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    """What `frozen` keeps may be freed again, so that no library reports a leak."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Each training collects garbage, which took a second where it read all of torch, TRL and vLLM
+    anew."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

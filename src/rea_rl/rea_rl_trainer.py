@@ -35,7 +35,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
-from trl import GRPOTrainer
 
 from generation.cuts import think_end_finder
 from rea_core.rows import write_atomically
@@ -65,6 +64,7 @@ from rea_rl.rollout.weight_sync import AdapterSync, FullSync
 from rea_rl.run.continued import Continued
 from rea_rl.run.monitors import Monitored
 from rea_rl.run.numerics import FiniteSteps
+from rea_rl.trl_trainer import GRPOTrainer
 
 logger = logging.getLogger(__name__)
 

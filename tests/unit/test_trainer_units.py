@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from scripted_server import ScriptedServer
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer
 
 from rea_rl.configs import REARLConfig
 from rea_rl.packing.logprobs import padded_logps, takes_one_pass
@@ -23,6 +22,7 @@ from rea_rl.rea_rl_trainer import REARLTrainer
 from rea_rl.rewards import get_reward_funcs
 from rea_rl.rollout.record import Rollout
 from rea_rl.rollout.weight_sync import AdapterSync
+from rea_rl.trl_trainer import GRPOTrainer
 
 TOKENIZER = make_tokenizer()
 REWARDS = ["accuracy", "refine_length"]

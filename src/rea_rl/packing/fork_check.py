@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from trl import GRPOTrainer
 
 from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, fold
+from rea_rl.trl_trainer import GRPOTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
