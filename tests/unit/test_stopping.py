@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -39,14 +40,19 @@ def handler():
 
 
 class Signalled(RecordedPaths):
-    """Gets the signal while it makes the paths of a step; with `waits` they never come."""
+    """Gets the signal while it makes the paths of a step; with `waits` they never come.
 
-    def __init__(self, step: int, waits: bool):
+    Without a lag the main thread waits for them by then: a signal just before would not wake it.
+    """
+
+    def __init__(self, step: int, waits: bool, lag: int = 0):
         super().__init__()
         self.step, self.waits, self.given_up = step, waits, threading.Event()
+        self.pause = 0.0 if lag else 0.5
 
     def run(self, rows, batch):
         if batch.step == self.step and batch.revision:
+            time.sleep(self.pause)
             os.kill(os.getpid(), signal.SIGTERM)
             if self.waits:
                 assert self.given_up.wait(120)
@@ -68,7 +74,7 @@ def test_a_signal_is_followed_by_a_checkpoint_and_a_resume_by_the_same_end(
 ):
     """Paths that are still being made are given up; a step that has its paths is finished."""
     with pytest.raises(entry.Interrupted, match="give the same command"):
-        start(model_folder, tmp_path / "run", Signalled(2, waits), max_rollout_lag=lag)
+        start(model_folder, tmp_path / "run", Signalled(2, waits, lag), max_rollout_lag=lag)
     found = int(last_checkpoint(tmp_path / "run").rsplit("-")[-1])
     # With a lag the paths of step 2 are made while step 1 is taken, which is then finished.
     assert found == (done if not lag else 2)
