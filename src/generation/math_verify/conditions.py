@@ -11,8 +11,31 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from generation.math_verify.numeric import CONSTANTS, MIN_POINTS, MP, NUM_POINTS, SPECIAL, TINY, Point, Value, close, evaluate, real_number, same_value, symbols, value_at
-from generation.math_verify.parsing import EMPTY, NUMBER_SETS, Node, canonical, is_kind, items_of, substitute
+from generation.math_verify.numeric import (
+    CONSTANTS,
+    MIN_POINTS,
+    MP,
+    NUM_POINTS,
+    SPECIAL,
+    TINY,
+    Point,
+    Value,
+    close,
+    evaluate,
+    real_number,
+    same_value,
+    symbols,
+    value_at,
+)
+from generation.math_verify.parsing import (
+    EMPTY,
+    NUMBER_SETS,
+    Node,
+    canonical,
+    is_kind,
+    items_of,
+    substitute,
+)
 
 MEMBER = "m"  # symbol for the elements of a set
 ZERO = Fraction(0)
@@ -159,7 +182,7 @@ def same_family(gold: Node, prediction: Node) -> bool:
 def _values(node: Node, reach: int) -> list[complex]:
     """Values of an expression, or of several, for integers up to `reach`.
 
-    None if it has two parameters, or a constant.
+    None unless it has one parameter, which is no constant.
     """
     if is_kind(node, "congruence") and isinstance(node[1], str):
         node = ("where", ("plus", node[2], ("times", node[3], node[1])), ((node[1], r"\Z"),))
@@ -167,7 +190,7 @@ def _values(node: Node, reach: int) -> list[complex]:
     items = body[1:] if is_kind(body, "set") else items_of(body)
     heads = [item[3] if is_kind(item, "relation") and item[2] == "=" else item for item in items]
     sorts = dict(said) or dict.fromkeys(set().union(*map(symbols, heads)), r"\Z")
-    if len(sorts) > 1 or "constant" in sorts.values():
+    if len(sorts) != 1 or "constant" in sorts.values():
         return []
     numbers = range(1 if r"\N" in sorts.values() else -reach, reach + 1)
     points = [Point(known=dict.fromkeys(sorts, number)) for number in numbers]

@@ -20,11 +20,9 @@ _COMMANDS = read_names("commands.txt")
 
 def _command(match: re.Match) -> str:
     r"""One command in its usual name, without letters that were glued to it: `\leqx` is `\le x`."""
-    cut = next(
-        (cut for cut in range(len(match[1]), 1, -1) if match[1][:cut] in _COMMANDS), len(match[1])
-    )
-    sign = _COMMANDS.get(match[1][:cut], "SELF")
-    glued = match[1][cut:]
+    name = match[1]
+    cut = next((cut for cut in range(len(name), 1, -1) if name[:cut] in _COMMANDS), len(name))
+    sign, glued = _COMMANDS.get(name[:cut], "SELF"), name[cut:]
     return (match[0][: cut + 1] + " " * bool(glued) if sign == "SELF" else sign) + glued
 
 

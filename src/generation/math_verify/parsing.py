@@ -201,7 +201,8 @@ def _rows(begin: str, *rows: tuple) -> Node:
     if "cases" in begin:
         return ("cases", *(row if len(row) == 2 else items_of(row[0]) for row in rows))
     column, *others = zip(*rows, strict=True)
-    return ("tuple", *((("tuple", *row) for row in rows) if others else column))
+    matrix = (Fraction(0), *(("tuple", *row) for row in rows))  # no tuple of points has a zero
+    return ("tuple", *(matrix if others else column))
 
 
 def _congruence(node: Node, modulus: Node) -> Node:
