@@ -148,12 +148,15 @@ def test_own_pairs(name: str) -> None:
     assert mistakes(pairs(name)) == []
 
 
-def test_fresh_pairs_of_many_kinds() -> None:
-    """Written before the rules; the rules were made with a look at them."""
-    rows = pairs("fresh2_looked.json")
-    found = [equivalent(row["gold"], row["prediction"]) is row["equal"] for row in rows]
-    assert len({row["category"] for row in rows}) >= 30
-    assert found.count(False) <= 0.01 * len(rows)
+@pytest.mark.parametrize(
+    ("name", "mistaken", "accepted"), [("fresh2_looked.json", 1, 0), ("fresh2_sealed.json", 8, 1)]
+)
+def test_fresh_pairs_of_many_kinds(name: str, mistaken: int, accepted: int) -> None:
+    """Written before the rules, which were made with a look at the one half only."""
+    rows = pairs(name)
+    wrong = [row for row in rows if equivalent(row["gold"], row["prediction"]) != row["equal"]]
+    assert len({row["category"] for row in rows}) >= 30 and len(rows) > 300
+    assert len(wrong) <= mistaken and sum(not row["equal"] for row in wrong) <= accepted, wrong
 
 
 @pytest.mark.parametrize(("gold", "equal", "unequal"), KINDS)
