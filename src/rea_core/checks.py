@@ -4,6 +4,7 @@ inputs."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ def check_numbers(
     """Raise ValueError naming the key of a number that is out of its range.
 
     Args:
-        values: arguments by key; keys that are absent or None (not given) are passed over.
+        values: arguments by key; what is absent, None (not given) or a word (such as `auto`) is
+            passed over.
         positive: keys whose number must be greater than 0.
         not_negative: keys whose number must be 0 or more.
         shares: keys whose number must be from 0 to 1.
@@ -34,8 +36,18 @@ def check_numbers(
     )
     for keys, is_within, words in ranges:
         for key in keys:
-            if (number := values.get(key)) is not None and not is_within(number):
+            if isinstance(number := values.get(key), NUMBER) and not is_within(number):
                 raise ValueError(f"{key} is {number}; it must be {words}")
+
+
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the key of a number, also one within a list or mapping, that is NaN
+    or infinite."""
+    for key, value in values.items():
+        inside = value.values() if isinstance(value, Mapping) else value
+        for number in inside if isinstance(value, (list, tuple, Mapping)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} is {value}; it must be a finite number")
 
 
 def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -16,7 +16,7 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 from generation.cuts import check_cuts
 from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
-from rea_core.checks import check_numbers
+from rea_core.checks import check_finite, check_numbers
 from rea_core.clients import split_url
 from rea_rl.rewards import check_reward_names
 from rea_rl.run.batch import BatchKeys, RowKeys, share_out
@@ -77,7 +77,8 @@ POSITIVE = (
         "max_eval_rows",
         "lora_r",
     ),
-    "lora_alpha",
+    *("lora_alpha", "save_steps", "eval_steps", "logging_steps", "save_total_limit"),
+    *("pad_to_multiple_of", "dataset_num_proc", "delta"),
 )
 NOT_NEGATIVE = (
     "request_retries",
@@ -87,12 +88,17 @@ NOT_NEGATIVE = (
     "weight_decay",
     "max_grad_norm",
     "seed",
+    *("dataloader_num_workers", "neftune_noise_alpha", "eval_delay"),
 )
-SHARES = ("top_p", "min_p", "lora_dropout", "top_entropy_quantile", "label_smoothing")
+SHARES = (
+    *("top_p", "min_p", "lora_dropout", "top_entropy_quantile", "label_smoothing"),
+    "label_smoothing_factor",
+)
 
 
 def check_ranges(config: Any) -> None:
     """Raise ValueError for a number of a recipe's dataclass that is out of its range."""
+    check_finite(vars(config))
     check_numbers(vars(config), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
     if (steps := getattr(config, "max_steps", -1)) < 1 and steps != -1:
         raise ValueError(

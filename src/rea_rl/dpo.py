@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rea_rl.run.dialogues import split_row
-from rea_rl.run.training import check_buildable, load_model, parse, run
+from rea_rl.run.training import check_buildable, check_evaluation, load_model, parse, run
 from rea_rl.sft import (
     Example,
     encode_completion,
@@ -103,6 +103,7 @@ def build_trainer(
     from rea_rl.run.resume import plan_run
 
     check_lora_keys(model_args, served=False)
+    check_evaluation(args, script.eval_dataset_name)
     if not model_args.use_peft:
         raise ValueError(
             "use_peft must be true: the reference model is the base model without the adapter"

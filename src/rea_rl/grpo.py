@@ -71,11 +71,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     from rea_rl.run.resume import plan_run
 
     check_policy_keys(args, model_args)
-    if args.eval_strategy != "no" and data.eval_dataset_name is None:
-        raise ValueError(
-            f"eval_strategy is '{args.eval_strategy.value}', but eval_dataset_name is missing; "
-            "name held-out problems, or set eval_strategy: 'no'"
-        )
+    training.check_evaluation(args, data.eval_dataset_name)
     prompts = PromptFormat.of(vars(data) | {"chat_template_kwargs": args.chat_template_kwargs})
     if args.cut_file is not None and args.needs_labels:
         take_cut_file(args)

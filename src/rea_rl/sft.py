@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
 from rea_core.checks import is_dialogue
 from rea_rl.run.dialogues import split_row
-from rea_rl.run.training import check_buildable, load_model, parse, run
+from rea_rl.run.training import check_buildable, check_evaluation, load_model, parse, run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -210,6 +210,7 @@ def build_trainer(
     from rea_rl.run.resume import plan_run
 
     check_lora_keys(model_args, served=False)
+    check_evaluation(args, script.eval_dataset_name)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
     )

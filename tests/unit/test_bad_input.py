@@ -165,6 +165,8 @@ RECIPES = [
     # data keys
     ("evaluation of nothing", "eval_strategy: steps", "eval_dataset_name is missing",
      "set eval_strategy: 'no'"),
+    ("evaluation at the start of nothing", "eval_on_start: true", "eval_dataset_name is missing",
+     "set eval_on_start: false"),
     ("evaluation of no problem", "max_eval_problems: 0", "max_eval_problems is 0",
      "greater than 0"),
     ("fewer problems than a step", "gradient_accumulation_steps: 5", "9 problems", "takes 10",

@@ -144,6 +144,30 @@ def test_what_the_server_refuses_later_is_refused_before_the_model_loads(flags, 
         load_inputs(*parse_recipe(["--config", "recipes/miniature/config_GRPO.yaml", *flags]))
 
 
+def test_names_of_other_modules_and_of_parameters_are_checked_too():
+    """PEFT passes over those that match nothing, and trains without them."""
+    model = make_model("qwen2")
+    for key, right, wrong, has in (
+        ("lora_modules_to_save", "lm_head", "score", "lm_head"),
+        ("lora_modules_to_save", "model.embed_tokens", "embed_token", "model.embed_tokens"),
+        ("lora_target_parameters", "o_proj.weight", "experts.down_proj", "o_proj.weight"),
+    ):
+        args = keys(["q_proj"])
+        setattr(args, key, [right])
+        lora_config(model, args, served=False)
+        setattr(args, key, [right, wrong])
+        with pytest.raises(
+            ValueError, match=f"{key}: Qwen2ForCausalLM has no {wrong}; it has .*{has}"
+        ):
+            lora_config(model, args, served=False)
+
+
+@pytest.mark.parametrize("program", [sft, dpo])
+def test_quantized_weights_are_not_asked_for_in_vain(tmp_path, program):
+    with pytest.raises(ValueError, match="load_in_4bit is true.*leave it out"):
+        program.build_trainer(*program.parse_recipe(arguments(tmp_path, load_in_4bit="true")))
+
+
 @pytest.mark.parametrize("program", [sft, dpo])
 def test_the_other_programs_check_names_too(tmp_path, program):
     flags = {"lora_target_modules": "q_proj qkv_proj"}

@@ -176,6 +176,16 @@ def test_the_third_in_a_row_ends_the_run_behind_a_good_checkpoint(model_folder, 
     assert not Path(trainer.args.output_dir, "train_results.json").exists()
 
 
+@pytest.mark.parametrize("save_steps", [1, 9])
+def test_weights_that_an_optimizer_made_no_numbers_are_not_saved(tmp_path, capsys, save_steps):
+    """The gradient of the last step was a number. Also where no step was saved before."""
+    flags = {"learning_rate": "1e38", "max_steps": "1", "save_steps": str(save_steps)}
+    with pytest.raises(SystemExit, match="error: trained weights are non-finite at step 1"):
+        sft.main(sft_arguments(tmp_path, **flags))
+    assert last_checkpoint(tmp_path / "out") is None
+    assert not [*(tmp_path / "out").rglob("*.safetensors")]
+
+
 @pytest.mark.parametrize("program", [sft, dpo])
 def test_a_command_ends_with_one_line_and_status_1(tmp_path, monkeypatch, capsys, program):
     build = program.build_trainer

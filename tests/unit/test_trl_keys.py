@@ -160,6 +160,43 @@ REFUSED = [
         )
         for program in PROGRAMS
     ],
+    # Numbers that are none, or that no step, file or process can have.
+    *[
+        (program, f"--{key} {number}", (f"{key} is {number}", "finite number"))
+        for program in PROGRAMS
+        for key, number in (
+            ("learning_rate", "inf"),
+            ("weight_decay", "inf"),
+            ("save_steps", "nan"),
+        )
+    ],
+    ("rl", "--reward_weights 1 nan", ("reward_weights is [1.0, nan]", "finite number")),
+    *[
+        ("sft", f"--{key} {number}", (f"{key} is {number}", words))
+        for key, number, words in (
+            ("num_train_epochs", "inf", "finite number"),
+            ("save_steps", "0", "greater than 0"),
+            ("eval_steps", "-1", "greater than 0"),
+            ("save_total_limit", "0", "greater than 0"),
+            ("pad_to_multiple_of", "0", "greater than 0"),
+            ("dataloader_num_workers", "-1", "0 or more"),
+            ("neftune_noise_alpha", "-1", "0 or more"),
+            ("label_smoothing_factor", "2", "from 0 to 1"),
+        )
+    ],
+    *[
+        (program, "--accelerator_config nothing.json", ("there is no file nothing.json",))
+        for program in PROGRAMS
+    ],
+    *[
+        (
+            program,
+            '--deepspeed {"zero_optimization":{"stage":2}}',
+            ("deepspeed is given, but no launcher", "zero2.yaml"),
+        )
+        for program in PROGRAMS
+    ],
+    ("sft", "--output_dir=", ("output_dir is empty", "name a folder")),
     # Silently ignored.
     ("rl", "--loss_type vespo", ("loss_type is 'vespo'", "dapo")),
     ("rl", "--vespo_k_pos 3.0", ("vespo_k_pos is 3.0", "leave it out")),

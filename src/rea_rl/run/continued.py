@@ -41,6 +41,7 @@ class Continued:
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """The record is written first: the file that says that a checkpoint is whole must be its
         last."""
+        self.check_weights()
         if self.plan is not None and self.args.should_save:
             write_record(
                 Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self.plan.record

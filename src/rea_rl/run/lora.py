@@ -29,6 +29,12 @@ ALL_LINEAR = "all-linear"
 def check_lora_keys(model_args: ModelConfig, served: bool) -> None:
     """Raise ValueError for LoRA keys of a recipe that cannot be trained, or, where `served`,
     that vLLM does not take."""
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if not served and getattr(model_args, key):
+            raise ValueError(
+                f"{key} is true, but models are trained in the type of dtype: leave it out, and "
+                "set dtype: bfloat16 to save memory"
+            )
     if not model_args.use_peft:
         return
     if model_args.lora_task_type != "CAUSAL_LM":
@@ -67,6 +73,7 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
     config = get_peft_config(model_args)
     if config is None:
         return None
+    _check_others(model, model_args)
     layers = _Layers(model)
     if config.target_modules is not None:  # else PEFT has a list by model type, or asks for the key
         config.target_modules = layers.targets(config.target_modules)
@@ -93,6 +100,23 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
         config.exclude_modules = rf"(?!{re.escape(layers.prefix)}).*"
         logger.info("LoRA: layers outside %s are left alone", layers.prefix.rstrip("."))
     return config
+
+
+def _check_others(model: PreTrainedModel, model_args: ModelConfig) -> None:
+    """Raise ValueError for names of modules and parameters, beside the linear layers, that the
+    model has not."""
+    has = {
+        "lora_modules_to_save": [name for name, _ in model.named_modules()],
+        "lora_target_parameters": [name for name, _ in model.named_parameters()],
+    }
+    for key, paths in has.items():
+        for target in getattr(model_args, key) or ():
+            if not any(f".{path}".endswith(f".{target}") for path in paths):
+                ends = {".".join(path.split(".")[-2:]) for path in paths}
+                known = _listed({end for end in ends if end and not end[-1].isdecimal()})
+                raise ValueError(
+                    f"{key}: {type(model).__name__} has no {target}; it has {known}: name of these"
+                )
 
 
 class _Layers:

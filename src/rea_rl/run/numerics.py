@@ -112,6 +112,16 @@ class FiniteSteps:
             for parameter in self.model.parameters():
                 parameter.grad = None  # optimizers pass over such parameters: no decay, no moments
 
+    def check_weights(self) -> None:
+        """Raise NonFiniteError, on all ranks, if a trained weight is no number: a step's gradient
+        was one, but not what the optimizer made of it."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if self._on_any_rank(not all(weight.isfinite().all() for weight in trained)):
+            raise NonFiniteError(
+                f"trained weights are non-finite at step {self.state.global_step}, and are not "
+                "saved; lower learning_rate, and begin anew or from an earlier checkpoint"
+            )
+
     def _losses_are_finite(self) -> bool:
         return not self._losses or bool(
             torch.stack([loss.isfinite().all() for loss, _ in self._losses]).all()

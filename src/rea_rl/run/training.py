@@ -50,9 +50,24 @@ def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
             check_hub(part)
         if checkpoint := getattr(part, "resume_from_checkpoint", None):
             check_checkpoint(checkpoint)
-        if folder := getattr(part, "output_dir", None):
+        if (folder := getattr(part, "output_dir", None)) is not None:
+            if not folder.strip():
+                raise ValueError("output_dir is empty; name a folder")
             check_output_folder(folder, "output_dir")
     return parts
+
+
+def check_evaluation(args: Any, eval_dataset_name: str | None) -> None:
+    """Raise ValueError where evaluations are asked for, and nothing is there to evaluate on."""
+    if eval_dataset_name is not None:
+        return
+    for key, off in (("eval_strategy", "'no'"), ("eval_on_start", "false")):
+        value = getattr(args, key)
+        if value and value != "no":
+            raise ValueError(
+                f"{key} is '{getattr(value, 'value', value)}', but eval_dataset_name is missing; "
+                f"name held-out problems or rows, or set {key}: {off}"
+            )
 
 
 def check_reporters(names: list[str]) -> None:
@@ -155,6 +170,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     except RunEnded:
         save_last_step(trainer)
         raise
+    trainer.check_weights()
     trainer.save_model()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -232,6 +235,14 @@ def check_values(config: Any) -> None:
     for key, values in allowed.items():
         if (value := getattr(config, key, values[0])) not in values:
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(values)}")
+    if isinstance(file := config.accelerator_config, str) and not file.startswith("{"):
+        if not Path(file).is_file():
+            raise ValueError(f"accelerator_config: there is no file {file}; correct or drop it")
+    if config.deepspeed and "RANK" not in os.environ and find_spec("mpi4py") is None:
+        raise ValueError(
+            "deepspeed is given, but no launcher started this process; leave it out, and launch "
+            "with accelerate and recipes/accelerate_configs/zero2.yaml or zero3.yaml"
+        )
     for key in config._VALID_DICT_FIELDS:
         _as_dict(config, key)
     for key, known in (
