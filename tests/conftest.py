@@ -26,6 +26,7 @@ REFLECTION = ROOT / "model" / "Miniature-Instruct"
 def pytest_configure() -> None:
     """Before torch is loaded: threads that spin would take a core from servers and other ranks."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_unconfigure() -> None:

@@ -70,6 +70,7 @@ PRELOADED = (
 # Some are read when a library is loaded.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",
     "DS_ACCELERATOR": "cpu",

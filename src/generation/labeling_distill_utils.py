@@ -379,7 +379,7 @@ def run_clean(args: argparse.Namespace) -> None:
     if not args.paragraph_tokenizer:
         raise ValueError(
             "clean needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the "
-            "paths"
+            "responses"
         )
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     inputs = (args.labels, args.confirmations, args.paths)

@@ -233,7 +233,7 @@ def test_a_second_response_is_not_left_out_in_silence(tmp_path, monkeypatch):
     for module, flags in commands:
         with pytest.raises(
             SystemExit,
-            match=r"error: two\.json: row 0 has 2 responses, of which only one would be read",
+            match=r"error: two\.json: row 0 has 2 responses, but only one would be read",
         ):
             module.main(flags)
 
