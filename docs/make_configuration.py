@@ -70,7 +70,8 @@ def table(fields: Iterable[dataclasses.Field]) -> Iterator[str]:
         is_needed = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
-        kind = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None").replace("|", "or")
+        kind = str(getattr(field.type, "__name__", field.type))  # a parser resolves it
+        kind = kind.removesuffix(" | None").replace("|", "or")
         text = cell(field.metadata.get("help", ""))
         yield f"| `{field.name}` | {kind} | {'needed' if is_needed else default(field)} | {text} |"
 
