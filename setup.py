@@ -52,7 +52,7 @@ setup(
         "lark>=1.2",
         "mpmath>=1.3",
         "psutil>=7",
-        "filelock>=3.12",
+        "filelock>=4",
         "xxhash>=3",
         "jinja2>=3.1",
         "regex>=2024",

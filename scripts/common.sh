@@ -25,6 +25,7 @@ source scripts/gpus.sh
 GIVEN_PROCESSES=${NUM_PROCESSES:-}
 RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
+declare -A SERVER_OF=() # the same by role
 HELPERS=() # process ids of other background programs
 ATTENDED='' # process group that `attend` waits for
 STOP_SECONDS=120 # that a process has to end: a training finishes its step and writes a checkpoint
@@ -145,7 +146,7 @@ serve() {
 # wait_ready ROLE: until the server answers; stops the script if any server has ended instead
 wait_ready() {
     role_args "$1"
-    python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --wait &
+    python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --wait --launcher "${SERVER_OF[$1]}" &
     HELPERS=($!)
     wait -n "$!" "${SERVERS[@]}" || die "the servers are not up; the reason is above"
     HELPERS=()
@@ -161,7 +162,7 @@ start_servers() {
     for role in "$@"; do
         role_args "$role"
         python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" &
-        SERVERS+=($!)
+        SERVERS+=($!) SERVER_OF[$role]=$!
         [[ $NUM_GPUS == 0 ]] || wait_ready "$role"
     done
     for role in "$@"; do
@@ -185,6 +186,7 @@ attend() {
 # stop_in_order: from now on, the end of this script ends all that it has started
 stop_in_order() {
     trap stop_all EXIT
+    trap 'exit 129' HUP # the terminal was closed
     trap 'exit 130' INT
     trap 'exit 143' TERM
 }
@@ -192,7 +194,7 @@ stop_in_order() {
 # stop_all: end what this script started, by process id: a training, which writes a checkpoint, before its servers
 stop_all() {
     trap - EXIT
-    trap '' INT TERM
+    trap '' HUP INT TERM
     [[ -z $ATTENDED ]] || stop "-$ATTENDED"
     stop "${HELPERS[@]}"
     stop "${SERVERS[@]}"

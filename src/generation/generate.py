@@ -125,10 +125,29 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         check_model_folder(args)
     rows = SPLITS[args.split].open(args)
     making = Making.of(args, _tokenizer(args) if respond is None else None)
-    output = GenerationFile(args.output_path, _settings(args, rows, making))
-    if output.complete:
-        logger.info("%s is complete", output.path)
-        return output.path
+    with GenerationFile(args.output_path, _settings(args, rows, making)) as output:
+        if output.complete:
+            logger.info("%s is complete", output.path)
+            return output.path
+        _answer(args, rows, making, output, respond)
+        output.close()
+    logger.info(
+        "wrote %s: %d rows, %d tokens in this run",
+        output.path,
+        len(output.finished),
+        output.num_tokens,
+    )
+    return output.path
+
+
+def _answer(
+    args: GenerateArguments,
+    rows: Rows | list[Row],
+    making: Making,
+    output: GenerationFile,
+    respond: Respond | None,
+) -> None:
+    """Keep the responses to all rows that lack them."""
     with tqdm(
         initial=len(output.finished), desc=output.path.name, unit="row", mininterval=1.0
     ) as bar:
@@ -141,14 +160,6 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
                 )
             respond(args, chain([first], tasks), run.keep)
         assert run.is_done and next(tasks, None) is None, "a task was left unanswered"
-    output.close()
-    logger.info(
-        "wrote %s: %d rows, %d tokens in this run",
-        output.path,
-        len(output.finished),
-        output.num_tokens,
-    )
-    return output.path
 
 
 class _Run:

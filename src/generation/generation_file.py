@@ -11,10 +11,13 @@ from typing import Any
 
 from rea_core.checks import is_a, short_json
 from rea_core.json_text import parse_json, read_json
+from rea_core.ownership import own_file
 from rea_core.row_files import _PLACE, BUFFER, DIGESTS, Row, Rows, RowWriter, open_rows, write_json
 from rea_core.rows import check_id, check_row
 
 logger = logging.getLogger(__name__)
+
+ANOTHER = "wait for it, or give another --save_suffix"
 
 
 class GenerationFile:
@@ -27,11 +30,15 @@ class GenerationFile:
         path: final file, `.json`.
         settings: everything that the rows depend on.
 
-    Raises ValueError if there is a finished or unfinished file made with other settings.
+    One process at a time makes it; it is left with `close`, or as a context.
+
+    Raises ValueError if there is a finished or unfinished file made with other settings, or if
+    another process makes it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path = path
+        self._ownership = None if self.complete else own_file(path, ANOTHER)
         self._part = path.with_suffix(".part.jsonl")
         self._settings = path.with_suffix(".settings.json"), settings
         self._check_settings(*self._settings)
@@ -45,6 +52,13 @@ class GenerationFile:
         """Whether the final file is there."""
         return self.path.exists()
 
+    def __enter__(self) -> GenerationFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ownership is not None:
+            self._ownership.release()
+
     def append(self, index: int, row: Row) -> None:
         """Keep a finished row; `index` is its place in the final file. Rows come in any order."""
         if not self.finished:
@@ -54,14 +68,23 @@ class GenerationFile:
         self.finished.add(index)
 
     def close(self) -> None:
-        """Write the final file, rows in order, and remove the unfinished one."""
+        """Write the final file, rows in order, and remove the unfinished one.
+
+        Raises ValueError where rows are missing that were made, or that come before others.
+        """
         # of an index that was written twice, the last
         places = {index: place for index, *place in self._read_part()}
+        if lost := sorted({*self.finished, *range(max(self.finished, default=-1) + 1)} - {*places}):
+            raise ValueError(
+                f"{self._part} has lost {len(lost)} rows, the first is row {lost[0]}; nothing else "
+                "may write or delete it; run the command again"
+            )
         with RowWriter(self.path) as out, self._part.open("rb") as part:
             for _, (start, size) in sorted(places.items()):
                 part.seek(start)
                 out.add_text(part.read(size))
         self._part.unlink()
+        self.__exit__()
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not (self.complete or self._part.exists()):

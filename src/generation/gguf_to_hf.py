@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from rea_core.checks import check_output_folder
 from rea_core.command import setup_logging
+from rea_core.ownership import own_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -133,6 +134,7 @@ def convert(gguf: Path, out: Path) -> None:
     if out.exists():
         raise ValueError(f"{out} exists; remove it first, or give another --out")
     check_output_folder(out, "out")
+    own_folder(out, "out")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from miniature.world import LEVELS, Problem, make_problem
 from rea_core.checks import check_numbers, check_output_folder
 from rea_core.json_text import read_json
+from rea_core.ownership import own_folder
 
 if TYPE_CHECKING:
     from miniature.train import Schedule
@@ -89,6 +90,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
     check_output_folder(arguments.out, "out")
     check_output_folder(arguments.problems, "problems")
+    own_folder(arguments.out, "out")
+    own_folder(arguments.problems, "problems")
     if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
         raise ValueError(
             f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build "

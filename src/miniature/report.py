@@ -21,6 +21,7 @@ from generation.scoring import ALL
 from miniature.world import LEVELS
 from rea_core.checks import check_output_folder
 from rea_core.command import setup_logging
+from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         check_output_folder(args.out, "out")
+        own_folder(args.out, "out")
         scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
         for name, file in (("base", args.base), ("trained", args.trained)):
             check_scores(scored["base" if name == "base" else args.name], file)

@@ -31,6 +31,7 @@ from rea_core.json_text import (
     wide_encoding,
     wrong_number,
 )
+from rea_core.ownership import own_file
 
 Row = dict[str, Any]
 Convert = Callable[[Row, int], Row]  # takes a row and its number in the file
@@ -385,6 +386,8 @@ class RowWriter:
         path: file.
         num_sections: parts of the file, whose rows come in any order; the file has one part after
             the other.
+
+    Raises ValueError where another process writes the file.
     """
 
     def __init__(self, path: str | Path, num_sections: int = 1):
@@ -399,6 +402,7 @@ class RowWriter:
         self.num_rows = 0
 
     def __enter__(self) -> RowWriter:
+        self._ownership = own_file(self.path)
         self._files = [name.open("w+b", buffering=BUFFER) for name in self._names]
         self._files[0].write(self._begin)
         return self
@@ -414,6 +418,7 @@ class RowWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with ExitStack() as stack:
+            stack.enter_context(self._ownership)
             for name, file in zip(self._names, self._files, strict=True):
                 stack.callback(name.unlink, missing_ok=True)
                 stack.enter_context(file)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from rea_core.checks import check_output_folder
 from rea_core.command import setup_logging
 from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
+from rea_core.ownership import own_folder
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
     if any(out.glob(PART.replace("{:02d}", "*"))):
         raise ValueError(f"{out} has a packed adapter already; delete it, or name another folder")
     check_output_folder(out, "out")
+    own_folder(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -76,6 +78,7 @@ def unpack(folder: Path, out: Path) -> Path:
     if (out / ADAPTER_WEIGHTS).exists():
         raise ValueError(f"{out} has an adapter already; delete it, or name another folder")
     check_output_folder(out, "out")
+    own_folder(out, "out")
     tensors = {name: value for file in files for name, value in load_file(file).items()}
     names = [name for name in tensors if not name.endswith(SCALE)]
     weights = {

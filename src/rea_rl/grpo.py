@@ -359,6 +359,7 @@ def main(argv: list[str] | None = None) -> None:
     is_check = DRY_RUN in flags
     try:
         data, args, model_args = parse_recipe([flag for flag in flags if flag != DRY_RUN])
+        training.own_output_dir(args, is_check)
         inputs = load_inputs(data, args, model_args)
         if is_check:
             check_reflection_model(args)

@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -42,6 +43,7 @@ from rea_core.checks import check_numbers, check_output_folder
 from rea_core.clients import api_key, is_loopback, server_url, split_url
 from rea_core.command import setup_logging
 from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
+from rea_core.ownership import own_file, own_port
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,6 +232,7 @@ class VLLMServer:
         self.base_url = config.base_url
         self.log_path = Path(config.log_dir) / f"vllm_{config.role}_{config.port}.log"
         self._process: subprocess.Popen | None = None
+        self._owned = ExitStack()  # port and log
         self._started = 0.0
         self._num_starts = 0
 
@@ -240,9 +243,12 @@ class VLLMServer:
 
     def start(self) -> None:
         """Start vLLM and return at once; it ends with the calling thread. Raises ValueError if
-        the port is taken."""
+        port or log are taken."""
         assert self._process is None, "started twice"
+        # Port first: vLLM listens there much later, and two may do so at once.
+        self._owned.enter_context(own_port(self.config.port))
         check_port_free(self.config.host, self.config.port)
+        self._owned.enter_context(own_file(self.log_path, "wait, or give another port or log_dir"))
         device = resolve_device(self.config.device)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("a" if self._num_starts else "w", encoding="utf-8") as log:
@@ -276,9 +282,12 @@ class VLLMServer:
                     self._failure(f"was not ready within {self.config.startup_timeout:.0f} s")
                 )
             time.sleep(POLL_SECONDS)
-        check_server(
-            self.base_url, self.config.model, self.config.max_model_len, key=self.config.api_key
-        )
+        try:
+            check_server(
+                self.base_url, self.config.model, self.config.max_model_len, key=self.config.api_key
+            )
+        finally:  # it explains what else may be wrong
+            self._check_alone()
         logger.info(
             "%s server: ready after %.0f s", self.config.role, time.monotonic() - self._started
         )
@@ -293,6 +302,10 @@ class VLLMServer:
     def stop(self) -> None:
         """Stop vLLM and all that it started; what ignores that for STOP_SECONDS is killed, by
         process id."""
+        with self._owned:
+            self._stop()
+
+    def _stop(self) -> None:
         if self._process is None:
             return
         self._process.terminate()
@@ -350,6 +363,14 @@ class VLLMServer:
         except ConnectionError:
             return False
         return True
+
+    def _check_alone(self) -> None:
+        """Raise ConnectionError if another process listens on the port, too."""
+        listening, ours = listeners(self.config.port), {member.pid for member in self._group()}
+        if others := listening - ours:
+            raise ConnectionError(
+                self._failure(f"shares port {self.config.port} with process {min(others)}")
+            )
 
     def _wait_gone(self) -> list[psutil.Process]:
         """Wait until no process of the server is left, at most STOP_SECONDS; those that are."""
@@ -487,6 +508,34 @@ def check_port_free(host: str, port: int) -> None:
         raise ValueError(
             f"port {port} on {host} cannot be used ({error.strerror}); {remedy}"
         ) from error
+
+
+def listeners(port: int) -> set[int]:
+    """Processes that listen on a port of this machine, those that this user may see."""
+    return {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.port == port
+        and connection.pid is not None
+    }
+
+
+def wait_until_listening(port: int, launcher: int) -> None:
+    """Return once a process that `launcher` started listens on a port; others do not count.
+
+    Raises ConnectionError if `launcher` ends first, which says itself why.
+    """
+    while not any(_is_below(pid, launcher) for pid in listeners(port)):
+        if not psutil.pid_exists(launcher):
+            raise ConnectionError(f"process {launcher}, which was to serve port {port}, has ended")
+        time.sleep(POLL_SECONDS)
+
+
+def _is_below(pid: int, ancestor: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return ancestor in {parent.pid for parent in psutil.Process(pid).parents()}
+    return False
 
 
 def check_server(
@@ -667,6 +716,7 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--wait", action="store_true")  # for such a server instead of starting one
+    first.add_argument("--launcher", type=int)  # with --wait: process that starts the server
     first.add_argument("--dry_run", action="store_true")  # check, and print vLLM's command
     first.add_argument("--role", choices=ROLES)
     given, rest = first.parse_known_args(argv)
@@ -714,10 +764,13 @@ def main(argv: list[str] | None = None) -> None:
         config, given = parse_args(sys.argv[1:] if argv is None else argv)
         if given.wait:
             limits = config.max_model_len, config.startup_timeout
+            if given.launcher:
+                wait_until_listening(config.port, given.launcher)
             check_server(config.base_url, config.model, *limits, key=config.api_key)
         elif given.dry_run:
             check_model(config.model)
             check_context(config.model, config.max_model_len)
+            own_port(config.port)
             check_port_free(config.host, config.port)
             print(shlex.join(server_command(config, resolve_device(config.device))))
         else:

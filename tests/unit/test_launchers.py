@@ -314,7 +314,7 @@ ATTENDED = "stop_in_order; work() { (slow trainer); echo no; }; attend work"
 
 
 @pytest.mark.parametrize(("line", "told"), [(LAUNCHED, "server trainer"), (ATTENDED, "trainer")])
-@pytest.mark.parametrize(("sent", "status"), [("TERM", 143), ("INT", 130)])
+@pytest.mark.parametrize(("sent", "status"), [("HUP", 129), ("TERM", 143), ("INT", 130)])
 def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(
     tmp_path, line, told, sent, status
 ):

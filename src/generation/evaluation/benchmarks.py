@@ -25,6 +25,7 @@ from typing import Any
 
 from rea_core.checks import check_numbers, check_output_folder
 from rea_core.command import setup_logging
+from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
 from rea_core.row_files import write_json
 from rea_core.rows import read_rows
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         check_output_folder(args.out, "out")
+        own_folder(args.out, "out")
         check_numbers(vars(args), positive=("num_samples", "limit"))
         if args.command == "fetch":
             fetch(args.sets, args.out)

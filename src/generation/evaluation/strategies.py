@@ -32,6 +32,7 @@ from generation.scoring import ALL, Interval, ratio_interval
 from rea_core.checks import NUMBER, check_output_folder
 from rea_core.command import setup_logging
 from rea_core.models import load_tokenizer
+from rea_core.ownership import own_folder
 from rea_core.row_files import Row, Rows, open_rows, write_json
 from rea_core.rows import check_row
 
@@ -206,6 +207,7 @@ def report(args: argparse.Namespace) -> str:
             "labels and judge_cuts belong together, but only one is given; give both, or neither"
         )
     check_output_folder(args.out, "out")
+    own_folder(args.out, "out")
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
     heads: list[Row] = []
     kept = ("id", "problem_id", "strategy", "truncated", "kept")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rea_core.checks import check_output_folder
+from rea_core.ownership import check_folder_free, own_folder
 from rea_rl.run.endings import Interrupted, RunEnded
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ def check_evaluation(args: Any, eval_dataset_name: str | None) -> None:
                 f"{key} is '{getattr(value, 'value', value)}', but eval_dataset_name is missing; "
                 f"name held-out problems or rows, or set {key}: {off}"
             )
+
+
+def own_output_dir(args: Any, is_check: bool = False) -> None:
+    """Own output_dir until this process ends; the first rank does so for all.
+
+    Raises ValueError naming another process that has it. `is_check`: it need not be ours, but free.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        (check_folder_free if is_check else own_folder)(args.output_dir, "output_dir")
 
 
 def check_reporters(names: list[str]) -> None:
@@ -238,7 +248,9 @@ def run(
 
     setup_logging()
     try:
-        trainer = build(*parse_recipe(argv))
+        parts = parse_recipe(argv)
+        own_output_dir(next(part for part in parts if hasattr(part, "output_dir")))
+        trainer = build(*parts)
     # TRL raises both for keys that do not go together
     except (ValueError, NotImplementedError) as error:
         leave(error)

@@ -27,6 +27,7 @@ from rea_core.checks import check_output_folder
 from rea_core.command import setup_logging
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
+from rea_core.ownership import own_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
 from rea_rl.study.real_figures import (
@@ -470,6 +471,7 @@ def run(args: argparse.Namespace) -> None:
     from generation.math_verify import VerifierPool
 
     check_output_folder(args.out, "out")
+    own_folder(args.out, "out")
     files = find_rows(args.work)
     columns = ("id", "problem", "answer", "benchmark", "level")
     problems = [{key: row.get(key) for key in columns} for row in read_generations(files["lrm"][0])]

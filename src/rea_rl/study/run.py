@@ -33,6 +33,7 @@ from generation.provenance import read_settings
 from rea_core.checks import check_numbers, check_output_folder
 from rea_core.command import setup_logging
 from rea_core.json_text import read_json
+from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 from rea_rl.study.places import Place, make_places, stopping
 from rea_rl.study.rows import (
@@ -73,6 +74,8 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     check_numbers(vars(args), positive=POSITIVE)
     check_output_folder(args.work, "work")
     check_output_folder(args.out, "out")
+    own_folder(args.work, "work")
+    own_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
