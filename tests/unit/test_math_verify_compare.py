@@ -116,6 +116,11 @@ KINDS = [
     ),
     (r"-10^\circ\text{C}", r"10\text{ degrees Celsius below zero}", r"10^\circ\text{C}"),
     (r"\text{January 15}", "Jan 15", "Feb 15"),
+    (
+        "|x|",
+        r"\begin{cases}x&x\ge0\\-x&x<0\end{cases} ;; x\text{ if }x\ge0, -x\text{ otherwise}",
+        r"\begin{cases}x&x>0\\-x&x<0\end{cases} ;; x\text{ if }x\ge0",
+    ),
     ("(1,2)(3,4)", "(1,2),(3,4)", "(3,8)"),
     (r"\text{ASA}", "ASA", r"\text{AAS}"),
     (r"x=k\pi", r"x=n\pi ;; x=\pi k, k\in\mathbb{Z}", r"x=2k\pi ;; y=k\pi"),

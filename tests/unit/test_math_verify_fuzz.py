@@ -22,7 +22,8 @@ PIECES = (
     r"\end{pmatrix} & "
     r"\\ | : A B am pm \boxed{ \log \sin \lfloor \rfloor \overline{3} ... C_ x= \mathbb{R} "
     r"\setminus f(x)= _8 999 √ "
-    r"½ π \left \right \approx east two hundred"
+    r"½ π \left \right \approx east two hundred \begin{cases} \end{cases} \text{if} \sum_{k=1}^ "
+    r"\int_0^ \max( \pmod \equiv , \{x| \mid f(x) P(A|B) \forall \text{where} \text{even} 0. (3)"
 ).split() + [" ", "\n", " or ", " and ", "\\"]
 soup = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 anything = st.one_of(soup, st.text(max_size=40))

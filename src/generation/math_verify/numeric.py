@@ -27,7 +27,6 @@ MODULUS = (
     1 << 127
 ) - 1  # a prime: integers too large to be written are compared by their remainders
 NUM_POINTS, MIN_POINTS = 18, 3
-MAX_GAPS = 2  # points, other than integers, at which only one side has a value
 SIZES = (1, 3, 10, 40, 300, 20_000)  # of the values of symbols
 CONSTANTS = {r"\pi": MP.pi, "e": MP.e, "i": MP.mpc(0, 1), r"\infty": MP.inf, LOG_BASE: MP.mpf(10)}
 INDICES = frozenset("ijklmnpqN")  # symbols that stand for integers where something is rounded
@@ -35,8 +34,16 @@ _SYMBOL = re.compile(  # in a canonical text, other than signs and units
     r"unit\(\S*?\)|\\(?:le|ge|ne|in)(?![a-z])|(sub\((?:[^()]|\([^()]*\))*\)|\\[a-zA-Z]+|call\([a-zA-Z]|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
 )
 Value = MP.mpf | MP.mpc
-# What mpmath raises where it knows no value.
-_UNKNOWN = (AttributeError, ValueError, ArithmeticError, TypeError, MP.NoConvergence)
+# What is raised where there is no value: by mpmath, by tables, by cases.
+_UNKNOWN = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    MP.NoConvergence,
+)
 
 
 class NoValue(ArithmeticError):
@@ -138,7 +145,7 @@ def same_value(gold: Node, prediction: Node) -> bool:
     try:
         if not free:
             return _remainder(gold) == _remainder(prediction)
-    except (NoValue, AttributeError, KeyError, ValueError):  # not rational
+    except _UNKNOWN:  # not rational
         pass
     text = " ".join(texts)
     real = free and not re.search("(?<![a-z])i(?![a-z])", text)
@@ -160,8 +167,11 @@ def same_value(gold: Node, prediction: Node) -> bool:
             if not close(*values) and not _vanishes(gold, prediction, point, rough, MORE_DIGITS):
                 return False
             agreeing.append(point)
-    few = gaps > MAX_GAPS or len(agreeing) < (1 if constant else MIN_POINTS)
-    return not few and _vanishes(gold, prediction, agreeing[0], rough, MOST_DIGITS)
+    # A few points may have a value on one side only, but not where cases are told apart.
+    enough = gaps <= (0 if "cases" in text else 2) and len(agreeing) >= (
+        1 if constant else MIN_POINTS
+    )
+    return enough and _vanishes(gold, prediction, agreeing[0], rough, MOST_DIGITS)
 
 
 def _vanishes(gold: Node, prediction: Node, point: Point, rough: bool, digits: int) -> bool:
