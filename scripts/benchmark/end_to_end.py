@@ -14,7 +14,7 @@ On GPUs, start two servers by hand on the first (see serving.py) and give this p
 GPU: CUDA_VISIBLE_DEVICES=1. If servers and trainer share a CPU, the overlapped trainer gets half
 of the threads: threads of OpenMP that lose their core to a server hold up all others. The other two
 runs have them all. Steps are timed from the end of the first to the end of the last but one: the
-first waits for cold servers, and beside the last no rollout is made. The reflection model is the
+first waits for cold servers, and next to the last no rollout is made. The reflection model is the
 untrained one of the miniature unless one is given: it writes labels of the right form without
 sense, which is the same work.
 """

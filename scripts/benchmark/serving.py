@@ -6,7 +6,7 @@ its JSON file.
 
 Such a model has random weights, so it writes words at random, ends no response, and is never right:
 all responses have the longest length, and the work of a step is the same every time. Its tokenizer
-is the miniature's and made-up words up to the size of the vocabulary, one in a hundred of which
+is the miniature's and made-up words up to the size of the vocabulary, one in a hundred of them
 ends a paragraph.
 """
 

@@ -3,10 +3,10 @@
     python scripts/benchmark/verifier.py
     python scripts/benchmark/verifier.py --pairs tests/data/verifier/own_pairs.json --workers 4
 
-The labelled pairs (without the adversarial ones, some of which plain math-verify evaluates, and
-without those that need the question) are compared one after the other in one process, twice: cold,
-and with warm caches and parser tables. So is a synthetic reward batch of 16 problems with 8
-completions each, by math-verify in this process and by a pool.
+The labelled pairs are compared one after the other in one process, twice: cold, and with warm
+caches and parser tables. Adversarial pairs are left out, since plain math-verify evaluates some of
+them, and so are pairs that need the question. Then a synthetic reward batch of 16 problems with 8
+completions each is compared, by math-verify in this process and by a pool.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python scripts/benchmark/weight_sync.py --preset 7b        # GPUs: 7B dimensions, random weights
 
 `publish` is what the trainer does in each step. `AdapterSync`: write the adapter, load it on the
-server, unload the old one. Against it stand all weights: with two GPUs, one for the server and one
-for the trainer, `FullSync` sends them over NCCL; with less, they are written to files, the least
-that a synchronization by files has to do.
+server, unload the old one. The alternative is all weights: with two GPUs, one for the server and
+one for the trainer, `FullSync` sends them over NCCL; with less, they are written to files, the
+least that a synchronization by files has to do.
 """
 
 from __future__ import annotations

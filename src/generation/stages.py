@@ -48,7 +48,7 @@ class Prompt:
 
     row: Row  # the output's columns, without `responses`; its `id` is unique
     messages: Messages
-    prefill: str = ""  # begin of the reply, from which the model goes on
+    prefill: str = ""  # begin of the reply, from which the model continues
     responses: list[Row] | None = None  # a response without a cut: nothing is asked
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_WORDS = 1 << 18  # that are remembered
-MOST_ADDED = 1000  # added tokens, each of which is searched for in every text
+MOST_ADDED = 1000  # added tokens; each is searched for in every text
 # Places of a character that decide how a text is split there, also next to an apostrophe.
 PROBE = "a{0}b {0}1{0}\n{0} {0}{0}.'{0} '{0}{0} '{0}e '{0}l 'l{0} 'r{0} 'v{0}\n\n{0}"
 
 
 class WordCounts:
-    """Tokens of texts as a sum over their words, each of which is tokenized once.
+    """Tokens of texts as a sum over their words; each word is tokenized once.
 
     A tokenizer of bytes splits a text with a regular expression, and no token crosses a split. The
     same expression is used here. A character that the two libraries do not treat alike, as each

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # request that is sent at that moment is lost, and a response that is drawn again keeps the whole
 # batch waiting.
 IDLE_SECONDS = 2.0
-# of hosts files, beside those that end in .localhost
+# of hosts files, in addition to those that end in .localhost
 LOOPBACK_NAMES = (
     *("localhost", "localhost.localdomain", "localhost4", "localhost6"),
     *("ip6-localhost", "ip6-loopback"),

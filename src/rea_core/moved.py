@@ -1,5 +1,5 @@
 """Old places of modules that have moved. `import`, `from ... import` and `python -m` of an old path
-find the module at its new place, so scripts and notebooks of earlier versions go on working.
+find the module at its new place, so scripts and notebooks of earlier versions still work.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _OldModule(importlib.abc.InspectLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds old paths of which no file is left; it is asked last."""
+    """Finds old module paths that have no file; it is asked last."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

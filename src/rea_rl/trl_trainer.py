@@ -1,6 +1,6 @@
 """TRL's GRPO trainer, imported without vLLM.
 
-TRL imports all of vLLM beside its trainer for a generation that is not used here: 5 CPU seconds and
+TRL imports all of vLLM with its trainer, for a generation that is not used here: 5 CPU seconds and
 200 MB of each training process. Our servers run vLLM in processes of their own.
 """
 

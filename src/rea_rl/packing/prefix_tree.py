@@ -50,7 +50,7 @@ class TokenPath:
 
 @dataclass(frozen=True)
 class PackedPaths:
-    """Responses in one row of N unique tokens, with M trained tokens of which U are unique.
+    """Responses in one row of N unique tokens, with M trained tokens, U of them unique.
 
     Attributes:
         input_ids: (1, N).

@@ -103,7 +103,7 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
 
 
 def _check_others(model: PreTrainedModel, model_args: ModelConfig) -> None:
-    """Raise ValueError for names of modules and parameters, beside the linear layers, that the
+    """Raise ValueError for names of modules and parameters, apart from linear layers, that the
     model has not."""
     has = {
         "lora_modules_to_save": [name for name, _ in model.named_modules()],

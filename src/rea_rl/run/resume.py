@@ -37,7 +37,7 @@ STATE, RESULTS = "trainer_state.json", "train_results.json"
 
 
 class RunComplete(Exception):
-    """Nothing is left to do; says of which run."""
+    """Nothing is left to do; names the run."""
 
 
 @dataclass(frozen=True)
