@@ -4,7 +4,7 @@
 # visible_gpus: the GPUs that CUDA would see, one a line: indices, or their names in CUDA_VISIBLE_DEVICES (UUIDs, MIG
 # devices, and beginnings of these). Empty it hides all GPUs, and -1 those behind it. Dies of a name that is no GPU's.
 visible_gpus() {
-    local listed count name
+    local listed count name seen=,
     listed=$(nvidia-smi -L 2>/dev/null || true)
     count=$(grep -c '^GPU' <<<"$listed" || true) # MIG devices are listed below their GPU
     if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
@@ -19,6 +19,8 @@ visible_gpus() {
             *[!0-9]*) no_gpu "$name" "$count" ;;
             *) ((10#$name < count)) || no_gpu "$name" "$count" ;;
         esac
+        [[ $seen != *,$name,* ]] || die "CUDA_VISIBLE_DEVICES names $name twice, for which CUDA hides all GPUs; name it once"
+        seen+=$name,
         echo "$name"
     done <<<"$CUDA_VISIBLE_DEVICES,"
 }

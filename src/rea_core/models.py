@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from rea_core.checks import is_path
+from rea_core.checks import NUMBER, is_a, is_path
 from rea_core.json_text import read_json, read_text
 from rea_core.model_files import check_files, read_tokenizer, text_config
 
@@ -130,11 +131,20 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
                 "output_dir"
             )
     config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/adapter_config.json is no object; train the adapter again")
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a "
             "LoRA adapter"
         )
+    kinds = {"r": int, "lora_alpha": NUMBER, "base_model_name_or_path": (str, NoneType)}
+    for key, kind in kinds.items():
+        if not is_a(config.get(key), kind):
+            raise ValueError(
+                f"{folder}/adapter_config.json has the {key} {config.get(key)!r}; correct it, or "
+                "train the adapter again"
+            )
     return config
 
 

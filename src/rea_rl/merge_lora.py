@@ -128,6 +128,7 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
             raise ValueError(
                 f"{adapter} does not fit the base model {model.name_or_path}: {cause(error)}"
             ) from error
+        _check_all_loaded(unmerged, adapter)
         before = unmerged(probe).logits  # (1, T, V)
         merged = unmerged.merge_and_unload(safe_merge=True)
         difference = ((merged(probe).logits - before).abs().max() / before.std()).item()
@@ -138,6 +139,23 @@ def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Mo
         )
     logger.info("merged and unmerged logits differ by %.1e of their deviation", difference)
     return merged
+
+
+def _check_all_loaded(model: PeftModel, adapter: str) -> None:
+    """Raise ValueError unless each weight of the adapter has its layer, and each layer its
+    weights: PEFT leaves the others as they are."""
+    names = getattr(model.get_base_model(), "_checkpoint_conversion_mapping", None)
+    loaded = model.load_adapter(adapter, "default", key_mapping=names)
+    lacking = [key for key in loaded.missing_keys if ".lora_" in key]
+    for keys, what in (
+        (lacking, "lacks weights of layers that its adapter_config.json names"),
+        (loaded.unexpected_keys, "has weights of layers that adapter_config.json does not name"),
+    ):
+        if keys:
+            raise ValueError(
+                f"{adapter} {what} ({len(keys)}, {keys[0]} first); give a whole adapter of this "
+                "model"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

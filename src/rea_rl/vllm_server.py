@@ -39,7 +39,7 @@ import httpx
 import psutil
 
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers, check_output_folder, is_a
 from rea_core.clients import api_key, is_loopback, server_url, split_url
 from rea_core.command import setup_logging
 from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
@@ -53,6 +53,7 @@ __getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
 ROLES = ("policy", "reflection")
+RECIPE_NUMBERS = {"lora_r": int, "max_rollout_lag": int}
 RECIPE_KEYS = {  # which model is served, and where
     "policy": ("model_name_or_path", "policy_server"),
     "reflection": ("reflection_model", "reflection_server"),
@@ -673,13 +674,17 @@ def recipe_args(path: str, role: str) -> list[str]:
 
     Raises ValueError if the recipe does not name the model or the address.
     """
-    from rea_core.recipe import read_recipe
+    from rea_core.recipe import WORDS, read_recipe
 
     recipe = read_recipe(path)
     if missing := [key for key in RECIPE_KEYS[role] if not recipe.get(key)]:
         raise ValueError(
             f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where"
         )
+    kinds = {**dict.fromkeys(RECIPE_KEYS[role], str), **RECIPE_NUMBERS, "use_peft": bool}
+    for key, kind in kinds.items():
+        if key in recipe and not is_a(recipe[key], kind):
+            raise ValueError(f"{path}: {key} is {recipe[key]!r}; it must be {WORDS[kind]}")
     model, url = (recipe[key] for key in RECIPE_KEYS[role])
     address = split_url(url, f"{path}: {RECIPE_KEYS[role][1]}")
     if address.port is None:

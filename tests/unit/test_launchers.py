@@ -129,6 +129,12 @@ def test_a_name_that_is_no_gpus_is_one_line(shell, gpus, visible, name):
     )
 
 
+@pytest.mark.parametrize("visible", ["0,0", "1, 2,1", "GPU-1a,GPU-1a"])
+def test_a_gpu_that_is_named_twice_is_one_line(shell, visible):
+    status, output = shell(PLACED, 3, CUDA_VISIBLE_DEVICES=visible)
+    assert status == 1 and len(output.splitlines()) == 1 and " twice, " in output
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [("4", "NUM_GPUS is 4, but 3 are visible"), ("all", "NUM_GPUS is all")]
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,6 +118,40 @@ def test_existing_folder_is_refused(base, adapter):
 def test_folder_without_adapter_is_refused(base, tmp_path):
     with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
         merge_lora(str(base), str(base), str(tmp_path / "merged"))
+
+
+def test_weights_and_layers_that_do_not_belong_together_are_refused(base, adapter, tmp_path):
+    """PEFT leaves layers without weights as the base's, and weights without layers out."""
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    first, *others = weights
+    for wrong, message in (
+        ({}, "lacks weights of layers"),
+        ({key: weights[key] for key in others}, "lacks weights of layers .*1, .*down_proj"),
+        ({key.replace("mlp", "mpl"): weights[key] for key in weights}, "lacks weights of layers"),
+        (
+            weights | {first.replace("down", "up"): weights[first].clone()},
+            "has weights of layers that",
+        ),
+    ):
+        save_file(wrong, file)
+        with pytest.raises(ValueError, match=message):
+            merge_lora(str(base), str(adapter), str(tmp_path / "merged"))
+        assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_config_with_odd_values_is_one_line(base, adapter, tmp_path):
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for wrong, message in (
+        ([], "adapter_config.json is no object"),
+        (config | {"r": "x"}, "has the r 'x'"),
+        (config | {"lora_alpha": None}, "has the lora_alpha None"),
+        (config | {"base_model_name_or_path": ["x"]}, "has the base_model_name_or_path"),
+    ):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main([str(base), str(adapter), str(tmp_path / "merged")])
 
 
 def test_digest_follows_the_weights(base, adapter, tmp_path):

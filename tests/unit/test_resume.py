@@ -482,6 +482,21 @@ LOSSES = [
 ]
 
 
+def test_the_numbers_of_the_launch_are_compared_and_their_state_is_looked_for(
+    complete, workplace, monkeypatch
+):
+    """accelerate's launcher says a type by a variable, where the recipe does not."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    line = refusal("sft", workplace, output_dir=complete["sft"])
+    assert "mixed_precision was no and is bf16" in line
+    checkpoint = complete["sft"] / "checkpoint-2"
+    record = json.loads((complete["sft"] / RECORD).read_text())
+    half = {"mixed_precision": "fp16", "use_cpu": False}
+    scaled = record | {"settings": record["settings"] | half}
+    assert missing_parts(checkpoint, record) == []
+    assert missing_parts(checkpoint, scaled) == ["scaler.pt"]
+
+
 def test_rows_of_a_step_may_be_dealt_otherwise_where_the_loss_does_not_notice(complete):
     for program, settings, rows, allowed in LOSSES:
         record = json.loads((complete[program] / RECORD).read_text())

@@ -533,6 +533,24 @@ def test_recipe_gives_model_address_and_rank(tmp_path):
     assert config.extra_args == ["--max-num-seqs", "8"]
 
 
+def test_recipe_with_values_of_another_type(tmp_path):
+    path = tmp_path / "config.yaml"
+    right = "model_name_or_path: m\npolicy_server: http://127.0.0.1:4000/v1\n"
+    for line, message in (
+        ("policy_server: 5", "policy_server is 5; it must be a text"),
+        ("model_name_or_path: [m]", r"model_name_or_path is \['m'\]; it must be a text"),
+        ("lora_r: sixteen", "lora_r is 'sixteen'; it must be a whole number"),
+        ("lora_r:", "lora_r is None; it must be a whole number"),
+        ("max_rollout_lag: '1'", "max_rollout_lag is '1'; it must be a whole number"),
+        ("use_peft: 'no'", "use_peft is 'no'; it must be true or false"),
+    ):
+        key = line.partition(":")[0]
+        kept = [old for old in right.splitlines() if not old.startswith(f"{key}:")]
+        path.write_text("\n".join([*kept, line]))
+        with pytest.raises(ValueError, match=f"config.yaml: {message}"):
+            vllm_server.parse_args(["--recipe", str(path), "--role", "policy"])
+
+
 def test_recipe_without_a_reflection_model(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("model_name_or_path: m\npolicy_server: http://127.0.0.1:4000/v1\n")

@@ -194,6 +194,9 @@ def missing_parts(checkpoint: Path, record: Record) -> list[str]:
     if record["launch"] in REPLICAS:
         files.insert(0, "optimizer.pt")
         missing += [] if _has_weights(checkpoint) else ["weights"]
+        settings = record["settings"]
+        if settings.get("mixed_precision") == "fp16" and not settings.get("use_cpu"):
+            files.append("scaler.pt")
     elif record["launch"].startswith("zero"):
         shards = [
             path

@@ -207,6 +207,8 @@ def make_record(
     fields = {f.name: (part, f) for part in parts for f in dataclasses.fields(part)}
     values = {name: _plain(getattr(part, name)) for name, (part, _) in fields.items()}
     settings = _settings(values, measured or {})
+    # of bf16 and fp16, or of accelerate's launcher where the recipe has none of them
+    settings["mixed_precision"] = args.mixed_precision
     lines = [json.dumps(row, sort_keys=True) for row in rows]
     record = {
         "program": program,
@@ -218,7 +220,11 @@ def make_record(
         "data": {key: values[key] for key in DATA if key in values},
         "models": _used_models(values),
         "settings": settings,
-        "given": sorted(key for key in settings if values[key] != _plain(_default(fields[key][1]))),
+        "given": sorted(
+            key
+            for key, (_, field) in fields.items()
+            if key in settings and values[key] != _plain(_default(field))
+        ),
     }
     return json.loads(json.dumps(record))
 
