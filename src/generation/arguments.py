@@ -89,7 +89,7 @@ class GenerateArguments:
     paragraph_tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Model that wrote the responses; its tokenizer counts the paragraphs' tokens."
+            "help": "Model that wrote the paths; its tokenizer counts the paragraphs' tokens."
         },
     )
     paragraph_min_tokens: int = field(
@@ -207,8 +207,7 @@ class GenerateArguments:
     def _check_labeling(self) -> None:
         if self.split in LABELING_SPLITS and not self.paragraph_tokenizer:
             raise ValueError(
-                f"split {self.split} needs paragraph_tokenizer: name the model that wrote the "
-                "responses"
+                f"split {self.split} needs paragraph_tokenizer: name the model that wrote the paths"
             )
         if self.split == "labeling" and not self.logprobs:
             raise ValueError(

@@ -122,7 +122,7 @@ class DataArguments:
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Evaluation problems, Hub id or file; needed unless eval_strategy is 'no'."
+            "help": "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."
         },
     )
     dataset_eval_split: str = field(
@@ -168,9 +168,9 @@ class SharedKeys:
 class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
-    `num_generations` and the batch keys count sampled responses. With `revision` every sampled
-    response brings a second row, so that G = 4 and `prompts_per_step` = 16 are 64 sampled responses
-    and 128 trained rows per optimizer step, on any number of ranks.
+    `num_generations` and the batch keys count sampled paths. With `revision` every sampled path
+    brings a second row, so that G = 4 and `prompts_per_step` = 16 are 64 sampled paths and 128
+    trained rows per optimizer step, on any number of ranks.
     """
 
     prompts_per_step: int | None = field(
@@ -182,7 +182,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         },
     )
 
-    # Keys with another default than TRL's.
+    # Where TRL's default is not what the method does.
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
         metadata={
@@ -198,21 +198,22 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     # Revision
     revision: bool = field(
-        default=True, metadata={"help": "Train on revisions next to the originals; no: plain GRPO."}
+        default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."}
     )
     construction: str = field(
         default="pairs",
         metadata={
             "help": "Rows of a group, with revision: 'pairs' of originals and revisions (the "
             "paper), 'revisions_only', "
-            "or 'serial' (S-GRPO): one response a prompt, and num_generations - 1 cuts of it."
+            "or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts of it."
         },
     )
     overthinking_loss: str = field(
         default="none",
         metadata={
             "help": "Extra advantage from a cut onward, against the original's rest and for the "
-            "revision's end: 'none', or the 'mean' or 'max' of |advantage| in the group."
+            "revision's end: "
+            "'none', or the 'mean' or 'max' of |advantage| in the group."
         },
     )
     dynamic_sampling: bool = field(
@@ -283,8 +284,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     always_cut: bool = field(
         default=True,
         metadata={
-            "help": "Cut before the last block if the labels would keep everything; false: such a "
-            "response has no revision."
+            "help": "Cut before the last part where the labels would keep everything; false: such "
+            "a path has no revision."
         },
     )
 
@@ -330,7 +331,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         default=1,
         metadata={
             "help": "Optimizer steps that the policy of a batch may be behind: so many batches are "
-            "made while the trainer works. 0: strictly on-policy, trainer and servers take turns."
+            "made while the "
+            "trainer works. 0: strictly on-policy, trainer and servers take turns."
         },
     )
 
@@ -377,7 +379,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     answer_markers: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Phrases before an answer without \\boxed{}; for models that write none."
+            "help": "Phrases after which an answer stands where there is no \\boxed{}; for models "
+            "that write none."
         },
     )
     verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
@@ -389,14 +392,14 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     packing: str = field(
         default="none",
         metadata={
-            "help": "shared_prefix: forward shared prefixes of responses once, without padding; "
-            "none: padded rows."
+            "help": "shared_prefix: forward what paths have in common once, without padding; none: "
+            "padded rows."
         },
     )
     tokens_per_forward: int = field(
         default=12288,
         metadata={
-            "help": "With packing: unique tokens per forward pass at most; a longer response goes "
+            "help": "With packing: unique tokens per forward pass at most; a longer path goes "
             "alone."
         },
     )
@@ -437,7 +440,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         check_machine(self)
         if "length_batch" in self.reward_funcs and self.world_size > 1:
             raise ValueError(
-                "the length_batch reward compares all responses of a step, but each of "
+                "the length_batch reward compares all paths of a step, but each of "
                 f"{self.world_size} processes sees its own; train with one process, or take the "
                 "length reward"
             )
@@ -454,7 +457,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
                 )
         if self.num_generations < 2:
             raise ValueError(
-                f"num_generations is {self.num_generations}; a group needs at least 2 responses to "
+                f"num_generations is {self.num_generations}; a group needs at least 2 paths to "
                 "compare"
             )
         share_out(self, "prompts_per_step", self.num_generations)
@@ -463,8 +466,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             raise ValueError(
                 f"per_device_train_batch_size ({self.per_device_train_batch_size}) x "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) = {paths} "
-                "sampled responses per rank is not a multiple of num_generations "
-                f"({self.num_generations}), but the responses of a prompt must stay on one rank; "
+                "sampled paths per rank is not a multiple of num_generations "
+                f"({self.num_generations}), but the paths of a prompt must stay on one rank; "
                 "change one of the three"
             )
 
@@ -488,7 +491,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
                 raise ValueError(
                     f"{key} is {value!r}, but REA-RL supports only "
                     f"{' or '.join(map(repr, values))}: it samples from policy_server, once per "
-                    "optimizer step, and records every response under output_dir/rollouts"
+                    "optimizer step, and records every path under output_dir/rollouts"
                 )
 
     def _check_packing(self) -> None:
@@ -581,12 +584,12 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             self.revision and self.construction == "serial"
         ):
             raise ValueError(
-                "the serial_decay reward orders the exits of one response; set construction: serial"
+                "the serial_decay reward orders the exits of one path; set construction: serial"
             )
 
     @property
     def reward_settings(self) -> dict[str, Any]:
-        """Settings of `rewards.get_reward_funcs`, apart from the threshold of reflection."""
+        """Settings of `rewards.get_reward_funcs`, beside the threshold of reflection."""
         keys = (
             "sigmoid_alpha",
             "target_lengths",
@@ -642,7 +645,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     @property
     def rows_per_path(self) -> int:
-        """Trained rows for each sampled response: itself, and its revision."""
+        """Trained rows for each sampled path: itself, and its revision."""
         return 2 if self.revision and self.construction == "pairs" else 1
 
     @property
@@ -652,7 +655,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     @property
     def num_serial_cuts(self) -> int:
-        """Cuts of each sampled response, which then are the rows of its prompt; 0 if every row is
+        """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is
         sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
 

@@ -97,7 +97,7 @@ class ServerConfig:
         metadata={"help": "Folder of a model or Hub id; also the name under which it is served."}
     )
     port: int = field(metadata={"help": "Port to listen on."})
-    role: Literal["policy", "reflection"] = field(metadata={"help": "Role of the server."})
+    role: Literal["policy", "reflection"] = field(metadata={"help": "What the server is for."})
     host: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."}
     )
@@ -105,7 +105,7 @@ class ServerConfig:
         default=None, metadata={"help": "Context in tokens; default: the model's."}
     )
     device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto: CUDA if there is any."}
+        default="auto", metadata={"help": "auto: CUDA where there is any."}
     )
     gpu: str = field(
         default="0", metadata={"help": "GPU index or UUID; several, with commas, share the model."}
@@ -211,7 +211,7 @@ class ServerConfig:
 
     @property
     def base_url(self) -> str:
-        """Address of the server for an OpenAI client."""
+        """Where an OpenAI client finds the server."""
         return server_url(self.host, self.port)
 
 
@@ -330,7 +330,7 @@ class VLLMServer:
                     self.wait_ready()
                 self.wait()
             except ConnectionError as error:
-                self.stop()  # the rest of it; its port and memory are free afterwards
+                self.stop()  # what is left of it; its port and memory are free afterwards
                 now = time.monotonic()
                 restarts = [begun for begun in restarts if now - begun < RESTART_WINDOW] + [now]
                 if len(restarts) > self.config.max_restarts:
@@ -453,7 +453,7 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
 
 
 def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
-    """Variables that vLLM needs in addition to those of this process."""
+    """Variables that vLLM needs beside those of this process."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.api_key:
         # not on the command line, where every user of the machine sees it
@@ -604,7 +604,7 @@ def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | No
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and responses
+    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths
     travel as ids."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     served = told_by(base_url, "/tokenize", None, body).get("tokens")
