@@ -106,10 +106,10 @@ def decided_cut(
 ) -> int | None:
     """Cut of a strength as soon as no further label can change it, else None.
 
-    The labels so far may be followed by the end of the reply, or by any probabilities. Three
-    endings reach the smallest and the largest cut that are still possible: nothing more; a result
-    at the first paragraph where `normal` may stop, and nothing after it; results only. If these
-    agree on a cut, all endings do.
+    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of
+    going on reach the smallest and the largest cut that are still possible, so if they agree on a
+    cut, all do: nothing more, a result at the first paragraph where `normal` may stop and nothing
+    after it, and results only.
 
     Args:
         strength: `strong`, `normal` or `weak`.
