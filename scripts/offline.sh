@@ -22,7 +22,7 @@ case $RECIPE_SET in
         TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-dataset/miniature/train_rl.json}
         EVAL_PROBLEMS=${EVAL_PROBLEMS:-dataset/miniature/test.json}
         PARAGRAPHS=(--paragraph_tokenizer "$POLICY" --paragraph_min_tokens 1)
-        CUTS=(--cut_second_half 0 --cut_cap_share 0 --cut_threshold 0.7) FINISH_TOKENS=64
+        FOUND=(--cut_threshold 0.7) CUTS=(--cut_second_half 0 --cut_cap_share 0 --cut_threshold 0.7) FINISH_TOKENS=64
         SCORE=(--word_bounded) TEMPLATE=(--prompt_template '{problem}')
         ;;
     DeepSeek-R1-Distill-Qwen-7B)
@@ -36,7 +36,7 @@ case $RECIPE_SET in
         EVAL_ARGS=(--qaf_split test ${EVAL_LIMIT:+--qaf_limit "$EVAL_LIMIT"})
         TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-agentica-org/DeepScaleR-Preview-Dataset}
         EVAL_PROBLEMS=${EVAL_PROBLEMS:-HuggingFaceH4/MATH-500}
-        PARAGRAPHS=(--paragraph_tokenizer "$POLICY") CUTS=() FINISH_TOKENS=256 SCORE=() TEMPLATE=()
+        PARAGRAPHS=(--paragraph_tokenizer "$POLICY") CUTS=() FOUND=() FINISH_TOKENS=256 SCORE=() TEMPLATE=()
         ;;
     *) die "RECIPE_SET is $RECIPE_SET; the offline pipeline knows miniature and DeepSeek-R1-Distill-Qwen-7B" ;;
 esac
@@ -140,5 +140,5 @@ compare() {
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
     stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
-    attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${SCORE[@]}" "${@:3}"
+    attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${FOUND[@]}" "${SCORE[@]}" "${@:3}"
 }

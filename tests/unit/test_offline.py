@@ -512,6 +512,13 @@ def test_labels_beyond_the_last_paragraph_are_dropped():
     assert detected_paths({"a/0": [0.4, 0.5, 0.9]}, judged) == [DetectedPath("a", {1}, {1})]
 
 
+def test_a_detector_is_judged_by_the_threshold_that_it_cuts_with():
+    judged = [{"id": "a/0", "problem_id": "a", "confirmed": [2], "num_paragraphs": 3}]
+    for threshold, found in ((0.5, {1, 2}), (0.7, {2}), (0.95, set())):
+        paths = detected_paths({"a/0": [0.4, 0.6, 0.9]}, judged, threshold)
+        assert paths == [DetectedPath("a", {2}, found)]
+
+
 def test_truncated_paths_are_apart_too():
     rows = [
         {"strategy": s, "truncated": t, "kept": k, "id": "x"}

@@ -29,7 +29,7 @@ from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
-from rea_core.checks import NUMBER, check_output_folder
+from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder
 from rea_core.command import setup_logging
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -37,7 +37,6 @@ from rea_core.row_files import Row, Rows, open_rows, write_json
 from rea_core.rows import check_row
 
 TRUNCATED = "_truncated"  # end of the name of a strategy's truncated responses
-HIT = 0.5  # P(Result) from which a paragraph counts as labelled Result
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,19 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
 
 
 def detected_paths(
-    p_result: Mapping[str, Sequence[float]], judged: Iterable[Row]
+    p_result: Mapping[str, Sequence[float]], judged: Iterable[Row], threshold: float = 0.5
 ) -> list[DetectedPath]:
     """Responses that both the reflection model and the judge labelled; labels beyond the last
-    paragraph are dropped."""
+    paragraph are dropped. A paragraph is found from a P(Result) of `threshold` on."""
     return [
         DetectedPath(
             row["problem_id"],
             set(row["confirmed"]),
-            {i for i, p in enumerate(p_result[row["id"]][: row["num_paragraphs"]]) if p >= HIT},
+            {
+                i
+                for i, p in enumerate(p_result[row["id"]][: row["num_paragraphs"]])
+                if p >= threshold
+            },
         )
         for row in judged
         if row["id"] in p_result
@@ -206,6 +209,8 @@ def report(args: argparse.Namespace) -> str:
         raise ValueError(
             "labels and judge_cuts belong together, but only one is given; give both, or neither"
         )
+    check_finite(vars(args))
+    check_numbers(vars(args), shares=("cut_threshold",))
     check_output_folder(args.out, "out")
     own_folder(args.out, "out")
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
@@ -225,7 +230,8 @@ def report(args: argparse.Namespace) -> str:
     check_all_comparable(made, "evaluate and score the models as the responses")
     paths = None
     if args.labels:
-        paths = detected_paths(label_probabilities(args.labels), open_judged(args.judge_cuts))
+        judged = open_judged(args.judge_cuts)
+        paths = detected_paths(label_probabilities(args.labels), judged, args.cut_threshold)
     scored = score_strategies(rows, heads, args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}
@@ -234,11 +240,13 @@ def report(args: argparse.Namespace) -> str:
     if paths is not None:
         detector = detector_figures(paths)
         parts.append(
-            f"Results found by the reflection model against the judge's, {len(paths)} paths:\n\n"
+            "Results found by the reflection model, from P(Result) "
+            f"{args.cut_threshold:g}, against the judge's, {len(paths)} paths:\n\n"
         )
         parts[-1] += detector_table(detector)
         result["detector"] = {key: asdict(figure) for key, figure in detector.items()} | {
-            "num_paths": len(paths)
+            "num_paths": len(paths),
+            "cut_threshold": args.cut_threshold,
         }
     write_json(args.out / "report.json", result)
     picture = draw(
@@ -264,6 +272,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths"
+    )
+    parser.add_argument(
+        "--cut_threshold",
+        type=float,
+        default=0.5,
+        help="P(Result) from which the reflection model has found a result: that of the cuts",
     )
     parser.add_argument(
         "--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows"
