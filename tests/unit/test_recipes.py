@@ -148,7 +148,8 @@ def test_no_key_is_left_to_a_default_that_changed_between_versions(path):
     assert len(recipe["lora_target_modules"]) == 7
     assert "reward_weights" not in recipe
     # or checkpoints fill the disk
-    assert 1 <= recipe["save_total_limit"] <= (10 if path.parent.name == "miniature" else 3)
+    most = 10 if path.parent.name == "miniature" else 3
+    assert recipe.get("save_strategy") == "no" or 1 <= recipe["save_total_limit"] <= most
 
 
 def test_paper_values_of_the_7b_recipe():
