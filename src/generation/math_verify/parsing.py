@@ -172,10 +172,10 @@ def _group(opener: str, node: Node, closer: str) -> Node:
 
 def _times(*factors: Node) -> Node:
     """A product; one with a vector or a matrix has its cells multiplied, and `P(1,2)` is a pair."""
-    vector = next((factor for factor in factors if is_kind(factor, "tuple", "interval")), None)
+    vector = next((factor for factor in factors if is_kind(factor, "tuple")), None)
     if vector is None:
         return ("times", *factors)
-    if len(factors) == 2 and isinstance(factors[0], str):
+    if len(factors) == 2 and str(factors[0]).isupper():
         return vector
     others = [factor for factor in factors if factor is not vector]
     return (vector[0], *(_times(*others, item) for item in vector[1:]))
