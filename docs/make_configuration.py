@@ -9,6 +9,7 @@ A test compares the page with the code.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -70,10 +71,21 @@ def table(fields: Iterable[dataclasses.Field]) -> Iterator[str]:
         is_needed = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
-        kind = str(getattr(field.type, "__name__", field.type))  # a parser resolves it
-        kind = kind.removesuffix(" | None").replace("|", "or")
+        kind = shown_type(field.type)
         text = cell(field.metadata.get("help", ""))
         yield f"| `{field.name}` | {kind} | {'needed' if is_needed else default(field)} | {text} |"
+
+
+def shown_type(kind: object) -> str:
+    """Type of a field as it is annotated, without names of ours and without its rule."""
+    words = re.sub(r"Annotated\[(.+), \w+(\(.*\))?\]", r"\1", str(kind)).removesuffix(" | None")
+    return {
+        "PositiveInt": "int",
+        "PositiveFloat": "float",
+        "PositiveShare": "float",
+        "Share": "float",
+        "Count": "int",
+    }.get(words, words.replace("|", "or"))
 
 
 def refused(reasons: Mapping[str, str], common: Mapping[str, str]) -> Iterator[str]:

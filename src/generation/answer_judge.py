@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from generation.arguments import GenerateArguments
 from generation.generate import generate
 from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
 from generation.tasks import Keep, Task
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row
 
@@ -218,14 +217,11 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
             settle()
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    setup_logging()
-    try:
-        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
-        generate(args, respond)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    generate(args, respond)
 
 
 if __name__ == "__main__":

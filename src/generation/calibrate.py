@@ -24,18 +24,18 @@ import logging
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from generation.counting import submit_answers
-from generation.cuts import choose_cuts
+from generation.cuts import CutRule
 from generation.evaluation.strategies import open_judged
+from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.labeling_distill_utils import add_paragraph_arguments
 from generation.labeling_to_prefix import PathFile, label_probabilities
@@ -44,7 +44,7 @@ from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
@@ -63,23 +63,18 @@ class Rule:
     threshold: float
     second_half: float
 
-    def cut(self, p_result: Sequence[float], num_paragraphs: int, cap: dict[str, Any]) -> int:
+    def cut(self, p_result: Sequence[float], num_paragraphs: int, cap: CutRule) -> int:
         """Index of the last kept paragraph."""
-        settings = {
-            "threshold": self.threshold,
-            "second_half": self.second_half,
-            "strong_threshold": 0.0,
-            **cap,
-        }
-        return choose_cuts(p_result, num_paragraphs, **settings).normal
+        rule = replace(cap, threshold=self.threshold, second_half=self.second_half)
+        return replace(rule, strong_threshold=0.0).choose(p_result, num_paragraphs).normal
 
 
 RULES = tuple(Rule(threshold, half) for half in SECOND_HALVES for threshold in THRESHOLDS)
 
 
-def rule_cuts(cap: dict[str, Any], paths: Sequence[tuple[Sequence[float], int]]) -> list[list[int]]:
+def rule_cuts(cap: CutRule, paths: Sequence[tuple[Sequence[float], int]]) -> list[list[int]]:
     """Cuts of each path by all rules, from its P(Result) and the number of its paragraphs."""
-    return [[rule.cut(list(p_result), number, cap) for rule in RULES] for p_result, number in paths]
+    return [[rule.cut(p_result, number, cap) for rule in RULES] for p_result, number in paths]
 
 
 def cuts_to_finish(
@@ -117,9 +112,10 @@ def cuts_to_finish(
     return found
 
 
-def cap_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the cut that are not chosen."""
-    return {key: getattr(args, f"cut_{key}") for key in ("cap_share", "cap_offset", "cap_max")}
+def cap_of(args: argparse.Namespace) -> CutRule:
+    """Rule whose cap is given; the rest of it is to be chosen."""
+    caps = ("cap_share", "cap_offset", "cap_max")
+    return CutRule(**{key: getattr(args, f"cut_{key}") for key in caps})
 
 
 # --- Choosing -------------------------------------------------------------------------------------
@@ -211,7 +207,7 @@ def held_out(
     return list(found.values())
 
 
-def outcomes(responses: Sequence[HeldOut], cap: dict[str, Any]) -> dict[Rule, Outcome]:
+def outcomes(responses: Sequence[HeldOut], cap: CutRule) -> dict[Rule, Outcome]:
     """Outcome of every rule."""
     return {
         rule: outcome(responses, [rule.cut(r.p_result, len(r.thinking), cap) for r in responses])
@@ -312,7 +308,7 @@ def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str
 
 
 def controls(
-    responses: Sequence[HeldOut], rule: Rule, cap: dict[str, Any], seed: int
+    responses: Sequence[HeldOut], rule: Rule, cap: CutRule, seed: int
 ) -> dict[str, Outcome]:
     """The chosen rule next to whole responses, the judge's cuts and random cuts of the same
     budget."""
@@ -332,18 +328,18 @@ def controls(
 
 def table(by_name: dict[str, Outcome]) -> str:
     """One line per kind of cut."""
-    rows = [
-        [
-            name,
-            o.accuracy.format(100),
-            f"{100 * o.tokens:.1f}",
-            f"{100 * o.safe:.1f}",
-            f"{100 * o.cut:.1f}",
-        ]
+    rows = {
+        name: {"accuracy": o.accuracy}
+        | {key: f"{100 * getattr(o, key):.1f}" for key in ("tokens", "safe", "cut")}
         for name, o in by_name.items()
-    ]
-    heads = ["cut", "accuracy %", "tokens %", "safe %", "responses cut %"]
-    return tabulate(rows, heads, disable_numparse=True, stralign="right") + "\n"
+    }
+    columns = (
+        percent("accuracy %", "accuracy"),
+        Column("tokens %", "tokens"),
+        Column("safe %", "safe"),
+        Column("responses cut %", "cut"),
+    )
+    return render(rows, columns, "cut") + "\n"
 
 
 def draw(
@@ -533,18 +529,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files, or a detector
     that tells nothing."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        if args.step == "rows":
-            run_rows(args)
-        else:
-            sys.stdout.write(run_choose(args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    if args.step == "rows":
+        run_rows(args)
+    else:
+        sys.stdout.write(run_choose(args))
 
 
 if __name__ == "__main__":

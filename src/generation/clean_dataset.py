@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from generation.math_verify_all import read_problems, read_scores
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.problems import load_problems
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
@@ -107,13 +106,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
-    try:
-        run(parse_arguments(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -52,82 +52,93 @@ def _result_probability(step: Step) -> float:
     return result / (result + think)
 
 
-def choose_cuts(
-    p_result: list[float],
-    num_paragraphs: int,
-    *,
-    second_half: float = 0.5,
-    strong_threshold: float = 0.25,
-    threshold: float = 0.5,
-    cap_share: float = 0.05,
-    cap_offset: int = 10,
-    cap_max: int = 5,
-) -> Cuts:
-    """Choose the last kept paragraph for each strength.
+@dataclass(frozen=True)
+class CutRule:
+    """Which paragraph is the last kept one; the defaults are the paper's.
 
-    Args:
-        p_result: P(Result) per paragraph; entries beyond `num_paragraphs` are dropped, missing ones
-            are no hit.
-        num_paragraphs: paragraphs of the thinking, at least 1.
+    Attributes:
         second_half: share of the paragraphs before the first one that `normal` may stop at.
         strong_threshold: smallest P(Result) that `strong` stops at.
         threshold: smallest P(Result) that `normal` and `weak` stop at.
         cap_share, cap_offset, cap_max: at least min(floor((n + cap_offset) * cap_share), cap_max)
             of n are removed.
     """
-    if num_paragraphs < 1:
-        raise ValueError(
-            f"num_paragraphs is {num_paragraphs}; a thinking without paragraphs has no cut"
-        )
-    p_result = p_result[:num_paragraphs]
-    hits = {i for i, p in enumerate(p_result) if p >= threshold}
-    normal = min((i for i in hits if i >= num_paragraphs * second_half), default=None)
-    strong, weak = _strong(p_result, normal, strong_threshold), _weak(hits, normal)
-    last = num_paragraphs - 1
-    cap = last - min(math.floor((num_paragraphs + cap_offset) * cap_share), cap_max)
-    return Cuts(*(max(0, min(last if cut is None else cut, cap)) for cut in (strong, normal, weak)))
+
+    second_half: float = 0.5
+    strong_threshold: float = 0.25
+    threshold: float = 0.5
+    cap_share: float = 0.05
+    cap_offset: int = 10
+    cap_max: int = 5
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> CutRule:
+        """Rule of the recipe keys `cut_*`. Raises ValueError for values out of range, or that
+        contradict each other."""
+        shares = ("cut_second_half", "cut_threshold", "cut_strong_threshold", "cut_cap_share")
+        check_numbers(settings, shares=shares, not_negative=("cut_cap_offset", "cut_cap_max"))
+        strong, normal = settings["cut_strong_threshold"], settings["cut_threshold"]
+        if strong > normal:
+            raise ValueError(
+                f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong "
+                "cut takes less certain results than the normal one; lower the first, or raise the "
+                "second"
+            )
+        return cls(**{field.name: settings[f"cut_{field.name}"] for field in fields(cls)})
+
+    def choose(self, p_result: Sequence[float], num_paragraphs: int) -> Cuts:
+        """Last kept paragraph for each strength.
+
+        Args:
+            p_result: P(Result) per paragraph; entries beyond `num_paragraphs` are dropped, missing
+                ones are no hit.
+            num_paragraphs: paragraphs of the thinking, at least 1.
+        """
+        if num_paragraphs < 1:
+            raise ValueError(
+                f"num_paragraphs is {num_paragraphs}; a thinking without paragraphs has no cut"
+            )
+        p_result = p_result[:num_paragraphs]
+        hits = {i for i, p in enumerate(p_result) if p >= self.threshold}
+        normal = min((i for i in hits if i >= num_paragraphs * self.second_half), default=None)
+        found = _strong(p_result, normal, self.strong_threshold), normal, _weak(hits, normal)
+        last = num_paragraphs - 1
+        removed = math.floor((num_paragraphs + self.cap_offset) * self.cap_share)
+        cap = last - min(removed, self.cap_max)
+        return Cuts(*(max(0, min(last if cut is None else cut, cap)) for cut in found))
+
+    def decided(self, strength: str, p_result: Sequence[float], num_paragraphs: int) -> int | None:
+        """Cut of a strength as soon as no further label can change it, else None.
+
+        The labels so far may be followed by the end of the reply, or by any probabilities. Three
+        continuations reach the smallest and the largest cut that are still possible: nothing more;
+        a result at the first paragraph at which `normal` may stop, and nothing after it; results
+        only. So if these three agree on a cut, all do.
+
+        Args:
+            strength: `strong`, `normal` or `weak`.
+            p_result: P(Result) of the labels so far.
+            num_paragraphs: as for `choose`.
+        """
+        given = len(p_result)
+        until_normal = max(math.ceil(num_paragraphs * self.second_half) - given, 0)
+        rest = max(num_paragraphs - given, 0)
+        tails: list[list[float]] = [[], [0.0] * until_normal + [1.0], [1.0] * rest]
+        chosen = (self.choose([*p_result, *tail], num_paragraphs) for tail in tails)
+        cuts = {getattr(each, strength) for each in chosen}
+        return cuts.pop() if len(cuts) == 1 else None
 
 
-def check_cuts(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for settings of `choose_cuts`, under their recipe keys `cut_*`, that
-    contradict each other."""
-    shares = ("cut_second_half", "cut_threshold", "cut_strong_threshold", "cut_cap_share")
-    check_numbers(settings, shares=shares, not_negative=("cut_cap_offset", "cut_cap_max"))
-    strong, normal = settings["cut_strong_threshold"], settings["cut_threshold"]
-    if strong > normal:
-        raise ValueError(
-            f"cut_strong_threshold ({strong}) is over cut_threshold ({normal}), but the strong cut "
-            "takes less certain results than the normal one; lower the first, or raise the second"
-        )
+def choose_cuts(p_result: Sequence[float], num_paragraphs: int, **settings: Any) -> Cuts:
+    """`CutRule(**settings).choose`, the paper's rule by default.
 
-
-def decided_cut(
-    strength: str, p_result: list[float], num_paragraphs: int, **settings: Any
-) -> int | None:
-    """Cut of a strength as soon as no further label can change it, else None.
-
-    What may follow the labels so far is an end of the reply, or any probabilities. Three ways of
-    going on reach the smallest and the largest cut that are still possible, so if they agree on a
-    cut, all do: nothing more, a result at the first paragraph where `normal` may stop and nothing
-    after it, and results only.
-
-    Args:
-        strength: `strong`, `normal` or `weak`.
-        p_result: P(Result) of the labels so far.
-        num_paragraphs, settings: those of `choose_cuts`.
+    >>> choose_cuts([0.1, 0.2, 0.9, 0.1], 4)
+    Cuts(strong=2, normal=2, weak=2)
     """
-    given = len(p_result)
-    rest = max(num_paragraphs - given, 0)
-    until_normal = max(math.ceil(num_paragraphs * settings.get("second_half", 0.5)) - given, 0)
-    tails = [], [0.0] * until_normal + [1.0], [1.0] * rest
-    cuts = {
-        getattr(choose_cuts(p_result + tail, num_paragraphs, **settings), strength)
-        for tail in tails
-    }
-    return cuts.pop() if len(cuts) == 1 else None
+    return CutRule(**settings).choose(p_result, num_paragraphs)
 
 
-def _strong(p_result: list[float], normal: int | None, threshold: float) -> int | None:
+def _strong(p_result: Sequence[float], normal: int | None, threshold: float) -> int | None:
     """Most certain result no later than `normal`."""
     end = len(p_result) if normal is None else normal + 1
     candidates = [i for i, p in enumerate(p_result[:end]) if p >= threshold]
@@ -232,7 +243,7 @@ def cut_completion_ids(
         kept_ends = kept_ends[:-1] if always_cut else []
     if not kept_ends:
         return None
-    kept_ids = shortest_prefix(completion_ids, tokenizer, kept_ends[-1])
+    kept_ids = list(shortest_prefix(completion_ids, tokenizer, kept_ends[-1]))
     return CutCompletion(
         kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n"))
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from generation.rendering import known_thinking
 from generation.segments import thinking_of
 from generation.stages import path_rows
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter
 
@@ -103,26 +102,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        if min(args.budgets) < 1:
-            raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
-        check_numbers(vars(args), positive=("num_samples", "num_workers"))
-        check_output(args.out, "out", (args.file,))
-        tokenizer = load_tokenizer(args.model_dir, "model_dir")
-        forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
-        with RowWriter(args.out) as out:
-            for lines in map_rows(
-                forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name
-            ):
-                for line in lines:
-                    out.add_text(line)
-        logger.info("wrote %s: %d rows", args.out, out.num_rows)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    if min(args.budgets) < 1:
+        raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
+    check_numbers(vars(args), positive=("num_samples", "num_workers"))
+    check_output(args.out, "out", (args.file,))
+    tokenizer = load_tokenizer(args.model_dir, "model_dir")
+    forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
+    with RowWriter(args.out) as out:
+        for lines in map_rows(
+            forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name
+        ):
+            for line in lines:
+                out.add_text(line)
+    logger.info("wrote %s: %d rows", args.out, out.num_rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ response is its own, so the file does not depend on the interruption.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -48,7 +47,7 @@ from generation.vllm_worker import EngineError
 from rea_core import moved
 from rea_core.checks import check_output
 from rea_core.clients import split_url
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row, Rows, digest
@@ -292,15 +291,12 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
         )
 
 
+@command(ConnectionError, EngineError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the file complete, 1 with one line on stderr for a mistake in the
     arguments, rows or server."""
-    setup_logging()
-    try:
-        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
-        generate(args)
-    except (ValueError, ConnectionError, EngineError) as error:
-        sys.exit(f"error: {error}")
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    generate(args)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,7 +40,8 @@ from generation.segments import Paragraph, check_paragraph_tokens
 from generation.stages import path_rows
 from rea_core import moved
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
+from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter
 
 if TYPE_CHECKING:
@@ -294,21 +294,19 @@ class LabelFile:
             yield from labelled_paths(self.rows.select(places))
 
 
-def run_candidates(args: argparse.Namespace) -> None:
+def write_candidates(labels: Path, candidates: Path) -> None:
     """Write the candidates of a labels file."""
-    check_output(args.candidates, "candidates", (args.labels,))
-    paths = LabelFile(args.labels)
-    with RowWriter(args.candidates) as out:
+    check_output(candidates, "candidates", (labels,))
+    paths = LabelFile(labels)
+    with RowWriter(candidates) as out:
         for candidate in candidate_rows(paths):
             out.add(candidate)
         if not out.num_rows:
             raise ValueError(
-                f"{args.labels}: none of its {len(paths)} responses has a result, so there is "
-                "nothing to confirm"
+                f"{labels}: none of its {len(paths)} responses has a result, so there is nothing "
+                "to confirm"
             )
-    logger.info(
-        "wrote %s: %d candidates in %d responses", args.candidates, out.num_rows, len(paths)
-    )
+    logger.info("wrote %s: %d candidates in %d responses", candidates, out.num_rows, len(paths))
 
 
 def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
@@ -368,11 +366,80 @@ def clean_batches(
         )
 
 
-def run_clean(args: argparse.Namespace) -> None:
-    """Write cut responses and, where asked for, the reflection model's training file."""
-    check_numbers(vars(args), positive=("num_workers",))
-    from rea_core.models import load_tokenizer
+@dataclass(frozen=True)
+class Cleaning:
+    """Cut responses, and the reflection model's training examples, from two judgements.
 
+    Attributes:
+        labels, confirmations: files of the first and of the second judgement.
+        paths: file that was judged.
+        out: cut responses.
+        splitting: of the paragraphs that were judged.
+        train_file: training examples; None for none.
+        num_workers: processes; default: one a core.
+
+    Raises ValueError for files that cannot be written, or take the place of others.
+    """
+
+    labels: Path
+    confirmations: Path
+    paths: Path
+    out: Path
+    splitting: Splitting
+    train_file: Path | None = None
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(vars(self), positive=("num_workers",))
+        inputs = (self.labels, self.confirmations, self.paths)
+        check_output(self.out, "out", inputs)
+        if self.train_file is not None:
+            check_output(self.train_file, "train_file", (*inputs, self.out))
+
+    def run(self) -> None:
+        """Write the files. Raises ValueError if no response is left."""
+        confirmations, labels = read_confirmations(self.confirmations), LabelFile(self.labels)
+        places: dict[str, int] = {}  # row of each response
+        written = read_generations(self.paths, look=partial(_place_paths, places, count()))
+        check_same_prompts(written, self.paths, labels.rows, self.labels)
+        batches = clean_batches(labels, written, places, confirmations)
+        processes = processes_for(written, self.num_workers)
+        results = ordered_map(clean_batch, batches, self.splitting, processes)
+        bar = tqdm(
+            results,
+            desc=self.out.name,
+            total=-(-len(labels) // PATHS_AT_ONCE),
+            unit=f" {PATHS_AT_ONCE} responses",
+            mininterval=1.0,
+        )
+        self._write(chain.from_iterable(bar), len(labels))
+
+    def _write(self, made: Iterable[tuple[float, bool, bytes, bytes]], num_paths: int) -> None:
+        kept, cut = 0.0, 0
+        with ExitStack() as stack:
+            out = stack.enter_context(RowWriter(self.out))
+            examples = self.train_file and stack.enter_context(RowWriter(self.train_file))
+            for share, is_cut, row, example in made:
+                kept, cut = kept + share, cut + is_cut
+                out.add_text(row)
+                if examples:
+                    examples.add_text(example)
+            if not out.num_rows:
+                raise ValueError(
+                    f"{self.labels}: no response is left; none of the judge's replies could be "
+                    "parsed"
+                )
+        logger.info(
+            "wrote %s: %d of %d responses could be parsed, %d are cut, %.1f %% of the thinking is "
+            "kept",
+            *(self.out, out.num_rows, num_paths, cut, 100 * kept / out.num_rows),
+        )
+        if examples:
+            logger.info("wrote %s: %d examples", self.train_file, examples.num_rows)
+
+
+def cleaning(args: argparse.Namespace) -> Cleaning:
+    """What the flags of a command ask for. Raises ValueError for missing ones."""
     for key in ("confirmations", "paths", "out"):
         if getattr(args, key) is None:
             raise ValueError(f"clean needs {key}; give --{key}")
@@ -382,48 +449,16 @@ def run_clean(args: argparse.Namespace) -> None:
             "responses"
         )
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
-    inputs = (args.labels, args.confirmations, args.paths)
-    check_output(args.out, "out", inputs)
-    if args.train_file is not None:
-        check_output(args.train_file, "train_file", (*inputs, args.out))
-    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    confirmations, labels = read_confirmations(args.confirmations), LabelFile(args.labels)
-    places: dict[str, int] = {}  # row of each response
-    written = read_generations(args.paths, look=partial(_place_paths, places, count()))
-    check_same_prompts(written, args.paths, labels.rows, args.labels)
-    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
-    processes = processes_for(written, args.num_workers)
-    kept, cut = 0.0, 0
-    with ExitStack() as stack:
-        out = stack.enter_context(RowWriter(args.out))
-        examples = (
-            stack.enter_context(RowWriter(args.train_file)) if args.train_file is not None else None
-        )
-        batches = clean_batches(labels, written, places, confirmations)
-        results = ordered_map(clean_batch, batches, splitting, processes)
-        num_batches = -(-len(labels) // PATHS_AT_ONCE)
-        bar = tqdm(
-            results,
-            desc=args.out.name,
-            total=num_batches,
-            unit=f" {PATHS_AT_ONCE} responses",
-            mininterval=1.0,
-        )
-        for share, is_cut, row, example in chain.from_iterable(bar):
-            kept, cut = kept + share, cut + is_cut
-            out.add_text(row)
-            if examples is not None:
-                examples.add_text(example)
-        if not out.num_rows:
-            raise ValueError(
-                f"{args.labels}: no response is left; none of the judge's replies could be parsed"
-            )
-    logger.info(
-        "wrote %s: %d of %d responses could be parsed, %d are cut, %.1f %% of the thinking is kept",
-        *(args.out, out.num_rows, len(labels), cut, 100 * kept / out.num_rows),
+    tokenizer = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
+    return Cleaning(
+        args.labels,
+        args.confirmations,
+        args.paths,
+        args.out,
+        Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens),
+        args.train_file,
+        args.num_workers,
     )
-    if examples is not None:
-        logger.info("wrote %s: %d examples", args.train_file, examples.num_rows)
 
 
 def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> None:
@@ -457,14 +492,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        (run_clean if args.clean else run_candidates)(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    if args.clean:
+        cleaning(args).run()
+    else:
+        write_candidates(args.labels, args.candidates)
 
 
 if __name__ == "__main__":

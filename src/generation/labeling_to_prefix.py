@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from generation.cuts import STRENGTHS, check_cuts, choose_cuts, result_probabilities
+from generation.cuts import STRENGTHS, CutRule, result_probabilities
 from generation.generation_file import read_generations
 from generation.labeling_distill_utils import add_paragraph_arguments
 from generation.measured import read_cut_file
@@ -51,7 +50,7 @@ from generation.provenance import check_same_prompts
 from generation.segments import check_paragraph_tokens
 from rea_core import moved
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
@@ -91,10 +90,10 @@ def label_probabilities(
 
 
 def reflection_cuts(
-    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], settings: dict[str, Any]
+    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], rule: CutRule
 ) -> dict[str, list[int]]:
     """Last kept paragraph of every path for each strength."""
-    chosen = [choose_cuts(list(p_result[path.id]), len(path.tokens), **settings) for path in paths]
+    chosen = [rule.choose(p_result[path.id], len(path.tokens)) for path in paths]
     return {strength: [getattr(cuts, strength) for cuts in chosen] for strength in STRENGTHS}
 
 
@@ -224,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
     if args.cut_file is not None:
         vars(args).update(read_cut_file(args.cut_file))
         args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
-    check_cuts(vars(args))
+    rule = CutRule.of(vars(args))
     check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
@@ -241,17 +240,7 @@ def run(args: argparse.Namespace) -> None:
         file = PathFile(
             args.paths, labels, args.labels, list(p_result), splitting, args.num_workers
         )
-        keys = (
-            "second_half",
-            "strong_threshold",
-            "threshold",
-            "cap_share",
-            "cap_offset",
-            "cap_max",
-        )
-        cuts = reflection_cuts(
-            file.paths, p_result, {key: getattr(args, f"cut_{key}") for key in keys}
-        )
+        cuts = reflection_cuts(file.paths, p_result, rule)
         cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
     else:
         remedy = "give a file of labeling_distill_utils --clean"
@@ -313,13 +302,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
-    try:
-        run(parse_arguments(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

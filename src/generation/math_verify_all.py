@@ -24,16 +24,16 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from tabulate import tabulate
 
 from generation.counting import CountedRow, Counting, count_rows, gold_list, head_of
+from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows, num_cores
 from generation.provenance import (
@@ -45,9 +45,9 @@ from generation.provenance import (
 )
 from generation.reflection_words import tokens_per_reflection_quantile
 from generation.rendering import PromptFormat
-from generation.scoring import ALL, Interval, ScoredProblem, figures, groups
+from generation.scoring import ALL, ScoredProblem, figures, groups
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, write_json
@@ -70,8 +70,72 @@ def problem_id(row: dict[str, Any]) -> str:
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How generation files are scored. Raises ValueError for numbers out of range and an unknown
+    mode.
+
+    Attributes:
+        base: `.scores.json` file of the base model, for TR.
+        mode: how answers are compared: `strict` or `original`.
+        budgets: tokens that responses are cut to; none leaves them as they are.
+        slips: read the first stated result of each reasoning trace (miniature only).
+        word_bounded: count whole reflection words only.
+        reflection_quantile: also write the threshold of the reflect reward.
+        num_workers: processes; default: one a core.
+        timeout: seconds before an answer counts as wrong.
+    """
+
+    base: Path | None = None
+    mode: str = "strict"
+    budgets: Sequence[int] = ()
+    slips: bool = False
+    word_bounded: bool = False
+    reflection_quantile: float | None = None
+    num_workers: int | None = None
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        from generation.math_verify.pool import MODES
+
+        if any(budget < 1 for budget in self.budgets):
+            raise ValueError(f"budgets are {self.budgets}; each must be at least 1 token")
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
+        shares = ("reflection_quantile",)
+        check_numbers(vars(self), positive=("num_workers", "timeout"), shares=shares)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What scores that are compared must have in common."""
+        return {
+            "mode": self.mode,
+            "verifier_version": verifier_version(),
+            "word_bounded": self.word_bounded,
+            "budget": max(self.budgets, default=None),
+        }
+
+
+def score(
+    files: Sequence[Path], model_dir: str, options: Scoring, results: Path
+) -> dict[str, dict[str, Any]]:
+    """Write `<file stem>.scores.json` next to each generation file, and append to the log
+    `results`; scores by name, the base's among them."""
+    for path in files:
+        check_output(path.with_suffix(".scores.json"), "scores")
+    check_output(results, "results", (*files, options.base))
+    scored = {"base": read_scores(options.base)} if options.base else {}
+    stems = [path.stem for path in files]
+    tokenizer = load_tokenizer(model_dir, "model_dir")
+    for path, scores in score_files(files, tokenizer, options):
+        scored[path.stem if stems.count(path.stem) == 1 else str(path)] = scores
+        write_json(path.with_suffix(".scores.json"), scores)
+        append_result(results, scores)
+    return scored
+
+
 def score_files(
-    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: Scoring
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Scores of generation files as they are written: figures by group and budget, and every
     problem's counts."""
@@ -93,7 +157,7 @@ def score_files(
             counted = map_rows(count_rows, rows, counting, num_workers, progress=path.name)
             by_budget = score_counted(path, counted, counting.budgets, pool)
             scores = file_scores(path, by_budget, args)
-            yield path, scores | {"made_by": made_by(path, heads) | {"scoring": scoring(args)}}
+            yield path, scores | {"made_by": made_by(path, heads) | {"scoring": args.record}}
 
 
 def open_file(path: Path) -> tuple[Rows, list[Row]]:
@@ -175,11 +239,11 @@ def thinking_of_prompts(
     return thinking
 
 
-def check_rows(path: Path, rows: Sequence[Row], args: argparse.Namespace) -> None:
+def check_rows(path: Path, rows: Sequence[Row], args: Scoring) -> None:
     """Raise ValueError for rows that cannot be scored as asked, before any answer is verified."""
     if args.base:
         read_base_tokens(args.base, {problem_id(row) for row in rows})
-        known = made_by(path, rows) | {"scoring": scoring(args)}
+        known = made_by(path, rows) | {"scoring": args.record}
         remedy = "make and score the base's responses with the same settings"
         check_comparable(
             known_parts(read_scores(args.base)), known, (str(args.base), str(path)), remedy
@@ -220,33 +284,8 @@ def check_groups(path: Path, rows: Sequence[Row]) -> None:
         )
 
 
-def scoring(args: argparse.Namespace) -> dict[str, Any]:
-    """How responses are scored."""
-    return {
-        "mode": args.mode,
-        "verifier_version": verifier_version(),
-        "word_bounded": args.word_bounded,
-        "budget": max(args.budgets, default=None),
-    }
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError for numbers out of range, an unknown mode, and outputs that cannot be
-    written."""
-    from generation.math_verify.pool import MODES
-
-    if any(budget < 1 for budget in args.budgets):
-        raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
-    if args.mode not in MODES:
-        raise ValueError(f"mode is {args.mode!r}; it must be one of {', '.join(MODES)}")
-    check_numbers(vars(args), positive=("num_workers", "timeout"), shares=("reflection_quantile",))
-    for path in args.files:
-        check_output(path.with_suffix(".scores.json"), "scores")
-    check_output(args.results, "results", (*args.files, args.base))
-
-
 def file_scores(
-    path: Path, by_budget: dict[int | None, list[ScoredProblem]], args: argparse.Namespace
+    path: Path, by_budget: dict[int | None, list[ScoredProblem]], args: Scoring
 ) -> dict[str, Any]:
     """Content of `<file stem>.scores.json`; the last budget is the largest."""
     *_, largest = by_budget
@@ -333,72 +372,43 @@ def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
     return tokens
 
 
+COLUMNS = (
+    percent("accuracy %", "accuracy"),
+    Column("tokens", "tokens", digits=0),
+    Column("TR %", "tr"),
+    Column("thinking", "think_tokens", digits=0),
+    percent("truncated %", "truncated"),
+    percent("answered %", "answered"),
+    percent("no room %", "no_room"),
+    Column("tokens/word", "tokens_per_word", digits=0),
+    percent("corrected %", "corrected"),
+)
+BY_CORRECTNESS = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "think_tokens_wrong")
+
+
 def table(scored: dict[str, dict[str, Any]]) -> str:
     """Table of scores by name: a row each, then accuracy and corrected mistakes by level where
     there are levels."""
-    columns = {
-        "accuracy %": ("accuracy", 100, 1),
-        "tokens": ("tokens", 1, 0),
-        "TR %": ("tr", 1, 1),
-        "thinking": ("think_tokens", 1, 0),
-        "truncated %": ("truncated", 100, 1),
-        "answered %": ("answered", 100, 1),
-        "no room %": ("no_room", 100, 1),
-        "tokens/word": ("tokens_per_word", 1, 0),
-        "corrected %": ("corrected", 100, 1),
-    }
-    overall = [
-        [
-            name,
-            *(
-                _cell(s["groups"][ALL].get(key), scale, digits)
-                for key, scale, digits in columns.values()
-            ),
-        ]
-        for name, s in scored.items()
-    ]
-    parts = [tabulate(overall, ["", *columns], disable_numparse=True, stralign="right")]
-    for title, keys in _optional_tables(scored).items():
-        rows = [
-            [name, *(_cell(s["groups"][ALL].get(key), scale, 1) for key, scale in keys.items())]
-            for name, s in scored.items()
-        ]
-        parts.append(tabulate(rows, [title, *keys], disable_numparse=True, stralign="right"))
+    overall = {name: scores["groups"][ALL] for name, scores in scored.items()}
+    keys = {key for figures in overall.values() for key in figures}
+    parts = [render(overall, COLUMNS)]
+    passes = sorted((len(key), key) for key in keys if key.startswith("pass@"))
+    if passes:
+        parts.append(render(overall, [percent(key, key) for _, key in passes], "pass@k %"))
+    if apart := [Column(key, key) for key in BY_CORRECTNESS if key in keys]:
+        parts.append(render(overall, apart, "by correctness"))
     levels = list(
         dict.fromkeys(name for s in scored.values() for name in s["groups"] if name != ALL)
     )
     for title, key in (("accuracy %", "accuracy"), ("corrected %", "corrected")):
-        rows = [
-            [name, *(_cell(s["groups"].get(level, {}).get(key), 100, 1) for level in levels)]
+        rows = {
+            name: {level: s["groups"].get(level, {}).get(key) for level in levels}
             for name, s in scored.items()
-        ]
-        if levels and any(cell != "-" for row in rows for cell in row[1:]):
-            parts.append(tabulate(rows, [title, *levels], disable_numparse=True, stralign="right"))
+        }
+        found = [figure for row in rows.values() for figure in row.values() if figure]
+        if any(figure["value"] is not None for figure in found):
+            parts.append(render(rows, [percent(level, level) for level in levels], title))
     return "\n\n".join(parts) + "\n"
-
-
-def _optional_tables(scored: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Further tables that the scores have figures for: title, then key and scale of each column."""
-    keys = {key for s in scored.values() for key in s["groups"][ALL]}
-    passes = sorted(
-        (key for key in keys if key.startswith("pass@")),
-        key=lambda key: int(key.removeprefix("pass@")),
-    )
-    by_correctness = (
-        "tokens_correct",
-        "tokens_wrong",
-        "think_tokens_correct",
-        "think_tokens_wrong",
-    )
-    tables = {
-        "pass@k %": dict.fromkeys(passes, 100),
-        "by correctness": {key: 1 for key in by_correctness if key in keys},
-    }
-    return {title: columns for title, columns in tables.items() if columns}
-
-
-def _cell(figure: dict[str, float | None] | None, scale: float, digits: int) -> str:
-    return Interval(**figure).format(scale, digits) if figure else "-"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -440,24 +450,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after all files are scored, 1 with one line on stderr for a mistake in the
     arguments or files."""
-    setup_logging()
-    args = parse_arguments(argv)
-    try:
-        check_arguments(args)
-        scored = {"base": read_scores(args.base)} if args.base else {}
-        tokenizer = load_tokenizer(args.model_dir, "model_dir")
-        for path, scores in score_files(args.files, tokenizer, args):
-            scored[
-                path.stem if [file.stem for file in args.files].count(path.stem) == 1 else str(path)
-            ] = scores
-            write_json(path.with_suffix(".scores.json"), scores)
-            append_result(args.results, scores)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(table(scored))
+    args = vars(parse_arguments(argv))
+    files, model_dir, results = (args.pop(key) for key in ("files", "model_dir", "results"))
+    sys.stdout.write(table(score(files, model_dir, Scoring(**args), results)))
 
 
 if __name__ == "__main__":

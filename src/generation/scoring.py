@@ -9,9 +9,10 @@ ratios over benchmarks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ NUM_RESAMPLES = 2000
 BLOCK = 1 << 22  # draws that are held at once
 # numerators and denominators, one of each per problem
 Ratio = tuple[Sequence[float], Sequence[float]]
+Numbers = float | np.ndarray
 ALL = "all"  # the group of all responses, next to one group per level
 
 
@@ -31,16 +33,17 @@ class Interval:
     low: float | None
     high: float | None
 
-    def format(self, scale: float = 1.0, digits: int = 1) -> str:
-        """`value +- half the width of the interval`, all times `scale`."""
+    def format(self, scale: float = 1.0, digits: int = 1, bounds: bool = False) -> str:
+        """`value ± half the width of the interval`, or with `bounds` `value [low, high]`, all
+        times `scale`; `-` without a value."""
         if self.value is None:
             return "-"
-        half = (
-            ""
-            if None in (self.low, self.high)
-            else f" ± {(self.high - self.low) / 2 * scale:.{digits}f}"
-        )
-        return f"{self.value * scale:.{digits}f}{half}"
+        shown = f"{self.value * scale:.{digits}f}"
+        if self.low is None or self.high is None:
+            return shown
+        if bounds:
+            return f"{shown} [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
+        return f"{shown} ± {(self.high - self.low) / 2 * scale:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +102,81 @@ def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    values, resampled = zip(*(_ratios([ratio], rng) for ratio in benchmarks), strict=True)
-    return _interval(np.mean(values), np.mean(resampled, axis=0)[:, 0])
+    return interval(np.mean([_ratios([ratio], rng)[:, 0] for ratio in benchmarks], axis=0))
 
 
 def ratio_intervals(ratios: Sequence[Ratio], seed: int = 0) -> list[Interval]:
     """`ratio_interval` of several pairs of numerators and denominators of the same problems,
     which are drawn once."""
-    values, resampled = _ratios(ratios, np.random.default_rng(seed))
-    return [_interval(value, column) for value, column in zip(values, resampled.T, strict=True)]
+    return [interval(column) for column in _ratios(ratios, np.random.default_rng(seed)).T]
 
 
-def _ratios(ratios: Sequence[Ratio], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Ratios of sums (F,), and those of each resample (R, F)."""
-    sums = np.array(ratios, dtype=float).reshape(2 * len(ratios), -1).T  # (P, 2F)
-    num_problems = len(sums)
-    # How often each problem is drawn: all that a ratio of sums needs to know of a resample.
-    shares, size = np.full(num_problems, 1 / num_problems), max(BLOCK // num_problems, 1)
-    blocks = [min(size, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, size)]
-    # (R, 2F)
-    drawn = np.concatenate(
-        [rng.multinomial(num_problems, shares, size=block) @ sums for block in blocks]
-    )
+def _ratios(ratios: Sequence[Ratio], rng: np.random.Generator) -> np.ndarray:
+    """(1 + R, F) ratios of sums, see `resample`."""
+    counts = np.array(ratios, dtype=float).reshape(2 * len(ratios), -1).T  # (P, 2F)
+    sums = resample(counts[None], rng)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return sums[:, ::2].sum(axis=0) / sums[:, 1::2].sum(axis=0), drawn[:, ::2] / drawn[:, 1::2]
+        return sums[:, ::2] / sums[:, 1::2]
 
 
-def _interval(value: float, resampled: np.ndarray) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(*(float(x) if math.isfinite(x) else None for x in (value, low, high)))
+def resample(counts: np.ndarray, seed: int | np.random.Generator = 0) -> np.ndarray:
+    """Sums of counts, and those of resamples: problems are drawn with replacement, and so are
+    seeds if there are several.
+
+    Calls with one seed draw the same problems, so differences between models are of the same
+    problems.
+
+    Args:
+        counts: (S, P, F): seeds, problems, kinds of counts.
+        seed: of the draws.
+
+    Returns:
+        (1 + R, F); the first row is of the data as they are.
+    """
+    num_seeds, num_problems, num_counts = counts.shape
+    rng, seed_rng = np.random.default_rng(seed), np.random.default_rng(1)
+    size = max(BLOCK // (num_problems * (num_counts if num_seeds > 1 else 1)), 1)
+    sums = [counts.sum(axis=(0, 1))[None]]
+    for start in range(0, NUM_RESAMPLES, size):
+        block = min(size, NUM_RESAMPLES - start)
+        # How often each problem is drawn: all that a sum needs to know of a resample.
+        drawn = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=block)
+        if num_seeds == 1:
+            sums.append(drawn @ counts[0])
+        else:
+            seeds = seed_rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=block)
+            sums.append(np.einsum("bs,spf,bp->bf", seeds, counts, drawn, optimize=True))
+    return np.concatenate(sums)
+
+
+def resampled_ratios(
+    counts: Mapping[str, np.ndarray],
+    ratios: Mapping[str, tuple[str, str, float]],
+    inside: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """(1 + R,) values of each figure, see `resample`.
+
+    Args:
+        counts: (S, P) by name.
+        ratios: names of numerator and denominator, and a factor, by the name of the figure.
+        inside: (P,), bool, problems that count.
+    """
+    stacked = np.stack([values * inside for values in counts.values()], axis=-1)  # (S, P, F)
+    sums = dict(zip(counts, resample(stacked).T, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            name: factor * sums[top] / sums[bottom]
+            for name, (top, bottom, factor) in ratios.items()
+        }
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Value and 95 % interval of a figure; `values` (1 + R,) has the figure itself first, then its
+    resamples. Resamples in which it is not defined (0 / 0) do not count."""
+    defined = values[1:][~np.isnan(values[1:])]
+    with np.errstate(invalid="ignore"):  # infinite: tokens per word without a word
+        low, high = (np.quantile(defined, q) if len(defined) else np.nan for q in (0.025, 0.975))
+    return Interval(*(float(x) if math.isfinite(x) else None for x in (values[0], low, high)))
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -140,15 +189,16 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
-def aes(accuracy: float, tokens: float, base_accuracy: float, base_tokens: float) -> float:
+def aes(accuracy: Numbers, tokens: Numbers, base_accuracy: Numbers, base_tokens: Numbers) -> Any:
     """Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): share of tokens saved, plus 3
-    times the relative gain in accuracy, or minus 5 times the relative loss.
+    times the relative gain in accuracy, or minus 5 times the relative loss. Numbers or arrays.
 
-    >>> round(aes(0.9, 50, base_accuracy=0.9, base_tokens=100), 2)
+    >>> float(aes(0.9, 50, base_accuracy=0.9, base_tokens=100))
     0.5
     """
-    gain = accuracy / base_accuracy - 1
-    return 1 - tokens / base_tokens + (3 * gain if gain >= 0 else 5 * gain)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no right answer
+        gain = np.divide(accuracy, base_accuracy) - 1
+        return 1 - np.divide(tokens, base_tokens) + np.where(gain >= 0, 3.0, 5.0) * gain
 
 
 def figures(

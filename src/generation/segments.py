@@ -103,7 +103,7 @@ def num_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int
     if not tokenizer.is_fast:
         return [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     words = word_counts(tokenizer)
-    counts = [words and words.count(text) for text in texts]
+    counts = [words.count(text) if words else None for text in texts]
     # by itself it makes no lists of ids, which takes as long as the encoding
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

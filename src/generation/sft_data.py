@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
@@ -26,7 +25,7 @@ from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
@@ -171,13 +170,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
-    try:
-        run(parse_arguments(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ import argparse
 import logging
 import random
 import re
-import sys
 from pathlib import Path
 
 from rea_core.checks import check_numbers, check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import read_rows
@@ -180,20 +179,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        check_numbers(vars(args), positive=("num_heldout",))
-        check_output_folder(args.out, "out")
-        own_folder(args.out, "out")
-        files = read_folder(args.source) if args.source else fetch()
-        for name, rows in stage_files(files, args.num_heldout).items():
-            write_json(args.out / f"{name}.json", rows)
-            logger.info("wrote %s: %d problems", args.out / f"{name}.json", len(rows))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_numbers(vars(args), positive=("num_heldout",))
+    check_output_folder(args.out, "out")
+    own_folder(args.out, "out")
+    files = read_folder(args.source) if args.source else fetch()
+    for name, rows in stage_files(files, args.num_heldout).items():
+        write_json(args.out / f"{name}.json", rows)
+        logger.info("wrote %s: %d problems", args.out / f"{name}.json", len(rows))
 
 
 if __name__ == "__main__":

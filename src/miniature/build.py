@@ -14,12 +14,12 @@ import json
 import logging
 import os
 import random
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miniature.world import LEVELS, Problem, make_problem
 from rea_core.checks import check_numbers, check_output_folder
+from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 
@@ -204,14 +204,11 @@ def save(model, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments."""
     arguments = parse_arguments(argv)
-    try:
-        check_arguments(arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    check_arguments(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     splits = draw_splits(arguments.seed)
     write_problems(splits, arguments.problems)

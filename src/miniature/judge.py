@@ -11,14 +11,13 @@ Same flags, same prompts, same files; only the replies come from `miniature.orac
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
 from generation.tasks import Keep, Task
 from miniature.oracle import confirm_reply, judge_reply
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row
 
@@ -46,14 +45,11 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
         keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    setup_logging()
-    try:
-        (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
-        generate(args, respond)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    generate(args, respond)
 
 
 if __name__ == "__main__":

@@ -11,39 +11,44 @@ The stages of the large judge one after the other: `miniature.judge`, candidates
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
-from generation.labeling_distill_utils import main as labels_command
+from generation.labeling_distill_utils import Cleaning, write_candidates
+from generation.parallel import Shared
+from generation.path_cutting import Splitting
 from miniature.judge import respond
 from rea_core.checks import check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
+from rea_core.models import load_tokenizer
 
 
-def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
-    """Judge the responses of a generation file twice and write the training examples to `out`."""
+def label(file: str, out: Path, model_dir: str, min_tokens: int, max_tokens: int) -> None:
+    """Judge the responses of a generation file twice and write the training examples to `out`.
+
+    Args:
+        file: generation file.
+        out: training file.
+        model_dir: model whose tokenizer counts the tokens of paragraphs.
+        min_tokens, max_tokens: of a paragraph.
+    """
     work = {"model_dir": "oracle", "output_dir": str(out.parent)}
-    labels = generate(
-        GenerateArguments(qaf=file, split="labeling_distill_use_asw", **work, **paragraphs), respond
+    judging = GenerateArguments(
+        qaf=file,
+        split="labeling_distill_use_asw",
+        paragraph_tokenizer=model_dir,
+        paragraph_min_tokens=min_tokens,
+        paragraph_max_tokens=max_tokens,
+        **work,
     )
+    labels = generate(judging, respond)
     candidates = labels.with_name(f"{labels.stem}_candidates.json")
-    labels_command([str(labels), "--candidates", str(candidates)])
+    write_candidates(labels, candidates)
     confirmations = generate(GenerateArguments(qaf=str(candidates), split="json", **work), respond)
-    flags = [part for key, value in paragraphs.items() for part in (f"--{key}", str(value))]
     cuts = labels.with_name(f"{labels.stem}_cuts.json")
-    files = (
-        "--confirmations",
-        str(confirmations),
-        "--paths",
-        file,
-        "--out",
-        str(cuts),
-        "--train_file",
-        str(out),
-    )
-    labels_command([str(labels), "--clean", *files, *flags])
+    splitting = Splitting(Shared(load_tokenizer(model_dir)), min_tokens, max_tokens)
+    Cleaning(labels, confirmations, Path(file), cuts, splitting, train_file=out).run()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -69,20 +74,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
     args = parse_arguments(argv)
-    paragraphs = {
-        "paragraph_tokenizer": args.model_dir,
-        "paragraph_min_tokens": args.paragraph_min_tokens,
-        "paragraph_max_tokens": args.paragraph_max_tokens,
-    }
-    try:
-        check_output(args.out, "out", (args.file,))
-        label(args.file, args.out, paragraphs)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_output(args.out, "out", (args.file,))
+    limits = args.paragraph_min_tokens, args.paragraph_max_tokens
+    label(args.file, args.out, args.model_dir, *limits)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from miniature.world import LEVELS
 from rea_core.checks import check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 
@@ -76,21 +76,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr if a file is missing."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        check_output_folder(args.out, "out")
-        own_folder(args.out, "out")
-        scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
-        for name, file in (("base", args.base), ("trained", args.trained)):
-            check_scores(scored["base" if name == "base" else args.name], file)
-        made = zip((args.base, args.trained), map(known_parts, scored.values()), strict=True)
-        check_all_comparable(made, "evaluate or score them again with the same settings")
-        history = read_log(args.run / "trainer_state.json")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_output_folder(args.out, "out")
+    own_folder(args.out, "out")
+    scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
+    for name, file in (("base", args.base), ("trained", args.trained)):
+        check_scores(scored["base" if name == "base" else args.name], file)
+    made = zip((args.base, args.trained), map(known_parts, scored.values()), strict=True)
+    check_all_comparable(made, "evaluate or score them again with the same settings")
+    history = read_log(args.run / "trainer_state.json")
     picture = draw(history, scored, args.out / "quickstart.png")
     report = {
         "base": summary(scored["base"]),

@@ -136,7 +136,7 @@ def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         )
     except (OSError, UnicodeError):
         return None
-    address = ipaddress.ip_address(place[0].partition("%")[0])
+    address = ipaddress.ip_address(str(place[0]).partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 

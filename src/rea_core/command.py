@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import sys
+from collections.abc import Callable
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -21,3 +24,29 @@ def setup_logging(level: int = logging.INFO) -> None:
     )
     for chatty in ("httpx", "httpx2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def command(
+    *errors: type[Exception],
+) -> Callable[[Callable[[list[str] | None], None]], Callable[..., None]]:
+    """Frame of a program's `main`: it logs to stderr, and an error that a user can mend ends it
+    with exit code 1 and one line.
+
+    Args:
+        errors: these errors, next to ValueError.
+    """
+
+    mendable: tuple[type[Exception], ...] = (ValueError, *errors)
+
+    def frame(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+        @functools.wraps(main)
+        def framed(argv: list[str] | None = None) -> None:
+            setup_logging()
+            try:
+                main(argv)
+            except mendable as error:
+                sys.exit(f"error: {error}")
+
+        return framed
+
+    return frame

@@ -69,7 +69,9 @@ def read_json(path: str | Path, finite: bool = False) -> Any:
 
 def parse_json(text: str, path: str | Path, line: int | None = None, finite: bool = False) -> Any:
     """Value of a JSON text: of a whole file, or of one line of it, counted from 1."""
-    numbers = {"parse_constant": no_number, "parse_float": finite_number} if finite else {}
+    numbers: dict[str, Any] = {}
+    if finite:
+        numbers = {"parse_constant": no_number, "parse_float": finite_number}
     try:
         return json.loads(text, **numbers)
     except json.JSONDecodeError as error:
@@ -141,7 +143,9 @@ class LenientDecoder(json.JSONDecoder):
 
 def wrong_number(value: Any) -> str:
     """First number that cannot be read in a value of `LenientDecoder`, and its keys."""
-    keys, wrong = _find_wrong(value)
+    found = _find_wrong(value)
+    assert found is not None, "all numbers can be read"
+    keys, wrong = found
     digits = len(wrong.lstrip("-"))
     what = wrong if digits <= sys.get_int_max_str_digits() else f"a number of {digits:,} digits"
     return f"{what}{' in ' + keys if keys else ''}"

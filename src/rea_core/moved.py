@@ -7,8 +7,10 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -76,6 +78,8 @@ MOVED = {
     "rea_rl.vllm_server": ["rea_core.models"],
     "rea_rl.weight_sync": ["rea_rl.rollout.weight_sync"],
 }
+# Old module -> program that is no part of the packages any more, in a checkout.
+SCRIPTS = {"generation.gguf_to_hf": "scripts/gguf_to_hf.py"}
 
 
 def names_of(old: str) -> Callable[[str], Any]:
@@ -114,6 +118,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in SCRIPTS:
+            script = Path(__file__).parents[2] / SCRIPTS[fullname]
+            return importlib.util.spec_from_file_location(fullname, script)
         known = fullname in MOVED
         return importlib.machinery.ModuleSpec(fullname, _OldModule()) if known else None
 

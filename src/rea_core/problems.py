@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from rea_core.row_files import Rows
@@ -45,8 +44,15 @@ def load_problems(
 
     Raises ValueError naming the file, and the row if one is at fault.
     """
-    columns = {"problem_column": problem_column, "answer_column": answer_column}
-    return list(open_problems(name, split, config=config, gold_needed=gold_needed, **columns))
+    problems = open_problems(
+        name,
+        split,
+        config=config,
+        problem_column=problem_column,
+        answer_column=answer_column,
+        gold_needed=gold_needed,
+    )
+    return list(problems)
 
 
 def open_problems(
@@ -61,12 +67,10 @@ def open_problems(
 ) -> Rows | list[dict[str, Any]]:
     """The same; those of a local file are read when they are asked for. `check` raises
     ValueError for further faults."""
-    columns = {
-        "problem_column": problem_column,
-        "answer_column": answer_column,
-        "gold_needed": gold_needed,
-    }
-    convert = partial(_problem, name=name, **columns)
+
+    def convert(row: dict[str, Any], i: int) -> dict[str, Any]:
+        return _problem(row, i, name, problem_column, answer_column, gold_needed)
+
     first: dict[str, int] = {}
     known: list[dict[str, Any]] = []  # known columns, to find duplicates
 

@@ -79,7 +79,7 @@ class RecipeParser(TrlParser):
         Raises ValueError for a mistake in either.
         """
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.error = self.error
+        first.error = self.error  # type: ignore[method-assign]
         first.add_argument("--config")
         given, flags = first.parse_known_args(sys.argv[1:] if args is None else args)
         if given.config is not None:
@@ -135,10 +135,11 @@ def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) 
     words = next((words for kind, words in WORDS.items() if kind in kinds), "of another type")
     if isinstance(value, bool) and action.type is str and not action.choices:
         return value  # as for `scale_rewards`, a text that may also be a truth value
+    convert: Any = action.type
     try:
         if isinstance(value, (list, dict)):
             raise ValueError
-        converted = action.type(str(value))
+        converted = convert(str(value))
     except (TypeError, ValueError, argparse.ArgumentTypeError):
         raise ValueError(f"{what}; it must be {words}") from None
     if action.choices and converted not in action.choices:

@@ -17,9 +17,10 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from rea_core.json_text import (
     LenientDecoder,
@@ -193,11 +194,11 @@ def _no_rows(path: Path, found: str) -> ValueError:
     )
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     """Open a file of text. Raises ValueError if it cannot be read, or is not UTF-8 from its
     first letters on."""
     try:
-        file = path.open("rb", buffering=BUFFER)
+        file = cast(BufferedReader, path.open("rb", buffering=BUFFER))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
     except OSError as error:
@@ -235,7 +236,7 @@ def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
             yield start + mark, len(data) - mark, row
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BufferedReader) -> Iterator[tuple[int, bytes]]:
     """First byte and bytes of every line, which may end as on any system."""
     start = 0
     for line in file:
@@ -254,7 +255,7 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> ValueError:
 class _Window:
     """A part of a file's text, which grows at its end and is let go at its begin."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path, file: BufferedReader):
         self._path, self._file = path, file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.position = "", 0  # the next character
@@ -284,7 +285,9 @@ class _Window:
         """Next character that is no white space, to which the window moves; empty at the end
         of the file."""
         while True:
-            end = _SPACE.match(self.text, self.position).end()
+            space = _SPACE.match(self.text, self.position)
+            assert space is not None, "it may be empty"
+            end = space.end()
             self.pass_over(end)
             if end < len(self.text):
                 return self.text[end]

@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rea_core.checks import check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
 from rea_core.ownership import own_folder
 
@@ -99,6 +98,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scale).round().to(torch.int8), scale
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a folder that is not what it must be."""
     parser = argparse.ArgumentParser(description="Adapters in eight bits.")
@@ -106,11 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of an adapter, or of a packed one")
     parser.add_argument("out", type=Path, help="folder to write to")
     args = parser.parse_args(argv)
-    setup_logging()
-    try:
-        (pack if args.action == "pack" else unpack)(args.source, args.out)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    (pack if args.action == "pack" else unpack)(args.source, args.out)
     logger.info("%s: %s to %s", args.action, args.source, args.out)
 
 

@@ -8,17 +8,26 @@ their values and the way out.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from generation.cuts import check_cuts
+from generation.cuts import CutRule
 from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
 from rea_core.checks import check_finite, check_numbers
 from rea_core.clients import split_url
-from rea_rl.rewards import check_reward_names
+from rea_core.options import (
+    Count,
+    PositiveFloat,
+    PositiveInt,
+    check_options,
+    one_of,
+    option,
+    required,
+)
+from rea_rl.rewards import REWARDS, check_reward_names
 from rea_rl.run.batch import BatchKeys, RowKeys, share_out
 from rea_rl.run.monitors import MonitorKeys, check_monitors
 from rea_rl.run.trl_keys import (
@@ -32,73 +41,34 @@ from rea_rl.run.trl_keys import (
     check_values,
 )
 
-REVISION_STRENGTHS = ("normal", "weak", "strong")
-CONSTRUCTIONS = ("pairs", "revisions_only", "serial")
-OVERTHINKING_LOSSES = ("none", "mean", "max")
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")  # of TRL
 
-# Keys of all training programs whose numbers have a range.
+# Keys of TRL and transformers whose numbers have a range; ours have it in their types.
 POSITIVE = (
-    *(
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "prompts_per_step",
-        "rows_per_step",
-        "learning_rate",
-    ),
-    *(
-        "num_train_epochs",
-        "max_length",
-        "max_completion_length",
-        "num_generations",
-        "num_generations_eval",
-    ),
-    *(
-        "temperature",
-        "top_p",
-        "repetition_penalty",
-        "vllm_importance_sampling_clip_max",
-        "finish_max_tokens",
-    ),
-    *(
-        "stage_batch_size",
-        "max_concurrent_requests",
-        "request_timeout",
-        "server_deadline",
-        "verifier_workers",
-        "verifier_timeout",
-    ),
-    *(
-        "tokens_per_forward",
-        "rows_per_forward",
-        "torch_threads",
-        "max_eval_problems",
-        "max_eval_rows",
-        "lora_r",
-    ),
-    *("lora_alpha", "save_steps", "eval_steps", "logging_steps", "save_total_limit"),
-    *("pad_to_multiple_of", "dataset_num_proc", "delta"),
-)
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "num_train_epochs", "max_length", "max_completion_length", "num_generations",
+    "num_generations_eval", "temperature", "top_p", "repetition_penalty",
+    "vllm_importance_sampling_clip_max", "lora_r", "lora_alpha", "save_steps", "eval_steps",
+    "logging_steps", "save_total_limit", "pad_to_multiple_of", "dataset_num_proc", "delta",
+)  # fmt: skip
 NOT_NEGATIVE = (
-    "request_retries",
-    "beta",
-    "epsilon",
-    "epsilon_high",
-    "weight_decay",
-    "max_grad_norm",
-    "seed",
-    *("dataloader_num_workers", "neftune_noise_alpha", "eval_delay"),
-)
+    "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed",
+    "dataloader_num_workers", "neftune_noise_alpha", "eval_delay",
+)  # fmt: skip
 SHARES = (
-    *("top_p", "min_p", "lora_dropout", "top_entropy_quantile", "label_smoothing"),
+    "top_p",
+    "min_p",
+    "lora_dropout",
+    "top_entropy_quantile",
+    "label_smoothing",
     "label_smoothing_factor",
 )
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ValueError for a number of a recipe's dataclass that is out of its range."""
+    """Raise ValueError for a value of a recipe's dataclass that is out of its range."""
     check_finite(vars(config))
+    check_options(config)
     check_numbers(vars(config), positive=POSITIVE, not_negative=NOT_NEGATIVE, shares=SHARES)
     if (steps := getattr(config, "max_steps", -1)) < 1 and steps != -1:
         raise ValueError(
@@ -110,44 +80,24 @@ def check_ranges(config: Any) -> None:
 class DataArguments:
     """Problems to train and evaluate on: a Hub dataset, or a local `.json` or `.jsonl` file."""
 
-    dataset_name: str = field(
-        metadata={"help": "Training problems: Hub id, or a .json or .jsonl file."}
+    dataset_name: str = required("Training problems: Hub id, or a .json or .jsonl file.")
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
+    dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
+    eval_dataset_name: str | None = option(
+        None, "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
+    dataset_eval_split: str = option("test", "Split of a Hub dataset to evaluate on.")
+    max_eval_problems: PositiveInt | None = option(None, "Evaluate on the first N problems only.")
+    problem_column: str | None = option(
+        None, "Column with the problem; default: 'problem', else 'question'."
     )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split of a Hub dataset to train on."}
+    answer_column: str = option("answer", "Column with the gold answer.")
+    prompt_template: str = option(
+        MATH_COT, "User message; {problem} is replaced, other braces are written twice."
     )
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."
-        },
-    )
-    dataset_eval_split: str = field(
-        default="test", metadata={"help": "Split of a Hub dataset to evaluate on."}
-    )
-    max_eval_problems: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first N problems only."}
-    )
-    problem_column: str | None = field(
-        default=None,
-        metadata={"help": "Column with the problem; default: 'problem', else 'question'."},
-    )
-    answer_column: str = field(default="answer", metadata={"help": "Column with the gold answer."})
-    prompt_template: str = field(
-        default=MATH_COT,
-        metadata={"help": "User message; {problem} is replaced, other braces are written twice."},
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message before the problem."}
-    )
-    prefill: str = field(
-        default="",
-        metadata={
-            "help": "Begin of every reply, from which the policy continues; part of the prompt."
-        },
+    system_prompt: str | None = option(None, "System message before the problem.")
+    prefill: str = option(
+        "", "Begin of every reply, from which the policy continues; part of the prompt."
     )
 
 
@@ -155,12 +105,10 @@ class DataArguments:
 class SharedKeys:
     """Keys of all training programs, on top of TRL's."""
 
-    cudnn_attention: bool = field(
-        default=False,
-        metadata={
-            "help": "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave "
-            "gradients that are no numbers."
-        },
+    cudnn_attention: bool = option(
+        False,
+        "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave gradients that are "
+        "no numbers.",
     )
 
 
@@ -173,254 +121,156 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     trained rows per optimizer step, on any number of ranks.
     """
 
-    prompts_per_step: int | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts of an optimizer step over all ranks; a rank takes at most "
-            "per_device_train_batch_size of its responses at a time. Default: what the batch "
-            "keys make."
-        },
+    prompts_per_step: PositiveInt | None = option(
+        None,
+        "Prompts of an optimizer step over all ranks; a rank takes at most "
+        "per_device_train_batch_size of its responses at a time. Default: what the batch keys "
+        "make.",
     )
 
     # Where TRL's default is not what the method does.
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate",
-        metadata={
-            "help": "Correction for the server's log-probs; only 'token_truncate' is implemented."
-        },
+    vllm_importance_sampling_mode: str = option(
+        "token_truncate",
+        "Correction for the server's log-probs; only 'token_truncate' is implemented.",
     )
-    use_bias_correction_kl: bool = field(
-        default=False,
-        metadata={
-            "help": "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."
-        },
+    use_bias_correction_kl: bool = option(
+        False, "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."
     )
 
     # Revision
-    revision: bool = field(
-        default=True, metadata={"help": "Train on revisions beside the originals; no: plain GRPO."}
+    revision: bool = option(True, "Train on revisions beside the originals; no: plain GRPO.")
+    construction: Annotated[str, one_of("pairs", "revisions_only", "serial")] = option(
+        "pairs",
+        "Rows of a group, with revision: 'pairs' of originals and revisions (the paper), "
+        "'revisions_only', or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts "
+        "of it.",
     )
-    construction: str = field(
-        default="pairs",
-        metadata={
-            "help": "Rows of a group, with revision: 'pairs' of originals and revisions (the "
-            "paper), 'revisions_only', "
-            "or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts of it."
-        },
+    overthinking_loss: Annotated[str, one_of("none", "mean", "max")] = option(
+        "none",
+        "Extra advantage from a cut onward, against the original's rest and for the revision's "
+        "end: 'none', or the 'mean' or 'max' of |advantage| in the group.",
     )
-    overthinking_loss: str = field(
-        default="none",
-        metadata={
-            "help": "Extra advantage from a cut onward, against the original's rest and for the "
-            "revision's end: "
-            "'none', or the 'mean' or 'max' of |advantage| in the group."
-        },
+    dynamic_sampling: bool = option(
+        False, "Leave groups with equal rewards out of the loss (DAPO, without refilling)."
     )
-    dynamic_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave groups with equal rewards out of the loss (DAPO, without refilling)."
-        },
+    revision_strength: Annotated[str, one_of("normal", "weak", "strong")] = option(
+        "normal", "Which cut makes the revision: normal, weak (later) or strong (earlier)."
     )
-    revision_strength: str = field(
-        default="normal",
-        metadata={
-            "help": "Which cut makes the revision: normal, weak (later) or strong (earlier)."
-        },
+    label_until_decided: bool = option(
+        True, "Stop the reflection model's reply once no further label can change the cut."
     )
-    label_until_decided: bool = field(
-        default=True,
-        metadata={
-            "help": "Stop the reflection model's reply once no further label can change the cut."
-        },
+    stage_batch_size: PositiveInt = option(
+        1,
+        "Responses of a rank that are labelled together, and finished together; 1: each response "
+        "by itself. Larger values are for servers that share a GPU.",
     )
-    stage_batch_size: int = field(
-        default=1,
-        metadata={
-            "help": "Responses of a rank that are labelled together, and finished together; "
-            "1: each response by itself. Larger values are for servers that share a GPU."
-        },
+    finish_max_tokens: PositiveInt = option(
+        256, "Most tokens the policy may write after the forced end of a cut thinking."
     )
-    finish_max_tokens: int = field(
-        default=256,
-        metadata={
-            "help": "Most tokens the policy may write after the forced end of a cut thinking."
-        },
+    paragraph_min_tokens: int = option(32, "Tokens that a paragraph has at least.")
+    paragraph_max_tokens: int = option(128, "Tokens before which a paragraph is closed.")
+    cut_second_half: float = option(
+        0.5, "Share of the paragraphs before the first one that a normal cut may follow."
     )
-    paragraph_min_tokens: int = field(
-        default=32, metadata={"help": "Tokens that a paragraph has at least."}
+    cut_threshold: float = option(0.5, "P(Result) from which a paragraph is a result.")
+    cut_file: str | None = option(
+        None,
+        "JSON file of generation.calibrate, with cut_threshold and cut_second_half in place of "
+        "these keys.",
     )
-    paragraph_max_tokens: int = field(
-        default=128, metadata={"help": "Tokens before which a paragraph is closed."}
+    cut_strong_threshold: float = option(0.25, "The same for the strong cut.")
+    cut_cap_share: float = option(
+        0.05, "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs go."
     )
-    cut_second_half: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of the paragraphs before the first one that a normal cut may follow."
-        },
-    )
-    cut_threshold: float = field(
-        default=0.5, metadata={"help": "P(Result) from which a paragraph is a result."}
-    )
-    cut_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON file of generation.calibrate, with cut_threshold and cut_second_half in "
-            "place of these keys."
-        },
-    )
-    cut_strong_threshold: float = field(
-        default=0.25, metadata={"help": "The same for the strong cut."}
-    )
-    cut_cap_share: float = field(
-        default=0.05,
-        metadata={
-            "help": "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs "
-            "go."
-        },
-    )
-    cut_cap_offset: int = field(default=10, metadata={"help": "See cut_cap_share."})
-    cut_cap_max: int = field(default=5, metadata={"help": "See cut_cap_share."})
-    always_cut: bool = field(
-        default=True,
-        metadata={
-            "help": "Cut before the last part where the labels would keep everything; false: such "
-            "a path has no revision."
-        },
+    cut_cap_offset: int = option(10, "See cut_cap_share.")
+    cut_cap_max: int = option(5, "See cut_cap_share.")
+    always_cut: bool = option(
+        True,
+        "Cut before the last part where the labels would keep everything; false: such a path has "
+        "no revision.",
     )
 
     # Servers
-    policy_server: str = field(
-        default="http://127.0.0.1:12345/v1", metadata={"help": "vLLM server of the policy."}
+    policy_server: str = option("http://127.0.0.1:12345/v1", "vLLM server of the policy.")
+    reflection_server: str = option(
+        "http://127.0.0.1:12346/v1", "vLLM server with the reflection model."
     )
-    reflection_server: str = field(
-        default="http://127.0.0.1:12346/v1",
-        metadata={"help": "vLLM server with the reflection model."},
+    reflection_model: str | None = option(
+        None,
+        "Reflection model as the server was started with: folder or Hub id; needed with revision.",
     )
-    reflection_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Reflection model as the server was started with: folder or Hub id; needed "
-            "with revision."
-        },
+    max_concurrent_requests: PositiveInt = option(256, "Open requests per server and rank.")
+    request_timeout: PositiveFloat = option(
+        1800.0, "Seconds without an answer after which a request counts as failed."
     )
-    max_concurrent_requests: int = field(
-        default=256, metadata={"help": "Open requests per server and rank."}
+    request_retries: Count = option(
+        5, "Times that a failed request is repeated before the run stops."
     )
-    request_timeout: float = field(
-        default=1800.0,
-        metadata={"help": "Seconds without an answer after which a request counts as failed."},
+    server_deadline: PositiveFloat = option(
+        600.0, "Seconds to wait for a server that is away, before the run stops."
     )
-    request_retries: int = field(
-        default=5,
-        metadata={"help": "Times that a failed request is repeated before the run stops."},
-    )
-    server_deadline: float = field(
-        default=600.0,
-        metadata={"help": "Seconds to wait for a server that is away, before the run stops."},
-    )
-    ddp_timeout: int = field(
-        default=12_000,
-        metadata={
-            "help": "Seconds that ranks wait for each other; a rank may wait for a server so long."
-        },
+    ddp_timeout: int = option(
+        12_000, "Seconds that ranks wait for each other; a rank may wait for a server so long."
     )
 
     # Overlap
-    max_rollout_lag: int = field(
-        default=1,
-        metadata={
-            "help": "Optimizer steps that the policy of a batch may be behind: so many batches are "
-            "made while the "
-            "trainer works. 0: strictly on-policy, trainer and servers take turns."
-        },
+    max_rollout_lag: int = option(
+        1,
+        "Optimizer steps that the policy of a batch may be behind: so many batches are made while "
+        "the trainer works. 0: strictly on-policy, trainer and servers take turns.",
     )
 
     # Rewards
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy", "refine_length", "reflect"],
-        metadata={"help": "Reward functions, order without meaning; docs/method.md lists them."},
+    reward_funcs: list[str] = option(
+        ["accuracy", "refine_length", "reflect"],
+        "Reward functions, order without meaning; docs/method.md lists them.",
     )
-    sigmoid_alpha: float = field(
-        default=0.2, metadata={"help": "sigmoid_length: share of the reward for length."}
+    sigmoid_alpha: float = option(0.2, "sigmoid_length: share of the reward for length.")
+    target_lengths: list[int] | None = option(
+        None,
+        "Tokens: one for laser, l1_max, truncated_accuracy; laser may have easy, medium, hard.",
     )
-    target_lengths: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens: one for laser, l1_max, truncated_accuracy; laser may have easy, "
-            "medium, hard."
-        },
+    laser_alpha: float = option(0.5, "laser: reward within the target.")
+    l1_alpha: float = option(3e-4, "l1_max: reward per token below the target.")
+    l1_delta: float = option(0.5, "l1_max: reward at the target.")
+    overlong_buffer: int | None = option(
+        None, "overlong: tokens before max_completion_length in which punishment grows."
     )
-    laser_alpha: float = field(default=0.5, metadata={"help": "laser: reward within the target."})
-    l1_alpha: float = field(
-        default=3e-4, metadata={"help": "l1_max: reward per token below the target."}
+    tokens_per_reflection: float | None = option(
+        None, "Threshold of the reflect reward, measured on the base model (paper: 225.09)."
     )
-    l1_delta: float = field(default=0.5, metadata={"help": "l1_max: reward at the target."})
-    overlong_buffer: int | None = field(
-        default=None,
-        metadata={
-            "help": "overlong: tokens before max_completion_length in which punishment grows."
-        },
+    tokens_per_reflection_file: str | None = option(
+        None, "JSON file of a measurement with the key 'tokens_per_reflection'."
     )
-    tokens_per_reflection: float | None = field(
-        default=None,
-        metadata={
-            "help": "Threshold of the reflect reward, measured on the base model (paper: 225.09)."
-        },
+    word_bounded_reflections: bool = option(
+        False, "Count whole words only; the threshold must be measured the same way."
     )
-    tokens_per_reflection_file: str | None = field(
-        default=None,
-        metadata={"help": "JSON file of a measurement with the key 'tokens_per_reflection'."},
+    answer_markers: list[str] = option(
+        [],
+        "Phrases after which an answer stands where there is no \\boxed{}; for models that write "
+        "none.",
     )
-    word_bounded_reflections: bool = field(
-        default=False,
-        metadata={"help": "Count whole words only; the threshold must be measured the same way."},
-    )
-    answer_markers: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Phrases after which an answer stands where there is no \\boxed{}; for models "
-            "that write none."
-        },
-    )
-    verifier_workers: int = field(default=2, metadata={"help": "Processes that compare answers."})
-    verifier_timeout: float = field(
-        default=5.0, metadata={"help": "Seconds before an answer counts as wrong."}
-    )
+    verifier_workers: PositiveInt = option(2, "Processes that compare answers.")
+    verifier_timeout: PositiveFloat = option(5.0, "Seconds before an answer counts as wrong.")
 
     # Compute
-    packing: str = field(
-        default="none",
-        metadata={
-            "help": "shared_prefix: forward what paths have in common once, without padding; none: "
-            "padded rows."
-        },
+    packing: Annotated[str, one_of("none", "shared_prefix")] = option(
+        "none",
+        "shared_prefix: forward what paths have in common once, without padding; none: padded "
+        "rows.",
     )
-    tokens_per_forward: int = field(
-        default=12288,
-        metadata={
-            "help": "With packing: unique tokens per forward pass at most; a longer path goes "
-            "alone."
-        },
+    tokens_per_forward: PositiveInt = option(
+        12288, "With packing: unique tokens per forward pass at most; a longer path goes alone."
     )
-    recompute: str = field(
-        default="auto",
-        metadata={
-            "help": "With packing and gradient_checkpointing: layers whose activations are "
-            "computed again in the "
-            "backward pass: all, none, or auto: as few as the GPU's memory allows, measured once."
-        },
+    recompute: Annotated[str, one_of("auto", "all", "none")] = option(
+        "auto",
+        "With packing and gradient_checkpointing: layers whose activations are computed again in "
+        "the backward pass: all, none, or auto: as few as the GPU's memory allows, measured once.",
     )
-    rows_per_forward: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rows of similar length per forward pass; default: all of a micro-batch at "
-            "once."
-        },
+    rows_per_forward: PositiveInt | None = option(
+        None, "Rows of similar length per forward pass; default: all of a micro-batch at once."
     )
-    torch_threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of the trainer."}
-    )
+    torch_threads: PositiveInt | None = option(None, "CPU threads of the trainer.")
 
     def __post_init__(self):
         check_ranges(self)
@@ -496,50 +346,36 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     def _check_packing(self) -> None:
         """A micro-batch may become several forward passes, whose losses must add up."""
-        allowed = {"packing": ("none", "shared_prefix"), "recompute": ("auto", "all", "none")}
-        if self.packing == "shared_prefix":
-            allowed |= {"loss_type": ("dapo", "cispo"), "top_entropy_quantile": (1.0,)}
-            allowed |= {
-                "entropy_coef": (0.0,),
-                "use_adaptive_entropy": (False,),
-                "router_aux_loss_coef": (None, 0.0),
-            }
-            allowed |= {"cast_lm_head_to_fp32": (False,)}
+        if self.packing == "none":
+            return
+        allowed = {
+            "loss_type": ("dapo", "cispo"),
+            "top_entropy_quantile": (1.0,),
+            "entropy_coef": (0.0,),
+            "use_adaptive_entropy": (False,),
+            "router_aux_loss_coef": (None, 0.0),
+            "cast_lm_head_to_fp32": (False,),
+        }
         for key, values in allowed.items():
             if (value := getattr(self, key)) not in values:
-                where = "" if key in ("packing", "recompute") else f"with packing: {self.packing} "
                 raise ValueError(
-                    f"{key} is {value!r}; {where}it must be {' or '.join(map(repr, values))}"
+                    f"{key} is {value!r}; with packing: {self.packing} it must be "
+                    f"{' or '.join(map(repr, values))}"
                 )
 
     def _check_revision(self) -> None:
-        check_cuts(vars(self))
+        CutRule.of(vars(self))
         check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
-        if self.revision_strength not in REVISION_STRENGTHS:
-            raise ValueError(
-                f"revision_strength is {self.revision_strength!r}; it must be one of "
-                f"{', '.join(REVISION_STRENGTHS)}"
-            )
         if self.needs_labels and not self.reflection_model:
             raise ValueError(
                 "revision is true but reflection_model is missing; name the model that "
                 "reflection_server serves, or set revision: false for plain GRPO"
             )
 
-        if self.construction not in CONSTRUCTIONS:
-            raise ValueError(
-                f"construction is {self.construction!r}; it must be one of "
-                f"{', '.join(CONSTRUCTIONS)}"
-            )
         if self.construction != "pairs" and not self.revision:
             raise ValueError(
                 f"construction is {self.construction!r}, but revision is false, and only revisions "
                 "are constructed; set revision: true, or leave construction out"
-            )
-        if self.overthinking_loss not in OVERTHINKING_LOSSES:
-            raise ValueError(
-                f"overthinking_loss is {self.overthinking_loss!r}; it must be one of "
-                f"{', '.join(OVERTHINKING_LOSSES)}"
             )
         if self.overthinking_loss != "none" and not (
             self.revision and self.construction == "pairs"
@@ -570,7 +406,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             )
         keys = ("tokens_per_reflection", "tokens_per_reflection_file")
         given = [key for key in keys if getattr(self, key) is not None]
-        if {"reflect", "density"} & {*self.reward_funcs} and len(given) != 1:
+        needs_threshold = any(keys[0] in REWARDS[name].settings for name in self.reward_funcs)
+        if needs_threshold and len(given) != 1:
             raise ValueError(
                 "the reflect reward needs either tokens_per_reflection or "
                 f"tokens_per_reflection_file, but the recipe has {' and '.join(given) or 'neither'}"
@@ -590,15 +427,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     @property
     def reward_settings(self) -> dict[str, Any]:
         """Settings of `rewards.get_reward_funcs`, beside the threshold of reflection."""
-        keys = (
-            "sigmoid_alpha",
-            "target_lengths",
-            "laser_alpha",
-            "l1_alpha",
-            "l1_delta",
-            "overlong_buffer",
-        )
-        return {key: getattr(self, key) for key in (*keys, "max_completion_length")}
+        keys = {key for name in self.reward_funcs for key in REWARDS[name].settings}
+        return {key: getattr(self, key) for key in keys - {"tokens_per_reflection"}}
 
     def _check_lag(self) -> None:
         """Rollouts of an older policy are always corrected, and their batches are known ahead."""
@@ -642,6 +472,11 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
                 f"ranks wait only ddp_timeout ({self.ddp_timeout}) for one that waits for its "
                 "server; raise ddp_timeout above that, or lower the others"
             )
+
+    @property
+    def cut_rule(self) -> CutRule:
+        """Which paragraph of a response is the last kept one."""
+        return CutRule.of(vars(self))
 
     @property
     def rows_per_path(self) -> int:
@@ -693,21 +528,9 @@ class SFTScriptArguments:
     """Prompt-completion rows to train and evaluate on: Hub datasets, or local `.json` or
     `.jsonl` files."""
 
-    dataset_name: str = field(
-        metadata={"help": "Training rows: Hub id, or a .json or .jsonl file."}
-    )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split of a Hub dataset to train on."}
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation rows, Hub id or file."}
-    )
-    dataset_eval_split: str = field(
-        default="test", metadata={"help": "Split of a Hub dataset to evaluate on."}
-    )
-    max_eval_rows: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first N rows only."}
-    )
-    torch_threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of the trainer."}
-    )
+    dataset_name: str = required("Training rows: Hub id, or a .json or .jsonl file.")
+    dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
+    eval_dataset_name: str | None = option(None, "Evaluation rows, Hub id or file.")
+    dataset_eval_split: str = option("test", "Split of a Hub dataset to evaluate on.")
+    max_eval_rows: PositiveInt | None = option(None, "Evaluate on the first N rows only.")
+    torch_threads: PositiveInt | None = option(None, "CPU threads of the trainer.")

@@ -14,13 +14,12 @@ import argparse
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rea_core import moved
 from rea_core.checks import check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.model_files import cause, check_files, read_model
 from rea_core.models import (
@@ -158,6 +157,7 @@ def _check_all_loaded(model: PeftModel, adapter: str) -> None:
             )
 
 
+@command(RuntimeError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the
     arguments."""
@@ -170,11 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--chat_template", help="Jinja file in place of the base's chat template")
     args = parser.parse_args(argv)
-    setup_logging()
-    try:
-        merge_lora(args.base, args.adapter, args.out, args.device, args.chat_template)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    merge_lora(args.base, args.adapter, args.out, args.device, args.chat_template)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from rea_rl.packing.logprobs import (
 )
 from rea_rl.packing.step import PackedStep, relatives_together, why_not_packed
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, token_advantages
+from rea_rl.rewards import reward_columns
 from rea_rl.rollout.endpoint import failing_together
 from rea_rl.rollout.engine import RolloutEngine
 from rea_rl.rollout.lookahead import Lookahead, epoch_sampler, upcoming_rows
@@ -68,8 +70,24 @@ from rea_rl.trl_trainer import GRPOTrainer
 
 logger = logging.getLogger(__name__)
 
-# Columns that the reward functions read.
-REWARD_COLUMNS = ("problem_id", "correct", "num_tokens", "num_think_tokens", "num_reflections")
+
+@dataclass
+class StepInWork:
+    """Batch of an optimizer step on its way through TRL's hooks, each of which fills in its part.
+
+    Attributes:
+        rows: one per sampled path of this rank.
+        rollouts: their records, originals and revisions.
+        trained: the record that is trained in each place of the batch.
+        rewards: (B, F) of all ranks.
+        loss_inputs: micro-batch whose loss is being computed, tensors (b, ...).
+    """
+
+    rows: list[dict[str, Any]]
+    rollouts: list[Rollout] = field(default_factory=list)
+    trained: list[Rollout] = field(default_factory=list)
+    rewards: torch.Tensor | None = None
+    loss_inputs: dict[str, torch.Tensor] | None = None
 
 
 class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
@@ -109,12 +127,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self.lookahead = Lookahead(engine, upcoming_rows(self), args.max_rollout_lag)
         self._policy_version = ""
         self._synced_step = -1
-        self._rows: list[dict[str, Any]] = []  # batch in work, one row per sampled path
-        self._rollouts: list[Rollout] = []  # its paths, originals and revisions
-        self._trained: list[Rollout] = []  # the path that is trained in each of their places
-        self._rewards = torch.empty(0)  # (B, F) of all ranks
-        # micro-batch whose loss is being computed
-        self._loss_inputs: dict[str, torch.Tensor] | None = None
+        self._work: StepInWork
         leave_load_balancing(self)
         self.packed_step = self._make_packed_step() if args.packing != "none" else None
         self._one_pass = self.packed_step is None and takes_one_pass(args)
@@ -143,70 +156,63 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self, inputs: list[dict[str, Any]]
     ) -> dict[str, torch.Tensor]:
         """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
-        self._rows = inputs
+        self._work = work = StepInWork(inputs)
         output = super()._generate_and_score_completions(
             [dict(row) for row in inputs for _ in range(self.args.rows_per_path)]
         )
+        rewards = work.rewards * self.reward_weights.to(work.rewards.device)  # (B, F) of all ranks
+        correct = gather_object([rollout.correct for rollout in work.trained])
         advantages = group_advantages(
-            self._rewards * self.reward_weights.to(self._rewards.device),
-            torch.tensor(
-                gather_object([rollout.correct for rollout in self._trained]),
-                device=self._rewards.device,
-            ),
+            rewards,
+            torch.tensor(correct, device=rewards.device),
             self.num_generations,
             scale={"none": False, "batch": "batch"}.get(self.scale_rewards, True),
-        )  # of all ranks
+        )
         no_signal = (advantages.view(-1, self.num_generations) == 0).all(dim=1)  # (N,)
         self._metrics["train"]["groups/no_signal"].append(no_signal.float().mean().item())
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        rewards = self._rewards.view(ranks, len(self._trained), -1)[rank]  # (B, F)
-        output["advantages"] = advantages.view(ranks, -1)[rank]
-        self._note_training(rewards, output["advantages"])
-        self._apply_switches(output)
+        output["advantages"] = self._of_this_rank(advantages)
+        self._note_training(self._of_this_rank(work.rewards), output["advantages"])
+        self._apply_switches(output, rewards)
         return output
 
-    def _apply_switches(self, output: dict[str, torch.Tensor]) -> None:
+    def _of_this_rank(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (B, ...) of all ranks -> those of this one."""
+        return rows.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def _apply_switches(self, output: dict[str, torch.Tensor], rewards: torch.Tensor) -> None:
         """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups
-        with equal rewards."""
+        with equal `rewards`, (B, F) of all ranks."""
         if self.args.overthinking_loss != "none":
-            paths = [(rollout.completion_ids, rollout.correct) for rollout in self._trained]
+            paths = [(rollout.completion_ids, rollout.correct) for rollout in self._work.trained]
             signals = pair_signals(paths, think_end_finder(self.processing_class))
             shape = self.num_generations, output["completion_ids"].size(1)
             output["advantages"] = token_advantages(
                 output["advantages"], signals, *shape, self.args.overthinking_loss
             )
         if self.args.dynamic_sampling:
-            # (B, F) of all ranks
-            rewards = self._rewards * self.reward_weights.to(self._rewards.device)
-            differs = differing_groups(rewards, self.num_generations).view(
-                self.accelerator.num_processes, -1
-            )
-            output["completion_mask"] *= differs[self.accelerator.process_index].unsqueeze(1)
-            output["num_items_in_batch"] = self.accelerator.gather(
-                output["completion_mask"].sum()
-            ).sum()
+            differs = self._of_this_rank(differing_groups(rewards, self.num_generations))
+            output["completion_mask"] *= differs.unsqueeze(1)
+            num_tokens = self.accelerator.gather(output["completion_mask"].sum())
+            output["num_items_in_batch"] = num_tokens.sum()
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
-        """TRL's rollout function. `prompts` repeats what `_rows` say with answers."""
-        step = self.state.global_step
-        self.lookahead.start(
-            self._rows, Batch(step, self._publish(), self.args.revision), self.state.max_steps
-        )
+        """TRL's rollout function. `prompts` repeats what the rows in work say with answers."""
+        step, work = self.state.global_step, self._work
+        batch = Batch(step, self._publish(), self.args.revision)
+        self.lookahead.start(work.rows, batch, self.state.max_steps)
         with failing_together():
-            self._rollouts, metrics = self.lookahead.take(step, self._rows)
+            work.rollouts, metrics = self.lookahead.take(step, work.rows)
         for key, value in metrics.items():
             self._metrics["train"][key].append(value)
-        self._trained = self._rollouts
+        work.trained = work.rollouts
         if self.args.revision:
-            self._trained = trained_rows(self._rollouts, self.args.construction)
-        columns = ("prompt_ids", "completion_ids", "logprobs", *REWARD_COLUMNS)
-        return {
-            column: [getattr(rollout, column) for rollout in self._trained] for column in columns
-        }
+            work.trained = trained_rows(work.rollouts, self.args.construction)
+        columns = ("prompt_ids", "completion_ids", "logprobs", *reward_columns())
+        return {column: [getattr(each, column) for each in work.trained] for column in columns}
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
-        self._rewards = super()._calculate_rewards(*args)
-        return self._rewards
+        self._work.rewards = super()._calculate_rewards(*args)
+        return self._work.rewards
 
     def _publish(self) -> str:
         """Bring the policy as it is now to the server, once per optimizer step; name of its
@@ -241,14 +247,14 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
 
     def row_names(self) -> list[str]:
         """Problems of the step, since its micro-batches mix them."""
-        return list(dict.fromkeys(row["problem_id"] for row in self._rows))
+        return list(dict.fromkeys(row["problem_id"] for row in self._work.rows))
 
     def _compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        self._loss_inputs = dict(inputs)
-        loss = super()._compute_loss(model, self._loss_inputs)
-        self._loss_inputs = None
+        self._work.loss_inputs = dict(inputs)
+        loss = super()._compute_loss(model, self._work.loss_inputs)
+        self._work.loss_inputs = None
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -281,8 +287,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep
             )
             balance = None
-        if self._loss_inputs is not None:
-            self._correct_for_sampler(self._loss_inputs, logps.detach())
+        if self._work.loss_inputs is not None:
+            self._correct_for_sampler(self._work.loss_inputs, logps.detach())
         return logps, entropies, balance
 
     def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
@@ -343,13 +349,14 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
 
     def _note_training(self, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
         """Complete the records of a training batch and log their metrics."""
-        rows = list(zip(self._trained, rewards.tolist(), advantages.tolist(), strict=True))
-        for i, rollout in enumerate(self._rollouts):
-            trained, values, advantage = rows[i * len(rows) // len(self._rollouts)]
+        rollouts = self._work.rollouts
+        rows = list(zip(self._work.trained, rewards.tolist(), advantages.tolist(), strict=True))
+        for i, rollout in enumerate(rollouts):
+            trained, values, advantage = rows[i * len(rows) // len(rollouts)]
             rollout.kept = trained is rollout
             rollout.rewards = dict(zip(self.reward_func_names, values, strict=True))
             rollout.advantage = advantage
-        metrics = self._record(self._rollouts, f"step-{self.state.global_step}", self.args.revision)
+        metrics = self._record(rollouts, f"step-{self.state.global_step}", self.args.revision)
         for key, value in metrics.items():
             self._metrics["train"][key].append(value)
 

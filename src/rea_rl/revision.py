@@ -6,7 +6,7 @@ One prompt's rows, from sampling to loss:
     sampled response        ids of the completion, `... </think> ... \\boxed{} <eos>`
       cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then
                             finishes the answer
-      interleave            -> original 0, revision 0, original 1, revision 1, ...           2G rows
+      rows of a group       -> original 0, revision 0, original 1, revision 1, ...           2G rows
       keep_or_replace       -> a revision with a wrong answer gives its row to its original
       group_advantages      -> one advantage per row, comparing the 2G rows with each other
       overthinking_signal   -> optionally, one more signal per token from the cut onward
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
@@ -29,7 +29,6 @@ __getattr__ = moved.names_of(__name__)  # names that have left this module
 
 # Keeps groups with nearly equal rewards finite; the value of TRL and of the original.
 STD_EPSILON = 1e-4
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ class OverthinkingSignal:
 # --- Rows of a group ------------------------------------------------------------------------------
 
 
-def interleave(originals: Sequence[T], revisions: Sequence[T]) -> list[T]:
-    """Rows of a batch in their fixed order: original 0, revision 0, original 1, revision 1, ..."""
-    return [row for pair in zip(originals, revisions, strict=True) for row in pair]
-
-
 def keep_or_replace(correct: list[bool]) -> list[int]:
     """Source row for each of B interleaved rows: itself, or its original's for a revision with a
     wrong answer.
@@ -58,9 +52,7 @@ def keep_or_replace(correct: list[bool]) -> list[int]:
     would punish brevity.
     """
     if len(correct) % 2:
-        raise ValueError(
-            f"{len(correct)} rows cannot alternate original, revision; interleave them first"
-        )
+        raise ValueError(f"{len(correct)} rows cannot alternate original, revision")
     return [row - 1 if row % 2 and not is_right else row for row, is_right in enumerate(correct)]
 
 

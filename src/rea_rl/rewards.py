@@ -11,164 +11,58 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial, update_wrapper
+from dataclasses import dataclass
 from typing import Any
 
 # TRL's signature: f(prompts, completions, **columns) -> one value per row
 RewardFunc = Callable[..., list[float]]
 
 
-def accuracy(
-    prompts: list, completions: list, *, correct: list[bool], **columns: Any
-) -> list[float]:
+@dataclass(frozen=True)
+class Reward:
+    """A reward of a recipe's `reward_funcs`.
+
+    Attributes:
+        values: function of the columns, then of the settings; one value per row.
+        columns: fields of `Rollout` that it reads, of all rows of a step on this rank.
+        settings: recipe keys that it needs, all positive.
+    """
+
+    values: Callable[..., list[float]]
+    columns: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+
+def accuracy_values(correct: Sequence[bool]) -> list[float]:
     """1 for a right answer, 0 for a wrong or a missing one."""
     return [float(is_right) for is_right in correct]
 
 
-def length(
-    prompts: list,
-    completions: list,
-    *,
-    problem_id: list[str],
-    correct: list[bool],
-    num_tokens: list[int],
-    **columns: Any,
-) -> list[float]:
-    """Length reward of Kimi k1.5, see `length_reward_values`."""
-    return length_reward_values(problem_id, correct, num_tokens)
-
-
-def refine_length(
-    prompts: list,
-    completions: list,
-    *,
-    problem_id: list[str],
-    correct: list[bool],
-    num_tokens: list[int],
-    **columns: Any,
-) -> list[float]:
-    """Length reward of REA-RL, see `refined_length_reward_values`."""
-    return refined_length_reward_values(problem_id, correct, num_tokens)
-
-
-def reflect(
-    prompts: list,
-    completions: list,
-    *,
-    num_reflections: list[int],
-    num_think_tokens: list[int],
-    tokens_per_reflection: float,
-    **columns: Any,
-) -> list[float]:
-    """Reflection reward of REA-RL, see `reflection_reward_values`."""
-    return reflection_reward_values(num_reflections, num_think_tokens, tokens_per_reflection)
-
-
-def length_batch(
-    prompts: list, completions: list, *, correct: list[bool], num_tokens: list[int], **columns: Any
-) -> list[float]:
-    """`length` with the shortest and longest path of the whole batch of different problems, as
-    the original had it."""
-    return length_reward_values(["batch"] * len(correct), correct, num_tokens)
-
-
-def sigmoid_length(
-    prompts: list,
-    completions: list,
-    *,
-    problem_id: list[str],
-    correct: list[bool],
-    num_tokens: list[int],
-    sigmoid_alpha: float,
-    **columns: Any,
-) -> list[float]:
-    """Accuracy and length in one, of Arora and Zanette, see `sigmoid_length_values`."""
-    return sigmoid_length_values(problem_id, correct, num_tokens, sigmoid_alpha)
-
-
-def laser(
-    prompts: list,
-    completions: list,
-    *,
-    problem_id: list[str],
-    correct: list[bool],
-    num_tokens: list[int],
-    target_lengths: list[int],
-    laser_alpha: float,
-    **columns: Any,
-) -> list[float]:
-    """Step at a target length of LASER and LASER-D, beside `accuracy`, see `laser_values`."""
-    return laser_values(problem_id, correct, num_tokens, target_lengths, laser_alpha)
-
-
-def l1_max(
-    prompts: list,
-    completions: list,
-    *,
-    correct: list[bool],
-    num_tokens: list[int],
-    target_lengths: list[int],
-    l1_alpha: float,
-    l1_delta: float,
-    **columns: Any,
-) -> list[float]:
-    """Accuracy and length in one, of L1-Max, see `l1_max_values`."""
-    return l1_max_values(correct, num_tokens, target_lengths[0], l1_alpha, l1_delta)
-
-
-def truncated_accuracy(
-    prompts: list,
-    completions: list,
-    *,
-    correct: list[bool],
-    num_tokens: list[int],
-    target_lengths: list[int],
-    **columns: Any,
+def truncated_accuracy_values(
+    correct: Sequence[bool], num_tokens: Sequence[int], target_lengths: Sequence[int]
 ) -> list[float]:
     """Accuracy under a hard truncation, DLER (arXiv 2510.15110): 1 for a right answer within the
     target, else 0.
 
-    DLER's recipe has `scale_rewards: batch` and `dynamic_sampling: true` beside it.
+    DLER's recipe has `scale_rewards: batch` and `dynamic_sampling: true` as well.
     """
-    return [
-        float(right and n <= target_lengths[0])
-        for right, n in zip(correct, num_tokens, strict=True)
-    ]
+    within = (n <= target_lengths[0] for n in num_tokens)
+    return [float(right and fits) for right, fits in zip(correct, within, strict=True)]
 
 
-def overlong(
-    prompts: list,
-    completions: list,
-    *,
-    num_tokens: list[int],
-    max_completion_length: int,
-    overlong_buffer: int,
-    **columns: Any,
-) -> list[float]:
-    """Soft punishment of overlong paths, DAPO, see `overlong_values`."""
-    return overlong_values(num_tokens, max_completion_length, overlong_buffer)
-
-
-def serial_decay(
-    prompts: list, completions: list, *, problem_id: list[str], correct: list[bool], **columns: Any
-) -> list[float]:
-    """Accuracy that decays with each later exit, S-GRPO, see `serial_decay_values`."""
-    return serial_decay_values(problem_id, correct)
-
-
-def density(
-    prompts: list,
-    completions: list,
-    *,
-    num_reflections: list[int],
-    num_think_tokens: list[int],
-    tokens_per_reflection: float,
-    **columns: Any,
+def density_values(
+    num_reflections: Sequence[int], num_think_tokens: Sequence[int], tokens_per_reflection: float
 ) -> list[float]:
     """Reflection words without the cap of `reflect`: the adversary of the study, an invitation
     to write words."""
     words = zip(num_reflections, num_think_tokens, strict=True)
     return [n / tokens * tokens_per_reflection if tokens else 0.0 for n, tokens in words]
+
+
+def length_batch_values(correct: Sequence[bool], num_tokens: Sequence[int]) -> list[float]:
+    """`length` with the shortest and longest path of the whole batch of different problems, as
+    the original had it."""
+    return length_reward_values(["batch"] * len(correct), correct, num_tokens)
 
 
 def length_reward_values(
@@ -218,10 +112,8 @@ def reflection_reward_values(
     in the paper), so that four in five of its paths get the full 1: the reward punishes giving up
     reflection and does not ask for more. A path without thinking tokens gets 0.
     """
-    return [
-        min(reflections / tokens * tokens_per_reflection, 1.0) if tokens else 0.0
-        for reflections, tokens in zip(num_reflections, num_think_tokens, strict=True)
-    ]
+    density = density_values(num_reflections, num_think_tokens, tokens_per_reflection)
+    return [min(value, 1.0) for value in density]
 
 
 def sigmoid_length_values(
@@ -289,21 +181,21 @@ def laser_values(
 def l1_max_values(
     correct: Sequence[bool],
     num_tokens: Sequence[int],
-    target_length: int,
+    target_lengths: Sequence[int],
     alpha: float = 3e-4,
     delta: float = 0.5,
 ) -> list[float]:
     """Reward of L1-Max (arXiv 2503.04697): clip(alpha * (target - tokens) + delta, 0, 1) for a
     right path, else 0.
 
-    L1 also names the target in the prompt; here `prompt_template` may do so.
+    There is one target. L1 also names it in the prompt; here `prompt_template` may do so.
 
-    >>> l1_max_values([True, True, False], [1000, 2000, 10], 1000)
+    >>> l1_max_values([True, True, False], [1000, 2000, 10], [1000])
     [0.5, 0.2, 0.0]
     """
     rows = zip(correct, num_tokens, strict=True)
     return [
-        min(max(alpha * (target_length - n) + delta, 0.0), 1.0) if is_right else 0.0
+        min(max(alpha * (target_lengths[0] - n) + delta, 0.0), 1.0) if is_right else 0.0
         for is_right, n in rows
     ]
 
@@ -357,52 +249,52 @@ def _length_shares(
     return [share(key, tokens) for key, tokens in zip(problem, num_tokens, strict=True)]
 
 
-REWARD_FUNCS: dict[str, RewardFunc] = {
-    f.__name__: f
-    for f in (
-        accuracy,
-        length,
-        length_batch,
-        refine_length,
-        reflect,
-        sigmoid_length,
-        laser,
-        l1_max,
-        truncated_accuracy,
-        overlong,
-        serial_decay,
-        density,
-    )
+PATHS = ("problem_id", "correct", "num_tokens")
+WORDS = ("num_reflections", "num_think_tokens")
+REWARDS = {
+    "accuracy": Reward(accuracy_values, ("correct",)),
+    "length": Reward(length_reward_values, PATHS),
+    "length_batch": Reward(length_batch_values, ("correct", "num_tokens")),
+    "refine_length": Reward(refined_length_reward_values, PATHS),
+    "reflect": Reward(reflection_reward_values, WORDS, ("tokens_per_reflection",)),
+    "density": Reward(density_values, WORDS, ("tokens_per_reflection",)),
+    "sigmoid_length": Reward(sigmoid_length_values, PATHS, ("sigmoid_alpha",)),
+    "laser": Reward(laser_values, PATHS, ("target_lengths", "laser_alpha")),
+    "l1_max": Reward(
+        l1_max_values, ("correct", "num_tokens"), ("target_lengths", "l1_alpha", "l1_delta")
+    ),
+    "truncated_accuracy": Reward(
+        truncated_accuracy_values, ("correct", "num_tokens"), ("target_lengths",)
+    ),
+    "overlong": Reward(
+        overlong_values, ("num_tokens",), ("max_completion_length", "overlong_buffer")
+    ),
+    "serial_decay": Reward(serial_decay_values, ("problem_id", "correct")),
 }
-# Recipe keys that a reward needs.
-REWARD_SETTINGS: dict[str, tuple[str, ...]] = {
-    "reflect": ("tokens_per_reflection",),
-    "density": ("tokens_per_reflection",),
-    "sigmoid_length": ("sigmoid_alpha",),
-    "laser": ("target_lengths", "laser_alpha"),
-    "l1_max": ("target_lengths", "l1_alpha", "l1_delta"),
-    "truncated_accuracy": ("target_lengths",),
-    "overlong": ("max_completion_length", "overlong_buffer"),
-}
+
+
+def reward_columns() -> list[str]:
+    """Columns that any reward reads."""
+    return list(dict.fromkeys(name for reward in REWARDS.values() for name in reward.columns))
 
 
 def check_reward_names(names: list[str]) -> None:
     """Raise ValueError for a recipe's `reward_funcs` that are none, or unknown."""
     if not names:
-        raise ValueError(f"reward_funcs is empty; give at least one of {sorted(REWARD_FUNCS)}")
-    if unknown := [name for name in names if name not in REWARD_FUNCS]:
-        raise ValueError(f"unknown reward_funcs {unknown}; valid names are {sorted(REWARD_FUNCS)}")
+        raise ValueError(f"reward_funcs is empty; give at least one of {sorted(REWARDS)}")
+    if unknown := [name for name in names if name not in REWARDS]:
+        raise ValueError(f"unknown reward_funcs {unknown}; valid names are {sorted(REWARDS)}")
 
 
 def get_reward_funcs(
     names: list[str], tokens_per_reflection: float | None = None, **settings: Any
 ) -> list[RewardFunc]:
-    """Reward functions by name (recipe key `reward_funcs`), settings bound, `__name__` kept for
-    TRL's metrics.
+    """Reward functions by name (recipe key `reward_funcs`), as TRL calls them; `__name__` is the
+    name in its metrics.
 
     Args:
-        names: keys of `REWARD_FUNCS`.
-        tokens_per_reflection, settings: what `REWARD_SETTINGS` says that these rewards need; others
+        names: keys of `REWARDS`.
+        tokens_per_reflection, settings: values of the recipe keys that these rewards need; others
             are ignored.
 
     Raises ValueError for an unknown name, and for a reward whose setting is missing or not
@@ -410,18 +302,19 @@ def get_reward_funcs(
     """
     check_reward_names(names)
     settings["tokens_per_reflection"] = tokens_per_reflection
-    return [
-        _bind(name, {key: settings.get(key) for key in REWARD_SETTINGS.get(name, ())})
-        for name in names
-    ]
+    return [_bind(name, REWARDS[name], settings) for name in names]
 
 
-def _bind(name: str, settings: dict[str, Any]) -> RewardFunc:
-    for key, value in settings.items():
+def _bind(name: str, reward: Reward, settings: dict[str, Any]) -> RewardFunc:
+    values = [settings.get(key) for key in reward.settings]
+    for key, value in zip(reward.settings, values, strict=True):
         if not value or min(value if isinstance(value, list) else [value]) <= 0:
             raise ValueError(
                 f"reward_funcs contains {name!r}, which needs a positive {key}, not {value}"
             )
-    if not settings:
-        return REWARD_FUNCS[name]
-    return update_wrapper(partial(REWARD_FUNCS[name], **settings), REWARD_FUNCS[name])
+
+    def func(prompts: list, completions: list, **columns: Any) -> list[float]:
+        return reward.values(*(columns[column] for column in reward.columns), *values)
+
+    func.__name__ = name
+    return func

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import re
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from importlib import resources
@@ -31,7 +30,7 @@ from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.rendering import known_thinking
 from generation.segments import BLANK_LINES, thinking_of
 from rea_core.checks import NUMBER, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.rows import check_columns, read_rows, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -293,16 +292,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr if there are no rollouts."""
-    setup_logging()
     args = parse_arguments(argv)
     out = args.out or args.run_dir / "viewer.html"
-    try:
-        check_output(out, "out", batch_files(args.run_dir, args.batches))
-        page = render(page_data(args.run_dir, args.batches))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_output(out, "out", batch_files(args.run_dir, args.batches))
+    page = render(page_data(args.run_dir, args.batches))
     write_atomically(out, [page])
     logger.info("wrote %s (%.1f MB)", out, out.stat().st_size / 1e6)
 

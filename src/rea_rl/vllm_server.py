@@ -33,16 +33,26 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import httpx
 import psutil
 
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output_folder, is_a
+from rea_core.checks import check_output_folder, is_a
 from rea_core.clients import api_key, is_loopback, server_url, split_url
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
+from rea_core.options import (
+    Count,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    check_options,
+    one_of,
+    option,
+    required,
+)
 from rea_core.ownership import own_file, own_port
 
 if TYPE_CHECKING:
@@ -93,98 +103,56 @@ class ServerConfig:
     for values that no server could start with.
     """
 
-    model: str = field(
-        metadata={"help": "Folder of a model or Hub id; also the name under which it is served."}
+    model: str = required("Folder of a model or Hub id; also the name under which it is served.")
+    port: int = required("Port to listen on.")
+    role: Annotated[Literal["policy", "reflection"], one_of(*ROLES)] = required(
+        "What the server is for."
     )
-    port: int = field(metadata={"help": "Port to listen on."})
-    role: Literal["policy", "reflection"] = field(metadata={"help": "What the server is for."})
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "Address to listen on; others than this want a key."}
+    host: str = option("127.0.0.1", "Address to listen on; others than this want a key.")
+    max_model_len: PositiveInt | None = option(None, "Context in tokens; default: the model's.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is any.")
+    gpu: str = option("0", "GPU index or UUID; several, with commas, share the model.")
+    max_lora_rank: int = option(16, f"Policy: one of {', '.join(map(str, LORA_RANKS))}.")
+    max_loras: PositiveInt = option(
+        2, "Policy: adapters held at once; the newest, and each older one with requests."
     )
-    max_model_len: int | None = field(
-        default=None, metadata={"help": "Context in tokens; default: the model's."}
+    kv_cache_gib: PositiveInt | None = option(
+        None,
+        "Size of the key-value cache in GiB; default: 1 on the CPU, the rest of the share on a "
+        "GPU.",
     )
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto: CUDA where there is any."}
+    compile: bool = option(
+        True, "GPU: compile the model; false: ready a minute sooner, and a little slower."
     )
-    gpu: str = field(
-        default="0", metadata={"help": "GPU index or UUID; several, with commas, share the model."}
+    cpu_threads: PositiveInt | None = option(
+        None, "CPU: threads; default: half of the cores, since two servers share them."
     )
-    max_lora_rank: int = field(
-        default=16, metadata={"help": f"Policy: one of {', '.join(map(str, LORA_RANKS))}."}
+    full_weights: bool = option(
+        False,
+        "Policy: take all weights over NCCL (recipes with use_peft: false) in place of adapters.",
     )
-    max_loras: int = field(
-        default=2,
-        metadata={
-            "help": "Policy: adapters held at once; the newest, and each older one with requests."
-        },
+    gpu_memory_utilization: PositiveShare = option(0.9, "GPU: share of its memory to take.")
+    dtype: Annotated[str, one_of(*DTYPES)] = option(
+        "auto", "Type of the weights, as vLLM's option."
     )
-    kv_cache_gib: int | None = field(
-        default=None,
-        metadata={
-            "help": "Size of the key-value cache in GiB; default: 1 on the CPU, the rest of the "
-            "share on a GPU."
-        },
-    )
-    compile: bool = field(
-        default=True,
-        metadata={
-            "help": "GPU: compile the model; false: ready a minute sooner, and a little slower."
-        },
-    )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={
-            "help": "CPU: threads; default: half of the cores, since two servers share them."
-        },
-    )
-    full_weights: bool = field(
-        default=False,
-        metadata={
-            "help": "Policy: take all weights over NCCL (recipes with use_peft: false) in place of "
-            "adapters."
-        },
-    )
-    gpu_memory_utilization: float = field(
-        default=0.9, metadata={"help": "GPU: share of its memory to take."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "Type of the weights, as vLLM's option."})
-    log_dir: str = field(default="logs", metadata={"help": "Folder of the server's log."})
-    startup_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds until the server must be ready."}
-    )
-    max_restarts: int = field(
-        default=3,
-        metadata={
-            "help": "Times an hour that this program starts vLLM again after it ended by itself."
-        },
+    log_dir: str = option("logs", "Folder of the server's log.")
+    startup_timeout: PositiveFloat = option(600.0, "Seconds until the server must be ready.")
+    max_restarts: Count = option(
+        3, "Times an hour that this program starts vLLM again after it ended by itself."
     )
     api_key: str | None = field(
         default_factory=lambda: os.environ.get("VLLM_API_KEY"),
         metadata={"help": "Key that requests must carry; default: the variable VLLM_API_KEY."},
     )
-    enforce_eager: bool | None = field(
-        default=None,
-        metadata={"help": "No graph capture: slower, but starts sooner; default: on the CPU only."},
+    enforce_eager: bool | None = option(
+        None, "No graph capture: slower, but starts sooner; default: on the CPU only."
     )
-    extra_args: list[str] = field(
-        default_factory=list, metadata={"help": "Further options of vLLM."}
-    )
+    extra_args: list[str] = option([], "Further options of vLLM.")
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role is {self.role!r}; it must be one of {', '.join(ROLES)}")
+        check_options(self)
         if not 0 < self.port < 65536:
             raise ValueError(f"port is {self.port}; it must be between 1 and 65535")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        sizes = ("max_model_len", "max_loras", "kv_cache_gib", "cpu_threads", "startup_timeout")
-        check_numbers(
-            vars(self),
-            positive=(*sizes, "gpu_memory_utilization"),
-            shares=("gpu_memory_utilization",),
-        )
-        check_numbers(vars(self), not_negative=("max_restarts",))
         if self.full_weights and (
             self.role != "policy" or self.device == "cpu" or not is_loopback(self.host)
         ):
@@ -762,26 +730,23 @@ def serve(config: ServerConfig) -> NoReturn:
         server.supervise()
 
 
+@command(ConnectionError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with a message on stderr if the server cannot start or ends by itself."""
-    setup_logging()
-    try:
-        config, given = parse_args(sys.argv[1:] if argv is None else argv)
-        if given.wait:
-            limits = config.max_model_len, config.startup_timeout
-            if given.launcher:
-                wait_until_listening(config.port, given.launcher)
-            check_server(config.base_url, config.model, *limits, key=config.api_key)
-        elif given.dry_run:
-            check_model(config.model)
-            check_context(config.model, config.max_model_len)
-            own_port(config.port)
-            check_port_free(config.host, config.port)
-            print(shlex.join(server_command(config, resolve_device(config.device))))
-        else:
-            serve(config)
-    except (ValueError, ConnectionError) as error:
-        sys.exit(f"error: {error}")
+    config, given = parse_args(sys.argv[1:] if argv is None else argv)
+    if given.wait:
+        limits = config.max_model_len, config.startup_timeout
+        if given.launcher:
+            wait_until_listening(config.port, given.launcher)
+        check_server(config.base_url, config.model, *limits, key=config.api_key)
+    elif given.dry_run:
+        check_model(config.model)
+        check_context(config.model, config.max_model_len)
+        own_port(config.port)
+        check_port_free(config.host, config.port)
+        print(shlex.join(server_command(config, resolve_device(config.device))))
+    else:
+        serve(config)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from generation.calibrate import (
     outcomes,
     reliability,
 )
+from generation.cuts import CutRule
 
-CAP = {"cap_share": 0.0}
+CAP = CutRule(cap_share=0.0)
 
 
 def held_out(problem, p_result, confirmed, right_from):

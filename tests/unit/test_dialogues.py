@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from generation.labeling_distill_utils import reflection_example
 from generation.rendering import PromptFormat, encode_continuation
-from generation.segments import split_paragraphs
 from rea_rl import dpo, sft
 from rea_rl.dpo import encode_pair, load_pairs
+from rea_rl.rollout.labeller import Labeller
 from rea_rl.sft import encode_example, load_examples
 
 TOKENIZER = make_tokenizer()
@@ -251,8 +251,9 @@ def test_training_and_asking_encode_a_prompt_and_what_follows_it_alike(tmp_path)
         ScriptedServer(lambda body: (200, {}), ["m"]) as server,
         make_engine(tmp_path, server.url) as engine,
     ):
-        engine.tokenizer = engine.reflection_tokenizer = tokenizer
-        asked = engine._encode_reflection("1 1", [split_paragraphs(part, len)[0] for part in parts])
+        engine.tokenizer = tokenizer
+        labeller = Labeller(engine._policy, tokenizer, 100, engine.args)
+        asked = labeller._encode("1 1", parts)
         forced = engine._encode_forced("\n</think>")
     assert trained["input_ids"][: len(asked)] == asked
     labels = [i for i in trained["labels"] if i != -100]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from generation.gguf_to_hf import chatml_tokenizer, check_round_trips, find_gguf, main, plain_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from generation.gguf_to_hf import chatml_tokenizer, check_round_trips, find_gguf, main, plain_model
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generation.cuts import Cuts, choose_cuts, decided_cut, label_positions, result_probabilities
+from generation.cuts import CutRule, Cuts, choose_cuts, label_positions, result_probabilities
 from generation.labeling_distill_utils import parse_judge_labels, reflection_example
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -119,7 +119,7 @@ def assert_early_cuts_are_final(p_result, num_paragraphs, **settings):
     early = 0
     for strength, final in vars(choose_cuts(p_result, num_paragraphs, **settings)).items():
         decided = [
-            decided_cut(strength, p_result[:read], num_paragraphs, **settings)
+            CutRule(**settings).decided(strength, p_result[:read], num_paragraphs)
             for read in range(len(p_result) + 1)
         ]
         assert set(decided) <= {None, final}
@@ -169,4 +169,4 @@ def test_a_cut_is_decided_exactly_when_all_ways_of_going_on_agree(second_half, c
         for strength in ("strong", "normal", "weak"):
             possible = {cuts[strength] for cuts in tails}
             expected = possible.pop() if len(possible) == 1 else None
-            assert decided_cut(strength, prefix, 4, **settings) == expected, (prefix, strength)
+            assert CutRule(**settings).decided(strength, prefix, 4) == expected, (prefix, strength)

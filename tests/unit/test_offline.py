@@ -12,6 +12,7 @@ from tiny import make_tokenizer, save_model
 
 from generation import clean_dataset, labeling_distill_utils, labeling_to_prefix, sft_data
 from generation.arguments import GenerateArguments
+from generation.cuts import CutRule
 from generation.evaluation import strategies as strategy_report
 from generation.evaluation.strategies import (
     DetectedPath,
@@ -385,9 +386,9 @@ def test_nearest_cut():
 
 
 def test_strengths_are_those_of_choose_cuts():
-    settings = {"second_half": 0.0, "cap_share": 0.0}
+    rule = CutRule(second_half=0.0, cap_share=0.0)
     cuts = reflection_cuts(
-        [split_path("p/0"), split_path("p/1")], {"p/0": [0.3, 0.9, 0.1], "p/1": []}, settings
+        [split_path("p/0"), split_path("p/1")], {"p/0": [0.3, 0.9, 0.1], "p/1": []}, rule
     )
     assert cuts == {"weak": [1, 2], "normal": [1, 2], "strong": [1, 2]}
 

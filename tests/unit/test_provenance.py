@@ -593,4 +593,4 @@ def test_rows_of_the_study_that_were_scored_differently_are_refused():
         ValueError,
         match=r"row base and row grpo were not made in the same way: mode \('strict' and 'orig",
     ):
-        all_figures(rows, resamples=2)
+        all_figures(rows)

@@ -18,7 +18,7 @@ from generation.cuts import (
     think_end_ids,
 )
 from generation.segments import Paragraph, split_paragraphs
-from rea_rl.revision import group_advantages, interleave, keep_or_replace, overthinking_signal
+from rea_rl.revision import group_advantages, keep_or_replace, overthinking_signal
 
 # Qwen's rule that matters here: punctuation takes the newlines after it, so `.\n\n` becomes one
 # token.
@@ -237,12 +237,6 @@ def test_think_end_is_one_id_or_several():
 )
 def test_find_marker(ids, marker, index):
     assert find_marker(ids, marker) == index
-
-
-def test_rows_alternate():
-    assert interleave(["o0", "o1"], ["r0", "r1"]) == ["o0", "r0", "o1", "r1"]
-    with pytest.raises(ValueError):
-        interleave(["o0"], [])
 
 
 def test_wrong_revision_is_replaced_by_its_original():

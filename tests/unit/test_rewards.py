@@ -6,7 +6,7 @@ import pytest
 
 from rea_rl import rewards
 from rea_rl.rewards import (
-    REWARD_FUNCS,
+    REWARDS,
     get_reward_funcs,
     length_reward_values,
     refined_length_reward_values,
@@ -193,7 +193,7 @@ def test_rewards_of_one_problem_by_hand(name, group):
 
 
 def test_table_has_every_reward_that_compares_paths():
-    assert {"accuracy", "reflect", "density", "length_batch"} == REWARD_FUNCS.keys() - PEERS.keys()
+    assert {"accuracy", "reflect", "density", "length_batch"} == REWARDS.keys() - PEERS.keys()
 
 
 def test_overlong_falls_within_the_buffer():

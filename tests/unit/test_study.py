@@ -22,12 +22,12 @@ from rea_core.row_files import write_json
 from rea_rl.study import run as study
 from rea_rl.study.places import make_places
 from rea_rl.study.report import (
-    Bootstrap,
     RowCounts,
     aes,
     all_figures,
     interval,
     json_row,
+    row_ratios,
     seconds,
     tables,
     words_outgrow_rechecks,
@@ -306,7 +306,7 @@ SHORT = counts("short", [[1, 1, 1, 0, 0, 0]], [[50, 50, 100, 100, 150, 150]], wo
 
 
 def test_figures_by_hand():
-    figures = all_figures([BASE, SHORT], resamples=200)
+    figures = all_figures([BASE, SHORT])
     base, short = figures["base"], figures["short"]
     assert (
         base[ALL]["accuracy"].value == pytest.approx(5 / 6)
@@ -331,7 +331,7 @@ def test_figures_by_hand():
 
 def test_interval_of_one_seed_is_the_bootstrap_over_problems():
     row = counts("r", [[1, 0] * 50], [[10, 30] * 50], levels=[None] * 100)
-    ours = interval(Bootstrap(100).ratios(row, ALL)["accuracy"])
+    ours = interval(row_ratios(row, ALL)["accuracy"])
     theirs = ratio_interval([1, 0] * 50, [1, 1] * 50)
     assert ours.value == theirs.value == 0.5
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
@@ -342,14 +342,14 @@ def test_seeds_that_disagree_widen_the_interval():
     differ = counts("d", [[1] * 6, [1] * 6, [0, 0, 1, 0, 1, 0]], [[100] * 6] * 3)
 
     def width(row):
-        values = interval(Bootstrap(6).ratios(row, ALL)["accuracy"])
+        values = interval(row_ratios(row, ALL)["accuracy"])
         return values.high - values.low
 
     assert width(differ) > width(agree) > 0
     # All problems right in two seeds of three, so nearly no draw of problems matters: the width is
     # that of the seeds.
     whole = counts("w", [[1] * 6, [1] * 6, [0] * 6], [[100] * 6] * 3)
-    values = interval(Bootstrap(6).ratios(whole, ALL)["accuracy"])
+    values = interval(row_ratios(whole, ALL)["accuracy"])
     assert (values.value, values.low, values.high) == pytest.approx((2 / 3, 0.0, 1.0))
 
 
@@ -365,7 +365,7 @@ def test_aes_weighs_losses_more_than_gains():
 def test_rows_on_other_problems_are_refused():
     other = counts("other", [[1]], [[5]], levels=[1])
     with pytest.raises(ValueError, match=r"rows \['other'\] were evaluated on other problems"):
-        all_figures([BASE, other], resamples=10)
+        all_figures([BASE, other])
 
 
 def test_words_that_outgrow_re_checks():
@@ -376,7 +376,7 @@ def test_words_that_outgrow_re_checks():
     silent = counts(
         "silent", BASE.counts["correct"], BASE.counts["num_tokens"], words=0, rechecks=0
     )
-    figures = all_figures([BASE, SHORT, wordy, hollow, silent], resamples=100)
+    figures = all_figures([BASE, SHORT, wordy, hollow, silent])
     outgrown = {name: words_outgrow_rechecks(f, figures["base"]) for name, f in figures.items()}
     assert outgrown == {
         "base": False,
@@ -389,7 +389,7 @@ def test_words_that_outgrow_re_checks():
 
 def test_table_and_json_say_the_same():
     rows = [BASE, SHORT]
-    figures = all_figures(rows, resamples=100)
+    figures = all_figures(rows)
     main, reflection = (part.splitlines() for part in tables(rows, figures, True).split("\n\n"))
     header = [cell.strip() for cell in main[0].strip("|").split("|")]
     assert header == [
@@ -437,7 +437,7 @@ def test_time_is_told_by_row_and_device(tmp_path):
 
 def test_problems_without_levels_have_one_group():
     row = counts("r", [[1, 0]], [[10, 30]], levels=[None, None])
-    figures = all_figures([row], resamples=10)
+    figures = all_figures([row])
     assert list(figures["r"]) == [ALL] and "tokens/word, all" in tables([row], figures, False)
     assert json_row(row, figures["r"])["hard"] == 0.5
 

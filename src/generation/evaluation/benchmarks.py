@@ -18,13 +18,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rea_core.checks import check_numbers, check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
 from rea_core.row_files import write_json
@@ -209,27 +208,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command(ConnectionError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a set or folder that is not what it must be."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        check_output_folder(args.out, "out")
-        own_folder(args.out, "out")
-        check_numbers(vars(args), positive=("num_samples", "limit"))
-        if args.command == "fetch":
-            fetch(args.sets, args.out)
-        else:
-            collected = collect(args.folder, dict(args.extra), args.num_samples, args.limit)
-            for samples, rows in collected.items():
-                write_json(args.out / f"x{samples}.json", rows)
-            for left_over in {*args.out.glob("x*.json")} - {
-                args.out / f"x{samples}.json" for samples in collected
-            }:
-                logger.info("%s is of an earlier collection and is removed", left_over)
-                left_over.unlink()
-    except (ValueError, ConnectionError) as error:
-        sys.exit(f"error: {error}")
+    check_output_folder(args.out, "out")
+    own_folder(args.out, "out")
+    check_numbers(vars(args), positive=("num_samples", "limit"))
+    if args.command == "fetch":
+        fetch(args.sets, args.out)
+    else:
+        collected = collect(args.folder, dict(args.extra), args.num_samples, args.limit)
+        for samples, rows in collected.items():
+            write_json(args.out / f"x{samples}.json", rows)
+        for left_over in {*args.out.glob("x*.json")} - {
+            args.out / f"x{samples}.json" for samples in collected
+        }:
+            logger.info("%s is of an earlier collection and is removed", left_over)
+            left_over.unlink()
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.math_verify_all import read_scores
 from generation.provenance import check_all_comparable, known_parts
-from generation.scoring import ALL
+from generation.scoring import ALL, Interval
 from rea_core.checks import check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.json_text import read_json
 
 if TYPE_CHECKING:
@@ -181,8 +180,8 @@ def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
         axes.errorbar(
             tokens["value"],
             100 * accuracy["value"],
-            xerr=_error(tokens, 1),
-            yerr=_error(accuracy, 100),
+            xerr=error_bar(Interval(**tokens)),
+            yerr=error_bar(Interval(**accuracy), 100),
             **point_style(i),
             markersize=8,
             capsize=3,
@@ -204,7 +203,7 @@ def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
             [x + (i - (len(scored) - 1) / 2) * width for x in range(len(levels))],
             [t["value"] for t in tokens],
             width,
-            yerr=[[_error(t, 1)[side][0] for t in tokens] for side in (0, 1)],
+            yerr=[[error_bar(Interval(**t))[side][0] for t in tokens] for side in (0, 1)],
             color=COLOURS[i % len(COLOURS)],
             error_kw={"elinewidth": 1, "ecolor": GREY},
             label=name,
@@ -214,11 +213,10 @@ def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     axes.legend(frameon=False)
 
 
-def _error(figure: dict[str, float], scale: float) -> list[list[float]]:
-    return [
-        [scale * (figure["value"] - figure["low"])],
-        [scale * (figure["high"] - figure["value"])],
-    ]
+def error_bar(figure: Interval, scale: float = 1) -> list[list[float]]:
+    """Lengths of an error bar below and above a figure, as pyplot takes them."""
+    value, low, high = (scale * bound for bound in (figure.value, figure.low, figure.high))
+    return [[value - low], [high - value]]
 
 
 def draw(
@@ -232,11 +230,6 @@ def draw(
             rows with levels also get a panel of tokens by level.
         save_to: image file; the extension says which kind.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
     panels = []
     if history:
         panels.append(lambda axes: plot_training(axes, history, ACCURACY_KEY, "accuracy (%)", 100))
@@ -245,32 +238,19 @@ def draw(
         panels.append(lambda axes: plot_tradeoff(axes, scored))
         if all(len(scores["groups"]) > 1 for scores in scored.values()):
             panels.append(lambda axes: plot_levels(axes, scored))
-    style = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-    }
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(5 * columns, 3.8 * rows), squeeze=False, layout="constrained"
-        )
-        for panel, cell in zip(panels, axes.flat, strict=False):
-            panel(cell)
-        for cell in axes.flat[len(panels) :]:
-            cell.set_axis_off()
-        Path(save_to).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save_to, dpi=150)
-        pyplot.close(figure)
+    save_panels(panels, Path(save_to), columns=min(len(panels), 2), least_width=0)
     return Path(save_to)
 
 
 def save_panels(
-    panels: Sequence[Callable[[Axes], None]], save_to: Path, columns: int = 2, height: float = 3.8
+    panels: Sequence[Callable[[Axes], None]],
+    save_to: Path,
+    columns: int = 2,
+    height: float = 3.8,
+    least_width: float = 8,
 ) -> None:
-    """Draw the panels in one row and save them as an image."""
+    """Draw the panels in rows of `columns`, each `height` inches high, and save the image;
+    it is at least `least_width` inches wide."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
@@ -282,18 +262,22 @@ def save_panels(
         "axes.grid": True,
         "grid.alpha": 0.25,
     }
-    size = (max(5 * columns, 8), height)
+    rows = -(-len(panels) // columns)
     with pyplot.rc_context({**style, "axes.axisbelow": True, "font.size": 10}):
+        size = max(5 * columns, least_width), height * rows
         figure, axes = pyplot.subplots(
-            1, columns, figsize=size, squeeze=False, layout="constrained"
+            rows, columns, figsize=size, squeeze=False, layout="constrained"
         )
-        for panel, cell in zip(panels, axes.flat, strict=True):
+        for panel, cell in zip(panels, axes.flat, strict=False):
             panel(cell)
+        for cell in axes.flat[len(panels) :]:
+            cell.set_axis_off()
         save_to.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(save_to, dpi=150)
         pyplot.close(figure)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the image written, 1 with one line on stderr for a mistake in the
     arguments or files."""
@@ -307,25 +291,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
     parser.add_argument("--save_to", required=True, help="image file, such as run.png")
     args = parser.parse_args(argv)
-    setup_logging()
     names = args.names or [Path(path).name.removesuffix(".scores.json") for path in args.scores]
-    try:
-        if len(names) != len(args.scores) or not (args.scores or args.trainer_state):
-            raise ValueError(
-                f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a "
-                "trainer_state"
-            )
-        check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
-        history = read_log(args.trainer_state) if args.trainer_state else None
-        scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
-        made = (
-            (path, known_parts(scores))
-            for path, scores in zip(args.scores, scored.values(), strict=True)
+    if len(names) != len(args.scores) or not (args.scores or args.trainer_state):
+        raise ValueError(
+            f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a "
+            "trainer_state"
         )
-        check_all_comparable(made, "evaluate or score them again with the same settings")
-        draw(history, scored, args.save_to)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
+    history = read_log(args.trainer_state) if args.trainer_state else None
+    scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
+    made = (
+        (path, known_parts(scores))
+        for path, scores in zip(args.scores, scored.values(), strict=True)
+    )
+    check_all_comparable(made, "evaluate or score them again with the same settings")
+    draw(history, scored, args.save_to)
     logger.info("wrote %s", args.save_to)
 
 

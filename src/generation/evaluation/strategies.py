@@ -20,17 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from generation import math_verify_all
 from generation.evaluation.plots import draw
+from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.labeling_to_prefix import label_probabilities
-from generation.math_verify_all import problem_id, read_scores, score_files
+from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
 from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, Rows, open_rows, write_json
@@ -145,43 +143,34 @@ def score_strategies(
         write_json(path, rows.select(places))
         base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
         is_base = base.with_suffix("").with_suffix(".json") == path
-        options = _scoring_options(args, path, *([] if is_base else ["--base", str(base)]))
+        options = Scoring(base=None if is_base else base, word_bounded=args.word_bounded)
         ((_, scored[name]),) = score_files([path], tokenizer, options)
         scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(heads[i] for i in places))
         write_json(path.with_suffix(".scores.json"), scored[name])
     return scored
 
 
-def _scoring_options(args: argparse.Namespace, path: Path, *flags: str) -> argparse.Namespace:
-    word_bounded = ["--word_bounded"] if args.word_bounded else []
-    return math_verify_all.parse_arguments(
-        [str(path), "--model_dir", args.model_dir, *word_bounded, *flags]
-    )
-
-
 def table(scored: dict[str, dict[str, Any]]) -> str:
     """One row per strategy or model."""
-    columns = {"accuracy %": ("accuracy", 100, 1), "tokens kept %": ("kept", 100, 1)}
-    columns |= {"TR %": ("tr", 1, 1), "tokens": ("tokens", 1, 0)}
-
-    def cell(scores: dict[str, Any], key: str, scale: float, digits: int) -> str:
-        figure = scores["groups"][ALL].get(key)
-        return Interval(**figure).format(scale, digits) if figure else "-"
-
-    rows = [
-        [name, *(cell(scores, *column) for column in columns.values())]
-        for name, scores in scored.items()
-    ]
-    return tabulate(rows, ["", *columns], disable_numparse=True, stralign="right")
+    columns = (
+        percent("accuracy %", "accuracy"),
+        percent("tokens kept %", "kept"),
+        Column("TR %", "tr"),
+        Column("tokens", "tokens", digits=0),
+    )
+    return render({name: scores["groups"][ALL] for name, scores in scored.items()}, columns)
 
 
 def detector_table(figures: dict[str, Interval]) -> str:
     """The detector's figures in one row."""
-    cells = [f.format(1 if key == "position_error" else 100, 2) for key, f in figures.items()]
-    heads = ["precision %", "recall %", "position error (paragraphs)", "missed %", "spurious %"]
-    return tabulate(
-        [["reflection model", *cells]], ["", *heads], disable_numparse=True, stralign="right"
+    columns = (
+        percent("precision %", "precision", 2),
+        percent("recall %", "recall", 2),
+        Column("position error (paragraphs)", "position_error", digits=2),
+        percent("missed %", "missed", 2),
+        percent("spurious %", "spurious", 2),
     )
+    return render({"reflection model": figures}, columns)
 
 
 def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
@@ -222,7 +211,7 @@ def report(args: argparse.Namespace) -> str:
     models = read_models(args.models)
     # The responses are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished)}
-    known["scoring"] = math_verify_all.scoring(_scoring_options(args, args.finished))
+    known["scoring"] = Scoring(word_bounded=args.word_bounded).record
     made = [
         (str(args.finished), known),
         *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
@@ -288,14 +277,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
     args = parse_arguments(argv)
-    try:
-        tables = report(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    tables = report(args)
     sys.stdout.write(tables)
 
 

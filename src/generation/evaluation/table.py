@@ -26,7 +26,7 @@ from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, mean_interval
 from rea_core.checks import NUMBER, check_output
-from rea_core.command import setup_logging
+from rea_core.command import command
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def efficiency(benchmarks: Benchmarks, base: Benchmarks) -> float | None:
     ]
     if benchmarks.keys() != base.keys() or not figures[2] or not figures[3]:
         return None
-    return aes(*figures)
+    return float(aes(*figures))
 
 
 def table(models: dict[str, Benchmarks], base: str | None) -> str:
@@ -268,6 +268,7 @@ def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:
     return draw(None, scored, save_to)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with table and picture, 1 with one line on stderr if nothing was scored."""
     parser = argparse.ArgumentParser(description="Table and picture of all scored models.")
@@ -275,13 +276,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base", help="name of the base model, for TR and AES")
     parser.add_argument("--save_to", type=Path, required=True, help="image file")
     args = parser.parse_args(argv)
-    setup_logging()
-    try:
-        check_output(args.save_to, "save_to")
-        models = read_models(args.folder)
-        image = picture(models, args.save_to)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    check_output(args.save_to, "save_to")
+    models = read_models(args.folder)
+    image = picture(models, args.save_to)
     if args.base is not None and args.base not in models:
         logger.warning(
             "no TR and AES: the base %s was not scored, only %s", args.base, ", ".join(models)

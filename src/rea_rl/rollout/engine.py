@@ -12,32 +12,22 @@ import copy
 import dataclasses
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from generation.cuts import (
-    Step,
-    choose_cuts,
     cut_completion_ids,
-    decided_cut,
     decode_completion,
-    result_probabilities,
     think_end_finder,
 )
 from generation.prompts import (
-    REFLECTION_PREFILL,
     THINK_END,
     THINK_START,
-    reflection_labels,
-    reflection_messages,
 )
 from generation.reflection_words import count_reflections
 from generation.rendering import (
-    DEFAULT_FORMAT,
     encode_continuation,
     encode_text,
     marker_decoder,
@@ -48,10 +38,9 @@ from rea_rl.revision import serial_cuts
 from rea_rl.rollout.endpoint import (
     Endpoint,
     adapter_folder,
-    check_alternatives,
-    check_finished,
     token_logprobs,
 )
+from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout
 from rea_rl.rollout.stage_batching import Waves
 
@@ -61,8 +50,6 @@ if TYPE_CHECKING:
     from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
     from rea_rl.configs import REARLConfig
-
-TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
 
 
 class RolloutEngine:
@@ -86,7 +73,6 @@ class RolloutEngine:
         # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one,
         # too.
         self.tokenizer = copy.deepcopy(tokenizer)
-        self.reflection_tokenizer = reflection_tokenizer
         self.verifier = verifier
         self._sampling = {"temperature": args.temperature, "top_p": args.top_p, "logprobs": 0}
         # All of them, or the server takes what the model's generation_config.json says.
@@ -94,14 +80,6 @@ class RolloutEngine:
             "top_k": args.top_k,
             "min_p": args.min_p or 0.0,
             "repetition_penalty": args.repetition_penalty,
-        }
-        self._cut_settings = {
-            "second_half": args.cut_second_half,
-            "strong_threshold": args.cut_strong_threshold,
-            "threshold": args.cut_threshold,
-            "cap_share": args.cut_cap_share,
-            "cap_offset": args.cut_cap_offset,
-            "cap_max": args.cut_cap_max,
         }
         self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
         self._find_think_end = think_end_finder(self.tokenizer)
@@ -116,11 +94,10 @@ class RolloutEngine:
         )
         self._endpoints = [self._policy]
         if reflection_tokenizer is not None:
-            self._reflection = Endpoint("reflection_server", args.reflection_server, args)
-            self._endpoints.append(self._reflection)
-            self.reflection_context = self._wait(
-                self._reflection.context_length(args.reflection_model)
-            )
+            reflection = Endpoint("reflection_server", args.reflection_server, args)
+            self._endpoints.append(reflection)
+            context = self._wait(reflection.context_length(args.reflection_model))
+            self.labeller = Labeller(reflection, reflection_tokenizer, context, args)
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
         """Paths for `rows`, in their order; one per row, or original and revision.
@@ -252,24 +229,13 @@ class RolloutEngine:
                 *(self._finish(original, row, batch, paragraphs, cut) for cut in cuts)
             )
         await waves.turn("label")
-        start = time.perf_counter()
-        steps = await self._label(row, paragraphs)
-        seconds = time.perf_counter() - start
-        p_result = result_probabilities(steps)
-        cut = getattr(
-            choose_cuts(p_result, len(paragraphs), **self._cut_settings),
-            self.args.revision_strength,
-        )
+        texts = [paragraph.text for paragraph in paragraphs]
+        labels = await self.labeller.label(row["problem"], texts)
+        cuts = self.args.cut_rule.choose(labels.p_result, len(paragraphs))
         await waves.turn("finish")
+        cut = getattr(cuts, self.args.revision_strength)
         revision = await self._finish(original, row, batch, paragraphs, cut)
-        labelled = revision or original
-        labelled.num_paragraphs, labelled.paragraph_ends = (
-            len(paragraphs),
-            [paragraph.end for paragraph in paragraphs],
-        )
-        labelled.p_result, labelled.seconds["label"] = p_result, seconds
-        labelled.num_label_tokens = len(steps)
-        labelled.num_label_tokens_saved = self._num_unread(p_result, len(paragraphs))
+        (revision or original).take_labels(labels, paragraphs)
         return [revision]
 
     async def _finish(
@@ -321,70 +287,6 @@ class RolloutEngine:
         await self._verify(revision, row)
         return revision
 
-    async def _label(self, row: dict[str, Any], paragraphs: list[Paragraph]) -> list[Step]:
-        """Tokens of the reflection model's reply, up to the one that decides the cut.
-
-        None of them where the cut is certain without, and where the request does not fit the
-        model's context.
-        """
-        if self._is_decided([], len(paragraphs)):
-            return []
-        prompt_ids = self._encode_reflection(row["problem"], paragraphs)
-        needed = max(self._reply_length(len(paragraphs), label) for label in (False, True))
-        if len(prompt_ids) + needed > self.reflection_context:
-            return []
-
-        async def attempt() -> list[Step]:
-            reply = self._reflection.stream(
-                self.args.reflection_model,
-                prompt_ids,
-                {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-                max_tokens=needed,
-                temperature=0.0,
-                top_p=1.0,
-                logprobs=TOP_LOGPROBS,
-            )
-            return await self._read(reply, len(paragraphs))
-
-        return await self._reflection.repeated(self.args.reflection_model, attempt)
-
-    async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
-        steps: list[Step] = []
-        p_result: list[float] = []
-        async with aclosing(reply):
-            async for choice in reply:
-                check_finished(choice)
-                alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
-                for step in alternatives:
-                    check_alternatives(step)
-                new = [_best_first(step) for step in alternatives]
-                steps += new
-                if not (found := result_probabilities(new)):
-                    continue
-                p_result += found
-                if self._is_decided(p_result, num_paragraphs):
-                    break
-        return steps
-
-    def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
-        cut = decided_cut(
-            self.args.revision_strength, p_result, num_paragraphs, **self._cut_settings
-        )
-        return self.args.label_until_decided and cut is not None
-
-    def _reply_length(self, num_labels: int, label: bool) -> int:
-        """Tokens of a reply in which all labels are the same."""
-        reply = reflection_labels([label] * num_labels)
-        return len(self.reflection_tokenizer.encode(reply, add_special_tokens=False))
-
-    def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
-        """Tokens, at least, that the rest of a reply would have had; 0 where it was not left but
-        ended by itself."""
-        if not self._is_decided(p_result, num_paragraphs):
-            return 0
-        read = min(len(p_result), num_paragraphs)
-        return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
-
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
         text = rollout.text
@@ -432,13 +334,3 @@ class RolloutEngine:
 
     def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
         return encode_text(row["prompt"], self.tokenizer)
-
-    def _encode_reflection(self, problem: str, paragraphs: list[Paragraph]) -> list[int]:
-        messages = reflection_messages(problem, [paragraph.text for paragraph in paragraphs])
-        tokenizer = self.reflection_tokenizer
-        prompt_ids = encode_text(DEFAULT_FORMAT.text(messages, tokenizer), tokenizer)
-        return prompt_ids + encode_continuation(REFLECTION_PREFILL, tokenizer)
-
-
-def _best_first(alternatives: dict[str, float]) -> Step:
-    return sorted(((logprob, token) for token, logprob in alternatives.items()), reverse=True)

@@ -12,6 +12,8 @@ from rea_rl.revision import keep_or_replace, replaced_revisions
 
 if TYPE_CHECKING:
     from generation.math_verify.extract import Thinking
+    from generation.segments import Paragraph
+    from rea_rl.rollout.labeller import Labels
 
 
 @dataclass
@@ -56,6 +58,14 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage of the chain
+
+    def take_labels(self, labels: Labels, paragraphs: Sequence[Paragraph]) -> None:
+        """Record the labels of the original's paragraphs, from which its cut followed."""
+        self.num_paragraphs = len(paragraphs)
+        self.paragraph_ends = [paragraph.end for paragraph in paragraphs]
+        self.p_result, self.seconds["label"] = labels.p_result, labels.seconds
+        self.num_label_tokens = labels.num_tokens
+        self.num_label_tokens_saved = labels.num_tokens_saved
 
 
 @dataclass(frozen=True)

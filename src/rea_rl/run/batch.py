@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from rea_core.options import PositiveInt, option
 
 
 @dataclass(kw_only=True)
 class BatchKeys:
     """Keys of all training programs for the rows of a step, in place of TRL's default of 1."""
 
-    gradient_accumulation_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Micro-batches of a rank in a step; default: as many as prompts_per_step or "
-            "rows_per_step needs, or 1 without these."
-        },
+    gradient_accumulation_steps: int | None = option(
+        None,
+        "Micro-batches of a rank in a step; default: as many as prompts_per_step or rows_per_step "
+        "needs, or 1 without these.",
     )
 
 
@@ -24,12 +24,10 @@ class BatchKeys:
 class RowKeys(BatchKeys):
     """The same for supervised programs."""
 
-    rows_per_step: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rows of an optimizer step over all ranks; a rank takes at most "
-            "per_device_train_batch_size of its part at a time."
-        },
+    rows_per_step: PositiveInt | None = option(
+        None,
+        "Rows of an optimizer step over all ranks; a rank takes at most "
+        "per_device_train_batch_size of its part at a time.",
     )
 
     def share_rows(self) -> None:

