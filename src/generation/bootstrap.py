@@ -485,6 +485,16 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
+# Flags of `traces`: fields of `TraceSettings`.
+TRACE_FLAGS = {
+    "max_attempts": "attempts that need not agree",
+    "extra_weights": "weights of 0, 1, 2, ... further checks after two attempts agreed",
+    "wrong_extra": "share of checks that get a wrong value",
+    "corrected_share": "share of traces that begin with a wrong attempt",
+    "unsettled_share": "share of traces in which no two attempts agree",
+}
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -492,60 +502,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     steps = parser.add_subparsers(dest="step", required=True)
     defaults = TraceSettings()
-    for name, most in (("solver", 4), ("traces", defaults.max_per_problem)):
+    numbers = {
+        "max_per_problem": (4, "rows of one problem at most"),
+        "min_tokens": (40, "shorter samples are left out: they hardly reason"),
+        "max_tokens": (320, "longer samples are left out"),
+        "num_workers": (2, "processes that compare answers"),
+        "timeout": (5.0, "seconds before an answer counts as wrong"),
+    }
+    for name in ("solver", "traces"):
         step = steps.add_parser(name)
-        step.add_argument(
-            "samples", nargs="+", type=Path, help="files of generation.generate, split math_cot"
-        )
+        step.add_argument("samples", nargs="+", type=Path, help="files of split math_cot")
         step.add_argument("--out", type=Path, required=True, help="rows for rea_rl.sft")
-        step.add_argument(
-            "--max_per_problem", type=int, default=most, help="rows of one problem at most"
-        )
-        step.add_argument(
-            "--min_tokens",
-            type=int,
-            default=40,
-            help="shorter samples are left out: they hardly reason",
-        )
-        step.add_argument("--max_tokens", type=int, default=320, help="longer samples are left out")
-        step.add_argument(
-            "--prompt_template", default=MATH_COT, help="user message, as in the training recipe"
-        )
-        step.add_argument(
-            "--num_workers", type=int, default=2, help="processes that compare answers"
-        )
-        step.add_argument(
-            "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
-        )
-    step.add_argument(
-        "--max_attempts",
-        type=int,
-        default=defaults.max_attempts,
-        help="attempts that need not agree",
-    )
-    step.add_argument(
-        "--extra_weights", type=float, nargs="+", default=defaults.extra_weights,
-        help="weights of 0, 1, 2, ... further checks after two attempts agreed",
-    )  # fmt: skip
-    step.add_argument(
-        "--wrong_extra",
-        type=float,
-        default=defaults.wrong_extra,
-        help="share of checks that get a wrong value",
-    )
-    step.add_argument(
-        "--corrected_share",
-        type=float,
-        default=defaults.corrected_share,
-        help="share of traces that begin with a wrong attempt",
-    )
-    step.add_argument(
-        "--unsettled_share",
-        type=float,
-        default=defaults.unsettled_share,
-        help="share of traces in which no two attempts agree",
-    )
+        step.add_argument("--prompt_template", default=MATH_COT, help="as in the training recipe")
+        for key, (value, words) in numbers.items():
+            step.add_argument(f"--{key}", type=type(value), default=value, help=words)
+    for key, words in TRACE_FLAGS.items():
+        value = getattr(defaults, key)
+        several = {"type": float, "nargs": "+"} if key == "extra_weights" else {"type": type(value)}
+        step.add_argument(f"--{key}", default=value, help=words, **several)
     step.add_argument("--seed", type=int, default=0, help="of the choice of attempts and sentences")
+    step.set_defaults(max_per_problem=defaults.max_per_problem)
     return parser.parse_args(argv)
 
 

@@ -3,4 +3,6 @@ reflection."""
 
 from rea_core import moved
 
+__version__ = "0.1.0"
+
 moved.install()

@@ -50,19 +50,6 @@ logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter_model.safetensors"
 STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little longer
-POSITIVE = (
-    *(
-        "seeds",
-        "steps",
-        "jobs",
-        "num_processes",
-        "eval_problems",
-        "eval_samples",
-        "runs_per_gpu",
-        "kv_cache_gib",
-    ),
-    "server_context",
-)
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
 
 
@@ -72,7 +59,8 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     Raises ValueError for a row that there is none of, or whose script is missing, and for numbers
     below 1.
     """
-    check_numbers(vars(args), positive=POSITIVE)
+    numbers = [name for name, keywords in OPTIONS.items() if keywords.get("type") is int]
+    check_numbers(vars(args), positive=numbers)
     check_output_folder(args.work, "work")
     check_output_folder(args.out, "out")
     own_folder(args.work, "work")
@@ -226,75 +214,41 @@ def score(generations: Path, base: Path | None, args: argparse.Namespace) -> Non
     sys.stdout.write(math_verify_all.table(scored))
 
 
+# Flags, with the keywords of argparse.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "recipe_set": {"default": "miniature", "choices": sorted(SIZES), "help": "folder of recipes"},
+    "rows": {"nargs": "+", "help": f"of {', '.join(ROWS)}; default: all; base is always added"},
+    "seeds": {"type": int, "help": "of each row; default: three of the main rows, else one"},
+    "jobs": {"type": int, "default": 1, "help": "runs at a time, for a GPU and many cores"},
+    "gpus": {"nargs": "+", "help": "where the study starts servers of its own, and trains"},
+    "runs_per_gpu": {"type": int, "default": 1, "help": "with --gpus: runs at a time on each"},
+    "kv_cache_gib": {"type": int, "default": 4, "help": "with --gpus: of each server, in GiB"},
+    "server_context": {"type": int, "help": "with --gpus: in tokens; default: the model's"},
+    "compile": {"action": "store_true", "help": "with --gpus: servers compile, and start later"},
+    "num_processes": {"type": int, "help": "of each training; default: the recipes' number"},
+    "steps": {"type": int, "help": "optimizer steps; default: the recipe's"},
+    "eval_dataset": {"help": f"held-out problems; for the miniature: {MINIATURE_PROBLEMS}"},
+    "eval_problems": {"type": int, "default": 500, "help": "use the first N of them"},
+    "eval_samples": {"type": int, "default": 1, "help": "answers a problem and seed"},
+    "work": {"type": Path, "help": "runs and evaluations; default: output/study[-RECIPE_SET]"},
+    "out": {"type": Path, "help": "report; default: docs/study (miniature), else WORK/report"},
+    "model": {"help": "base model, as the policy server serves it; default: the recipe's"},
+    "policy_server": {"help": "default: the recipe's"},
+    "reflection_server": {"help": "default: the recipe's"},
+    "dry_run": {"action": "store_true", "help": "print what is to be done, and do nothing"},
+}
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line. What follows `--` is the training command, to which recipe and flags of a
     row are added."""
-    parser = argparse.ArgumentParser(description="Train and evaluate the rows of the study.")
-    parser.add_argument(
-        "--recipe_set", default="miniature", choices=sorted(SIZES), help="folder under recipes/"
+    parser = argparse.ArgumentParser(
+        prog="python -m rea_rl.study", description="Train and evaluate the rows of the study."
     )
-    parser.add_argument(
-        "--rows", nargs="+", help=f"of {', '.join(ROWS)}; default: all; base is always among them"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help="seeds of each row; default: three of the main rows, else one"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, for a GPU and many cores"
-    )
-    parser.add_argument(
-        "--gpus", nargs="+", help="GPUs on which the study starts servers of its own, and trains"
-    )
-    parser.add_argument(
-        "--runs_per_gpu", type=int, default=1, help="with --gpus: runs at a time on each"
-    )
-    parser.add_argument(
-        "--kv_cache_gib",
-        type=int,
-        default=4,
-        help="with --gpus: key-value cache of each server in GiB",
-    )
-    parser.add_argument(
-        "--server_context",
-        type=int,
-        help="with --gpus: context of the servers; default: the model's",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="with --gpus: servers compile the model, and start later",
-    )
-    parser.add_argument(
-        "--num_processes",
-        type=int,
-        help="of each training, as the command after -- starts them",
-    )
-    parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
-    parser.add_argument(
-        "--eval_dataset", help=f"held-out problems; default for the miniature: {MINIATURE_PROBLEMS}"
-    )
-    parser.add_argument("--eval_problems", type=int, default=500, help="use the first N of them")
-    parser.add_argument("--eval_samples", type=int, default=1, help="answers a problem and seed")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        help="runs and evaluations; default: output/study, or output/study-RECIPE_SET",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="table, pictures and study.json; default: for the miniature docs/study, else "
-        "WORK/report",
-    )
-    parser.add_argument(
-        "--model", help="base model, as the policy server serves it; default: the recipe's"
-    )
-    parser.add_argument("--policy_server", help="default: the recipe's")
-    parser.add_argument("--reflection_server", help="default: the recipe's")
-    parser.add_argument("--dry_run", action="store_true", help="print the remaining work and end")
-    parser.add_argument(
-        "trainer", nargs="*", default=[sys.executable, "-m", "rea_rl.grpo"], help="after --"
-    )
+    for name, keywords in OPTIONS.items():
+        parser.add_argument(f"--{name}", **keywords)
+    trainer = [sys.executable, "-m", "rea_rl.grpo"]
+    parser.add_argument("trainer", nargs="*", default=trainer, help="after --")
     args = parser.parse_args(argv)
     set_places(args)
     recipe = read_recipe(args.recipe_set)
