@@ -12,6 +12,7 @@ from generation.rendering import PromptFormat
 from generation.segments import check_paragraph_tokens
 from rea_core.models import DTYPES
 from rea_core.options import (
+    AT_LEAST_1,
     NOT_NEGATIVE,
     Count,
     PositiveFloat,
@@ -69,7 +70,7 @@ class GenerateArguments:
     )
 
     # Sampling
-    n_generate_sample: PositiveInt = option(1, "Responses per prompt.")
+    n_generate_sample: Annotated[int, AT_LEAST_1] = option(1, "Responses per prompt.")
     temperature: Annotated[float, NOT_NEGATIVE] = option(0.6, "0 is greedy.")
     top_p: PositiveShare = option(0.95, "Share of the probability that is sampled from.")
     max_tokens: PositiveInt = option(16384, "Most tokens of a response.")

@@ -24,30 +24,23 @@ from rea_core.command import command
 from rea_core.models import load_tokenizer
 
 
-def label(file: str, out: Path, model_dir: str, min_tokens: int, max_tokens: int) -> None:
+def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
     """Judge the responses of a generation file twice and write the training examples to `out`.
 
     Args:
         file: generation file.
         out: training file.
-        model_dir: model whose tokenizer counts the tokens of paragraphs.
-        min_tokens, max_tokens: of a paragraph.
+        paragraphs: arguments `paragraph_*` of `generation.generate`.
     """
     work = {"model_dir": "oracle", "output_dir": str(out.parent)}
-    judging = GenerateArguments(
-        qaf=file,
-        split="labeling_distill_use_asw",
-        paragraph_tokenizer=model_dir,
-        paragraph_min_tokens=min_tokens,
-        paragraph_max_tokens=max_tokens,
-        **work,
-    )
+    judging = GenerateArguments(qaf=file, split="labeling_distill_use_asw", **work, **paragraphs)
     labels = generate(judging, respond)
     candidates = labels.with_name(f"{labels.stem}_candidates.json")
     write_candidates(labels, candidates)
     confirmations = generate(GenerateArguments(qaf=str(candidates), split="json", **work), respond)
     cuts = labels.with_name(f"{labels.stem}_cuts.json")
-    splitting = Splitting(Shared(load_tokenizer(model_dir)), min_tokens, max_tokens)
+    limits = judging.paragraph_min_tokens, judging.paragraph_max_tokens
+    splitting = Splitting(Shared(load_tokenizer(judging.paragraph_tokenizer)), *limits)
     Cleaning(labels, confirmations, Path(file), cuts, splitting, train_file=out).run()
 
 
@@ -79,8 +72,12 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
     args = parse_arguments(argv)
     check_output(args.out, "out", (args.file,))
-    limits = args.paragraph_min_tokens, args.paragraph_max_tokens
-    label(args.file, args.out, args.model_dir, *limits)
+    paragraphs = {
+        "paragraph_tokenizer": args.model_dir,
+        "paragraph_min_tokens": args.paragraph_min_tokens,
+        "paragraph_max_tokens": args.paragraph_max_tokens,
+    }
+    label(args.file, args.out, paragraphs)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
+AT_LEAST_1 = Rule("at least 1", lambda number: number >= 1)
 POSITIVE = Rule("greater than 0", lambda number: number > 0)
 NOT_NEGATIVE = Rule("0 or more", lambda number: number >= 0)
 SHARE = Rule("from 0 to 1", lambda number: 0 <= number <= 1)
@@ -38,6 +39,11 @@ PositiveShare = Annotated[float, POSITIVE, SHARE]
 def one_of(*choices: str) -> Rule:
     """The value must be one of these."""
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def either(*choices: str) -> Rule:
+    """The same for two or three choices."""
+    return Rule(" or ".join(map(repr, choices)), lambda value: value in choices)
 
 
 def option(default: Any, help: str) -> Any:

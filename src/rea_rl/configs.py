@@ -23,6 +23,7 @@ from rea_core.options import (
     PositiveFloat,
     PositiveInt,
     check_options,
+    either,
     one_of,
     option,
     required,
@@ -254,7 +255,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     verifier_timeout: PositiveFloat = option(5.0, "Seconds before an answer counts as wrong.")
 
     # Compute
-    packing: Annotated[str, one_of("none", "shared_prefix")] = option(
+    packing: Annotated[str, either("none", "shared_prefix")] = option(
         "none",
         "shared_prefix: forward what paths have in common once, without padding; none: padded "
         "rows.",
@@ -262,7 +263,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     tokens_per_forward: PositiveInt = option(
         12288, "With packing: unique tokens per forward pass at most; a longer path goes alone."
     )
-    recompute: Annotated[str, one_of("auto", "all", "none")] = option(
+    recompute: Annotated[str, either("auto", "all", "none")] = option(
         "auto",
         "With packing and gradient_checkpointing: layers whose activations are computed again in "
         "the backward pass: all, none, or auto: as few as the GPU's memory allows, measured once.",
