@@ -71,14 +71,24 @@ def table(fields: Iterable[dataclasses.Field]) -> Iterator[str]:
         is_needed = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
-        kind = shown_type(field.type)
+        kind = shown_type(annotation(field))
         text = cell(field.metadata.get("help", ""))
         yield f"| `{field.name}` | {kind} | {'needed' if is_needed else default(field)} | {text} |"
 
 
-def shown_type(kind: object) -> str:
+CLASSES = (DataArguments, REARLConfig, RowKeys, SFTScriptArguments, GenerateArguments, ServerConfig)
+
+
+def annotation(field: dataclasses.Field) -> str:
+    """Type of a field as it is written; a parser of flags changes that of the field itself."""
+    cls = next(cls for cls in CLASSES if cls.__dataclass_fields__.get(field.name) is field)
+    written = (vars(base).get("__annotations__", {}) for base in cls.__mro__)
+    return next(types[field.name] for types in written if field.name in types)
+
+
+def shown_type(kind: str) -> str:
     """Type of a field as it is annotated, without names of ours and without its rule."""
-    words = re.sub(r"Annotated\[(.+), \w+(\(.*\))?\]", r"\1", str(kind)).removesuffix(" | None")
+    words = re.sub(r"Annotated\[(.+), \w+(\(.*\))?\]", r"\1", kind).removesuffix(" | None")
     return {
         "PositiveInt": "int",
         "PositiveFloat": "float",

@@ -449,13 +449,8 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
     check_output(args.out, "out", args.samples)
     if args.step == "traces":
-        keys = (
-            "max_attempts",
-            "wrong_extra",
-            "corrected_share",
-            "unsettled_share",
-            "max_per_problem",
-            "seed",
+        keys = tuple(
+            "max_attempts wrong_extra corrected_share unsettled_share max_per_problem seed".split()
         )
         settings = TraceSettings(
             extra_weights=args.extra_weights, **{key: getattr(args, key) for key in keys}

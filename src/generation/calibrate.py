@@ -44,7 +44,7 @@ from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
@@ -502,29 +502,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         step.add_argument(
             "--out", type=Path, required=True, help="rows for split math_cot, or the chosen setting"
         )
-        step.add_argument(
-            "--cut_cap_share",
-            type=float,
-            default=0.05,
-            help="at least min((n + offset) * this, max) go",
+        add_flags(
+            step,
+            cut_cap_share=(0.05, "at least min((n + offset) * this, max) go"),
+            cut_cap_offset=(10, "see cut_cap_share"),
+            cut_cap_max=(5, "see cut_cap_share"),
+            seed=(0, "of the random controls"),
         )
-        step.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
-        step.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
-        step.add_argument("--seed", type=int, default=0, help="of the random controls")
         if name == "rows":
             add_paragraph_arguments(step)
-    step.add_argument(
-        "--margin", type=float, default=1.0, help="points of accuracy that cut responses may lose"
-    )
-    step.add_argument(
-        "--min_safe",
-        type=float,
-        default=0.97,
-        help="share of right responses that must keep their result",
-    )
-    step.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    step.add_argument(
-        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    add_flags(
+        step,
+        margin=(1.0, "points of accuracy that cut responses may lose"),
+        min_safe=(0.97, "share of right responses that must keep their result"),
+        num_workers=(int, "processes; default: one a core"),
+        timeout=(5.0, "seconds before an answer counts as wrong"),
     )
     return parser.parse_args(argv)
 

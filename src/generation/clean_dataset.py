@@ -17,7 +17,7 @@ from pathlib import Path
 
 from generation.math_verify_all import read_problems, read_scores
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.problems import load_problems
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
@@ -90,9 +90,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Drop the problems that a model failed on every response."
     )
     parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
-    parser.add_argument("--split", default="train", help="split of a Hub dataset")
-    parser.add_argument(
-        "--limit", type=int, help="first N problems only, as in qaf_limit of the responses"
+    add_flags(
+        parser,
+        split=("train", "split of a Hub dataset"),
+        limit=(int, "first N problems only, as in qaf_limit of the responses"),
     )
     parser.add_argument(
         "--verdicts",

@@ -26,7 +26,7 @@ from generation.rendering import known_thinking
 from generation.segments import thinking_of
 from generation.stages import path_rows
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter
 
@@ -95,10 +95,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budgets", type=int, nargs="+", required=True, help="tokens of the thinking"
     )
-    parser.add_argument(
-        "--num_samples", type=int, default=1, help="responses of each problem that are taken"
+    add_flags(
+        parser,
+        num_samples=(1, "responses of each problem that are taken"),
+        num_workers=(int, "processes; default: one a core"),
     )
-    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
     return parser.parse_args(argv)
 
 

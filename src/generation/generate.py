@@ -221,25 +221,11 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
     """Everything that the output depends on: arguments, the rows that are read, the weights, and
     how a prompt is made of a row.
     """
-    speed_only = (
-        "n_gpu",
-        "compile",
-        "max_num_seqs",
-        "gpu_memory_utilization",
-        "kv_cache_gib",
-        "api_base",
-        "api_key_env",
-    )
-    requests_only = (
-        "max_concurrent_requests",
-        "request_timeout",
-        "request_retries",
-        "output_dir",
-        "num_workers",
-    )
-    settings = {
-        key: value for key, value in asdict(args).items() if key not in speed_only + requests_only
-    }
+    speed_only = (  # and how requests are made
+        "n_gpu compile max_num_seqs gpu_memory_utilization kv_cache_gib api_base api_key_env "
+        "max_concurrent_requests request_timeout request_retries output_dir num_workers"
+    ).split()
+    settings = {key: value for key, value in asdict(args).items() if key not in speed_only}
     making = replace(making, model=None)()
     settings["input_digest"] = rows.digest if isinstance(rows, Rows) else digest(map(repr, rows))
     settings["first_prompt"] = digest(map(repr, making.prompts(rows[0])))

@@ -40,7 +40,7 @@ from generation.segments import Paragraph, check_paragraph_tokens
 from generation.stages import path_rows
 from rea_core import moved
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter
 
@@ -244,18 +244,13 @@ def paragraph_splitter(
 
 def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags from which paragraphs follow; the same as those of `generation.generate`."""
-    parser.add_argument(
-        "--paragraph_tokenizer",
-        default="",
-        help="model that wrote the responses; its tokenizer counts tokens",
+    add_flags(
+        parser,
+        paragraph_tokenizer=("", "model that wrote the responses; its tokenizer counts tokens"),
+        paragraph_min_tokens=(32, "tokens that a paragraph has at least"),
+        paragraph_max_tokens=(128, "tokens before which it is closed"),
+        num_workers=(int, "processes; default: one a core"),
     )
-    parser.add_argument(
-        "--paragraph_min_tokens", type=int, default=32, help="tokens that a paragraph has at least"
-    )
-    parser.add_argument(
-        "--paragraph_max_tokens", type=int, default=128, help="tokens before which it is closed"
-    )
-    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
 
 
 def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
@@ -474,15 +469,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "labels", type=Path, help="file of split labeling_distill or labeling_distill_use_asw"
     )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument(
-        "--candidates", type=Path, help="write the candidates for the second judgement here"
+    add_flags(
+        action,
+        candidates=(Path, "write the candidates for the second judgement here"),
+        clean=(False, "write cut responses"),
     )
-    action.add_argument("--clean", action="store_true", help="write cut responses")
-    parser.add_argument(
-        "--confirmations", type=Path, help="clean: replies to the candidates, from split json"
+    add_flags(
+        parser,
+        confirmations=(Path, "clean: replies to the candidates, from split json"),
+        paths=(Path, "clean: the file that was judged"),
+        out=(Path, "clean: cut responses"),
     )
-    parser.add_argument("--paths", type=Path, help="clean: the file that was judged")
-    parser.add_argument("--out", type=Path, help="clean: cut responses")
     parser.add_argument(
         "--train_file", type=Path, nargs="?", const=TRAIN_FILE,
         help="clean: also write the reflection model's training file (without a value: "

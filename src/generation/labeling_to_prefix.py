@@ -50,7 +50,7 @@ from generation.provenance import check_same_prompts
 from generation.segments import check_paragraph_tokens
 from rea_core import moved
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
@@ -268,28 +268,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("paths", type=Path, help="generation file")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--labels", type=Path, help="file of split labeling")
-    source.add_argument("--judge_cuts", type=Path, help="file of labeling_distill_utils --clean")
+    add_flags(
+        source,
+        labels=(Path, "file of split labeling"),
+        judge_cuts=(Path, "file of labeling_distill_utils --clean"),
+    )
     parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
-    parser.add_argument(
-        "--cut_second_half", type=float, default=0.5, help="share of paragraphs before a normal cut"
-    )
-    parser.add_argument(
-        "--cut_strong_threshold", type=float, default=0.25, help="P(Result) of a strong cut"
-    )
-    parser.add_argument(
-        "--cut_threshold", type=float, default=0.5, help="P(Result) of a normal cut"
-    )
-    parser.add_argument(
-        "--cut_cap_share",
-        type=float,
-        default=0.05,
-        help="at least min((n + offset) * this, max) go",
-    )
-    parser.add_argument("--cut_cap_offset", type=int, default=10, help="see cut_cap_share")
-    parser.add_argument("--cut_cap_max", type=int, default=5, help="see cut_cap_share")
-    parser.add_argument(
-        "--cut_file", type=Path, help="file of generation.calibrate: its threshold and second half"
+    add_flags(
+        parser,
+        cut_second_half=(0.5, "share of paragraphs before a normal cut"),
+        cut_strong_threshold=(0.25, "P(Result) of a strong cut"),
+        cut_threshold=(0.5, "P(Result) of a normal cut"),
+        cut_cap_share=(0.05, "at least min((n + offset) * this, max) go"),
+        cut_cap_offset=(10, "see cut_cap_share"),
+        cut_cap_max=(5, "see cut_cap_share"),
+        cut_file=(Path, "file of generation.calibrate: its threshold and second half"),
     )
     parser.add_argument(
         "--strategies",

@@ -47,7 +47,7 @@ from generation.reflection_words import tokens_per_reflection_quantile
 from generation.rendering import PromptFormat
 from generation.scoring import ALL, ScoredProblem, figures, groups
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, write_json
@@ -418,9 +418,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
     )
-    parser.add_argument("--base", type=Path, help=".scores.json file of the base model, for TR")
-    parser.add_argument(
-        "--mode", default="strict", help="how answers are compared: strict or original"
+    add_flags(
+        parser,
+        base=(Path, ".scores.json file of the base model, for TR"),
+        mode=("strict", "how answers are compared: strict or original"),
     )
     parser.add_argument(
         "--budgets",
@@ -429,23 +430,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="cut responses to so many tokens; several",
     )
-    parser.add_argument(
-        "--results", type=Path, default=Path("output/verify.json"), help="log of all scored files"
-    )
-    parser.add_argument(
-        "--slips", action="store_true", help="miniature: count corrected wrong first results"
-    )
-    parser.add_argument(
-        "--word_bounded", action="store_true", help="count whole reflection words only"
-    )
-    parser.add_argument(
-        "--reflection_quantile",
-        type=float,
-        help="also write tokens_per_reflection, the reflect reward's threshold",
-    )
-    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    parser.add_argument(
-        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    add_flags(
+        parser,
+        results=(Path("output/verify.json"), "log of all scored files"),
+        slips=(False, "miniature: count corrected wrong first results"),
+        word_bounded=(False, "count whole reflection words only"),
+        reflection_quantile=(
+            float,
+            "also write tokens_per_reflection, the reflect reward's threshold",
+        ),
+        num_workers=(int, "processes; default: one a core"),
+        timeout=(5.0, "seconds before an answer counts as wrong"),
     )
     return parser.parse_args(argv)
 

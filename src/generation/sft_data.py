@@ -25,7 +25,7 @@ from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
 from rea_core.checks import check_numbers, check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
@@ -150,22 +150,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--paths", type=Path, required=True, help="generation file of the original responses"
     )
-    parser.add_argument(
-        "--sft_out", type=Path, default=Path("dataset/labeling/SFT.json"), help="SFT rows"
-    )
-    parser.add_argument(
-        "--rpo_out", type=Path, default=Path("dataset/labeling/RPO.json"), help="preference pairs"
-    )
-    parser.add_argument(
-        "--max_per_problem", type=int, default=4, help="responses of one problem at most"
-    )
-    parser.add_argument(
-        "--prompt_template",
-        help="as in the training recipe, for files that do not say how their prompts were made",
-    )
-    parser.add_argument("--num_workers", type=int, help="processes; default: one a core")
-    parser.add_argument(
-        "--timeout", type=float, default=5.0, help="seconds before an answer counts as wrong"
+    add_flags(
+        parser,
+        sft_out=(Path("dataset/labeling/SFT.json"), "SFT rows"),
+        rpo_out=(Path("dataset/labeling/RPO.json"), "preference pairs"),
+        max_per_problem=(4, "responses of one problem at most"),
+        prompt_template=(
+            str,
+            "as in the training recipe, for files that do not say how their prompts were made",
+        ),
+        num_workers=(int, "processes; default: one a core"),
+        timeout=(5.0, "seconds before an answer counts as wrong"),
     )
     return parser.parse_args(argv)
 

@@ -28,7 +28,7 @@ import re
 from pathlib import Path
 
 from rea_core.checks import check_numbers, check_output_folder
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import read_rows
@@ -170,11 +170,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Word problems for scripts/real.sh.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the five files")
-    parser.add_argument(
-        "--source", type=Path, help="folder with the six files; default: from the Hub"
-    )
-    parser.add_argument(
-        "--num_heldout", type=int, default=400, help="held-out problems from GSM8K's training split"
+    add_flags(
+        parser,
+        source=(Path, "folder with the six files; default: from the Hub"),
+        num_heldout=(400, "held-out problems from GSM8K's training split"),
     )
     return parser.parse_args(argv)
 

@@ -20,7 +20,7 @@ from generation.parallel import Shared
 from generation.path_cutting import Splitting
 from miniature.judge import respond
 from rea_core.checks import check_output
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 
 
@@ -53,16 +53,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, help="training file of the reflection model"
     )
-    parser.add_argument(
-        "--model_dir",
-        default="model/Miniature-LRM",
-        help="model whose tokenizer counts paragraph tokens",
-    )
-    parser.add_argument(
-        "--paragraph_min_tokens", type=int, default=1, help="as in the training recipe"
-    )
-    parser.add_argument(
-        "--paragraph_max_tokens", type=int, default=128, help="as in the training recipe"
+    add_flags(
+        parser,
+        model_dir=("model/Miniature-LRM", "model whose tokenizer counts paragraph tokens"),
+        paragraph_min_tokens=(1, "as in the training recipe"),
+        paragraph_max_tokens=(128, "as in the training recipe"),
     )
     return parser.parse_args(argv)
 

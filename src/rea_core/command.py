@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -50,3 +52,17 @@ def command(
         return framed
 
     return frame
+
+
+def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> None:
+    """Add optional flags by name: their default, or their type if there is none, and their help.
+
+    False makes a switch.
+    """
+    for name, (value, words) in flags.items():
+        settings: dict[str, Any] = {"type": type(value), "default": value}
+        if value is False:
+            settings = {"action": "store_true"}
+        elif isinstance(value, type):
+            settings = {"type": value}
+        parser.add_argument(f"--{name}", help=words, **settings)

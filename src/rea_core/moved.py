@@ -14,69 +14,45 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+# Modules that have kept their name, by their old package and their new place.
+ROOMS = {
+    ("rea_rl", "rea_rl.run"): "continued dialogues lora monitors numerics resume run_record start "
+    "stopping trl_keys",
+    ("rea_rl", "rea_rl.rollout"): "endpoint lookahead probe reflection_check weight_sync",
+    ("rea_rl", "rea_rl.packing"): "fork_check fused_lora logprobs recompute",
+    ("rea_rl", "rea_rl.study"): "real_figures real_report",
+    ("rea_rl", "rea_core"): "clients model_files recipe",
+    ("generation", "rea_core"): "json_text",
+    ("generation", "generation.evaluation"): "plots",
+}
 # Old module -> modules that have its names now; `python -m` runs the first. Modules that still
 # exist are here for names that have left them.
 MOVED = {
+    **{f"{old}.{name}": [f"{new}.{name}"] for (old, new), n in ROOMS.items() for name in n.split()},
     "generation.eval_data": ["generation.evaluation.benchmarks"],
     "generation.eval_table": ["generation.evaluation.table"],
     "generation.generate": ["generation.arguments", "generation.tasks"],
-    "generation.json_text": ["rea_core.json_text"],
     "generation.labeling_distill_utils": ["generation.path_cutting"],
-    "generation.plots": ["generation.evaluation.plots"],
+    "generation.labeling_to_prefix": ["generation.cuts"],
     "generation.row_files": ["rea_core.row_files", "generation.generation_file"],
     "generation.splits": ["generation.stages", "generation.arguments"],
     "generation.strategy_report": ["generation.evaluation.strategies"],
-    "generation.utils": [
-        "generation.generation_file",
-        "rea_core.rows",
-        "rea_core.checks",
-        "rea_core.row_files",
-        "rea_core.json_text",
-    ],
-    "rea_rl.clients": ["rea_core.clients"],
-    "rea_rl.continued": ["rea_rl.run.continued"],
+    "generation.utils": "generation.generation_file rea_core.rows rea_core.checks "
+    "rea_core.row_files rea_core.json_text".split(),
     "rea_rl.dialogues": ["rea_rl.run.dialogues", "rea_core.checks"],
-    "rea_rl.endpoint": ["rea_rl.rollout.endpoint"],
     "rea_rl.entry": ["rea_rl.run.training", "rea_rl.run.endings"],
-    "rea_rl.fork_check": ["rea_rl.packing.fork_check"],
-    "rea_rl.fused_lora": ["rea_rl.packing.fused_lora"],
-    "rea_rl.logprobs": ["rea_rl.packing.logprobs"],
-    "rea_rl.lookahead": ["rea_rl.rollout.lookahead"],
-    "rea_rl.lora": ["rea_rl.run.lora"],
     "rea_rl.merge_lora": ["rea_core.models"],
-    "rea_rl.model_files": ["rea_core.model_files"],
-    "rea_rl.monitors": ["rea_rl.run.monitors"],
-    "rea_rl.numerics": ["rea_rl.run.numerics"],
     "rea_rl.packed_step": ["rea_rl.packing.step"],
-    "rea_rl.probe": ["rea_rl.rollout.probe"],
-    "rea_rl.real_figures": ["rea_rl.study.real_figures"],
-    "rea_rl.real_report": ["rea_rl.study.real_report"],
-    "rea_rl.recipe": ["rea_core.recipe"],
-    "rea_rl.recompute": ["rea_rl.packing.recompute"],
-    "rea_rl.reflection_check": ["rea_rl.rollout.reflection_check"],
-    "rea_rl.resume": ["rea_rl.run.resume"],
     "rea_rl.revision": ["generation.cuts"],
     "rea_rl.rollout": ["rea_rl.rollout.engine", "rea_rl.rollout.record"],
-    "rea_rl.run_record": ["rea_rl.run.run_record"],
     "rea_rl.shared_prefix": ["rea_rl.packing.prefix_tree"],
-    "rea_rl.start": ["rea_rl.run.start"],
-    "rea_rl.stopping": ["rea_rl.run.stopping"],
     "rea_rl.study": ["rea_rl.study.run", "rea_rl.study.rows"],
     "rea_rl.study_places": ["rea_rl.study.places"],
     "rea_rl.study_report": ["rea_rl.study.report"],
     "rea_rl.tree_attention": ["rea_rl.packing.attention"],
-    "rea_rl.trl_keys": ["rea_rl.run.trl_keys"],
-    "rea_rl.utils": [
-        "rea_core.models",
-        "rea_core.problems",
-        "rea_core.rows",
-        "rea_core.command",
-        "rea_core.clients",
-        "rea_rl.run.checkpoints",
-        "generation.measured",
-    ],
+    "rea_rl.utils": "rea_core.models rea_core.problems rea_core.rows rea_core.command "
+    "rea_core.clients rea_rl.run.checkpoints generation.measured".split(),
     "rea_rl.vllm_server": ["rea_core.models"],
-    "rea_rl.weight_sync": ["rea_rl.rollout.weight_sync"],
 }
 # Old module -> program that is no part of the packages any more, in a checkout.
 SCRIPTS = {"generation.gguf_to_hf": "scripts/gguf_to_hf.py"}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rea_core import moved
 from rea_core.checks import check_output_folder
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.model_files import cause, check_files, read_model
 from rea_core.models import (
@@ -165,10 +165,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("base", help="folder or Hub id of the base model")
     parser.add_argument("adapter", help="folder of the adapter")
     parser.add_argument("out", help="new folder for the merged model")
-    parser.add_argument(
-        "--device", default="cpu", help="where to merge: cpu or cuda; 4 bytes per parameter"
+    add_flags(
+        parser,
+        device=("cpu", "where to merge: cpu or cuda; 4 bytes per parameter"),
+        chat_template=(str, "Jinja file in place of the base's chat template"),
     )
-    parser.add_argument("--chat_template", help="Jinja file in place of the base's chat template")
     args = parser.parse_args(argv)
     merge_lora(args.base, args.adapter, args.out, args.device, args.chat_template)
 

@@ -36,24 +36,17 @@ from rea_core.rows import check_columns, read_rows, write_atomically
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]  # a line of a rollout file, see `rea_rl.rollout.record.Rollout`
-CURVES = (
-    "rollout/accuracy",
-    "rollout/num_tokens",
-    "reward",
-    "reflection/density",
-    "revision/success",
-    "revision/tokens_saved",
-    "kl",
+CURVES = tuple(
+    """
+    rollout/accuracy rollout/num_tokens reward reflection/density revision/success
+    revision/tokens_saved kl
+    """.split()
 )
-SIDE_KEYS = (
-    "policy_version",
-    "correct",
-    "num_tokens",
-    "num_think_tokens",
-    "num_reflections",
-    "finish_reason",
-    "rewards",
-    "advantage",
+SIDE_KEYS = tuple(
+    """
+    policy_version correct num_tokens num_think_tokens num_reflections finish_reason rewards
+    advantage
+    """.split()
 )
 # Keys that the page reads of a line of a rollout file, with their types.
 # Keys that the page reads of a line of a rollout file, with their types.

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_reward_of_ones_own_is_known_to_recipes(tmp_path, monkeypatch):
     from rea_rl import rewards
 
-    monkeypatch.setattr(rewards, "REWARDS", rewards.REWARDS.copy())
+    monkeypatch.setitem(rewards.REWARDS, "brevity", None)  # it goes when the test ends
     monkeypatch.chdir(tmp_path)
     problems = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(9)]
     Path("problems.json").write_text(json.dumps(problems))
@@ -30,7 +30,7 @@ def test_a_reward_of_ones_own_is_known_to_recipes(tmp_path, monkeypatch):
         "config": ROOT / "recipes/miniature/config_GRPO.yaml",
         "model_name_or_path": save_model(tmp_path / "model"),
         "dataset_name": "problems.json",
-        "eval_strategy": "no",
+        "eval_dataset_name": "problems.json",
         "prompts_per_step": 2,
         "output_dir": "out",
     }

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rea_core.checks import check_numbers, check_output_folder
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
 from rea_core.row_files import write_json
@@ -200,10 +200,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--extra", nargs="*", type=_named_file, default=[], help="name=file of a further benchmark"
     )
-    command.add_argument(
-        "--num_samples", type=int, help="responses per problem, for all benchmarks"
+    add_flags(
+        command,
+        num_samples=(int, "responses per problem, for all benchmarks"),
+        limit=(int, "first so many problems of each benchmark"),
     )
-    command.add_argument("--limit", type=int, help="first so many problems of each benchmark")
     command.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 

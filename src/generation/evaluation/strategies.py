@@ -28,7 +28,7 @@ from generation.math_verify_all import Scoring, problem_id, read_scores, score_f
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
 from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, Rows, open_rows, write_json
@@ -256,11 +256,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument(
-        "--labels", type=Path, help="file of split labeling; with judge_cuts: precision and recall"
-    )
-    parser.add_argument(
-        "--judge_cuts", type=Path, help="file of labeling_distill_utils --clean for the same paths"
+    add_flags(
+        parser,
+        labels=(Path, "file of split labeling; with judge_cuts: precision and recall"),
+        judge_cuts=(Path, "file of labeling_distill_utils --clean for the same paths"),
     )
     parser.add_argument(
         "--cut_threshold",

@@ -144,29 +144,16 @@ DEPENDENT = {
 # Keys of one of the programs whose value TRL looks at in the first step only.
 LEVELS = ("token", "sequence")
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-PREFERENCE_LOSSES = (
-    *(
-        "sigmoid",
-        "sigmoid_norm",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-    ),
-    *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
+PREFERENCE_LOSSES = tuple(
+    """
+    sigmoid sigmoid_norm hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired
+    apo_zero apo_down discopop sft
+    """.split()
 )
-CHECKPOINT_KEYS = (
-    "use_reentrant",
-    "preserve_rng_state",
-    "context_fn",
-    "determinism_check",
-    "debug",
-    "early_stop",
-    "selective",
+CHECKPOINT_KEYS = tuple(
+    """
+    use_reentrant preserve_rng_state context_fn determinism_check debug early_stop selective
+    """.split()
 )
 NEUTRAL_SAMPLING = {
     "top_p": (1.0,),

@@ -33,7 +33,7 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.scoring import Interval, interval, resample
 from rea_core.checks import check_output_folder
-from rea_core.command import command
+from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -491,12 +491,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model_dir", required=True, help="reasoning model; its tokenizer counts tokens"
     )
-    parser.add_argument(
-        "--train_problems", type=Path, help="training problems, for examples of revisions"
+    add_flags(
+        parser,
+        train_problems=(Path, "training problems, for examples of revisions"),
+        out=(Path("docs/real"), "folder of the report"),
+        notes=("", "sentences that the page says of this run"),
+        num_workers=(2, "processes that compare answers"),
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/real"), help="folder of the report")
-    parser.add_argument("--notes", default="", help="sentences that the page says of this run")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that compare answers")
     return parser.parse_args(argv)
 
 
