@@ -138,7 +138,8 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
             f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a "
             "LoRA adapter"
         )
-    kinds = {"r": int, "lora_alpha": NUMBER, "base_model_name_or_path": (str, NoneType)}
+    kinds: dict[str, type | tuple[type, ...]] = {"r": int, "lora_alpha": NUMBER}
+    kinds["base_model_name_or_path"] = (str, NoneType)
     for key, kind in kinds.items():
         if not is_a(config.get(key), kind):
             raise ValueError(
