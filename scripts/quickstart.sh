@@ -32,9 +32,9 @@ OUT=output/quickstart${FAST:+_fast}
 PROBLEMS=500 SAMPLES=4 TRAINING=()
 if [[ $FAST ]]; then
     RESPONSES=$OUT RUN=$OUT/$VARIANT PROBLEMS=100 SAMPLES=1
-    # Fewer and smaller steps need larger ones of the optimizer; 6e-3 throughout unlearns correcting.
-    TRAINING=(--output_dir "$RUN" --max_steps 12 --prompts_per_step 6
-        --learning_rate 8e-3 --warmup_steps 0
+    # Few and small steps need a high learning rate; without its decay they unlearn correcting.
+    TRAINING=(--output_dir "$RUN" --max_steps 9 --prompts_per_step 6
+        --learning_rate 1e-2 --warmup_steps 0
         --reflection_model model/Miniature-Reflection
         --tokens_per_reflection_file model/Miniature-LRM/tokens_per_reflection.json)
 fi

@@ -61,7 +61,7 @@ class GenerateArguments:
 
     # Labelling
     paragraph_tokenizer: str | None = option(
-        None, "Model that wrote the paths; its tokenizer counts the paragraphs' tokens."
+        None, "Model that wrote the responses; its tokenizer counts the paragraphs' tokens."
     )
     paragraph_min_tokens: int = option(32, "Tokens that a paragraph has at least.")
     paragraph_max_tokens: int = option(128, "Tokens before which a paragraph is closed.")
@@ -135,7 +135,8 @@ class GenerateArguments:
     def _check_labeling(self) -> None:
         if self.split in LABELING_SPLITS and not self.paragraph_tokenizer:
             raise ValueError(
-                f"split {self.split} needs paragraph_tokenizer: name the model that wrote the paths"
+                f"split {self.split} needs paragraph_tokenizer: name the model that wrote the "
+                "responses"
             )
         if self.split == "labeling" and not self.logprobs:
             raise ValueError(

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 20))  # 0.1 ... 0.95
 SECOND_HALVES = (0.0, 0.25, 0.5)
-LABELS_AT_ONCE = 256  # paths whose cuts a process chooses
+LABELS_AT_ONCE = 256  # responses whose cuts a process chooses
 EVERYWHERE = 0.95  # share of paragraphs over the threshold from which a detector tells nothing
 
 
@@ -73,7 +73,7 @@ RULES = tuple(Rule(threshold, half) for half in SECOND_HALVES for threshold in T
 
 
 def rule_cuts(cap: CutRule, paths: Sequence[tuple[Sequence[float], int]]) -> list[list[int]]:
-    """Cuts of each path by all rules, from its P(Result) and the number of its paragraphs."""
+    """Cuts of each response by all rules, from its P(Result) and the number of its paragraphs."""
     return [[rule.cut(p_result, number, cap) for rule in RULES] for p_result, number in paths]
 
 
@@ -83,8 +83,8 @@ def cuts_to_finish(
     judged: Mapping[str, int | None],
     args: argparse.Namespace,
 ) -> list[list[int]]:
-    """Cuts of each path that any rule, its random control or the judge chooses, and the whole
-    path; in order."""
+    """Cuts of each response that any rule, its random control or the judge chooses, and the whole
+    response; in order."""
     labels = [(p_result[path.id], len(path.tokens)) for path in paths]
     batches = (labels[i : i + LABELS_AT_ONCE] for i in range(0, len(labels), LABELS_AT_ONCE))
     processes = max(1, min(args.num_workers or num_cores(), len(labels) // (4 * LABELS_AT_ONCE)))
@@ -95,7 +95,7 @@ def cuts_to_finish(
     shares = np.array(
         [[path.share(cut) for cut in cuts] for path, cuts in zip(paths, by_rule, strict=True)]
     )
-    # the control of the same budget: shares are exchanged between the paths
+    # the control of the same budget: shares are exchanged between the responses
     for place in range(len(RULES)):
         column = list(shares[:, place])
         random.Random(args.seed).shuffle(column)
@@ -157,7 +157,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a choice of cuts does to all held-out responses."""
+    """Effect of a choice of cuts on all held-out responses."""
 
     accuracy: Interval
     drop: float  # of accuracy against whole responses, as a share
@@ -223,7 +223,7 @@ def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule
         margin: share that accuracy may lose.
         min_safe: smallest share of safe cuts.
 
-    Raises ValueError where no rule that cuts anything is within them.
+    Raises ValueError if no rule that cuts anything is within them.
     """
     cutting = {rule: o for rule, o in by_rule.items() if o.cut > 0}
     if not cutting:
@@ -401,7 +401,7 @@ def run_rows(args: argparse.Namespace) -> None:
         )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    judged: dict[str, int | None] = {}  # first right result of each path
+    judged: dict[str, int | None] = {}  # first right result of each response
     open_judged(
         args.judge_cuts,
         lambda row, _: judged.update({row["id"]: next(iter(row["confirmed"]), None)}),
@@ -463,7 +463,7 @@ def run_choose(args: argparse.Namespace) -> str:
 def report(
     responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """What `cut.json` holds: the chosen keys, and the figures that they were chosen by."""
+    """Content of `cut.json`: the chosen keys, and the measurements behind the choice."""
     figures = {
         name: {
             "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low,

@@ -167,7 +167,7 @@ class CutCompletion(NamedTuple):
     forced_text: str
 
 
-# --- Ids of a path --------------------------------------------------------------------------------
+# --- Ids of a response ----------------------------------------------------------------------------
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -232,10 +232,10 @@ def cut_completion_ids(
         paragraphs: `split_paragraphs(decode_completion(tokenizer, completion_ids), ...)`.
         last_kept: index of the last kept paragraph.
         always_cut: if that is the last of all, cut the thinking before its last blank-line part, so
-            that a revision is always shorter; False: leave such a path as it is.
+            that a revision is always shorter; False: leave such a response as it is.
 
     Returns:
-        The cut, or None where nothing is cut off: a thinking of at most one part, or one that is
+        The cut, or None if nothing is cut off: a thinking of at most one block, or one that is
         kept whole.
     """
     kept_ends = [end for paragraph in paragraphs[: last_kept + 1] for end in paragraph.part_ends]
@@ -298,7 +298,7 @@ class PathCuts:
         self._num_thinking = self._count_thinking()
 
     def after(self, end: int) -> tuple[str, float]:
-        """Prefix from which the path is finished if it is cut at a character, and the share of
+        """Prefix from which the response is finished if it is cut at a character, and the share of
         its thinking that stays."""
         num_kept, kept = self._keep(end)
         return kept + forced_answer(kept.endswith("\n")), num_kept / self._num_thinking

@@ -70,7 +70,7 @@ class GenerationFile:
     def close(self) -> None:
         """Write the final file, rows in order, and remove the unfinished one.
 
-        Raises ValueError where rows are missing that were made, or that come before others.
+        Raises ValueError if rows are missing that were made, or that come before others.
         """
         # of an index that was written twice, the last
         places = {index: place for index, *place in self._read_part()}

@@ -7,17 +7,17 @@ cut.
         --paragraph_tokenizer model/Miniature-LRM
 
 LABELS is what split `labeling` wrote for PATHS, CUTS what `labeling_distill_utils --clean` did. OUT
-has a row per path and strategy, for split `math_cot` to finish and
+has a row per response and strategy, for split `math_cot` to finish and
 `generation.evaluation.strategies` to compare:
 
-    none                        the path as it is
+    none                        the response as it is
     weak, normal, strong        cut by the reflection model; `judge`: after the judge's first
                                 confirmed result
     random_<one of these>       the control: it keeps the same shares of tokens, exchanged at random
-                                between the paths
+                                between the responses
     random_50 ... random_90     cut where about that percentage of the tokens is kept
 
-Where a strategy keeps every paragraph, the path is passed on as it is.
+If a strategy keeps every paragraph, the response is unchanged.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ RANDOM_PERCENT = (50, 60, 70, 80, 90)
 def label_probabilities(
     file: Path, look: Callable[[Row], None] = lambda row: None
 ) -> dict[str, Sequence[float]]:
-    """P(Result) per paragraph by path id, of a file of split `labeling`; empty where a path was too
-    long.
+    """P(Result) per paragraph by response id, of a file of split `labeling`; empty if a response
+    was too long.
 
-    `look` is called with every row. Raises ValueError where one has no log-probs.
+    `look` is called with every row. Raises ValueError if one has no log-probs.
     """
     found: dict[str, Sequence[float]] = {}
 
@@ -92,13 +92,13 @@ def label_probabilities(
 def reflection_cuts(
     paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], rule: CutRule
 ) -> dict[str, list[int]]:
-    """Last kept paragraph of every path for each strength."""
+    """Last kept paragraph of every response for each strength."""
     chosen = [rule.choose(p_result[path.id], len(path.tokens)) for path in paths]
     return {strength: [getattr(cuts, strength) for cuts in chosen] for strength in STRENGTHS}
 
 
 def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> list[int]:
-    """Last kept paragraph of every path by what `labeling_distill_utils --clean` cut."""
+    """Last kept paragraph of every response by what `labeling_distill_utils --clean` cut."""
     return [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
 
 
@@ -120,22 +120,22 @@ def with_controls(
 
 
 class PathFile:
-    """Paths of a generation file that were labelled; the others, which cannot be compared, are
+    """Responses of a generation file that were labelled; the others, which cannot be compared, are
     counted in the log.
 
     Args:
         file: generation file.
         labels, labels_file: rows of the labels, of split `labeling` or from `labeling_distill_utils
             --clean`.
-        ids: path of each of these rows; None for one that is left out.
-        splitting: how paths are split.
+        ids: response of each of these rows; None for one that is left out.
+        splitting: how responses are split.
         num_workers: processes.
 
     Attributes:
         rows: of the generation file.
-        paths: labelled paths, in order.
+        paths: labelled responses, in order.
 
-    Raises ValueError where the labels are of paths that were asked in another way, or of other
+    Raises ValueError if the labels are of responses that were asked in another way, or of other
     paragraphs.
     """
 
@@ -148,7 +148,7 @@ class PathFile:
         splitting: Splitting,
         num_workers: int | None,
     ):
-        self._ids: list[list[str]] = []  # of the paths of each row
+        self._ids: list[list[str]] = []  # of the responses of each row
 
         def look(row: Row) -> None:
             self._ids.append([f"{row['id']}/{k}" for k in range(len(row["responses"]))])
@@ -164,14 +164,15 @@ class PathFile:
         num_paths = sum(map(len, self._ids))
         if not self.paths:
             raise ValueError(
-                f"{file}: none of its {num_paths} paths has labels; give the file that was labelled"
+                f"{file}: none of its {num_paths} responses has labels; give the file that was "
+                "labelled"
             )
-        logger.info("%s: %d of %d paths have labels", file, len(self.paths), num_paths)
+        logger.info("%s: %d of %d responses have labels", file, len(self.paths), num_paths)
 
     def cut(
         self, wanted: Callable[[int], list[Wanted]], tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[list[bytes]]:
-        """Rows, as JSON, of all cuts that are wanted of each path, by its number."""
+        """Rows, as JSON, of all cuts that are wanted of each response, by its number."""
         places = {path.id: i for i, path in enumerate(self.paths)}
         return self._map(
             cut_labelled, Shared(tokenizer), places, lambda i: (self.paths[i], wanted(i)), "cuts"
@@ -198,8 +199,8 @@ def write_strategies(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> int:
-    """Write one row per path and strategy, all paths of a strategy together; the `id` ends in the
-    strategy.
+    """Write one row per response and strategy, all responses of a strategy together; the `id` ends
+    in the strategy.
 
     Returns the number of rows.
     """
@@ -258,14 +259,12 @@ def run(args: argparse.Namespace) -> None:
         cuts = {"judge": judge_cuts(file.paths, judged)}
     strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
     num_rows = write_strategies(file, strategies, tokenizer, args.out)
-    logger.info("wrote %s: %d paths, %d rows", args.out, len(file.paths), num_rows)
+    logger.info("wrote %s: %d responses, %d rows", args.out, len(file.paths), num_rows)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line; the cut_* flags are those of the training recipe."""
-    parser = argparse.ArgumentParser(
-        description="Cut paths where they had their result, and at random."
-    )
+    parser = argparse.ArgumentParser(description="Cut responses after their result, and at random.")
     parser.add_argument("paths", type=Path, help="generation file")
     source = parser.add_mutually_exclusive_group(required=True)
     add_flags(

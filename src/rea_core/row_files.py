@@ -390,7 +390,7 @@ class RowWriter:
         num_sections: parts of the file, whose rows come in any order; the file has one part after
             the other.
 
-    Raises ValueError where another process writes the file.
+    Raises ValueError if another process writes the file.
     """
 
     def __init__(self, path: str | Path, num_sections: int = 1):

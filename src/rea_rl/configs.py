@@ -85,7 +85,7 @@ class DataArguments:
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
     eval_dataset_name: str | None = option(
-        None, "Evaluation problems, Hub id or file; needed where eval_strategy is not 'no'."
+        None, "Evaluation problems, Hub id or file; needed unless eval_strategy is 'no'."
     )
     dataset_eval_split: str = option("test", "Split of a Hub dataset to evaluate on.")
     max_eval_problems: PositiveInt | None = option(None, "Evaluate on the first N problems only.")
@@ -117,9 +117,9 @@ class SharedKeys:
 class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     """Training arguments of REA-RL on top of `trl.GRPOConfig`.
 
-    `num_generations` and the batch keys count sampled paths. With `revision` every sampled path
-    brings a second row, so that G = 4 and `prompts_per_step` = 16 are 64 sampled paths and 128
-    trained rows per optimizer step, on any number of ranks.
+    `num_generations` and the batch keys count sampled responses. With `revision` every sampled
+    response brings a second row, so that G = 4 and `prompts_per_step` = 16 are 64 sampled responses
+    and 128 trained rows per optimizer step, on any number of ranks.
     """
 
     prompts_per_step: PositiveInt | None = option(
@@ -129,7 +129,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         "make.",
     )
 
-    # Where TRL's default is not what the method does.
+    # Keys with another default than TRL's.
     vllm_importance_sampling_mode: str = option(
         "token_truncate",
         "Correction for the server's log-probs; only 'token_truncate' is implemented.",
@@ -139,12 +139,12 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     )
 
     # Revision
-    revision: bool = option(True, "Train on revisions beside the originals; no: plain GRPO.")
+    revision: bool = option(True, "Train on revisions next to the originals; no: plain GRPO.")
     construction: Annotated[str, one_of("pairs", "revisions_only", "serial")] = option(
         "pairs",
         "Rows of a group, with revision: 'pairs' of originals and revisions (the paper), "
-        "'revisions_only', or 'serial' (S-GRPO): one path a prompt, and num_generations - 1 cuts "
-        "of it.",
+        "'revisions_only', or 'serial' (S-GRPO): one response a prompt, and num_generations - 1 "
+        "cuts of it.",
     )
     overthinking_loss: Annotated[str, one_of("none", "mean", "max")] = option(
         "none",
@@ -187,7 +187,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     cut_cap_max: int = option(5, "See cut_cap_share.")
     always_cut: bool = option(
         True,
-        "Cut before the last part where the labels would keep everything; false: such a path has "
+        "Cut before the last block if the labels would keep everything; false: such a response has "
         "no revision.",
     )
 
@@ -248,8 +248,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     )
     answer_markers: list[str] = option(
         [],
-        "Phrases after which an answer stands where there is no \\boxed{}; for models that write "
-        "none.",
+        "Phrases before an answer without \\boxed{}; for models that write none.",
     )
     verifier_workers: PositiveInt = option(2, "Processes that compare answers.")
     verifier_timeout: PositiveFloat = option(5.0, "Seconds before an answer counts as wrong.")
@@ -257,11 +256,11 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     # Compute
     packing: Annotated[str, either("none", "shared_prefix")] = option(
         "none",
-        "shared_prefix: forward what paths have in common once, without padding; none: padded "
+        "shared_prefix: forward shared prefixes of responses once, without padding; none: padded "
         "rows.",
     )
     tokens_per_forward: PositiveInt = option(
-        12288, "With packing: unique tokens per forward pass at most; a longer path goes alone."
+        12288, "With packing: unique tokens per forward pass at most; a longer response goes alone."
     )
     recompute: Annotated[str, either("auto", "all", "none")] = option(
         "auto",
@@ -291,7 +290,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         check_machine(self)
         if "length_batch" in self.reward_funcs and self.world_size > 1:
             raise ValueError(
-                "the length_batch reward compares all paths of a step, but each of "
+                "the length_batch reward compares all responses of a step, but each of "
                 f"{self.world_size} processes sees its own; train with one process, or take the "
                 "length reward"
             )
@@ -308,7 +307,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
                 )
         if self.num_generations < 2:
             raise ValueError(
-                f"num_generations is {self.num_generations}; a group needs at least 2 paths to "
+                f"num_generations is {self.num_generations}; a group needs at least 2 responses to "
                 "compare"
             )
         share_out(self, "prompts_per_step", self.num_generations)
@@ -317,8 +316,8 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             raise ValueError(
                 f"per_device_train_batch_size ({self.per_device_train_batch_size}) x "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) = {paths} "
-                "sampled paths per rank is not a multiple of num_generations "
-                f"({self.num_generations}), but the paths of a prompt must stay on one rank; "
+                "sampled responses per rank is not a multiple of num_generations "
+                f"({self.num_generations}), but the responses of a prompt must stay on one rank; "
                 "change one of the three"
             )
 
@@ -342,7 +341,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
                 raise ValueError(
                     f"{key} is {value!r}, but REA-RL supports only "
                     f"{' or '.join(map(repr, values))}: it samples from policy_server, once per "
-                    "optimizer step, and records every path under output_dir/rollouts"
+                    "optimizer step, and records every response under output_dir/rollouts"
                 )
 
     def _check_packing(self) -> None:
@@ -422,12 +421,12 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             self.revision and self.construction == "serial"
         ):
             raise ValueError(
-                "the serial_decay reward orders the exits of one path; set construction: serial"
+                "the serial_decay reward orders the exits of one response; set construction: serial"
             )
 
     @property
     def reward_settings(self) -> dict[str, Any]:
-        """Settings of `rewards.get_reward_funcs`, beside the threshold of reflection."""
+        """Settings of `rewards.get_reward_funcs`, apart from the threshold of reflection."""
         keys = {key for name in self.reward_funcs for key in REWARDS[name].settings}
         return {key: getattr(self, key) for key in keys - {"tokens_per_reflection"}}
 
@@ -481,7 +480,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     @property
     def rows_per_path(self) -> int:
-        """Trained rows for each sampled path: itself, and its revision."""
+        """Trained rows for each sampled response: itself, and its revision."""
         return 2 if self.revision and self.construction == "pairs" else 1
 
     @property
@@ -491,7 +490,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     @property
     def num_serial_cuts(self) -> int:
-        """Cuts of each sampled path, which then are the rows of its prompt; 0 where every row is
+        """Cuts of each sampled response, which then are the rows of its prompt; 0 if every row is
         sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
 

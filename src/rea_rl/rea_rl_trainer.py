@@ -1,9 +1,9 @@
-"""REA-RL on TRL's GRPO trainer. What differs from plain GRPO:
+"""REA-RL on TRL's GRPO trainer. Differences from plain GRPO:
 
-1. Paths come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after a
-   resume. The adapter is hot-swapped there in each step (without one, all weights are sent). With
-   `max_rollout_lag` the paths of the next step are made meanwhile (lookahead.py).
-2. Every sampled path is cut where it had its result and finished by the policy. Original and
+1. Responses come from a vLLM server through `RolloutEngine`, one set per optimizer step, also after
+   a resume. The adapter is hot-swapped there in each step (without one, all weights are sent). With
+   `max_rollout_lag` the responses of the next step are made meanwhile (lookahead.py).
+2. Every sampled response is cut after its result and finished by the policy. Original and
    revision are two rows of one group, which has 2G rows; they alternate and stay on one rank. The
    sampler still deals G rows per prompt.
 3. A revision with a wrong answer gives its row to its original. A group without a right answer has
@@ -11,12 +11,11 @@
 4. The correction for the server's log-probs (truncated importance sampling per token) uses the
    log-probs of the loss's own forward pass. With one inner iteration these are the old policy's, so
    TRL's extra pass for them is not needed.
-5. Rows are forwarded sorted by length with their padding cut off, which the token-mean loss does
-   not notice.
+5. Rows are forwarded sorted by length without padding; the token-mean loss is unchanged.
 6. Evaluation samples without revision and reports accuracy and length; it computes no loss. The
    best checkpoint stays.
-7. Every path of the run is recorded under `<output_dir>/rollouts/`.
-8. With `packing: shared_prefix` what paths have in common is forwarded once, without padding
+7. Every response of the run is recorded under `<output_dir>/rollouts/`.
+8. With `packing: shared_prefix` shared prefixes of responses are forwarded once, without padding
    (`packing.step`).
 
 Loss, KL to the base model (adapter off), clipping, optimizer, checkpoints and logging are TRL's and
@@ -73,10 +72,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StepInWork:
-    """Batch of an optimizer step on its way through TRL's hooks, each of which fills in its part.
+    """Batch of an optimizer step on its way through TRL's hooks; each hook fills in its part.
 
     Attributes:
-        rows: one per sampled path of this rank.
+        rows: one per sampled response of this rank.
         rollouts: their records, originals and revisions.
         trained: the record that is trained in each place of the batch.
         rewards: (B, F) of all ranks.
@@ -94,7 +93,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     """GRPO with online revision.
 
     Args:
-        engine: makes the paths of a batch.
+        engine: makes the responses of a batch.
         weight_sync: brings the policy to its server and says under which name it is served.
         args: recipe; never changed.
         **kwargs: those of `trl.GRPOTrainer`: `model`, `reward_funcs`, `train_dataset`,
@@ -144,12 +143,12 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         return None
 
     def _send_telemetry(self) -> None:
-        """Nothing is reported to anybody."""
+        """TRL's telemetry is off."""
 
-    # --- Batch: rows -> paths -> rewards -> advantages --------------------------------------------
+    # --- Batch: rows -> responses -> rewards -> advantages ----------------------------------------
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """One row per sampled path: G rows of a prompt follow each other, on one rank."""
+        """One row per sampled response: G rows of a prompt follow each other, on one rank."""
         return epoch_sampler(self, lambda: int(self.state.epoch or 0), dataset)
 
     def _generate_and_score_completions(
@@ -328,7 +327,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Sample `num_generations_eval` paths per problem, without revision; log and return
+        """Sample `num_generations_eval` responses per problem, without revision; log and return
         their metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
@@ -361,7 +360,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             self._metrics["train"][key].append(value)
 
     def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
-        """Write the paths of all ranks, in the order of a single process, and return their
+        """Write the responses of all ranks, in the order of a single process, and return their
         metrics."""
         everyone = gather_object(rollouts)
         if self.accelerator.is_main_process:

@@ -1,8 +1,8 @@
 """Reward functions and their registry.
 
-The rollout computes what they need once per path and passes it as columns: `problem_id`, `correct`,
-`num_tokens`, `num_think_tokens`, `num_reflections`. No reward looks at another one, so their order
-in a recipe does not matter. All of a problem's paths must be in the same call.
+The rollout computes what they need once per response and passes it as columns: `problem_id`,
+`correct`, `num_tokens`, `num_think_tokens`, `num_reflections`. No reward looks at another one, so
+their order in a recipe does not matter. All of a problem's responses must be in the same call.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def density_values(
 
 
 def length_batch_values(correct: Sequence[bool], num_tokens: Sequence[int]) -> list[float]:
-    """`length` with the shortest and longest path of the whole batch of different problems, as
+    """`length` with the shortest and longest response of the whole batch of different problems, as
     the original had it."""
     return length_reward_values(["batch"] * len(correct), correct, num_tokens)
 
@@ -68,12 +68,12 @@ def length_batch_values(correct: Sequence[bool], num_tokens: Sequence[int]) -> l
 def length_reward_values(
     problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float]:
-    """Length reward of Kimi k1.5 (arXiv 2501.12599): shortest and longest over all paths of one
+    """Length reward of Kimi k1.5 (arXiv 2501.12599): shortest and longest over all responses of one
     problem.
 
-    lambda = 0.5 - (tokens - min) / (max - min); a right path gets lambda, a wrong one min(0,
-    lambda). A problem whose paths are equally long gives 0. The original took minimum and maximum
-    over the whole batch, in characters.
+    lambda = 0.5 - (tokens - min) / (max - min); a right response gets lambda, a wrong one min(0,
+    lambda). A problem whose responses are equally long gives 0. The original took minimum and
+    maximum over the whole batch, in characters.
 
     >>> length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 100])
     [0.5, -0.5, 0.0]
@@ -89,10 +89,11 @@ def length_reward_values(
 def refined_length_reward_values(
     problem: Sequence[Hashable], correct: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float]:
-    """Refined length reward of REA-RL: shortest and longest over the right paths of one problem.
+    """Refined length reward of REA-RL: shortest and longest over the right responses of one
+    problem.
 
-    0.5 for the shortest right path, -0.5 for the longest, linear between; 0 if they are equally
-    long. A wrong path gets -0.5, however short it is.
+    0.5 for the shortest right response, -0.5 for the longest, linear between; 0 if they are equally
+    long. A wrong response gets -0.5, however short it is.
 
     >>> refined_length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 10])
     [0.5, -0.5, -0.5]
@@ -109,8 +110,8 @@ def reflection_reward_values(
     1).
 
     `tokens_per_reflection` is measured on the base model (`tokens_per_reflection_quantile`; 225.09
-    in the paper), so that four in five of its paths get the full 1: the reward punishes giving up
-    reflection and does not ask for more. A path without thinking tokens gets 0.
+    in the paper), so that four in five of its responses get the full 1: the reward punishes giving
+    up reflection and does not ask for more. A response without thinking tokens gets 0.
     """
     density = density_values(num_reflections, num_think_tokens, tokens_per_reflection)
     return [min(value, 1.0) for value in density]
@@ -122,10 +123,10 @@ def sigmoid_length_values(
     num_tokens: Sequence[int],
     alpha: float = 0.2,
 ) -> list[float]:
-    """Reward of Arora and Zanette (arXiv 2502.04463): 1 - alpha * sigmoid(z) for a right path, 0
-    for a wrong one.
+    """Reward of Arora and Zanette (arXiv 2502.04463): 1 - alpha * sigmoid(z) for a right response,
+    0 for a wrong one.
 
-    z = (tokens - mean) / standard deviation over the right paths of the problem; 0 where these are
+    z = (tokens - mean) / standard deviation over the right responses of the problem; 0 if these are
     equally long.
 
     >>> sigmoid_length_values(["a", "a", "b"], [True, True, False], [70, 70, 10])
@@ -145,7 +146,7 @@ def sigmoid_length_values(
     return [value(key, tokens) if is_right else 0.0 for key, is_right, tokens in rows]
 
 
-# Shares of right paths from which LASER-D calls a problem easy, and medium: 6 and 3 of its 8.
+# Shares of right responses from which LASER-D calls a problem easy, and medium: 6 and 3 of its 8.
 EASY_SHARE, MEDIUM_SHARE = 0.75, 0.375
 
 
@@ -156,11 +157,11 @@ def laser_values(
     target_lengths: Sequence[int],
     alpha: float = 0.5,
 ) -> list[float]:
-    """Step reward of LASER (arXiv 2505.15612): `alpha` for a right path of at most the target
+    """Step reward of LASER (arXiv 2505.15612): `alpha` for a right response of at most the target
     length, else 0.
 
     Three targets are LASER-D's for easy, medium and hard problems, told apart by their share of
-    right paths. LASER-D adapts them during training; here they stay as given.
+    right responses. LASER-D adapts them during training; here they stay as given.
 
     >>> laser_values(["a", "a"], [True, True], [100, 101], [100])
     [0.5, 0.0]
@@ -186,7 +187,7 @@ def l1_max_values(
     delta: float = 0.5,
 ) -> list[float]:
     """Reward of L1-Max (arXiv 2503.04697): clip(alpha * (target - tokens) + delta, 0, 1) for a
-    right path, else 0.
+    right response, else 0.
 
     There is one target. L1 also names it in the prompt; here `prompt_template` may do so.
 
@@ -211,10 +212,10 @@ def overlong_values(num_tokens: Sequence[int], max_tokens: int, buffer: int) -> 
 
 
 def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) -> list[float]:
-    """Reward of S-GRPO (arXiv 2505.07686): 2^(1 - k) for the k-th right exit of a path, 0 for a
+    """Reward of S-GRPO (arXiv 2505.07686): 2^(1 - k) for the k-th right exit of a response, 0 for a
     wrong one.
 
-    The rows of a problem are its whole path, which is the last exit, and then the cuts from the
+    The rows of a problem are its whole response, which is the last exit, and then the cuts from the
     earliest on.
 
     >>> serial_decay_values(["a", "a", "a", "a"], [True, False, True, True])
@@ -234,7 +235,7 @@ def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) ->
 def _length_shares(
     problem: Sequence[Hashable], counted: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float | None]:
-    """(tokens - min) / (max - min) over the counted paths of each problem; None where these are
+    """(tokens - min) / (max - min) over the counted responses of each problem; None if these are
     equally long."""
     lengths = defaultdict(list)
     for key, is_counted, tokens in zip(problem, counted, num_tokens, strict=True):

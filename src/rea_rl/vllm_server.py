@@ -106,11 +106,11 @@ class ServerConfig:
     model: str = required("Folder of a model or Hub id; also the name under which it is served.")
     port: int = required("Port to listen on.")
     role: Annotated[Literal["policy", "reflection"], one_of(*ROLES)] = required(
-        "What the server is for."
+        "Role of the server."
     )
     host: str = option("127.0.0.1", "Address to listen on; others than this want a key.")
     max_model_len: PositiveInt | None = option(None, "Context in tokens; default: the model's.")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is any.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA if there is any.")
     gpu: str = option("0", "GPU index or UUID; several, with commas, share the model.")
     max_lora_rank: int = option(16, f"Policy: one of {', '.join(map(str, LORA_RANKS))}.")
     max_loras: PositiveInt = option(
@@ -179,7 +179,7 @@ class ServerConfig:
 
     @property
     def base_url(self) -> str:
-        """Where an OpenAI client finds the server."""
+        """Address of the server for an OpenAI client."""
         return server_url(self.host, self.port)
 
 
@@ -298,7 +298,7 @@ class VLLMServer:
                     self.wait_ready()
                 self.wait()
             except ConnectionError as error:
-                self.stop()  # what is left of it; its port and memory are free afterwards
+                self.stop()  # the rest of it; its port and memory are free afterwards
                 now = time.monotonic()
                 restarts = [begun for begun in restarts if now - begun < RESTART_WINDOW] + [now]
                 if len(restarts) > self.config.max_restarts:
@@ -421,7 +421,7 @@ def server_command(config: ServerConfig, device: str) -> list[str]:
 
 
 def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
-    """Variables that vLLM needs beside those of this process."""
+    """Variables that vLLM needs in addition to those of this process."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.api_key:
         # not on the command line, where every user of the machine sees it
@@ -572,7 +572,7 @@ def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | No
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and paths
+    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and responses
     travel as ids."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     served = told_by(base_url, "/tokenize", None, body).get("tokens")

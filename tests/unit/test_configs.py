@@ -45,7 +45,7 @@ def test_batch_keys_count_sampled_paths(tmp_path):
     [
         (
             {"num_generations": 3},
-            r"per_device_train_batch_size \(8\).* = 8 sampled paths .*num_generations \(3\)",
+            r"per_device_train_batch_size \(8\).* = 8 sampled responses .*num_generations \(3\)",
         ),
         ({"steps_per_generation": 2}, "steps_per_generation is 2; leave it out"),
         ({"generation_batch_size": 16}, "generation_batch_size is 16; leave it out"),

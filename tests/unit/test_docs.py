@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_sentences_are_short_and_plain(page):
     assert not long, f"over {MAX_WORDS} words"
     if page.name != "CONTRIBUTING.md":
         assert not [s for s in found if UNPLAIN.search(s)]
+
+
+@pytest.mark.parametrize(
+    "folder", ["src/rea_core", "src/generation", "src/miniature", "src/rea_rl"]
+)
+def test_docstrings_and_comments_are_plain(folder):
+    """Names keep their words, such as the flag --slips; the answer check is left out."""
+    files = [file for file in (ROOT / folder).rglob("*.py") if file.parent.name != "math_verify"]
+    assert files
+    for file in files:
+        with file.open("rb") as stream:
+            tokens = list(tokenize.tokenize(stream.readline))
+        for token in tokens:
+            is_docstring = token.type == tokenize.STRING and '"""' in token.string[:4]
+            if token.type == tokenize.COMMENT or is_docstring:
+                text = re.sub(r"`[^`]*`|--slips|^ *slips:", "", token.string, flags=re.MULTILINE)
+                found = UNPLAIN.search(text)
+                assert not found, f"{file}, line {token.start[0]}: {found[0]!r} in {text}"
 
 
 def test_a_long_or_unplain_sentence_would_be_found(tmp_path):

@@ -1,8 +1,8 @@
-"""The asynchronous chain that makes one batch of paths: sample -> label -> cut -> finish -> verify.
+"""The asynchronous chain that makes a batch of responses: sample, label, cut, finish, verify.
 
-Every sampled path goes through it by itself, so that nothing waits for the slowest of the batch,
-unless `stage_batch_size` says so. Ids are kept as the server sampled them; a revision is the
-original's ids up to the cut, the forced end of the thinking, and the policy's answer.
+Responses run concurrently and never wait for the slowest, unless `stage_batch_size` groups them.
+Token ids are never encoded again; a revision is the original's ids up to the cut, the forced end of
+the thinking, and the policy's answer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class RolloutEngine:
-    """Makes the paths of a batch on an event loop of its own; a context manager.
+    """Makes the responses of a batch on an event loop of its own; a context manager.
 
     Args:
         args: recipe.
@@ -100,17 +100,17 @@ class RolloutEngine:
             self.labeller = Labeller(reflection, reflection_tokenizer, context, args)
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
-        """Paths for `rows`, in their order; one per row, or original and revision.
+        """Responses for `rows`, in their order; one per row, or original and revision.
 
         Args:
             rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is
-                missing), `problem`, `problem_id`, `answer`; one row per sampled path, also with
+                missing), `problem`, `problem_id`, `answer`; one row per sampled response, also with
                 serial cuts, where the first of a prompt's rows is sampled and the others are its
                 exits.
 
-        Raises ConnectionError or openai.APIError when a request failed for good; the other paths
-        are cancelled. Raises CancelledError where `cancel` ended the batch, ConnectionError where
-        it came before.
+        Raises ConnectionError or openai.APIError when a request failed for good; the other
+        responses are cancelled. Raises CancelledError if `cancel` ended the batch, ConnectionError
+        if it came before.
         """
         return self._wait(self._run(rows, batch))
 
@@ -216,7 +216,7 @@ class RolloutEngine:
     async def _revise(
         self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
     ) -> list[Rollout | None]:
-        """Cut the original where it had its result, or at several points; None where nothing can
+        """Cut the original after its result, or at several points; None if nothing can
         be cut off."""
         paragraphs = self._paragraphs(original)
         num_cuts = self.args.num_serial_cuts
@@ -290,10 +290,10 @@ class RolloutEngine:
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
         text = rollout.text
-        # an answer can only stand after the end of the thinking
+        # an answer can only follow the end of the thinking
         if rollout.prompt_thinking == "open":
             text = text.partition(THINK_END)[2]
-        # A text without markers is answer throughout. Further ones mean nothing where the prompt
+        # A text without markers is answer throughout. Further ones mean nothing if the prompt
         # said what it did.
         is_marked = rollout.prompt_thinking != "unknown" and (
             THINK_START in text or THINK_END in text

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rollout:
-    """One path, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
+    """One response, and one line of `<output_dir>/rollouts/step-<n>.jsonl`.
 
     With revision, lines alternate original, revision; with serial cuts an original is followed by
-    all of its exits. Where no cut is possible the original stands twice, the second time without
+    all of its exits. If no cut is possible the original is listed twice, the second time without
     `seconds`. A line with `kept` false was not trained: another one took its place, for a wrong
     revision its original, and `rewards` and `advantage` are that row's.
     """
@@ -35,17 +35,17 @@ class Rollout:
     # of the server under its sampling temperature; None for forced ids
     logprobs: list[float | None]
     text: str
-    finish_reason: str  # "stop", or "length" for a truncated path
+    finish_reason: str  # "stop", or "length" for a truncated response
     num_tokens: int
     num_think_tokens: int
     num_reflections: int
-    # what the prompt did to the thinking, see `generation.rendering`
+    # whether the prompt opened or closed the thinking, see `generation.rendering`
     prompt_thinking: Thinking = "unknown"
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
     # their ends, characters of the original's text
     paragraph_ends: list[int] = field(default_factory=list)
-    # P(Result) per label that was read, see label_until_decided; of a path that was not cut, in
+    # P(Result) per label that was read, see label_until_decided; of a response that was not cut, in
     # both of its lines
     p_result: list[float] = field(default_factory=list)
     num_label_tokens: int = 0  # of the reflection model's reply
@@ -70,7 +70,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the paths of one call have in common."""
+    """Common settings of the responses of one call."""
 
     step: int
     policy_version: str
@@ -78,7 +78,7 @@ class Batch:
 
 
 def record_line(rollout: Rollout) -> str:
-    """JSON of one path. Probabilities have five digits, which is what the servers' own numerics
+    """JSON of one response. Probabilities have five digits, which is what the servers' own numerics
     leave; most of a file is these."""
     values = vars(rollout).copy()
     for key in ("logprobs", "p_result"):
@@ -102,10 +102,10 @@ def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> li
 def rollout_metrics(
     rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1
 ) -> dict[str, float]:
-    """Means over the paths of a batch, all finite; `rollout/*` of the originals, `revision/*` of
-    the revisions.
+    """Means over the responses of a batch, all finite; `rollout/*` of the originals, `revision/*`
+    of the revisions.
 
-    With `revision`, `num_revisions` paths follow each original.
+    With `revision`, `num_revisions` responses follow each original.
     """
     stride = num_revisions + 1 if revision else 1
     originals = rollouts[::stride]
@@ -132,10 +132,10 @@ def rollout_metrics(
 
 
 def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Share of the labelled paths in which the detector finds a result; nothing where none was
+    """Share of the labelled responses in which the detector finds a result; nothing if none was
     labelled.
 
-    `rollouts` alternate original and revision; what was read stands in the second of a pair.
+    `rollouts` alternate original and revision; labels are in the second of a pair.
     """
     labelled = [r for r in rollouts[1::2] if r.num_paragraphs]
     return (

@@ -3,7 +3,7 @@ entropy.
 
 A monitor compares the mean of a metric over the last steps with a threshold, or with its mean over
 the first steps of the run. It warns in the log when it is crossed, is logged as `monitor/<name>` (1
-while it is), and ends the run where `monitor_stop` names it. Values come from the run's own log, so
+while it is), and ends the run if `monitor_stop` names it. Values come from the run's own log, so
 a resumed run remembers its first steps.
 """
 
@@ -105,7 +105,7 @@ class MonitorKeys:
         0.995, "Warn above this share of responses with a result, by the detector."
     )
     monitor_accuracy: float | None = option(
-        0.1, "Warn where validation accuracy is so much below its best one."
+        0.1, "Warn if validation accuracy is so much below its best."
     )
     monitor_stop: list[str] = option(
         [], f"Monitors that end the run: all, or of {', '.join(NAMES)}."
@@ -207,7 +207,7 @@ class Monitored:
     """Goes before a trainer's class: checks the monitors when it logs, and keeps the best
     checkpoint next to the last ones.
 
-    Raises MonitorError, on all ranks, where `monitor_stop` says so.
+    Raises MonitorError, on all ranks, for a monitor of `monitor_stop`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -236,7 +236,7 @@ class Monitored:
         return is_best
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Say where the best checkpoint is; the last one stays too, which transformers would
+        """Log the best checkpoint; the last one stays too, which transformers would
         remove at a limit of 1."""
         best, state = self.state.best_model_checkpoint, self.state
         if best is not None:

@@ -119,7 +119,7 @@ class FiniteSteps:
         if self._on_any_rank(not all(weight.isfinite().all() for weight in trained)):
             raise NonFiniteError(
                 f"trained weights are non-finite at step {self.state.global_step}, and are not "
-                "saved; lower learning_rate, and begin anew or from an earlier checkpoint"
+                "saved; lower learning_rate, and begin again or from an earlier checkpoint"
             )
 
     def _losses_are_finite(self) -> bool:

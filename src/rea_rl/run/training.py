@@ -59,7 +59,7 @@ def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
 
 
 def check_evaluation(args: Any, eval_dataset_name: str | None) -> None:
-    """Raise ValueError where evaluations are asked for, and nothing is there to evaluate on."""
+    """Raise ValueError if evaluations are asked for, and nothing is there to evaluate on."""
     if eval_dataset_name is not None:
         return
     for key, off in (("eval_strategy", "'no'"), ("eval_on_start", "false")):

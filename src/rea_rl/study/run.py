@@ -235,7 +235,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "base model, as the policy server serves it; default: the recipe's"},
     "policy_server": {"help": "default: the recipe's"},
     "reflection_server": {"help": "default: the recipe's"},
-    "dry_run": {"action": "store_true", "help": "print what is to be done, and do nothing"},
+    "dry_run": {"action": "store_true", "help": "print the remaining work and end"},
 }
 
 
