@@ -71,12 +71,18 @@ def write_checkpoint(folder, state='{"global_step": 1}'):
     return folder
 
 
-@pytest.mark.parametrize("state", [None, "", '{"global_step": 12, "log_his', "\x00\x00"])
+@pytest.mark.parametrize(
+    "state", [None, "", '{"global_step": 12, "log_his', "\x00\x00", "[]", '{"epoch": 1}']
+)
 def test_interrupted_checkpoint_is_passed_over(tmp_path, caplog, state):
     whole = write_checkpoint(tmp_path / "checkpoint-9")
     write_checkpoint(tmp_path / "checkpoint-8")
     broken = write_checkpoint(tmp_path / "checkpoint-12", state)
     (tmp_path / "checkpoint-best").mkdir()
+    # neither copies nor files are checkpoints of the run
+    write_checkpoint(tmp_path / "checkpoint-30-old")
+    write_checkpoint(tmp_path / "checkpoint-31 (copy)")
+    (tmp_path / "checkpoint-32").write_text("")
     assert not is_whole(broken) and is_whole(whole)
     assert last_checkpoint(tmp_path) == str(whole)
     assert f"{broken} was interrupted while it was written" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -18,13 +19,13 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 def whole_checkpoints(output_dir: str | Path) -> list[Path]:
     """`checkpoint-<step>` folders that were written to their end, newest first; warns of newer
     ones that were not."""
-    folders = [
-        path
+    folders = {
+        int(name[1]): path
         for path in Path(output_dir).glob("checkpoint-*")
-        if path.name.split("-")[1].isdecimal()
-    ]
+        if (name := re.fullmatch(r"checkpoint-([0-9]+)", path.name)) and path.is_dir()
+    }
     whole: list[Path] = []
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for _, folder in sorted(folders.items(), reverse=True):
         if is_whole(folder):
             whole.append(folder)
         elif not whole:
@@ -40,10 +41,10 @@ def is_whole(checkpoint: Path) -> bool:
     Cut off, it is no JSON.
     """
     try:
-        json.loads((checkpoint / "trainer_state.json").read_bytes())
+        state = json.loads((checkpoint / "trainer_state.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return False
-    return True
+    return isinstance(state, dict) and isinstance(state.get("global_step"), int)
 
 
 @functools.cache  # torch keeps a list that it sorts, and cannot compare two functions
