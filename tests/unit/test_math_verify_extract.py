@@ -57,6 +57,11 @@ THINKING = [
     (r"No.</think>So \boxed{2}.</think>", "2", "2", None),
     (r"<think>It is \boxed{1}, or", None, "1", None),
     (r"<think>It is \boxed{1}</think> \boxed{2", None, "1", None),
+    # A thinking that began again.
+    (r"1</think>So \boxed{2}.<think>Or \boxed{3}, or", "2", "3", "2"),
+    (r"1</think>So <think>\boxed{2}, or \boxed{3}", None, "2, 3", None),
+    (r"1</think>So<think>2</think> \boxed{3} <think>\boxed{4}", "3", "4", "3"),
+    (r"1</think>So<think>2</think> \boxed{3}", "3", "3", "3"),
     (r"\boxed{7}", None, "7", "7"),
     ("#### 7", None, "7", "7"),
     ("", None, None, None),

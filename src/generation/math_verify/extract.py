@@ -39,7 +39,8 @@ def extract_answer(
             Where there is no complete box, the rest of the line after the last of them is the
             answer. None by default: a recipe asks for them.
         thinking: What the prompt did before the completion began. `"open"`: it ended inside a
-            thinking, as R1's template does, so an answer can only stand after the first `</think>`.
+            thinking, as R1's template does, so an answer can only stand after the first `</think>`,
+            and before a thinking that begins again without an end.
             `"closed"`: it closed its thinking, or the model has none, so all of the text is answer.
             `"unknown"`: a literal `<think>` or `</think>` in the text marks the thinking, and a
             text without them is answer throughout.
@@ -69,11 +70,15 @@ def _after_thinking(text: str, thinking: Thinking) -> str:
         raise ValueError(f"thinking={thinking!r} is unknown; use one of open, closed, unknown.")
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} is no text.")
-    if thinking == "open":
-        return text.partition(THINK_END)[2]
-    if thinking == "unknown" and (THINK_END in text or THINK_START in text):
-        return text.rpartition(THINK_END)[2] if THINK_END in text else ""
-    return text
+    is_marked = THINK_START in text or THINK_END in text
+    if thinking == "closed" or (thinking == "unknown" and not is_marked):
+        return text
+    if THINK_END not in text:
+        return ""
+    part = text.partition(THINK_END)[2] if thinking == "open" else text.rpartition(THINK_END)[2]
+    # A thinking that began again, and never ended.
+    again = part.find(THINK_START, part.rfind(THINK_END) + 1)
+    return part if again < 0 else part[:again]
 
 
 def _boxes(text: str) -> list[tuple[int, int, slice]]:
