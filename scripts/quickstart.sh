@@ -68,17 +68,30 @@ generate() {
 
 score() { python -m generation.math_verify_all "$@" --model_dir "$BASE" --word_bounded >/dev/null; }
 
-# evaluate MODEL [OPTIONS of the scoring]: on the held-out problems
-evaluate() {
+# answer MODEL: the held-out problems
+answer() {
     generate --qaf dataset/miniature/test.json --qaf_limit "${EVAL_PROBLEMS:-$PROBLEMS}" \
         --n_generate_sample "${EVAL_SAMPLES:-$SAMPLES}" --model_dir "$1"
-    score "$RESPONSES/$(basename "$1")/test_math_cot.json" --slips "${@:2}"
 }
 
+score_base() { score "$RESPONSES/$(basename "$BASE")/test_math_cot.json" --slips; }
+
+score_trained() { score "$RESPONSES/$(basename "$MERGED")/test_math_cot.json" --slips --base "$BASE_SCORES"; }
+
 # A merged model samples several times faster on the CPU than base and adapter.
-evaluate_trained() {
-    python -m rea_rl.merge_lora "$BASE" "$RUN" "$MERGED"
-    evaluate "$MERGED" --base "$BASE_SCORES"
+merge() { python -m rea_rl.merge_lora "$BASE" "$RUN" "$MERGED"; }
+
+evaluate_base() { answer "$BASE" && score_base; }
+
+evaluate_trained() { merge && answer "$MERGED" && score_trained; }
+
+# evaluate_both: at once, since starting the engines takes longer than the few answers
+evaluate_both() {
+    evaluate_base &
+    merge
+    answer "$MERGED"
+    wait "$!"
+    score_trained
 }
 
 # make_reflection_model: and the threshold of the reflection reward, from responses of the base model
@@ -96,12 +109,14 @@ make_reflection_model() {
         output/miniature/reflection_model
 }
 
-if [[ ! $FAST ]]; then
-    make_reflection_model
-fi
+[[ $FAST ]] || make_reflection_model
 stage train "$RUN/train_results.json" bash "scripts/$LAUNCHER.sh" "${TRAINING[@]}" "$@"
-stage evaluate_base "$BASE_SCORES" evaluate "$BASE"
-stage evaluate_trained "$TRAINED_SCORES" evaluate_trained
+if [[ $FAST ]]; then
+    stage evaluate "$TRAINED_SCORES" evaluate_both
+else
+    stage evaluate_base "$BASE_SCORES" evaluate_base
+    stage evaluate_trained "$TRAINED_SCORES" evaluate_trained
+fi
 
 python -m miniature.report --base "$BASE_SCORES" --trained "$TRAINED_SCORES" --run "$RUN" --name "$VARIANT" \
     --out "$OUT" --seconds "${TIMES[@]}" "total=$SECONDS"

@@ -164,7 +164,7 @@ def check_quickstart(clone: Path, said: str) -> None:
         summaries.append(json.loads((clone / "output" / folder / "summary.json").read_text()))
     assert all(summary.keys() == {"base", "trained", "seconds"} for summary in summaries)
     assert [len(summary["seconds"]) for summary in summaries] == (
-        [5, 10] if "train took" in said else [5, 2]
+        [4, 10] if "train took" in said else [4, 2]
     )
     is_trained(clone / "output/miniature/ReflectRL", 16)
     is_trained(clone / "output/quickstart_fast/ReflectRL", 16)
