@@ -202,7 +202,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--also", type=Path, help="src folder of a checkout to compare with")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each stage and size")
     parser.add_argument("--folder", type=Path, help="place of the files (default: temporary)")
-    parser.add_argument("--json", default=None, help="where the results go")
+    parser.add_argument("--json", default=None, help="place of the results")
     return parser.parse_args(argv)
 
 

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="addresses of running ones that serve it, by role",
     )
     parser.add_argument(
-        "--json", default=None, help="where the results go (default: output/benchmark/NAME.json)"
+        "--json", default=None, help="place of the results (default: output/benchmark/NAME.json)"
     )
 
 

@@ -58,7 +58,7 @@ def response_of(
             known.
         counts: of replies out of the ordinary, for the log; changed.
 
-    Raises UnusableReply where there is no response, ValueError if its tokens cannot be counted.
+    Raises UnusableReply if there is no response, ValueError if its tokens cannot be counted.
     """
     choices = getattr(reply, "choices", None)
     if not choices or not hasattr(getattr(choices[0], "message", None), "content"):

@@ -177,7 +177,7 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 
 
 def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `</think>`: one where the tokenizer has such a token, several where it is ordinary
+    """Ids of `</think>`: one if the tokenizer has such a token, several if it is ordinary
     text."""
     return tokenizer.encode(THINK_END, add_special_tokens=False)
 
@@ -197,7 +197,7 @@ def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
     """Function from the ids of a completion to the number of its thinking tokens: all without a
     `</think>`.
 
-    Where that is ordinary text its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
+    If that is ordinary text, its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
     it is found in the text.
     """
     marker = think_end_ids(tokenizer)

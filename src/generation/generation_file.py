@@ -157,7 +157,7 @@ def read_generations(
     Args:
         path: file.
         columns: further columns that rows must have, and their types; `remedy` says what to do
-            where they have not.
+            if they have not.
         single: refuse rows with several responses.
         look: called with every row, for what is to be known of all before any is worked on.
 

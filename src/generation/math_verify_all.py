@@ -224,7 +224,7 @@ def score_counted(
 def thinking_of_prompts(
     path: Path, rows: Rows, heads: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Thinking:
-    """What the prompts of a file did to the thinking, where responses do not say it: the model's
+    """What the prompts of a file did to the thinking, if responses do not say it: the model's
     template does."""
     lacking = sum(head["lacking"] for head in heads)
     if not lacking:
@@ -387,7 +387,7 @@ BY_CORRECTNESS = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "thi
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
-    """Table of scores by name: a row each, then accuracy and corrected mistakes by level where
+    """Table of scores by name: a row each, then accuracy and corrected mistakes by level if
     there are levels."""
     overall = {name: scores["groups"][ALL] for name, scores in scored.items()}
     keys = {key for figures in overall.values() for key in figures}

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 BATCH_BYTES = 1 << 18  # of rows that a process works on at once
-ROWS_IN_MEMORY = 64  # the same, where they are in memory
+ROWS_IN_MEMORY = 64  # the same, if they are in memory
 BYTES_PER_PROCESS = 1 << 22  # starting a process takes as long as the work on so many bytes
 # imported once for all processes
 PRELOADED = ["generation.counting", "generation.path_cutting", "generation.generate"]

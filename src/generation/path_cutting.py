@@ -35,7 +35,7 @@ def cut_row(
 
     Columns next to the response's own: `prefix` (None if all is kept, with its own `responses`),
     `cut` (the last kept paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and
-    `truncated` (no `</think>`). `cuts` are those of the response, where it is cut several times.
+    `truncated` (no `</think>`). `cuts` are those of the response, if it is cut several times.
     """
     ended = known_thinking(response) == "closed" or THINK_END in response["text"]
     columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}

@@ -7,7 +7,7 @@ import string
 THINK_START = "<think>"
 THINK_END = "</think>"
 
-# Ends a thinking that was cut. Where the kept ids already end in a newline (`.\n\n` is one token in
+# Ends a thinking that was cut. If the kept ids already end in a newline (`.\n\n` is one token in
 # Qwen's tokenizers), the variant without the leading newline follows instead, see `forced_answer`.
 FORCED_ANSWER = f"\n{THINK_END}\n\n**Final Answer:**\n\n"
 

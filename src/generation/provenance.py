@@ -41,7 +41,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
     """How the prompts of a file were made; empty if that is not known. Raises ValueError
-    where rows differ."""
+    if rows differ."""
     settings = read_settings(path)
     known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
     first: int | None = None

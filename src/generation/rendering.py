@@ -246,7 +246,7 @@ def marker_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int
     """Function from sampled ids to their text without special tokens such as EOS, but with the
     thinking's markers.
 
-    Where the markers are special tokens, a decoder drops them. None if they are not: any decoder
+    If the markers are special tokens, a decoder drops them. None if they are not: any decoder
     keeps them then.
     """
     ids = {tokenizer.convert_tokens_to_ids(text): text for text in (THINK_START, THINK_END)}

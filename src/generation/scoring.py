@@ -26,7 +26,7 @@ ALL = "all"  # the group of all responses, next to one group per level
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; None if it is not defined, as tokens per word where
+    """A figure and its 95 % interval; None if it is not defined, as tokens per word if
     there is no word."""
 
     value: float | None
@@ -255,7 +255,7 @@ def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Ratio]:
 
 
 def groups(problems: Sequence[ScoredProblem]) -> dict[str, list[ScoredProblem]]:
-    """All problems; where rows have a `level` those of each level, easiest first, and a
+    """All problems; if rows have a `level` those of each level, easiest first, and a
     `benchmark` those of each."""
     levels = sorted({p.level for p in problems if p.level is not None})
     benchmarks = dict.fromkeys(p.benchmark for p in problems if p.benchmark is not None)

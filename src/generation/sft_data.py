@@ -61,7 +61,7 @@ def training_rows(
 
     Prompts are those that the responses were sampled with; of rows that do not say it, with
     `prompt_template`. What the chat template and the begin of the reply were is in
-    `chat_template_kwargs` and `prefill`, where there was any.
+    `chat_template_kwargs` and `prefill`, if there was any.
     """
     sft, pairs = [], []
     for row, shortened, original in paths:

@@ -26,7 +26,7 @@ class Task:
 
     index: int  # place in the output
     prompt: Prompt
-    # None if nothing is asked, and where no tokenizer is known
+    # None if nothing is asked, or no tokenizer is known
     rendered: RenderedPrompt | None = None
     # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
     prompt_ids: list[int] | None = None
@@ -87,7 +87,7 @@ class Making:
         return SPLITS[self.args.split].prompts(self.args, row, self.paragraphs)
 
     def tasks(self, rows: Iterable[Row]) -> list[list[Task]]:
-        """Tasks of each row, as the model sees them where its tokenizer is known. Their indices
+        """Tasks of each row, as the model sees them if its tokenizer is known. Their indices
         are still 0."""
         return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
 

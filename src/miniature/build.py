@@ -128,7 +128,7 @@ def write_problems(splits: dict[str, list[Problem]], folder: Path) -> None:
 
 
 def pick_device(name: str) -> str:
-    """`auto` is CUDA where there is any."""
+    """`auto` is CUDA if there is any."""
     import torch
 
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

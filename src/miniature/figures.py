@@ -33,7 +33,7 @@ def sample(
     max_new_tokens: int,
     batch_size: int = 1024,
 ) -> list[list[int]]:
-    """One completion per prompt as token ids, without padding, EOS included where it was
+    """One completion per prompt as token ids, without padding, EOS included if it was
     reached."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[list[int]] = [[] for _ in prompts]

@@ -93,7 +93,7 @@ def carries(value: int, step: Step) -> bool:
 
 
 def forget_carry(value: int, step: Step) -> int:
-    """The one wrong value of a step that carries; the right one where the wrong one would leave
+    """The one wrong value of a step that carries; the right one if the wrong one would leave
     0..99."""
     right = apply_step(value, step)
     wrong = right + 10 if step[0] == "-" else right - 10
@@ -197,7 +197,7 @@ def _run(
 
 
 def num_merged_steps(problem: Problem) -> int:
-    """Steps in the first line of a first pass of level 5: two where one of them has two digits,
+    """Steps in the first line of a first pass of level 5: two if one of them has two digits,
     else three."""
     return 2 if any(operand > 9 for _, operand in problem.steps[:2]) else 3
 

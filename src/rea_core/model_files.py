@@ -195,7 +195,7 @@ def check_buildable(path: str, key: str, attn_implementation: str | None, **sett
 
 
 def cause(error: BaseException) -> str:
-    """Message of an error in one line of a readable length; its type too where the message alone
+    """Message of an error in one line of a readable length; its type too if the message alone
     says little."""
     words = textwrap.shorten(" ".join(str(error).split()), CAUSE_LENGTH).rstrip(".")
     if words and isinstance(
@@ -212,7 +212,7 @@ def _remedy(error: Exception, otherwise: str) -> str:
         return "ask for access on its page, and log in: hf auth login"
     if "trust_remote_code" in words:
         return (
-            "read that code, and set trust_remote_code where there is such a key, or take another "
+            "read that code, and set trust_remote_code if there is such a key, or take another "
             "model"
         )
     if isinstance(error, ImportError):

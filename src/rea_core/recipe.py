@@ -144,7 +144,7 @@ def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) 
         raise ValueError(f"{what}; it must be {words}") from None
     if action.choices and converted not in action.choices:
         quote = (
-            ", in quotes where YAML reads yes, no, on or off as a truth value"
+            ", in quotes if YAML reads yes, no, on or off as a truth value"
             if isinstance(value, bool)
             else ""
         )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# check what can be checked without servers, and print `complete` where nothing is to be done
+# check what can be checked without servers, and print `complete` if nothing is to be done
 DRY_RUN = "--dry_run"
 
 
@@ -129,7 +129,7 @@ def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         raise ValueError(
             "FSDP has the weights in pieces, which cannot be brought to the policy server; leave "
-            "fsdp out, and launch with ddp.yaml, or with zero3.yaml where the model does not fit "
+            "fsdp out, and launch with ddp.yaml, or with zero3.yaml if the model does not fit "
             "on one GPU"
         )
     if model_args.load_in_4bit or model_args.load_in_8bit:

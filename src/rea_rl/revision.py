@@ -57,8 +57,8 @@ def keep_or_replace(correct: list[bool]) -> list[int]:
 
 
 def replaced_revisions(correct: list[bool]) -> list[int]:
-    """Source row for each of B / 2 trained rows where only revisions are trained: the original
-    where one is wrong.
+    """Source row for each of B / 2 trained rows if only revisions are trained: the original
+    if one is wrong.
 
     >>> replaced_revisions([True, False, False, True])
     [0, 3]
@@ -145,7 +145,7 @@ def overthinking_signal(
 
     The cut is where the revision's thinking ends. Both masks are 0 if the revision saves at most
     one id; otherwise they are 1 from the cut to the end. The sign is (-1, +1) if the revision is
-    correct and (0, 0) if it is not; the loss adds sign x |advantage| (mean or maximum) where the
+    correct and (0, 0) if it is not; the loss adds sign x |advantage| (mean or maximum) if the
     mask is 1.
 
     Args:

@@ -107,7 +107,7 @@ def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Examp
     """Rows of a file or Hub dataset with these columns, `prompt` first, whose completions are
     one turn each.
 
-    Raises ValueError naming file and row where it is not clear what is trained.
+    Raises ValueError naming file and row if it is not clear what is trained.
     """
     from rea_core.rows import read_rows
 

@@ -203,7 +203,7 @@ def curves(run_dir: Path) -> list[Record]:
 
 
 def word_pattern(records: list[Record]) -> str:
-    """Pattern of the reflection words, whole words where the run counted these."""
+    """Pattern of the reflection words, whole words if the run counted these."""
     thinkings = [thinking_of(record["text"], known_thinking(record)) for record in records]
     counts = [record["num_reflections"] for record in records]
     bounded = [count_reflections(thinking, True) for thinking in thinkings] == counts

@@ -349,7 +349,7 @@ class VLLMServer:
         return members
 
     def _group(self) -> list[psutil.Process]:
-        """Living members of the server's process group, also where their parent is gone."""
+        """Living members of the server's process group, also if their parent is gone."""
         self._process.poll()  # a child that nobody waited for would look alive
         members = []
         for process in psutil.process_iter():
@@ -444,7 +444,7 @@ def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
         # instead of 20 %.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The sampler would compile two small functions with g++ at the first request, which fails
-        # where there is none.
+        # if there is none.
         "TORCH_COMPILE_DISABLE": "1",
         # Threads are not bound to cores, and wait without spinning: two spinning servers got a
         # tenth of the above.

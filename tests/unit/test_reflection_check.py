@@ -109,7 +109,7 @@ def test_a_context_that_is_too_short_for_usual_paths_is_refused_and_for_short_pa
     check_context(args, tokenizer, "Compute.", most)
     assert not caplog.records
     check_context(args, tokenizer, "Compute.", most - 1)
-    assert f"need up to {most} where paragraphs are short" in caplog.text
+    assert f"need up to {most} if paragraphs are short" in caplog.text
     with pytest.raises(
         ValueError,
         match=rf"its context has {usual - 1} tokens, but {usual} are needed .*max_model_len",

@@ -107,7 +107,7 @@ def detected_paths(
 
 
 def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
-    """Numbers of the rows of each strategy, and where there are truncated responses those again
+    """Numbers of the rows of each strategy, and if there are truncated responses those again
     apart."""
     strategies: dict[str, list[int]] = {}
     truncated: dict[str, list[int]] = {}

@@ -125,7 +125,7 @@ def check_same_way(files: list[ScoredFile]) -> None:
 
 
 def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
-    """Files by the name of their row: the folder, and where several models share one, also what
+    """Files by the name of their row: the folder, and if several models share one, also what
     they are."""
     rows: dict[tuple[str, tuple[str, ...]], list[ScoredFile]] = {}
     for file in files:

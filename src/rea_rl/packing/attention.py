@@ -127,7 +127,7 @@ def attend_varlen(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """One call of a variable-length kernel: FlashAttention where it is installed, torch's own
+    """One call of a variable-length kernel: FlashAttention if it is installed, torch's own
     otherwise."""
     left = -1 if window is None else window - 1
     arrays = (query, key, value, tree.cu_q, tree.cu_k, *tree.max_lengths)

@@ -85,7 +85,7 @@ def chunked_logps(
 
 
 def takes_one_pass(args: REARLConfig) -> bool:
-    """Whether all padded rows of a micro-batch must be trained in one forward pass; where the
+    """Whether all padded rows of a micro-batch must be trained in one forward pass; if the
     recipe has fewer, a warning.
 
     Reentrant checkpointing, which TRL sets for ZeRO-3, adds to a gradient once for each forward
@@ -100,7 +100,7 @@ def takes_one_pass(args: REARLConfig) -> bool:
         logger.warning(
             "rows_per_forward: %d is not possible with reentrant gradient checkpointing, as ZeRO-3 "
             "has it: all rows of a micro-batch are trained in one pass; lower "
-            "per_device_train_batch_size where memory is short",
+            "per_device_train_batch_size if memory is short",
             args.rows_per_forward,
         )
     return one_pass
@@ -125,7 +125,7 @@ def leave_load_balancing(trainer: GRPOTrainer) -> None:
 
 
 class KeepsBalance:
-    """`forward` of `padded_logps` that keeps the load-balancing loss of its passes, where they
+    """`forward` of `padded_logps` that keeps the load-balancing loss of its passes, if they
     have one."""
 
     def __init__(self, forward: Callable[..., Output]):
@@ -203,7 +203,7 @@ def _trimmed(
     """One forward pass without the columns that are padding in all rows; outputs are padded back
     to (B, C)."""
     columns = attention_mask.any(dim=0).nonzero().flatten()
-    # One column of completions stays where no row has a trained token: TRL takes the last 0 columns
+    # One column of completions stays if no row has a trained token: TRL takes the last 0 columns
     # for all of them.
     cut_off = min(input_ids.size(1) - 1 - int(columns[-1]), num_kept - 1)
     first, end = int(columns[0]), input_ids.size(1) - cut_off

@@ -3,7 +3,7 @@
 Original and revision share prompt and kept thinking id by id, all responses of a problem share its
 prompt. Responses are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed
 row without padding: position ids are depths in the tree, and each token attends to its own response
-only (`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once where
+only (`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once if
 responses share them.
 
 The result is that of padded rows, up to rounding, unless the model draws random numbers in its

@@ -117,7 +117,7 @@ class PackedStep:
         """Loss () of a micro-batch. The backward pass of all its forward passes but the last has
         been done.
 
-        All ranks do the same number of passes; where a rank has fewer, the first ones train
+        All ranks do the same number of passes; if a rank has fewer, the first ones train
         nothing.
 
         Args:

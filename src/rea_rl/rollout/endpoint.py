@@ -395,7 +395,7 @@ REFUSALS = {
 
 
 def refusal(folder: Path, answer: Any) -> str:
-    """Message where the policy server does not take an adapter, its answer or an error; the
+    """Message if the policy server does not take an adapter, its answer or an error; the
     remedy is for what it says."""
     # whose message leaves out what FastAPI itself answers
     if isinstance(answer, openai.APIStatusError):

@@ -103,7 +103,7 @@ class RolloutEngine:
         """Responses for `rows`, in their order; one per row, or original and revision.
 
         Args:
-            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text where it is
+            rows: `prompt` (rendered text), `prompt_thinking` (derived from the text if it is
                 missing), `problem`, `problem_id`, `answer`; one row per sampled response, also with
                 serial cuts, where the first of a prompt's rows is sampled and the others are its
                 exits.

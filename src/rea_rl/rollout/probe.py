@@ -44,7 +44,7 @@ class Probe:
         self._without: torch.Tensor | None = None  # (T - 1,) of the server's base model
 
     def check(self, model: PeftModel, client: openai.OpenAI, version: str) -> bool:
-        """Whether the server was seen to apply a version; False where the trainer's own change does
+        """Whether the server was seen to apply a version; False if the trainer's own change does
         not exceed rounding yet.
 
         Raises ConnectionError if the trainer's change does and the server's is another, and

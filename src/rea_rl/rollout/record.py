@@ -90,7 +90,7 @@ def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> li
     """Rows to train on, in the same places: a revision with a wrong answer gives its place to its
     original.
 
-    Where only revisions are trained, each pair has one place. Serial exits are all trained, wrong
+    If only revisions are trained, each pair has one place. Serial exits are all trained, wrong
     ones too.
     """
     if construction == "serial":
@@ -181,7 +181,7 @@ def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
 
 
 def _cache_metrics(revisions: list[Rollout]) -> dict[str, float]:
-    """Share of the finishing prompts that the server had cached, where it says so."""
+    """Share of the finishing prompts that the server had cached, if it says so."""
     told = [r for r in revisions if r.num_cached_tokens is not None]
     if not told:
         return {}

@@ -73,7 +73,7 @@ def check_context(
         )
     if context < most:
         logger.warning(
-            "reflection_server: its context has %d tokens, but %s need up to %d where paragraphs "
+            "reflection_server: its context has %d tokens, but %s need up to %d if paragraphs "
             "are short; a response that does not fit counts as one without a result",
             *(context, why, most),
         )

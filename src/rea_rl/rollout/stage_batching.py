@@ -9,7 +9,7 @@ class Waves:
     """Lets the responses of a batch continue `size` at a time, to labels and then to answers;
     the rest at the end.
 
-    A token costs a server the reading of all its weights, for one response as for many. Where both
+    A token costs a server the reading of all its weights, for one response as for many. If both
     models share a GPU the other one waits meanwhile, so that one server at a time, with as many
     responses as there are, is faster than both by turns.
     """

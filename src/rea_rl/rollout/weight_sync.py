@@ -1,7 +1,7 @@
 """Bring the trained weights to the policy server.
 
 `AdapterSync`, the default: only the adapter moves, as a file, under a name of its own for each
-version. `FullSync`, where the whole model is trained: all weights move, over NCCL, in place of
+version. `FullSync`, if the whole model is trained: all weights move, over NCCL, in place of
 those that the server had.
 """
 
@@ -317,7 +317,7 @@ def _flush(*paths: Path) -> None:
 
 @contextmanager
 def _gathered(model: PeftModel) -> Iterator[None]:
-    """Whole adapter weights on every rank, also where ZeRO-3 has them in pieces."""
+    """Whole adapter weights on every rank, also if ZeRO-3 has them in pieces."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

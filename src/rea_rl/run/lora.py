@@ -27,7 +27,7 @@ ALL_LINEAR = "all-linear"
 
 
 def check_lora_keys(model_args: ModelConfig, served: bool) -> None:
-    """Raise ValueError for LoRA keys of a recipe that cannot be trained, or, where `served`,
+    """Raise ValueError for LoRA keys of a recipe that cannot be trained, or, if `served`,
     that vLLM does not take."""
     for key in ("load_in_4bit", "load_in_8bit"):
         if not served and getattr(model_args, key):

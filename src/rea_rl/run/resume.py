@@ -115,7 +115,7 @@ def _decide(record: Record, args: Any) -> Plan:
 
 
 def _checkpoint_by_hand(checkpoint: Path, record: Record, output_dir: Path) -> str:
-    """The checkpoint, compared like one that is found; with a warning where it has no record."""
+    """The checkpoint, compared like one that is found; with a warning if it has no record."""
     if (before := record_of(checkpoint)) is None:
         logger.warning(
             "%s; it is continued with the settings of this command", _without_record(checkpoint)

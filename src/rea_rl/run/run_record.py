@@ -109,7 +109,7 @@ def make_record(
     fields = {f.name: (part, f) for part in parts for f in dataclasses.fields(part)}
     values = {name: _plain(getattr(part, name)) for name, (part, _) in fields.items()}
     settings = _settings(values, measured or {})
-    # of bf16 and fp16, or of accelerate's launcher where the recipe has none of them
+    # of bf16 and fp16, or of accelerate's launcher if the recipe has none of them
     settings["mixed_precision"] = args.mixed_precision
     lines = [json.dumps(row, sort_keys=True) for row in rows]
     record = {
@@ -283,7 +283,7 @@ def _compare_launch(before: Record, now: Record) -> Changes:
 
 
 def _compare_batch(before: Record, now: Record) -> Changes:
-    """Rows of an optimizer step; how they are dealt, where the loss or the end of an epoch
+    """Rows of an optimizer step; how they are dealt, if the loss or the end of an epoch
     depends on it."""
     old, new = ((*each["batch"].values(), each["ranks"]) for each in (before, now))
     rows = [per_device * accumulation * ranks for per_device, accumulation, ranks in (old, new)]
@@ -330,7 +330,7 @@ def _ranks_share_steps(record: Record, rows_per_step: int) -> bool:
 
 
 def _compare_steps(before: Record, now: Record) -> Changes:
-    """The length of a run may grow, where the learning rate of a step does not depend on it."""
+    """The length of a run may grow, if the learning rate of a step does not depend on it."""
     (key, old), (now_key, new) = length(before), length(now)
     if key != now_key:
         key, old, new = "max_steps", before["steps"]["max_steps"], now["steps"]["max_steps"]

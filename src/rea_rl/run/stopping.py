@@ -4,7 +4,7 @@ and a clear end.
     while responses are made    they are given up; the checkpoint has the last finished step
     while a step is taken   the step is finished first
 
-All ranks stop at one point, also where only one of them got the signal. What starts or is saved
+All ranks stop at one point, also if only one of them got the signal. What starts or is saved
 around the training ends at once, as before.
 """
 

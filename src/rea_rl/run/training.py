@@ -155,7 +155,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
         give_up: ends what the training waits for; called when SIGTERM asks for its end.
 
     Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no
-    numbers, where a monitor ends the run, and after SIGTERM.
+    numbers, if a monitor ends the run, and after SIGTERM.
     """
     from rea_rl.run.checkpoints import know_cpu_by_index, last_checkpoint
     from rea_rl.run.resume import checkpoint_step

@@ -125,7 +125,7 @@ PREFERENCE = COMMON | {
     "neftune_noise_alpha": "chosen and rejected completions must see one model",
     "label_smoothing_factor": "the losses of preferences do not take it; label_smoothing is theirs",
 }
-# Keys that mean something only where another one has such a value.
+# Keys that mean something only if another one has such a value.
 DEPENDENT = {
     "ref_model_mixup_alpha": ("sync_ref_model", (True,)),
     "ref_model_sync_steps": ("sync_ref_model", (True,)),
@@ -246,7 +246,7 @@ def check_values(config: Any) -> None:
 
 
 def _as_dict(config: Any, key: str) -> Any:
-    """Value of a key, read from JSON where a flag gave it."""
+    """Value of a key, read from JSON if a flag gave it."""
     value = getattr(config, key)
     if not isinstance(value, str) or not value.startswith("{"):
         return value
@@ -274,7 +274,7 @@ def check_sampling(config: Any) -> None:
 
 
 def check_best_metric(config: Any, program: str) -> None:
-    """Choose the metric that says which checkpoint is best where evaluations are made;
+    """Choose the metric that says which checkpoint is best if evaluations are made;
     ValueError for one that none has."""
     evaluates = config.eval_strategy != "no"
     if config.load_best_model_at_end and not evaluates:

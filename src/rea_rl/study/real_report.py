@@ -304,7 +304,7 @@ def provenance(work: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide, and the commit where there is a repository."""
+    """Versions of the packages that decide, and the commit if there is a repository."""
     import subprocess
     from importlib.metadata import PackageNotFoundError, version
 

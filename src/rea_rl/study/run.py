@@ -180,7 +180,7 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
 def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
     """Generation file of the row; finished answers of an interrupted evaluation are kept.
 
-    Responses have seeds of their own only where the generation recipe has a seed: on a GPU they
+    Responses have seeds of their own only if the generation recipe has a seed: on a GPU they
     halve a server's speed.
     """
     from generation.arguments import GenerateArguments
@@ -323,7 +323,7 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
     """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every
     run.
 
-    The others are scored once the base is, since they are compared with it. Where a run fails,
+    The others are scored once the base is, since they are compared with it. If a run fails,
     those under way are finished and no other is begun.
     """
     from transformers import AutoTokenizer  # noqa: F401  its lazy modules cannot be imported by two threads at once
@@ -378,7 +378,7 @@ def stop(signum: int, _: Any) -> NoReturn:
 
 @command(ConnectionError, subprocess.CalledProcessError)
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake, or where a row's training fails; others
+    """Exit code 1 with one line on stderr for a mistake, or if a row's training fails; others
     are kept."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
