@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rea_core.checks import check_output_folder
+from rea_core.checks import check_output_folder, user_path
 from rea_core.command import command
 from rea_core.ownership import own_folder
 
@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--gguf", type=Path, help="GGUF file of SmolLM2")
+    source.add_argument("--gguf", type=user_path, help="GGUF file of SmolLM2")
     source.add_argument("--package", help="installed Python package that carries one")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write")
     args = parser.parse_args(argv)
     convert(args.gguf or find_gguf(args.package), args.out)
 

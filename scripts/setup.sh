@@ -123,7 +123,8 @@ main() {
     mkdir -p logs
     : >"$LOG"
     echo "setup: $("$python" --version), $mode, into $VENV; pip's output is in $LOG"
-    [[ -x $VENV/bin/pip ]] || stage "making $VENV" "$python" -m venv "$VENV"
+    # Programs of an environment hold its path, so one that was moved, with its checkout, is made again.
+    "$VENV/bin/pip" --version >/dev/null 2>&1 || stage "making $VENV" "$python" -m venv --clear "$VENV"
     "install_$mode"
     stage "checking" final_check "$mode"
     grep '^setup: torch' "$LOG"

@@ -42,6 +42,7 @@ class GenerateArguments:
     save_suffix: str = option("", "Appended to the name of the output file.")
     output_dir: str = option("output", "Outputs go to <output_dir>/<model>/.")
     qaf_split: str = option("train", "Split of a Hub dataset.")
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     qaf_limit: PositiveInt | None = option(None, "Use the first N rows only.")
     problem_column: str | None = option(
         None, "Column with the problem; default: 'problem', else 'question'."

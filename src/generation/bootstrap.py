@@ -32,7 +32,7 @@ from typing import Any
 from generation.generation_file import read_generations
 from generation.prompts import MATH_COT, THINK_END, format_problem
 from generation.rendering import answer_of
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import command
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
@@ -506,8 +506,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     }
     for name in ("solver", "traces"):
         step = steps.add_parser(name)
-        step.add_argument("samples", nargs="+", type=Path, help="files of split math_cot")
-        step.add_argument("--out", type=Path, required=True, help="rows for rea_rl.sft")
+        step.add_argument("samples", nargs="+", type=user_path, help="files of split math_cot")
+        step.add_argument("--out", type=user_path, required=True, help="rows for rea_rl.sft")
         step.add_argument("--prompt_template", default=MATH_COT, help="as in the training recipe")
         for key, (value, words) in numbers.items():
             step.add_argument(f"--{key}", type=type(value), default=value, help=words)

@@ -43,7 +43,7 @@ from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
@@ -494,13 +494,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     steps = parser.add_subparsers(dest="step", required=True)
     for name, words in (("rows", "generation file"), ("choose", "finished file of the first step")):
         step = steps.add_parser(name)
-        step.add_argument("file", type=Path, help=words)
-        step.add_argument("--labels", type=Path, required=True, help="file of split labeling")
+        step.add_argument("file", type=user_path, help=words)
+        step.add_argument("--labels", type=user_path, required=True, help="file of split labeling")
         step.add_argument(
-            "--judge_cuts", type=Path, required=True, help="file of labeling_distill_utils --clean"
+            "--judge_cuts",
+            type=user_path,
+            required=True,
+            help="file of labeling_distill_utils --clean",
         )
         step.add_argument(
-            "--out", type=Path, required=True, help="rows for split math_cot, or the chosen setting"
+            "--out",
+            type=user_path,
+            required=True,
+            help="rows for split math_cot, or the chosen setting",
         )
         add_flags(
             step,

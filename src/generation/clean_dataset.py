@@ -15,10 +15,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from generation.math_verify_all import read_problems, read_scores
-from rea_core.checks import check_numbers, check_output
+from generation.math_verify_all import check_problems, read_problems, read_scores
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
-from rea_core.problems import load_problems
+from rea_core.problems import load_problems, problem_digest
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
 
@@ -48,14 +48,19 @@ its {num_paths} responses.
 
 
 def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
-    """Problems with at least one right response. Raises ValueError if a problem has no verdict."""
+    """Problems with at least one right response. Raises ValueError if a problem has no verdict,
+    or another problem's."""
     solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scored}
+    by_id = {p["id"]: p for p in scored}
     if missing := [row["id"] for row in problems if row["id"] not in solved]:
         raise ValueError(
             f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is "
             f"{missing[0]}; score responses to these problems, or give the --limit that they were "
             "sampled with"
         )
+    digests = {row["id"]: problem_digest(row["problem"]) for row in problems}
+    remedy = "give the dataset, in the order, that the responses were sampled for"
+    check_problems(by_id, digests, "verdicts are about problems", remedy)
     if not (kept := [row for row in problems if solved[row["id"]]]):
         raise ValueError(
             f"verdicts: none of the {len(problems)} problems has a right response; check the "
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("limit",))
     check_output(args.out, "out", (args.dataset, args.verdicts))
     scores = read_scores(args.verdicts)
-    problems = load_problems(args.dataset, args.split)[: args.limit]
+    problems = load_problems(args.dataset, args.split, config=args.dataset_config)[: args.limit]
     kept = solved_problems(problems, read_problems(args.verdicts, {"id": str, "responses": list}))
     write_json(args.out, kept)
     facts = {
@@ -92,17 +97,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
     add_flags(
         parser,
+        dataset_config=(str, "configuration of a Hub dataset"),
         split=("train", "split of a Hub dataset"),
         limit=(int, "first N problems only, as in qaf_limit of the responses"),
     )
     parser.add_argument(
         "--verdicts",
-        type=Path,
+        type=user_path,
         required=True,
         help=".scores.json of responses to the same problems",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"), help="result"
+        "--out",
+        type=user_path,
+        default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"),
+        help="result",
     )
     return parser.parse_args(argv)
 

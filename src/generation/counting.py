@@ -15,6 +15,7 @@ from generation.reflection_words import count_reflections
 from generation.rendering import answer_of, known_thinking
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens, thinking_of
+from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format")
 
 def head_of(row: Row) -> Row:
     """A row's columns that are kept of every row."""
-    return {key: row[key] for key in HEAD if key in row}
+    head = {key: row[key] for key in HEAD if key in row}
+    return head | {"problem_digest": problem_digest(row["problem"])}
 
 
 @dataclass(frozen=True)

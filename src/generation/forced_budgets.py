@@ -15,7 +15,6 @@ import argparse
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation.generation_file import read_generations
@@ -25,7 +24,7 @@ from generation.prompts import forced_answer
 from generation.rendering import known_thinking
 from generation.segments import thinking_of
 from generation.stages import path_rows
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter
@@ -85,8 +84,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Rows that force an answer after so many tokens of thinking."
     )
-    parser.add_argument("file", type=Path, help="generation file of a reasoning model")
-    parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
+    parser.add_argument("file", type=user_path, help="generation file of a reasoning model")
+    parser.add_argument("--out", type=user_path, required=True, help="rows for split math_cot")
     parser.add_argument(
         "--model_dir",
         required=True,

@@ -39,7 +39,7 @@ from generation.rendering import after_thinking
 from generation.segments import Paragraph, check_paragraph_tokens
 from generation.stages import path_rows
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter
@@ -466,7 +466,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Confirmed results from a judge's replies.")
     parser.add_argument(
-        "labels", type=Path, help="file of split labeling_distill or labeling_distill_use_asw"
+        "labels", type=user_path, help="file of split labeling_distill or labeling_distill_use_asw"
     )
     action = parser.add_mutually_exclusive_group(required=True)
     add_flags(
@@ -481,7 +481,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         out=(Path, "clean: cut responses"),
     )
     parser.add_argument(
-        "--train_file", type=Path, nargs="?", const=TRAIN_FILE,
+        "--train_file", type=user_path, nargs="?", const=TRAIN_FILE,
         help="clean: also write the reflection model's training file (without a value: "
              f"{TRAIN_FILE})",
     )  # fmt: skip

@@ -49,7 +49,7 @@ from generation.path_cutting import (
 from generation.provenance import check_same_prompts
 from generation.segments import check_paragraph_tokens
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
@@ -265,14 +265,14 @@ def run(args: argparse.Namespace) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line; the cut_* flags are those of the training recipe."""
     parser = argparse.ArgumentParser(description="Cut responses after their result, and at random.")
-    parser.add_argument("paths", type=Path, help="generation file")
+    parser.add_argument("paths", type=user_path, help="generation file")
     source = parser.add_mutually_exclusive_group(required=True)
     add_flags(
         source,
         labels=(Path, "file of split labeling"),
         judge_cuts=(Path, "file of labeling_distill_utils --clean"),
     )
-    parser.add_argument("--out", type=Path, required=True, help="rows for split math_cot")
+    parser.add_argument("--out", type=user_path, required=True, help="rows for split math_cot")
     add_flags(
         parser,
         cut_second_half=(0.5, "share of paragraphs before a normal cut"),

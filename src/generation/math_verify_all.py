@@ -22,7 +22,7 @@ import json
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows, num_cores
 from generation.provenance import (
     check_comparable,
+    distinct_names,
     known_parts,
     made_by,
     prompt_format_of,
@@ -46,7 +47,7 @@ from generation.provenance import (
 from generation.reflection_words import tokens_per_reflection_quantile
 from generation.rendering import PromptFormat
 from generation.scoring import ALL, ScoredProblem, figures, groups
-from rea_core.checks import NUMBER, check_numbers, check_output, is_a
+from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
@@ -125,10 +126,10 @@ def score(
         check_output(path.with_suffix(".scores.json"), "scores")
     check_output(results, "results", (*files, options.base))
     scored = {"base": read_scores(options.base)} if options.base else {}
-    stems = [path.stem for path in files]
+    names = distinct_names(files, taken=scored)
     tokenizer = load_tokenizer(model_dir, "model_dir")
     for path, scores in score_files(files, tokenizer, options):
-        scored[path.stem if stems.count(path.stem) == 1 else str(path)] = scores
+        scored[names[path]] = scores
         write_json(path.with_suffix(".scores.json"), scores)
         append_result(results, scores)
     return scored
@@ -195,7 +196,11 @@ def score_counted(
             row, verdicts = waiting.popleft()
             for section, budget in enumerate(budgets):
                 new = ScoredProblem(
-                    problem_id(row.head), row.head.get("level"), [], row.head.get("benchmark")
+                    problem_id(row.head),
+                    row.head.get("level"),
+                    [],
+                    row.head.get("benchmark"),
+                    row.head["problem_digest"],
                 )
                 responses = problems[budget].setdefault(new.id, new).responses
                 cells = zip(row.responses[section], verdicts[section], strict=True)
@@ -242,7 +247,7 @@ def thinking_of_prompts(
 def check_rows(path: Path, rows: Sequence[Row], args: Scoring) -> None:
     """Raise ValueError for rows that cannot be scored as asked, before any answer is verified."""
     if args.base:
-        read_base_tokens(args.base, {problem_id(row) for row in rows})
+        read_base_tokens(args.base, {problem_id(row): row["problem_digest"] for row in rows})
         known = made_by(path, rows) | {"scoring": args.record}
         remedy = "make and score the base's responses with the same settings"
         check_comparable(
@@ -290,7 +295,8 @@ def file_scores(
     """Content of `<file stem>.scores.json`; the last budget is the largest."""
     *_, largest = by_budget
     problems = by_budget[largest]
-    base = read_base_tokens(args.base, {p.id for p in problems}) if args.base else None
+    digests = {p.id: p.problem_digest for p in problems}
+    base = read_base_tokens(args.base, digests) if args.base else None
     scores = {
         "file": str(path),
         "num_problems": len(problems),
@@ -357,19 +363,45 @@ def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, A
     return problems
 
 
-def read_base_tokens(path: str | Path, ids: set[str]) -> dict[str, float]:
-    """Mean tokens of the base model by problem. Raises ValueError if it was scored on other
-    problems."""
-    tokens = {
-        p["id"]: p["mean_tokens"] for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})
-    }
-    if tokens.keys() != ids:
+def read_base_tokens(
+    path: str | Path, problems: Mapping[str, str | None] | set[str]
+) -> dict[str, float]:
+    """Mean tokens of the base model by problem.
+
+    Args:
+        path: scores of the base model.
+        problems: ids of this file's problems, with their digests if they are known.
+
+    Raises ValueError if the base was scored on other problems.
+    """
+    digests = problems if isinstance(problems, Mapping) else dict.fromkeys(problems)
+    base = {p["id"]: p for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})}
+    if base.keys() != digests.keys():
+        shared = len(base.keys() & digests.keys())
         raise ValueError(
-            f"{path} was scored on other problems: {len(tokens.keys() - ids)} of its {len(tokens)} "
-            f"are not in this file, and {len(ids - tokens.keys())} of this file's {len(ids)} are "
+            f"{path} was scored on other problems: {len(base) - shared} of its {len(base)} "
+            f"are not in this file, and {len(digests) - shared} of this file's {len(digests)} are "
             "not in it; score the base on the same"
         )
-    return tokens
+    check_problems(base, digests, f"{path}: problems were scored", "score the base on the same")
+    return {problem: row["mean_tokens"] for problem, row in base.items()}
+
+
+def check_problems(
+    scored: Mapping[str, Row], digests: Mapping[str, str | None], what: str, remedy: str
+) -> None:
+    """Raise ValueError where one id means two problems. `scored` are rows of scores by id; those
+    of an earlier version have no digest."""
+    others = [
+        name
+        for name, digest in digests.items()
+        if digest and scored[name].get("problem_digest", digest) not in (digest, None)
+    ]
+    if others:
+        raise ValueError(
+            f"{what} that are others here, {len(others)} of {len(digests)}, the first is "
+            f"{others[0]}; {remedy}"
+        )
 
 
 COLUMNS = (
@@ -414,7 +446,7 @@ def table(scored: dict[str, dict[str, Any]]) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score files of generation.generate.")
-    parser.add_argument("files", nargs="+", type=Path, help="generation files")
+    parser.add_argument("files", nargs="+", type=user_path, help="generation files")
     parser.add_argument(
         "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
     )

@@ -13,7 +13,7 @@ Models and inputs of two compared scores may differ. The other parts may not, if
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,22 @@ COMPARED = ("sampling", "prompt_format", "scoring")
 NUM_SAMPLES, SAMPLE_BYTES = 256, 4096  # of each file of weights
 
 MadeBy = dict[str, dict[str, Any]]
+
+
+def distinct_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
+    """Names of files in tables: their stems, or as much of the end of each path as tells them
+    apart.
+
+    Raises ValueError for a file that is given twice.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"{', '.join(map(str, paths))}: a file is given twice; give each once")
+    names = {path: path.name.removesuffix(".json").removesuffix(".scores") for path in paths}
+    depth, longest = 1, max(len(path.resolve().parts) for path in paths)
+    while len({*names.values(), *taken}) < len(paths) + len(taken) and depth < longest:
+        depth += 1
+        names = {path: "/".join(path.resolve().parts[-depth:]) for path in paths}
+    return names
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from generation.prompts import MATH_COT, THINK_END, THINK_START, format_problem
+from rea_core.checks import check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,8 @@ class PromptFormat:
         for key in ("system_prompt", "prefill"):
             if not isinstance(value := getattr(self, key), (str, NoneType)):
                 raise ValueError(f"{key} is {value!r}; write a text")
+        for key in ("prompt_template", "system_prompt", "prefill"):
+            check_text(getattr(self, key) or "", key)
         if not isinstance(self.chat_template_kwargs, Mapping):
             raise ValueError(
                 f"chat_template_kwargs is {self.chat_template_kwargs!r}; write keywords and "

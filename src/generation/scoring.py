@@ -21,6 +21,7 @@ BLOCK = 1 << 22  # draws that are held at once
 # numerators and denominators, one of each per problem
 Ratio = tuple[Sequence[float], Sequence[float]]
 Numbers = float | np.ndarray
+SHARES = ("accuracy", "truncated", "answered", "no_room", "first_right", "corrected")
 ALL = "all"  # the group of all responses, next to one group per level
 
 
@@ -34,14 +35,16 @@ class Interval:
     high: float | None
 
     def format(self, scale: float = 1.0, digits: int = 1, bounds: bool = False) -> str:
-        """`value ± half the width of the interval`, or with `bounds` `value [low, high]`, all
-        times `scale`; `-` without a value."""
+        """`value ± half the width of the interval`, all times `scale`; `-` without a value.
+
+        It is `value [low, high]` with `bounds`, and where the value is one end of the interval.
+        """
         if self.value is None:
             return "-"
         shown = f"{self.value * scale:.{digits}f}"
         if self.low is None or self.high is None:
             return shown
-        if bounds:
+        if bounds or (self.low != self.high and self.value in (self.low, self.high)):
             return f"{shown} [{self.low * scale:.{digits}f}, {self.high * scale:.{digits}f}]"
         return f"{shown} ± {(self.high - self.low) / 2 * scale:.{digits}f}"
 
@@ -74,6 +77,7 @@ class ScoredProblem:
     level: int | str | None
     responses: list[ScoredResponse]
     benchmark: str | None = None
+    problem_digest: str | None = None  # of its text
 
     @property
     def mean_tokens(self) -> float:
@@ -239,7 +243,24 @@ def figures(
         result |= {"first_right": over("first_right"), "corrected": over("corrected")}
     if base is not None:
         result["tr"] = [100 * p.mean_tokens for p in problems], [base[p.id] for p in problems]
-    return dict(zip(result, ratio_intervals(list(result.values())), strict=True))
+    intervals = dict(zip(result, ratio_intervals(list(result.values())), strict=True))
+    return {
+        key: _at_an_end(interval, len(problems))
+        if key in SHARES or key.startswith("pass@")
+        else interval
+        for key, interval in intervals.items()
+    }
+
+
+def _at_an_end(interval: Interval, num_problems: int) -> Interval:
+    """Wilson's interval for a share of 0 or 1: all its resamples are alike."""
+    if interval.value not in (0, 1):
+        return interval
+    from scipy.stats import binomtest
+
+    test = binomtest(round(interval.value * num_problems), num_problems)
+    found = test.proportion_ci(method="wilson")
+    return Interval(interval.value, float(found.low), float(found.high))
 
 
 def _passes(problems: Sequence[ScoredProblem]) -> dict[str, Ratio]:

@@ -24,7 +24,7 @@ from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.row_files import Row, RowWriter
 
@@ -145,10 +145,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="SFT rows and preference pairs from shortened responses."
     )
     parser.add_argument(
-        "finished", type=Path, help="finished file of labeling_distill_utils --clean"
+        "finished", type=user_path, help="finished file of labeling_distill_utils --clean"
     )
     parser.add_argument(
-        "--paths", type=Path, required=True, help="generation file of the original responses"
+        "--paths", type=user_path, required=True, help="generation file of the original responses"
     )
     add_flags(
         parser,

@@ -66,6 +66,7 @@ def _open_problems(args: GenerateArguments) -> Rows | list[Row]:
     rows = open_problems(
         args.qaf,
         args.qaf_split,
+        config=args.dataset_config,
         problem_column=args.problem_column,
         answer_column=args.answer_column,
         gold_needed=False,
@@ -165,7 +166,7 @@ def _open_messages(args: GenerateArguments) -> Rows | list[Row]:
             )
         check_id(row, i, args.qaf, first)
 
-    return any_rows(args.qaf, args.qaf_split, check=check)[: args.qaf_limit]
+    return any_rows(args.qaf, args.qaf_split, args.dataset_config, check)[: args.qaf_limit]
 
 
 def json(_: GenerateArguments, row: Row, __: PreTrainedTokenizerBase | None = None) -> list[Prompt]:

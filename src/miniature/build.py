@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miniature.world import LEVELS, Problem, make_problem
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers, check_output_folder, user_path
 from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
@@ -46,13 +46,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("model"),
         help="folder for Miniature-LRM and Miniature-Instruct",
     )
     parser.add_argument(
         "--problems",
-        type=Path,
+        type=user_path,
         default=Path("dataset/miniature"),
         help="folder for the problem files",
     )

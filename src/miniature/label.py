@@ -19,7 +19,7 @@ from generation.labeling_distill_utils import Cleaning, write_candidates
 from generation.parallel import Shared
 from generation.path_cutting import Splitting
 from miniature.judge import respond
-from rea_core.checks import check_output
+from rea_core.checks import check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 
@@ -51,7 +51,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("file", help="generation file of miniature problems")
     parser.add_argument(
-        "--out", type=Path, required=True, help="training file of the reflection model"
+        "--out", type=user_path, required=True, help="training file of the reflection model"
     )
     add_flags(
         parser,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from generation.evaluation.plots import draw, read_log
@@ -19,7 +18,7 @@ from generation.math_verify_all import read_scores, table
 from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from miniature.world import LEVELS
-from rea_core.checks import check_output_folder
+from rea_core.checks import check_output_folder, user_path
 from rea_core.command import command
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
@@ -63,12 +62,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare the trained miniature with its base.")
     parser.add_argument("--base", required=True, help=".scores.json of the base model")
     parser.add_argument("--trained", required=True, help=".scores.json of the trained model")
-    parser.add_argument("--run", type=Path, required=True, help="output_dir of the training run")
+    parser.add_argument(
+        "--run", type=user_path, required=True, help="output_dir of the training run"
+    )
     parser.add_argument(
         "--name", default="REA-RL", help="what the trained model is called in table and picture"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for summary.json and the picture"
+        "--out", type=user_path, required=True, help="folder for summary.json and the picture"
     )
     parser.add_argument(
         "--seconds", nargs="*", type=stage_seconds, default=[], help="stage=seconds"

@@ -3,9 +3,12 @@ inputs."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,7 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
         inputs: files that are read or written as well; None are passed over.
     """
     path = Path(path)
+    _check_link(path, key)
     if path.is_dir():
         raise ValueError(f"{key} is {path}, which is a folder; name a file")
     if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
@@ -71,7 +75,10 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
 def check_output_folder(folder: str | Path, key: str) -> None:
     """Raise ValueError if a folder neither is there nor can be made, or may not be written
     to."""
-    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    places = (Path(folder), *Path(folder).parents)
+    for place in places:
+        _check_link(place, key)
+    existing = next(path for path in places if path.exists())
     if not existing.is_dir():
         raise ValueError(
             f"{key}: {existing} is a file where a folder is needed; give another place"
@@ -81,6 +88,42 @@ def check_output_folder(folder: str | Path, key: str) -> None:
             f"{key}: {existing} may not be written to; give another place, or change its "
             "permissions"
         )
+
+
+def _check_link(path: Path, key: str) -> None:
+    if path.is_symlink() and not path.exists():
+        raise ValueError(
+            f"{key}: {path} is a link to {os.readlink(path)}, which does not exist; make that, or "
+            "remove the link"
+        )
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError for a control character other than a line end, such as one backslash too
+    few makes of a command of LaTeX."""
+    if odd := odd_characters(text, "\n"):
+        raise ValueError(
+            f"{what} has the control character {odd[0]!r}; in JSON, and in double quotes of YAML, "
+            "write each backslash twice"
+        )
+
+
+def odd_characters(text: str, allowed: str) -> list[str]:
+    """Control characters of a text but for those that are allowed."""
+    return [c for c in text if unicodedata.category(c) == "Cc" and c not in allowed]
+
+
+def user_path(name: str) -> Path:
+    """A path as users write it: `~` and variables are replaced. Raises ValueError for a variable
+    that is not set, or a user who is unknown."""
+    expanded = os.path.expandvars(os.path.expanduser(name))
+    if expanded.startswith("~") or re.search(r"(^|/)\$", expanded):
+        raise PathError(f"{name!r}: no such user, or the variable is not set; write the path out")
+    return Path(expanded)
+
+
+class PathError(ValueError, argparse.ArgumentTypeError):
+    """A path that cannot be expanded; flags show its message, too."""
 
 
 def is_path(name: str) -> bool:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rea_core.row_files import Rows
+from rea_core.checks import check_text, odd_characters
+from rea_core.row_files import Rows, digest
 from rea_core.rows import any_rows, check_id
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,12 @@ def open_problems(
 
     first: dict[str, int] = {}
     known: list[dict[str, Any]] = []  # known columns, to find duplicates
+    strange: list[str] = []  # rows with control characters
 
     def look(row: dict[str, Any], i: int) -> None:
         problem = convert(row, i)
+        if odd := odd_characters(problem["problem"], "\n\t\r"):
+            strange.append(f"row {i} {odd[0]!r}")
         check_id(problem, i, name, first)
         check(problem, i)
         known.append(
@@ -87,11 +91,22 @@ def open_problems(
     problem_id = {"problem_id": True}
     rows = any_rows(name, split, config, look)
     warn_of_duplicates(known, name)
+    if strange:
+        logger.warning(
+            "%s: %d problems have control characters, as one backslash too few makes them: %s; "
+            "correct those that are not meant",
+            *(name, len(strange), ", ".join(strange[:5])),
+        )
     return (
         rows.mapped(convert)
         if isinstance(rows, Rows)
         else [convert(row, i) for i, row in enumerate(rows)]
     )
+
+
+def problem_digest(problem: str) -> str:
+    """Fingerprint of a problem, whatever its blanks are; it tells problems of one number apart."""
+    return digest([" ".join(problem.split())])
 
 
 def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
@@ -157,7 +172,9 @@ def _problem(
             f"{name}: row {i} has the {answer_column!r} {row[answer_column]}; fill it in, or drop "
             "the row"
         )
-    answer = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1].strip()
+    gold = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1]
+    check_text(gold, f"{name}: row {i}: the {answer_column!r} {gold!r}")
+    answer = gold.strip()
     empty = [
         key for key, text in ((column, row[column]), (answer_column, answer)) if not text.strip()
     ]

@@ -19,7 +19,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rea_core.checks import check_output_folder
+from rea_core.checks import check_output_folder, user_path
 from rea_core.command import command
 from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
 from rea_core.ownership import own_folder
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a folder that is not what it must be."""
     parser = argparse.ArgumentParser(description="Adapters in eight bits.")
     parser.add_argument("action", choices=("pack", "unpack"))
-    parser.add_argument("source", type=Path, help="folder of an adapter, or of a packed one")
-    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("source", type=user_path, help="folder of an adapter, or of a packed one")
+    parser.add_argument("out", type=user_path, help="folder to write to")
     args = parser.parse_args(argv)
     (pack if args.action == "pack" else unpack)(args.source, args.out)
     logger.info("%s: %s to %s", args.action, args.source, args.out)

@@ -530,6 +530,7 @@ class SFTScriptArguments:
 
     dataset_name: str = required("Training rows: Hub id, or a .json or .jsonl file.")
     dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     eval_dataset_name: str | None = option(None, "Evaluation rows, Hub id or file.")
     dataset_eval_split: str = option("test", "Split of a Hub dataset to evaluate on.")
     max_eval_rows: PositiveInt | None = option(None, "Evaluate on the first N rows only.")

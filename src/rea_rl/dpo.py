@@ -66,9 +66,10 @@ def load_pairs(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     limit: int | None = None,
+    config: str | None = None,
 ) -> Dataset:
     """Encoded pairs of a file or Hub dataset, see `rea_rl.sft.load_encoded`."""
-    rows = read_examples(name, split, ("prompt", "chosen", "rejected"))[:limit]
+    rows = read_examples(name, split, ("prompt", "chosen", "rejected"), config)[:limit]
     return load_encoded(name, rows, lambda row: encode_pair(row, tokenizer), max_length)
 
 
@@ -113,7 +114,11 @@ def build_trainer(
     )
     check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_pairs(
-        script.dataset_name, script.dataset_train_split, tokenizer, args.max_length
+        script.dataset_name,
+        script.dataset_train_split,
+        tokenizer,
+        args.max_length,
+        config=script.dataset_config,
     )
     eval_dataset = None
     if script.eval_dataset_name is not None:
@@ -123,6 +128,7 @@ def build_trainer(
             tokenizer,
             args.max_length,
             script.max_eval_rows,
+            script.dataset_config,
         )
     plan = plan_run("dpo", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)

@@ -97,13 +97,16 @@ def load_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     limit: int | None = None,
+    config: str | None = None,
 ) -> Dataset:
     """Encoded prompt-completion rows of a file or Hub dataset, see `load_encoded`."""
-    rows = read_examples(name, split, ("prompt", "completion"))[:limit]
+    rows = read_examples(name, split, ("prompt", "completion"), config)[:limit]
     return load_encoded(name, rows, lambda row: encode_example(row, tokenizer), max_length)
 
 
-def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Example]:
+def read_examples(
+    name: str, split: str, columns: tuple[str, ...], config: str | None = None
+) -> list[Example]:
     """Rows of a file or Hub dataset with these columns, `prompt` first, whose completions are
     one turn each.
 
@@ -112,7 +115,8 @@ def read_examples(name: str, split: str, columns: tuple[str, ...]) -> list[Examp
     from rea_core.rows import read_rows
 
     return [
-        _example(row, columns, f"{name}: row {i}") for i, row in enumerate(read_rows(name, split))
+        _example(row, columns, f"{name}: row {i}")
+        for i, row in enumerate(read_rows(name, split, config))
     ]
 
 
@@ -218,7 +222,11 @@ def build_trainer(
         tokenizer.chat_template = read_chat_template(args.chat_template_path)
     check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_examples(
-        script.dataset_name, script.dataset_train_split, tokenizer, args.max_length
+        script.dataset_name,
+        script.dataset_train_split,
+        tokenizer,
+        args.max_length,
+        config=script.dataset_config,
     )
     eval_dataset = None
     if script.eval_dataset_name is not None:
@@ -228,6 +236,7 @@ def build_trainer(
             tokenizer,
             args.max_length,
             script.max_eval_rows,
+            script.dataset_config,
         )
     plan = plan_run("sft", (script, args, model_args), train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)

@@ -29,7 +29,7 @@ from generation.prompts import THINK_END
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.rendering import known_thinking
 from generation.segments import BLANK_LINES, thinking_of
-from rea_core.checks import NUMBER, check_output
+from rea_core.checks import NUMBER, check_output, user_path
 from rea_core.command import command
 from rea_core.rows import check_columns, read_rows, write_atomically
 
@@ -277,11 +277,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Write a page that shows the responses of a training run."
     )
-    parser.add_argument("run_dir", type=Path, help="output_dir of a run of rea_rl.grpo")
+    parser.add_argument("run_dir", type=user_path, help="output_dir of a run of rea_rl.grpo")
     parser.add_argument(
         "--batches", nargs="+", help="rollout files by name, as step-0 eval-10; default: all"
     )
-    parser.add_argument("--out", type=Path, help="default: RUN_DIR/viewer.html")
+    parser.add_argument("--out", type=user_path, help="default: RUN_DIR/viewer.html")
     return parser.parse_args(argv)
 
 

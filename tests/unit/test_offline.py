@@ -271,7 +271,12 @@ def test_folder_without_tokenizer_is_refused(paths, model):
 
 def test_adapter_of_another_base_is_refused(paths, model, tmp_path):
     (tmp_path / "adapter").mkdir()
-    config = {"peft_type": "LORA", "base_model_name_or_path": "model/Other-7B", "r": 8}
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "model/Other-7B",
+        "r": 8,
+        "lora_alpha": 16,
+    }
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter/adapter_model.safetensors").touch()
     with pytest.raises(SystemExit, match="is an adapter of 'model/Other-7B', not of"):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers, check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
@@ -194,9 +194,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", help="from the Hub")
     command.add_argument("--sets", nargs="+", choices=SOURCES, default=list(SOURCES))
-    command.add_argument("--out", type=Path, default=Path("dataset/eval_data"))
+    command.add_argument("--out", type=user_path, default=Path("dataset/eval_data"))
     command = commands.add_parser("collect", help="to one file per number of responses")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=user_path)
     command.add_argument(
         "--extra", nargs="*", type=_named_file, default=[], help="name=file of a further benchmark"
     )
@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         num_samples=(int, "responses per problem, for all benchmarks"),
         limit=(int, "first so many problems of each benchmark"),
     )
-    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--out", type=user_path, required=True)
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generation.math_verify_all import read_scores
-from generation.provenance import check_all_comparable, known_parts
+from generation.provenance import check_all_comparable, distinct_names, known_parts
 from generation.scoring import ALL, Interval
 from rea_core.checks import check_output
 from rea_core.command import command
@@ -291,7 +291,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
     parser.add_argument("--save_to", required=True, help="image file, such as run.png")
     args = parser.parse_args(argv)
-    names = args.names or [Path(path).name.removesuffix(".scores.json") for path in args.scores]
+    named = distinct_names([Path(path) for path in args.scores]) if args.scores else {}
+    names = args.names or list(named.values())
+    if len(set(names)) < len(names):
+        raise ValueError(f"names are {names}; give each a name of its own")
     if len(names) != len(args.scores) or not (args.scores or args.trainer_state):
         raise ValueError(
             f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a "

@@ -27,7 +27,7 @@ from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
-from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder
+from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -250,12 +250,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Compare cut strategies.")
     parser.add_argument(
-        "finished", type=Path, help="finished file of generation.labeling_to_prefix"
+        "finished", type=user_path, help="finished file of generation.labeling_to_prefix"
     )
     parser.add_argument(
         "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the report")
     add_flags(
         parser,
         labels=(Path, "file of split labeling; with judge_cuts: precision and recall"),

@@ -25,7 +25,7 @@ from generation.evaluation.plots import draw
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, mean_interval
-from rea_core.checks import NUMBER, check_output
+from rea_core.checks import NUMBER, check_output, user_path
 from rea_core.command import command
 
 logger = logging.getLogger(__name__)
@@ -272,9 +272,9 @@ def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with table and picture, 1 with one line on stderr if nothing was scored."""
     parser = argparse.ArgumentParser(description="Table and picture of all scored models.")
-    parser.add_argument("folder", type=Path, help="folder with one folder per model")
+    parser.add_argument("folder", type=user_path, help="folder with one folder per model")
     parser.add_argument("--base", help="name of the base model, for TR and AES")
-    parser.add_argument("--save_to", type=Path, required=True, help="image file")
+    parser.add_argument("--save_to", type=user_path, required=True, help="image file")
     args = parser.parse_args(argv)
     check_output(args.save_to, "save_to")
     models = read_models(args.folder)

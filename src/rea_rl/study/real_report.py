@@ -32,7 +32,7 @@ from generation.evaluation.plots import (
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.scoring import Interval, interval, resample
-from rea_core.checks import check_output_folder
+from rea_core.checks import check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
@@ -487,7 +487,7 @@ def shown_problems(path: Path | None) -> list[Row]:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
-    parser.add_argument("work", type=Path, help="folder of the stages, output/<recipe set>")
+    parser.add_argument("work", type=user_path, help="folder of the stages, output/<recipe set>")
     parser.add_argument(
         "--model_dir", required=True, help="reasoning model; its tokenizer counts tokens"
     )

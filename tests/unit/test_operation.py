@@ -1,0 +1,226 @@
+"""Around a run: paths and texts as users write them, rows that belong together, tables that say
+what differs. Each kind is tried by the functions behind the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from generation import clean_dataset, math_verify_all
+from generation.arguments import GenerateArguments
+from generation.evaluation import plots
+from generation.provenance import distinct_names
+from generation.rendering import PromptFormat
+from generation.scoring import Interval, ScoredProblem, ScoredResponse, figures
+from rea_core.checks import check_output, check_output_folder, user_path
+from rea_core.problems import load_problems
+from rea_core.recipe import RecipeParser
+from rea_core.row_files import write_json
+from rea_rl.run.checkpoints import last_checkpoint
+
+ROOT = Path(__file__).parents[2]
+LRM = str(ROOT / "model/Miniature-LRM")
+
+
+def response(answer: str) -> dict:
+    text = f"So {answer}.\n\n</think>\\boxed{{{answer}}}"
+    return {"text": text, "num_tokens": 9, "finish_reason": "stop"}
+
+
+def generated(file: Path, problems: list[str], answers: list[str]) -> Path:
+    rows = [
+        {"id": str(i), "problem": problem, "answer": "7", "responses": [response(answer)]}
+        for i, (problem, answer) in enumerate(zip(problems, answers, strict=True))
+    ]
+    write_json(file, rows)
+    return file
+
+
+def scored(file: Path, *flags: str) -> Path:
+    log = ["--results", str(file.with_suffix(".log")), "--num_workers", "1"]
+    math_verify_all.main([str(file), "--model_dir", LRM, *log, *flags])
+    return file.with_suffix(".scores.json")
+
+
+# --- Paths ----------------------------------------------------------------------------------------
+
+
+def test_paths_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("SCRATCH", "/s")
+    cases = {"~/gen": "/h/gen", "$SCRATCH/r 1": "/s/r 1", "${SCRATCH}/é": "/s/é", "a$b/~": "a$b/~"}
+    for given, meant in cases.items():
+        assert user_path(given) == Path(meant)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("qaf: $SCRATCH/p.json\nmodel_dir: ~/m\noutput_dir: $SCRATCH/out\n")
+    template = "$\\boxed{{}}$ {problem}"
+    flags = ["--config", str(recipe), "--prompt_template", template]
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(flags)
+    found = (args.qaf, args.model_dir, args.output_dir, args.prompt_template)
+    assert found == ("/s/p.json", "/h/m", "/s/out", template)
+    recipe.write_text("qaf: $NOT_SET/p.json\nmodel_dir: m\n")
+    with pytest.raises(ValueError, match=r"qaf is '\$NOT_SET/p.json': .*not set; write the path"):
+        RecipeParser(GenerateArguments).parse_args_and_config(["--config", str(recipe)])
+    with pytest.raises(SystemExit):
+        plots.main(["--scores", "a", "--save_to", "~nobody-here/x.png"])
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "output").symlink_to(tmp_path / "gone")
+    for check in (check_output, check_output_folder):
+        for place in ("output", "output/a/b"):
+            with pytest.raises(ValueError, match=r"out: .*/output is a link to .*/gone, which"):
+                check(tmp_path / place, "out")
+    (tmp_path / "gone").mkdir()
+    check_output_folder(tmp_path / "output", "out")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-8-old", "checkpoint-8.bak", "checkpoint-", "x"])
+def test_a_copy_of_a_checkpoint_is_none(tmp_path, name):
+    for folder in ("checkpoint-4", name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "trainer_state.json").write_text('{"global_step": 4}')
+    assert (last_checkpoint(tmp_path) or "checkpoint-4").endswith("checkpoint-4")
+
+
+def test_line_ends_of_scripts_and_sums_are_pinned():
+    assert "\n* text=auto eol=lf\n" in (ROOT / ".gitattributes").read_text()
+
+
+def test_programs_of_a_moved_environment_are_not_taken(tmp_path):
+    """Setup asks pip, whose first line names an interpreter that is gone."""
+    script = (ROOT / "scripts/setup.sh").read_text()
+    (line,) = [line for line in script.splitlines() if "-m venv --clear" in line]
+    pip = tmp_path / "v/bin/pip"
+    pip.parent.mkdir(parents=True)
+    for interpreter, made in ((tmp_path / "gone/python", True), (sys.executable, False)):
+        pip.write_text(f"#!{interpreter}\n")
+        pip.chmod(0o755)
+        run = f"stage() {{ echo made; }}; VENV={tmp_path}/v python=x\n{line}"
+        said = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=True)
+        assert (said.stdout == "made\n") is made
+
+
+# --- Texts ----------------------------------------------------------------------------------------
+
+ONE_BACKSLASH = ["\frac{1}{2}", "3\times 4", "\boxed", "a\rb", "x\x00", "1\x7f", "\x85"]
+
+
+@pytest.mark.parametrize("gold", [*ONE_BACKSLASH, "7\t"])
+def test_a_gold_with_a_control_character_is_refused(tmp_path, gold):
+    write_json(
+        tmp_path / "p.json", [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": gold}]
+    )
+    with pytest.raises(
+        ValueError, match=r"p.json: row 1: the 'answer' .* control character .*twice"
+    ):
+        load_problems(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("key", ["prompt_template", "system_prompt", "prefill"])
+@pytest.mark.parametrize("text", ONE_BACKSLASH)
+def test_a_template_with_a_control_character_is_refused(key, text):
+    value = text.replace("{", "{{").replace("}", "}}") + "{problem}"
+    with pytest.raises(ValueError, match=f"{key} has the control character"):
+        PromptFormat(**{key: value if key == "prompt_template" else text})
+    PromptFormat(**{key: "Two\nlines \\frac é {problem}"})
+
+
+def test_control_characters_of_problems_are_counted(tmp_path, caplog):
+    texts = ["plain", "tab\tand\r\nline ends", "\frac{1}{2}", "a\x08"]
+    write_json(tmp_path / "p.json", [{"problem": text, "answer": "1"} for text in texts])
+    rows = load_problems(str(tmp_path / "p.json"))
+    assert [row["problem"] for row in rows] == texts
+    assert "2 problems have control characters" in caplog.text and "row 2 '\\x0c'" in caplog.text
+
+
+# --- Rows that belong together --------------------------------------------------------------------
+
+
+def test_verdicts_are_matched_by_the_problem(tmp_path):
+    problems = ["1+6?", "2+5?", "3+4?"]
+    scores = scored(generated(tmp_path / "a.json", problems, ["7", "0", "7"]))
+    for order, message in (
+        ([0, 1, 2], None),
+        ([1, 0, 2], "2 of 3, the first is 0"),
+        ([2, 1, 0], "2 of 3"),
+    ):
+        rows = [{"problem": problems[i], "answer": "7"} for i in order]
+        write_json(tmp_path / "d.json", rows)
+        flags = ["--dataset", str(tmp_path / "d.json"), "--verdicts", str(scores)]
+        flags += ["--out", str(tmp_path / "clean/c.json")]
+        if message is None:
+            clean_dataset.main(flags)
+            kept = json.loads((tmp_path / "clean/c.json").read_text())
+            assert [row["problem"] for row in kept] == ["1+6?", "3+4?"]
+        else:
+            with pytest.raises(SystemExit, match=f"error: verdicts are about problems .*{message}"):
+                clean_dataset.main(flags)
+
+
+def test_a_base_of_other_problems_is_refused(tmp_path):
+    base = scored(generated(tmp_path / "base.json", ["1+6?", "2+5?"], ["7", "7"]))
+    same = generated(tmp_path / "same.json", ["1+6? ", "2+5?"], ["7", "0"])  # blanks do not count
+    assert json.loads(scored(same, "--base", str(base)).read_text())["groups"]["all"]["tr"]
+    other = generated(tmp_path / "other.json", ["9-2?", "8-1?"], ["7", "7"])
+    with pytest.raises(SystemExit, match="error: .*base.scores.json: .*2 of 2, the first is 0"):
+        scored(other, "--base", str(base))
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def test_files_of_one_name_have_two_rows(tmp_path, capsys):
+    files = [tmp_path / model / "test.json" for model in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        generated(file, ["1+6?"], ["7"])
+    log = ["--results", str(tmp_path / "log"), "--num_workers", "1"]
+    math_verify_all.main([*map(str, files), "--model_dir", LRM, *log])
+    table = capsys.readouterr().out
+    assert "one/test" in table and "two/test" in table
+    with pytest.raises(SystemExit, match="a file is given twice"):
+        math_verify_all.main(
+            [str(files[0]), f"{tmp_path}/one/../one/test.json", "--model_dir", LRM]
+        )
+    scores = [str(file.with_suffix(".scores.json")) for file in files]
+    with pytest.raises(SystemExit, match="give each a name of its own"):
+        plots.main(["--scores", *scores, "--names", "a", "a", "--save_to", str(tmp_path / "x.png")])
+
+
+def test_names_are_as_long_as_they_must_be():
+    paths = [Path(p) for p in ("/a/x/t.json", "/b/x/t.json", "/b/y/u.scores.json")]
+    assert list(distinct_names(paths).values()) == ["a/x/t.json", "b/x/t.json", "b/y/u.scores.json"]
+    assert distinct_names(paths[:1]) == {paths[0]: "t"}
+    assert distinct_names([Path("/m/base.json")], taken=["base"]) == {
+        Path("/m/base.json"): "m/base.json"
+    }
+
+
+@pytest.mark.parametrize(
+    ("correct", "written"), [(True, "100.0 [72.2, 100.0]"), (False, "0.0 [0.0, 27.8]")]
+)
+def test_all_right_and_all_wrong_have_an_interval(correct, written):
+    """Wilson's interval for 10 of 10 and 0 of 10."""
+    problems = [
+        ScoredProblem(str(i), None, [ScoredResponse(correct, 5, 3, 1, False)]) for i in range(10)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = figures(problems)
+    assert found["accuracy"].format(100) == written
+    assert found["tokens"].format() == "5.0 ± 0.0"
+    assert Interval(0.5, 0.4, 0.6).format(100) == "50.0 ± 10.0"
+
+
+def test_one_problem_warns_of_nothing():
+    problems = [ScoredProblem("a", None, [ScoredResponse(True, 5, 3, 0, False)])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert figures(problems)["tokens_wrong"].format() == "-"
