@@ -179,7 +179,8 @@ choose_cut() {
         --cut_cap_share 0 "${PARAGRAPHS[@]}"
     stage "$finished" generate --qaf "$rows" --model_dir "$POLICY" --max_tokens 64
     stage "$S/cut.json" python -m generation.calibrate choose "$finished" --labels "$labels" --judge_cuts "$JUDGE_CUTS" \
-        --out "$S/cut.json" --cut_cap_share 0 --num_workers "$WORKERS" --margin "${MARGIN:-1.0}" --min_safe "${MIN_SAFE:-0.97}"
+        --out "$S/cut.json" --cut_cap_share 0 --num_workers "$WORKERS" --margin "${MARGIN:-1.0}" --min_safe "${MIN_SAFE:-0.97}" \
+        --tokens_per_reflection_file "$S/tokens_per_reflection.json"
 }
 
 # train_rows: reinforcement learning of all rows, and their answers to the test problems

@@ -11,7 +11,10 @@ them to FINISHED. The second command compares all settings without further gener
 one that keeps the fewest tokens while
 
 - the accuracy of cut responses is at most `--margin` points below that of whole ones, and
-- at least `--min_safe` of the right responses keep their first right result (a safe cut).
+- at least `--min_safe` of the right responses keep their first right result (a safe cut), and
+- cut responses keep `--min_reflect` of the reflection reward of whole ones, on average. A model
+  that reflects only after its first result would else get less reward for a cut than for none.
+  This limit needs `--tokens_per_reflection_file`.
 
 `cut.json` is for the recipe key `cut_file`. `<out stem>.png` shows the choice and how reliable
 P(Result) is.
@@ -39,10 +42,13 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.labeling_distill_utils import add_paragraph_arguments
 from generation.labeling_to_prefix import PathFile, label_probabilities
+from generation.measured import read_tokens_per_reflection
 from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
+from generation.reflection_words import count_reflections
+from generation.rendering import known_thinking
 from generation.scoring import Interval, ratio_interval
-from generation.segments import check_paragraph_tokens
+from generation.segments import check_paragraph_tokens, thinking_of
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
@@ -127,6 +133,7 @@ class CutResponse:
 
     correct: bool
     num_tokens: int
+    reflect: float = 1.0  # reflection reward, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ class Outcome:
     tokens: float  # share of the whole responses' tokens
     safe: float  # share of right responses, with a right result, that keep their first one
     cut: float  # share of responses that are cut at all
+    reflect: float = 1.0  # share of the reflection reward that these keep
 
 
 def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
@@ -182,12 +190,15 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
         if response.whole.correct and response.confirmed
     ]
     whole = sum(response.whole.num_tokens for response in responses)
+    shorter = [(c, r.whole) for c, r in zip(chosen, responses, strict=True) if c is not r.whole]
+    before = sum(w.reflect for _, w in shorter)
     return Outcome(
         accuracy,
         drop=sum(r.whole.correct for r in responses) / len(responses) - accuracy.value,
         tokens=sum(c.num_tokens for c in chosen) / whole,
         safe=sum(at_risk) / len(at_risk) if at_risk else 1.0,
-        cut=sum(cut < r.last for r, cut in zip(responses, cuts, strict=True)) / len(responses),
+        cut=len(shorter) / len(responses),
+        reflect=sum(c.reflect for c, _ in shorter) / before if before else 1.0,
     )
 
 
@@ -196,15 +207,31 @@ def held_out(
     correct: Iterable[bool],
     p_result: Mapping[str, Sequence[float]],
     confirmed: Mapping[str, set[int]],
+    tokens_per_reflection: float | None = None,
 ) -> list[HeldOut]:
-    """Responses with all their cuts, from finished rows and a verdict for each."""
+    """Responses with all their cuts, from finished rows and a verdict for each.
+
+    Without a threshold, `tokens_per_reflection`, all have the full reflection reward.
+    """
     found: dict[str, HeldOut] = {}
     for row, is_correct in zip(rows, correct, strict=True):
         path, response = row["path_id"], row["responses"][0]
         new = HeldOut(row["problem_id"], row["thinking"], p_result[path], confirmed[path], {})
         finished = found.setdefault(path, new).finished
-        finished[row["last_kept"]] = CutResponse(is_correct, response["num_tokens"])
+        reflect = reflection_reward(row, tokens_per_reflection)
+        finished[row["last_kept"]] = CutResponse(is_correct, response["num_tokens"], reflect)
     return list(found.values())
+
+
+def reflection_reward(row: Row, tokens_per_reflection: float | None) -> float:
+    """Reward `reflect` of a finished row: reflection words per token of the thinking that is
+    kept, times the threshold, at most 1."""
+    if tokens_per_reflection is None:
+        return 1.0
+    response, kept = row["responses"][0], sum(row["thinking"][: row["last_kept"] + 1])
+    thinking = thinking_of(response["text"], known_thinking(response))
+    density = count_reflections(thinking, word_bounded=True) / max(kept, 1)
+    return min(density * tokens_per_reflection, 1.0)
 
 
 def outcomes(responses: Sequence[HeldOut], cap: CutRule) -> dict[Rule, Outcome]:
@@ -215,13 +242,16 @@ def outcomes(responses: Sequence[HeldOut], cap: CutRule) -> dict[Rule, Outcome]:
     }
 
 
-def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule:
+def choose(
+    by_rule: dict[Rule, Outcome], margin: float, min_safe: float, min_reflect: float = 0.0
+) -> Rule:
     """Rule that keeps the fewest tokens within the limits.
 
     Args:
         by_rule: outcome of every rule.
         margin: share that accuracy may lose.
         min_safe: smallest share of safe cuts.
+        min_reflect: smallest share of the reflection reward that cut responses keep.
 
     Raises ValueError if no rule that cuts anything is within them.
     """
@@ -231,7 +261,15 @@ def choose(by_rule: dict[Rule, Outcome], margin: float, min_safe: float) -> Rule
             "no setting cuts any response: the reflection model finds no result; train it on more "
             "responses"
         )
-    within = {rule: o for rule, o in cutting.items() if o.drop <= margin and o.safe >= min_safe}
+    safe = {rule: o for rule, o in cutting.items() if o.drop <= margin and o.safe >= min_safe}
+    within = {rule: o for rule, o in safe.items() if o.reflect >= min_reflect}
+    if safe and not within:
+        most = max(o.reflect for o in safe.values())
+        raise ValueError(
+            f"no setting of the cut keeps {100 * min_reflect:.0f} % of the reflection reward: the "
+            f"best keeps {100 * most:.0f} %, since this model reflects after its first result; "
+            "give a smaller --min_reflect, or train without the reward `reflect`"
+        )
     if not within:
         best = min(cutting.values(), key=lambda o: (o.safe < min_safe, o.drop))
         raise ValueError(
@@ -330,7 +368,7 @@ def table(by_name: dict[str, Outcome]) -> str:
     """One line per kind of cut."""
     rows = {
         name: {"accuracy": o.accuracy}
-        | {key: f"{100 * getattr(o, key):.1f}" for key in ("tokens", "safe", "cut")}
+        | {key: f"{100 * getattr(o, key):.1f}" for key in ("tokens", "safe", "cut", "reflect")}
         for name, o in by_name.items()
     }
     columns = (
@@ -338,6 +376,7 @@ def table(by_name: dict[str, Outcome]) -> str:
         Column("tokens %", "tokens"),
         Column("safe %", "safe"),
         Column("responses cut %", "cut"),
+        Column("reflection reward kept %", "reflect"),
     )
     return render(rows, columns, "cut") + "\n"
 
@@ -434,7 +473,7 @@ def run_choose(args: argparse.Namespace) -> str:
     check_numbers(
         vars(args),
         not_negative=("margin",),
-        shares=("min_safe",),
+        shares=("min_safe", "min_reflect"),
         positive=("num_workers", "timeout"),
     )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
@@ -447,10 +486,13 @@ def run_choose(args: argparse.Namespace) -> str:
     )
     with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
         correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
-    responses = held_out(rows, correct, p_result, confirmed)
+    tokens_per_reflection = None
+    if (file := args.tokens_per_reflection_file) is not None:
+        tokens_per_reflection = read_tokens_per_reflection(file, word_bounded=True)
+    responses = held_out(rows, correct, p_result, confirmed, tokens_per_reflection)
     check_detector(responses)
     by_rule = outcomes(responses, cap_of(args))
-    rule = choose(by_rule, args.margin / 100, args.min_safe)
+    rule = choose(by_rule, args.margin / 100, args.min_safe, args.min_reflect)
     names = controls(responses, rule, cap_of(args), args.seed)
     write_json(args.out, report(responses, rule, names, args))
     draw(responses, by_rule, rule, names, args.out.with_suffix(".png"))
@@ -468,7 +510,7 @@ def report(
         name: {
             "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low,
             "accuracy_high": o.accuracy.high,
-            "drop": o.drop, "tokens": o.tokens, "safe": o.safe, "cut": o.cut,
+            "drop": o.drop, "tokens": o.tokens, "safe": o.safe, "cut": o.cut, "reflect": o.reflect,
         }
         for name, o in names.items()
     }  # fmt: skip
@@ -477,6 +519,7 @@ def report(
         "cut_second_half": rule.second_half,
         "margin": args.margin,
         "min_safe": args.min_safe,
+        "min_reflect": args.min_reflect,
         "responses": len(responses),
         "problems": len({r.problem for r in responses}),
         "settings_tried": len(RULES),
@@ -521,6 +564,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         step,
         margin=(1.0, "points of accuracy that cut responses may lose"),
         min_safe=(0.97, "share of right responses that must keep their result"),
+        tokens_per_reflection_file=(Path, "threshold of the reward `reflect`"),
+        min_reflect=(0.7, "share of the reflection reward that cut responses must keep"),
         num_workers=(int, "processes; default: one a core"),
         timeout=(5.0, "seconds before an answer counts as wrong"),
     )

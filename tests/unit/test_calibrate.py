@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from generation.calibrate import (
     main,
     outcome,
     outcomes,
+    reflection_reward,
     reliability,
 )
 from generation.cuts import CutRule
@@ -57,6 +59,30 @@ def test_no_rule_within_the_limits_is_an_error_with_the_best_one():
     hopeless = [held_out("a", [0.9, 0.1, 0.1, 0.1], [3], 3)]
     with pytest.raises(ValueError, match="loses 100.0 points"):
         choose(outcomes(hopeless, CAP), margin=0.01, min_safe=0.97)
+
+
+def test_cuts_that_take_the_reflection_away_are_not_chosen():
+    """Words stand in the last two paragraphs only, so that an early cut has none."""
+    rewards = (0.0, 0.0, 0.8, 1.0)
+    responses = []
+    for r in RESPONSES:
+        cuts = {i: replace(c, reflect=rewards[i]) for i, c in r.finished.items()}
+        responses.append(replace(r, finished=cuts))
+    by_rule = outcomes(responses, CAP)
+    early = choose(by_rule, margin=0.01, min_safe=0.97)
+    assert by_rule[early].reflect == 0.8 / 2  # cut after paragraphs 1 and 2
+    late = choose(by_rule, margin=0.01, min_safe=0.97, min_reflect=0.7)
+    assert late.second_half == 0.5 and by_rule[late].reflect == 0.8
+    with pytest.raises(ValueError, match="no setting of the cut keeps 99 % of the reflection"):
+        choose(by_rule, margin=0.01, min_safe=0.97, min_reflect=0.99)
+
+
+def test_reflection_reward_of_a_finished_row():
+    text = "So 7.\n\nWait, 8.\n</think>\n\n\\boxed{8}"
+    response = {"text": text, "num_tokens": 30, "prompt_thinking": "open"}
+    row = {"responses": [response], "thinking": [10, 10, 99], "last_kept": 1}
+    assert reflection_reward(row, 5.0) == 0.25  # a word in 20 tokens
+    assert (reflection_reward(row, 500.0), reflection_reward(row, None)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_row_that_was_only_trained_has_a_curve_and_the_detector_a_table(work, 
     steps = [{"step": i, "rollout/num_tokens": 9.0 - i, "step_time": 2.5} for i in (1, 2)]
     state.write_text(json.dumps({"log_history": steps}))
     values = {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}
-    values |= {"tokens": 0.75, "safe": 0.97, "cut": 0.45}
+    values |= {"tokens": 0.75, "safe": 0.97, "cut": 0.45, "reflect": 0.8}
     cut = {"cut_threshold": 0.45, "cut_second_half": 0.0, "responses": 12, "problems": 4}
     cut |= {"settings_tried": 54, "detector": {"precision": 0.7, "recall": 0.6, "auc": 0.89}}
     (work / "cut.json").write_text(json.dumps(cut | {"cuts": {"reflection model": values}}))

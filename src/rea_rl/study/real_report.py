@@ -368,7 +368,8 @@ On {responses} responses to {problems} held-out problems it finds results with p
 {precision:.2f} and recall {recall:.2f}; the area under the curve (AUC) is {auc:.2f}. A response is
 cut behind the first paragraph whose P(Result) is above {cut_threshold:g}, at the earliest behind
 {cut_second_half:.0%} of the paragraphs. {settings_tried} settings were tried on these responses. A
-cut is safe if it keeps the first right result.
+cut is safe if it keeps the first right result. The last column is the share of the reflection
+reward that cut responses keep.
 
 {cuts}
 
@@ -384,7 +385,7 @@ def detector_section(cut: dict[str, Any] | None) -> str:
     rows = {
         name: {
             "accuracy": Interval(*(values[f"accuracy{end}"] for end in ("", "_low", "_high"))),
-            **{key: f"{100 * values[key]:.1f}" for key in ("tokens", "safe", "cut")},
+            **{key: f"{100 * values[key]:.1f}" for key in ("tokens", "safe", "cut", "reflect")},
         }
         for name, values in cut["cuts"].items()
     }
@@ -393,6 +394,7 @@ def detector_section(cut: dict[str, Any] | None) -> str:
         Column("tokens kept %", "tokens"),
         Column("safe %", "safe"),
         Column("responses cut %", "cut"),
+        Column("reflection reward kept %", "reflect"),
     )
     cuts = render(rows, columns, "cuts by", markdown=True, bounds=True)
     return DETECTOR.format(**cut | cut["detector"] | {"cuts": cuts})
