@@ -46,6 +46,8 @@ def warned(caplog, keys, metric, values, start=1):
         ("reflection/found", [0.0] * 3, [1]),
         ("reflection/found", [1.0] * 3, [1]),
         ("reflection/found", [0.6] * 10, []),
+        ("revision/gain", [0.3] * 5 + [-0.4] * 5, [8]),
+        ("revision/gain", [0.3, -0.1] * 5, []),
         ("eval_rollout/accuracy", [0.5, 0.6, 0.55, 0.45], [4]),
         ("eval_rollout/accuracy", [0.5, 0.45, 0.6], []),
     ],

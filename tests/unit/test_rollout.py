@@ -577,6 +577,18 @@ def test_metrics_by_hand():
     )
 
 
+def test_gain_is_the_advantage_of_right_revisions_over_their_originals():
+    """Only pairs in which both are right count, and only where advantages are known."""
+    rollouts = []
+    for right in (True, True, False):
+        rollouts += [make_rollout("original", right, 20), revised(right, 10, 0, [0.6])]
+    assert "revision/gain" not in rollout_metrics(rollouts, revision=True)
+    for rollout, advantage in zip(rollouts, (0.2, -0.1, -0.3, 0.1, 0.9, -0.9), strict=True):
+        rollout.advantage = advantage
+    metrics = rollout_metrics(rollouts, revision=True)
+    assert metrics["revision/gain"] == pytest.approx((-0.3 + 0.4) / 2)
+
+
 def test_a_record_has_five_digits_of_each_probability(tmp_path):
     """In half of the bytes that a float64 takes; all else, and what has no log-prob, stays."""
     values = [-0.123456789012, None, -1e-9, -23.45678912345] * 100

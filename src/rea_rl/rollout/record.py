@@ -161,8 +161,22 @@ def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
         ),
         "revision/cut_position": _mean((r.cut + 1) / r.num_paragraphs for r in revisions),
         "revision/truncated": _mean(r.finish_reason == "length" for r in revisions),
+        **_gain_metrics(pairs),
         **_cache_metrics(revisions),
     }
+
+
+def _gain_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
+    """How much more advantage a revision has than its original, where both are right; below 0 the
+    rewards work against the cut."""
+    gains = [
+        revision.advantage - original.advantage
+        for original, revision in pairs
+        if original.correct
+        and revision.correct
+        and None not in (original.advantage, revision.advantage)
+    ]
+    return {"revision/gain": _mean(gains)} if gains else {}
 
 
 def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:

@@ -74,6 +74,11 @@ MONITORS = (
         "labels and cut_threshold",
     ),
     Monitor(
+        "gain", "revision/gain", "monitor_gain", False, None,
+        "right revisions get less reward than their originals, perhaps because nothing that is "
+        "kept reflects: cut later (cut_second_half), or weigh the reflect reward less",
+    ),
+    Monitor(
         "accuracy", "eval_rollout/accuracy", "monitor_accuracy", False, "best",
         "the policy forgets: go back to the best checkpoint, with a lower learning_rate",
     ),
@@ -103,6 +108,9 @@ class MonitorKeys:
     )
     monitor_found_max: float | None = option(
         0.995, "Warn above this share of responses with a result, by the detector."
+    )
+    monitor_gain: float | None = option(
+        0.0, "Warn below this advantage of right revisions over their right originals."
     )
     monitor_accuracy: float | None = option(
         0.1, "Warn if validation accuracy is so much below its best."
