@@ -62,7 +62,7 @@ def test_a_monitor_warns_when_its_threshold_is_crossed(caplog, metric, values, s
 
 def test_each_monitor_is_logged_and_can_be_switched_off(caplog):
     for monitor in MONITORS:
-        value = 1.0 if monitor.above else 0.0
+        value = 1.0 if monitor.above else -1.0 if monitor.name == "gain" else 0.0
         values = [0.2] * 5 + [value] * 6
         name = "eval_" * monitor.metric.startswith("eval_") + f"monitor/{monitor.name}"
         _, states = warned(caplog, MonitorKeys(), monitor.metric, values)
