@@ -212,10 +212,12 @@ def _same_where(gold: Node, prediction: Node) -> bool:
     if any(said) and not (all(said) and said[0] != said[1]) and same(*bodies):
         return True
     heads = [
-        {item[1] for item in items_of(body) if is_kind(item, "relation", "congruence")} - {""}
+        {item[1] for item in items_of(body) if is_kind(item, "relation", "congruence")}
         for body in bodies
     ]
-    if not (all(heads) and heads[0] != heads[1]) and same_family(*pair):
+    # Of one name; `even` has none, but is not just a value.
+    named = heads[0] == heads[1] or ("" in heads[0] | heads[1]) == all(heads)
+    if named and same_family(*pair):
         return True
     left, right = map(symbols, bodies)
     extra, other = sorted(left - right), sorted(right - left)

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from generation.math_verify.numeric import (
     CONSTANTS,
+    INDICES,
     MIN_POINTS,
     MP,
     NUM_POINTS,
@@ -189,7 +190,7 @@ def _values(node: Node, reach: int) -> list[complex]:
     body, said = node[1:] if is_kind(node, "where") else (node, ())
     items = body[1:] if is_kind(body, "set") else items_of(body)
     heads = [item[3] if is_kind(item, "relation") and item[2] == "=" else item for item in items]
-    sorts = dict(said) or dict.fromkeys(set().union(*map(symbols, heads)), r"\Z")
+    sorts = dict(said) or dict.fromkeys(INDICES & set().union(*map(symbols, heads)), r"\Z")
     if len(sorts) != 1 or "constant" in sorts.values():
         return []
     numbers = range(1 if r"\N" in sorts.values() else -reach, reach + 1)
