@@ -26,7 +26,10 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def load_tokenizer(
-    path: str, key: str = "model_name_or_path", trust_remote_code: bool = False
+    path: str,
+    key: str = "model_name_or_path",
+    trust_remote_code: bool = False,
+    trained: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Tokenizer with a chat template, padded on the left.
 
@@ -34,9 +37,10 @@ def load_tokenizer(
         path: local folder or Hub id.
         key: recipe key that named it, for the error.
         trust_remote_code: run code that comes with it.
+        trained: whether rows are padded with it.
 
     Raises ValueError with the cause if it cannot be loaded, or if its tokenizer has no chat
-    template, no end of sequence, or more ids than the model of its folder.
+    template, no end of sequence, or ids that the model of its folder has not.
     """
     tokenizer = read_tokenizer(path, key, trust_remote_code)
     if tokenizer.chat_template is None:
@@ -57,6 +61,14 @@ def load_tokenizer(
             f"{key}: the tokenizer of {path!r} has {tokenizer.vocab_size} ids, but the model's "
             f"vocab_size is {size}; put the model's own tokenizer next to it"
         )
+    for name in ("eos_token", *(("pad_token",) if trained else ())):
+        number = getattr(tokenizer, f"{name}_id")
+        if size is not None and number is not None and number >= size:
+            raise ValueError(
+                f"{key}: the tokenizer of {path!r} has the {name} {getattr(tokenizer, name)!r} of "
+                f"id {number}, but the model's vocab_size is {size}; name one of the model's "
+                f"tokens as {name} in its tokenizer_config.json"
+            )
     return tokenizer
 
 

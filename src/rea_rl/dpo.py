@@ -110,7 +110,7 @@ def build_trainer(
             "use_peft must be true: the reference model is the base model without the adapter"
         )
     tokenizer = load_tokenizer(
-        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
     check_buildable(model_args, args.trust_remote_code)
     train_dataset = load_pairs(

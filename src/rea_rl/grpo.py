@@ -83,7 +83,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
     tokenizer = load_tokenizer(
-        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
     training.check_buildable(model_args, args.trust_remote_code)
     if args.revision:

@@ -216,7 +216,7 @@ def build_trainer(
     check_lora_keys(model_args, served=False)
     check_evaluation(args, script.eval_dataset_name)
     tokenizer = load_tokenizer(
-        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code
+        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
     if args.chat_template_path is not None:
         tokenizer.chat_template = read_chat_template(args.chat_template_path)

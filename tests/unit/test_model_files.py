@@ -204,6 +204,17 @@ def test_a_tokenizer_that_cannot_be_loaded_says_why(model, tmp_path, monkeypatch
         check_refused(program, ("no tokenizer at 'model'", *says), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["eos_token", "pad_token"])
+def test_a_token_that_the_model_has_not_is_refused_before_rows_are_encoded(model, tmp_path, name):
+    """transformers' class of the model adds one of its own where the tokenizer names none."""
+    file = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in config.items() if key != name}))
+    says = (f"has the {name} '<|endoftext|>' of id", "vocab_size is", f"as {name} in its")
+    for program in ("sft", "dpo", "grpo"):
+        check_refused(program, says, tmp_path)
+
+
 def test_code_of_a_model_is_not_run_and_nobody_is_asked(model, tmp_path, monkeypatch):
     change_json(
         model / "config.json",
