@@ -80,7 +80,8 @@ PROBE = "Wait, 12 + 34 = 46.\n</think>\n\n**Final Answer:** \\boxed{46}"
 ERROR_LINE = re.compile(r"^(\([^)]*\) )?(ERROR .*)?(\w+\.)*\w*(Error|Exception)(: |$)|\berror: ")
 GPU_NAME = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # as CUDA_VISIBLE_DEVICES takes them
 PORT_REMEDIES = {
-    errno.EADDRINUSE: "stop what listens there, or choose another",
+    errno.EADDRINUSE: "stop what listens there, or choose another: --port, or policy_server and "
+    "reflection_server of the recipe",
     errno.EACCES: "choose one from 1024",
     errno.EADDRNOTAVAIL: "give an address that this machine has, such as 127.0.0.1",
     errno.EAFNOSUPPORT: "this machine has no such kind of address; give 127.0.0.1",
