@@ -138,7 +138,10 @@ def known_parts(scores: Mapping[str, Any]) -> MadeBy:
     """`made_by` of scores; those of earlier versions only say how answers were compared and
     words counted."""
     scoring = {key: scores[key] for key in ("mode", "word_bounded") if key in scores}
-    return scores.get("made_by") or {"scoring": scoring}
+    made_by = scores.get("made_by") or {"scoring": scoring}
+    if not isinstance(made_by, dict) or not all(isinstance(p, dict) for p in made_by.values()):
+        raise ValueError(f"made_by is {str(made_by)[:60]}, and not what made the scores by part")
+    return made_by
 
 
 @cache

@@ -170,6 +170,28 @@ def test_table_has_benchmarks_as_columns():
     assert "160 ± 0" in tokens.splitlines()[3]
 
 
+def test_scores_that_are_malformed_are_one_line(tmp_path):
+    response = {"correct": True, "num_tokens": 5, "truncated": False}
+    response |= {"answered": True, "no_room": False}
+    problem = {"id": "p", "benchmark": None, "mean_tokens": 5.0, "responses": [response]}
+    file = tmp_path / "m" / "a.scores.json"
+    file.parent.mkdir()
+    for changes, message in (
+        ({"problems": []}, "none at all"),
+        ({"problems": [problem | {"responses": []}]}, "a problem without responses"),
+        ({"problems": [problem | {"responses": ["x"]}]}, "row 0 has the response 'x'"),
+        ({"problems": [problem | {"responses": [{}]}]}, "row 0 has no 'num_tokens'"),
+        ({"problems": [problem | {"responses": [response | {"correct": None}]}]}, "the 'correct'"),
+        ({"problems": [problem | {"benchmark": 5}]}, "the 'benchmark' 5"),
+        ({"problems": [problem, problem]}, "has the problem 'p', which would count twice"),
+        ({"made_by": "x"}, "made_by is x"),
+        ({"made_by": {"sampling": None}}, "made_by is"),
+    ):
+        write_json(file, {"groups": {}, "problems": [problem]} | changes)
+        with pytest.raises(SystemExit, match=f"error: .*a.scores.json.*{message}"):
+            main([str(tmp_path), "--save_to", str(tmp_path / "x.png")])
+
+
 def test_command_reads_all_models(tmp_path, capsys):
     for name, benchmarks in (("7B-0", BASE), ("mine-200", SHORT)):
         for samples, benchmark in enumerate(benchmarks):

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tabulate import tabulate
@@ -27,11 +28,18 @@ from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, mean_interval
 from rea_core.checks import NUMBER, check_output, user_path
 from rea_core.command import command
+from rea_core.rows import check_row
 
 logger = logging.getLogger(__name__)
 
 # as in the paper, easiest first
 ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")
+# what is counted of a response
+COUNTED = {
+    "num_tokens": int,
+    **dict.fromkeys(("correct", "truncated", "answered", "no_room"), bool),
+}
+AGAIN = "score its generation file again"
 IDENTITY = ("model_dir", "lora_digest", "api_model")
 Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
 Benchmarks = dict[str, list[Problem]]
@@ -88,12 +96,20 @@ def read_models(folder: Path) -> dict[str, Benchmarks]:
 def read_file(path: Path, folder: Path) -> ScoredFile:
     """Scores of one file. Raises ValueError if problems are missing or malformed."""
     columns = {"id": str, "responses": list, "mean_tokens": NUMBER}
-    return ScoredFile(
-        path,
-        path.relative_to(folder).parts[0],
-        known_parts(read_scores(path)),
-        read_problems(path, columns),
-    )
+    scores, problems = read_scores(path), read_problems(path, columns)
+    if not problems or not all(problem["responses"] for problem in problems):
+        raise ValueError(f"{path} has a problem without responses, or none at all; {AGAIN}")
+    for i, problem in enumerate(problems):
+        check_row({"benchmark": None, **problem}, i, {"benchmark": (str, NoneType)}, path, AGAIN)
+        for response in problem["responses"]:
+            if not isinstance(response, dict):
+                raise ValueError(f"{path}: row {i} has the response {response!r}; {AGAIN}")
+            check_row(response, i, COUNTED, path, AGAIN)
+    try:
+        made_by = known_parts(scores)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {AGAIN}") from None
+    return ScoredFile(path, path.relative_to(folder).parts[0], made_by, problems)
 
 
 def is_current(path: Path, folder: Path) -> bool:
@@ -161,11 +177,14 @@ def _benchmarks(files: list[ScoredFile]) -> Benchmarks:
     for file in files:
         for problem in file.problems:
             benchmark = problem.get("benchmark") or "other"
-            if (other := known.setdefault((benchmark, problem["id"]), file.path)) != file.path:
-                raise ValueError(
-                    f"{other} and {file.path} both have the problem {problem['id']!r}; delete one "
-                    "of them"
+            if other := known.get((benchmark, problem["id"])):
+                both = (
+                    f"{other} and {file.path} both have" if other != file.path else f"{other} has"
                 )
+                raise ValueError(
+                    f"{both} the problem {problem['id']!r}, which would count twice; delete one"
+                )
+            known[benchmark, problem["id"]] = file.path
             benchmarks.setdefault(benchmark, []).append(problem)
     return benchmarks
 
