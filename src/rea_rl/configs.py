@@ -108,8 +108,7 @@ class SharedKeys:
 
     cudnn_attention: bool = option(
         False,
-        "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave gradients that are "
-        "no numbers.",
+        "Let torch take cuDNN's attention on GPUs. Off: its backward pass gave NaN gradients.",
     )
 
 

@@ -77,7 +77,7 @@ def trainer_class() -> type[DPOTrainer]:
     """`trl.DPOTrainer` for rows that are ids already: its own encoding would add a second begin of
     sequence.
 
-    Steps whose loss or gradient is no number are left out.
+    Steps with a NaN or infinite loss or gradient are left out.
     """
     from trl import DPOTrainer
 

@@ -6,7 +6,7 @@
 2. Every sampled response is cut after its result and finished by the policy. Original and
    revision are two rows of one group, which has 2G rows; they alternate and stay on one rank. The
    sampler still deals G rows per prompt.
-3. A revision with a wrong answer gives its row to its original. A group without a right answer has
+3. A revision with a wrong answer is replaced by its original. A group without a right answer has
    advantage 0.
 4. The correction for the server's log-probs (truncated importance sampling per token) uses the
    log-probs of the loss's own forward pass. With one inner iteration these are the old policy's, so

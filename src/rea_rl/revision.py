@@ -7,7 +7,7 @@ One prompt's rows, from sampling to loss:
       cut_completion_ids    -> kept ids, and the text that is forced after them; the policy then
                             finishes the answer
       rows of a group       -> original 0, revision 0, original 1, revision 1, ...           2G rows
-      keep_or_replace       -> a revision with a wrong answer gives its row to its original
+      keep_or_replace       -> a revision with a wrong answer is replaced by its original
       group_advantages      -> one advantage per row, comparing the 2G rows with each other
       overthinking_signal   -> optionally, one more signal per token from the cut onward
 

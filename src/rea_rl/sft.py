@@ -189,7 +189,7 @@ def num_tokens(example: dict[str, list[int]]) -> int:
 
 def trainer_class() -> type[SFTTrainer]:
     """`trl.SFTTrainer` whose runs may be started again, and that leaves out steps whose loss or
-    gradient is no number."""
+    gradient is NaN or infinite."""
     from trl import SFTTrainer
 
     from rea_rl.run.continued import Continued

@@ -8,7 +8,7 @@ class RunEnded(Exception):
 
 
 class NonFiniteError(RunEnded):
-    """Several steps in a row had a loss or a gradient that is no number."""
+    """Several steps in a row had a NaN or infinite loss or gradient."""
 
 
 class Interrupted(RunEnded):

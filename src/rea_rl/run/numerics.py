@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number: skipped, counted, and the end of a run that has
+"""Steps with a NaN or infinite loss or gradient: skipped, counted, and the end of a run that has
 several in a row.
 
 One mixin for the trainers of `rea_rl.grpo`, `rea_rl.sft` and `rea_rl.dpo`, also with accumulation,
@@ -28,14 +28,14 @@ ROW = "row"  # column of encoded rows: their number in the data file, from 0
 def set_cudnn_attention(enabled: bool) -> None:
     """Allow or forbid cuDNN's attention to this process, forward and backward.
 
-    On GPUs, masked bfloat16 rows got gradients from it that are no numbers; torch's other kernels
+    On GPUs, masked bfloat16 rows got NaN gradients from it; torch's other kernels
     did not.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 class FiniteSteps:
-    """Mixin, before a trainer of TRL: no step whose loss or gradient is no number reaches the
+    """Mixin, before a trainer of TRL: no step with a NaN or infinite loss or gradient reaches the
     weights.
 
     Raises NonFiniteError in the third such step in a row, on all ranks. With float16, gradients
@@ -113,7 +113,7 @@ class FiniteSteps:
                 parameter.grad = None  # optimizers pass over such parameters: no decay, no moments
 
     def check_weights(self) -> None:
-        """Raise NonFiniteError, on all ranks, if a trained weight is no number: a step's gradient
+        """Raise NonFiniteError, on all ranks, if a trained weight is NaN: a step's gradient
         was one, but not what the optimizer made of it."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         if self._on_any_rank(not all(weight.isfinite().all() for weight in trained)):

@@ -282,7 +282,7 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
             f"({' '.join(str(error).split())[:200]}); "
             "free some, and give the same command to continue from the last checkpoint"
         )
-    # a server stays away or refuses; no numbers; a monitor
+    # a server stays away or refuses; NaN steps; a monitor
     if isinstance(error, (ConnectionError, RunEnded)):
         sys.exit(f"\nerror: {error}" if is_first else 1)
     raise error
