@@ -76,9 +76,15 @@ IDS = ended("\\boxed{4}")
 @pytest.mark.parametrize(
     "logprobs, message",
     [
-        ([NAN] + [-0.1] * (len(IDS) - 1), "1 log-probs that are no numbers, such as nan"),
-        ([-0.1, NONE] + [-0.1] * (len(IDS) - 2), "1 log-probs that are no numbers, such as None"),
-        ([-0.1] * (len(IDS) - 1) + [float("-inf")], "no numbers, such as -inf"),
+        (
+            [NAN] + [-0.1] * (len(IDS) - 1),
+            "1 log-probs that are missing or not finite, such as nan",
+        ),
+        (
+            [-0.1, NONE] + [-0.1] * (len(IDS) - 2),
+            "1 log-probs that are missing or not finite, such as None",
+        ),
+        ([-0.1] * (len(IDS) - 1) + [float("-inf")], "not finite, such as -inf"),
         ([-0.1] * (len(IDS) - 1), f"a reply of {len(IDS)} tokens with {len(IDS) - 1} log-probs"),
         (NONE, f"a reply of {len(IDS)} tokens with 0 log-probs"),
     ],

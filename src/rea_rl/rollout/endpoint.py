@@ -343,7 +343,7 @@ def token_logprobs(choice: Any) -> list[float]:
         )
     if bad := [value for value in logprobs if value is None or not math.isfinite(value)]:
         raise UnusableReply(
-            f"a reply with {len(bad)} log-probs that are not finite, such as {bad[0]}"
+            f"a reply with {len(bad)} log-probs that are missing or not finite, such as {bad[0]}"
         )
     return logprobs
 
@@ -362,7 +362,9 @@ def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
     if not alternatives:
         raise UnusableReply("a reply without alternatives to a token")
     if any(value is None or math.isnan(value) for value in alternatives.values()):
-        raise UnusableReply(f"a reply with log-probs that are not finite: {alternatives}")
+        raise UnusableReply(
+            f"a reply with log-probs that are missing or not finite: {alternatives}"
+        )
 
 
 def refused(name: str, error: openai.APIError) -> Exception:
