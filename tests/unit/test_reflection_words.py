@@ -38,7 +38,7 @@ def test_threshold_is_the_inverse_of_the_density_quantile():
 
 
 def test_threshold_needs_reflections_and_tokens():
-    with pytest.raises(ValueError, match="2 of which have no reflection word; use a larger share"):
+    with pytest.raises(ValueError, match="2 without a reflection word; use a larger share"):
         tokens_per_reflection_quantile([0, 0, 1], [10, 10, 10])
     with pytest.raises(ValueError, match="none of the 2 responses has thinking tokens"):
         tokens_per_reflection_quantile([0, 0], [0, 0])
