@@ -6,6 +6,8 @@ content                     the response; a thinking that the server returns apa
 no content                  an empty response, which is unanswered; counted in the log
 content_filter              what is left of the response, which the server withheld; counted in the
                             log
+a refusal of this request, such as a prompt over the context    unanswered, unless all are refused,
+                            or many in a row, which ends the run
 no choice, aborted, or an end that is not known    asked again, and after the last try the run stops
 """
 
@@ -14,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from generation.generation_file import MOST_TOKENS
+from generation.generation_file import MOST_TOKENS, NO_ROOM
 from generation.prompts import THINK_END, THINK_START
 from generation.rendering import encode_continuation
 from rea_core.checks import is_a
@@ -34,6 +37,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# what servers say of a request that they do not take, while they take others
+OVER_CONTEXT = re.compile(
+    r"(?i)context.(length|window|size)|maximum.*(length|tokens)|too (long|large)"
+)
+WITHHELD = re.compile(r"(?i)content.?(filter|policy|management)|moderation|safety")
+REFUSALS = (400, 413, 422)  # statuses of such an answer
+MOST_REFUSED = 16  # rows in a row
 ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
 # keys under which servers return a thinking by itself
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -153,8 +163,9 @@ def ask_server(
                 lambda reply, task: response_of(reply, _known(task), tokenizer, counts),
             )
         )
-    except ExceptionGroup as failures:  # the first one stopped the run
-        error = failures.exceptions[0]
+    # the first one stopped the run; or no row was answered
+    except (ExceptionGroup, openai.APIStatusError) as failure:
+        error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
         if isinstance(error, openai.APIConnectionError):
             raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
         if isinstance(error, openai.APIError):
@@ -172,6 +183,52 @@ def _known(task: Task) -> str | None:
     return task.rendered.thinking if task.rendered else None
 
 
+def _is_about_one(error: openai.APIStatusError) -> bool:
+    """Whether a refusal concerns one request alone."""
+    says = OVER_CONTEXT.search(str(error)) or WITHHELD.search(str(error))
+    return error.status_code in REFUSALS and (error.status_code == 413 or bool(says))
+
+
+class _Refusals:
+    """Rows that the server has refused since the last one that it answered.
+
+    They are unanswered, once the server has answered another one.
+    """
+
+    def __init__(self, args: GenerateArguments, keep: Keep):
+        self._args, self._keep, self._has_answered = args, keep, False
+        self._open: list[tuple[Task, openai.APIStatusError]] = []
+        self._ids: list[str] = []
+
+    def answered(self) -> None:
+        """The server has answered a row."""
+        self._has_answered = True
+        for task, error in self._open:
+            end = "refused" if WITHHELD.search(str(error)) else NO_ROOM
+            unanswered = {"text": "", "num_tokens": 0, "finish_reason": end}
+            self._keep(task.index, [unanswered] * self._args.n_generate_sample)
+            self._ids.append(str(task.row["id"]))
+            logger.info("api: row %r is refused: %.300s", task.row["id"], error)
+        self._open.clear()
+
+    def refused(self, task: Task, error: openai.APIStatusError) -> None:
+        """The server has refused a row. Raises its error after many rows in a row."""
+        self._open.append((task, error))
+        if len(self._open) >= MOST_REFUSED:
+            raise error
+
+    def close(self) -> None:
+        """Count them. Raises the first error if no row was answered."""
+        if self._open and not self._has_answered:
+            raise self._open[0][1]
+        self.answered()
+        if self._ids:
+            logger.warning(
+                "api: %d rows are refused and count as unanswered: %s",
+                *(len(self._ids), ", ".join(self._ids[:10])),
+            )
+
+
 async def _ask_all(
     args: GenerateArguments, tasks: Iterator[Task], keep: Keep, read: Callable[[Any, Task], Row]
 ) -> None:
@@ -182,17 +239,24 @@ async def _ask_all(
 
         async def respond(task: Task) -> None:
             samples = (_ask(client, args, task, seed, slots, read) for seed in task.seeds(args))
-            keep(task.index, await asyncio.gather(*samples))
+            replies = await asyncio.gather(*samples)
+            if errors := [reply for reply in replies if not isinstance(reply, dict)]:
+                refusals.refused(task, errors[0])
+            else:
+                keep(task.index, replies)
+                refusals.answered()
             rows.release()
 
         # that are open, each with at least one request
         rows = asyncio.Semaphore(args.max_concurrent_requests)
+        refusals = _Refusals(args, keep)
         async with asyncio.TaskGroup() as group:
             while (
                 await rows.acquire()
                 and (task := await asyncio.to_thread(next, tasks, None)) is not None
             ):
                 group.create_task(respond(task))
+    refusals.close()
 
 
 async def _ask(
@@ -202,25 +266,32 @@ async def _ask(
     seed: int | None,
     slots: asyncio.Semaphore,
     read: Callable[[Any, Task], Row],
-) -> Row:
-    """One response; a reply that is none is asked for again, as often as a request that fails."""
+) -> Row | openai.APIStatusError:
+    """One response, or the refusal of this request; a reply that is none is asked for again, as
+    often as a request that fails."""
+    import openai
+
     template = (
         {"chat_template_kwargs": args.chat_template_kwargs} if args.chat_template_kwargs else None
     )
     tries = args.request_retries + 1
     for _ in range(tries):
-        async with slots:
-            reply = await client.chat.completions.create(
-                model=args.api_model,
-                messages=task.prompt.messages,
-                temperature=args.temperature,
-                top_p=args.top_p,
-                max_tokens=args.max_tokens,
-                seed=seed,
-                extra_body=template,
-            )
         try:
+            async with slots:
+                reply = await client.chat.completions.create(
+                    model=args.api_model,
+                    messages=task.prompt.messages,
+                    temperature=args.temperature,
+                    top_p=args.top_p,
+                    max_tokens=args.max_tokens,
+                    seed=seed,
+                    extra_body=template,
+                )
             return read(reply, task)
+        except openai.APIStatusError as error:
+            if not _is_about_one(error):
+                raise
+            return error
         except UnusableReply as error:
             logger.warning("api: a reply for row %r cannot be used: %s", task.row["id"], error)
             cause = error

@@ -244,14 +244,16 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
 def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Run the tasks on engines of our own, one per `n_gpu` GPUs."""
     from generation.vllm_worker import EngineTask, run_engines
+    from rea_core.models import context_of
 
     given: dict[int, tuple[str, int]] = {}  # of open tasks: begin of the reply, and its tokens
     num_without_room = 0
+    context = args.max_model_len or context_of(args.model_dir)
 
     def with_room() -> Iterator[EngineTask]:
         nonlocal num_without_room
         for task in tasks:
-            if args.max_model_len and len(task.prompt_ids) >= args.max_model_len:
+            if context and len(task.prompt_ids) >= context:
                 num_without_room += 1
                 unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
                 keep(task.index, [unasked] * args.n_generate_sample)
@@ -273,7 +275,7 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
     if num_without_room:
         logger.warning(
             "%s: %d prompts leave no room in max_model_len (%d tokens); they count as unanswered",
-            *(args.qaf, num_without_room, args.max_model_len),
+            *(args.qaf, num_without_room, context),
         )
 
 

@@ -110,6 +110,13 @@ def check_model(model: str) -> None:
     check_files(folder)
 
 
+def context_of(model: str) -> int | None:
+    """Context of a model in a local folder, in tokens; None if it does not say."""
+    if not (Path(model) / "config.json").is_file():
+        return None
+    return getattr(text_config(model), "max_position_embeddings", None)
+
+
 def check_context(model: str, max_model_len: int | None) -> None:
     """Raise ValueError for a context beyond that of a model in a local folder."""
     if max_model_len is None or not (Path(model) / "config.json").is_file():

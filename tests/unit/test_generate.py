@@ -44,11 +44,12 @@ class FakeServer(ThreadingHTTPServer):
         text: Callable[[dict], str] = lambda body: (
             f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}"
         ),
+        refuse: Callable[[dict], str] = lambda body: "",
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fail_after = fail_after
         self.seconds = seconds
-        self.text = text
+        self.text, self.refuse = text, refuse
         self.bodies: list[dict] = []
 
     @property
@@ -65,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
             return self._send(400, {"error": {"message": "the engine is gone"}})
+        if message := self.server.refuse(body):
+            return self._send(400, {"error": {"message": message}})
         text = self.server.text(body)
         choice = {
             "index": 0,
@@ -180,6 +183,37 @@ def test_seeds_depend_on_row_and_sample_only():
     }
     assert len(seeds) == 12 and all(0 <= seed < 2**31 for seed in seeds)
     assert sample_seed(0, "p3", 1) == sample_seed(0, "p3", 1)
+
+
+TOO_LONG = "This model's maximum context length is 64 tokens. However, you requested 99."
+WITHHELD = "The response was filtered due to the prompt triggering a content management policy"
+
+
+@pytest.mark.parametrize(("message", "end"), [(TOO_LONG, "no_room"), (WITHHELD, "refused")])
+@pytest.mark.parametrize(
+    "refused", [["p0"], ["p11"], ["p3", "p4", "p5"], [f"p{i}" for i in range(11)]]
+)
+def test_a_request_that_is_refused_is_unanswered(problems, serve, caplog, message, end, refused):
+    asked = {row["problem"]: row["id"] for row in ROWS}
+    server = serve(
+        refuse=lambda body: message if asked[body["messages"][0]["content"]] in refused else ""
+    )
+    rows = read_generations(generate(arguments(problems, server.url)))
+    ends = {row["id"]: {r["finish_reason"] for r in row["responses"]} for row in rows}
+    assert ends == {row["id"]: {end if row["id"] in refused else "stop"} for row in ROWS}
+    assert f"{len(refused)} rows are refused and count as unanswered: p" in caplog.text
+
+
+def test_a_server_that_refuses_all_ends_the_run(problems, serve):
+    server = serve(refuse=lambda body: TOO_LONG)
+    with pytest.raises(ConnectionError, match="refuses a request: .*maximum context length"):
+        generate(arguments(problems, server.url))
+    many = [{"id": str(i), "problem": f"{i}?", "answer": "1"} for i in range(60)]
+    write_json(Path(problems), many)
+    server = serve(refuse=lambda body: "" if body["messages"][0]["content"] == "0?" else TOO_LONG)
+    with pytest.raises(ConnectionError, match="refuses a request"):
+        generate(arguments(problems, server.url))
+    assert len(server.bodies) < 60
 
 
 # --- Files ----------------------------------------------------------------------------------------

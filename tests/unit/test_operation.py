@@ -15,6 +15,7 @@ import pytest
 from generation import clean_dataset, math_verify_all
 from generation.arguments import GenerateArguments
 from generation.evaluation import plots
+from generation.generate import generate
 from generation.provenance import distinct_names
 from generation.rendering import PromptFormat
 from generation.scoring import Interval, ScoredProblem, ScoredResponse, figures
@@ -224,3 +225,25 @@ def test_one_problem_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert figures(problems)["tokens_wrong"].format() == "-"
+
+
+# --- A bad row ------------------------------------------------------------------------------------
+
+
+def test_a_prompt_over_the_model_s_own_context_is_unanswered(tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def run_engines(tasks, args):
+        for task in tasks:
+            asked.append(task.index)
+            yield task.index, [{"text": "7", "num_tokens": 1, "finish_reason": "stop"}]
+
+    monkeypatch.setattr("generation.vllm_worker.run_engines", run_engines)
+    texts = ["1+6?", "1+6? " * 9000, "2+5?"]
+    write_json(tmp_path / "p.json", [{"problem": text, "answer": "7"} for text in texts])
+    args = GenerateArguments(
+        qaf=str(tmp_path / "p.json"), model_dir=LRM, output_dir=str(tmp_path / "out")
+    )
+    rows = json.loads(generate(args).read_text())
+    assert [row["responses"][0]["finish_reason"] for row in rows] == ["stop", "no_room", "stop"]
+    assert asked == [0, 2] and "1 prompts leave no room" in caplog.text
