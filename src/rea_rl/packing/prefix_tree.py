@@ -132,9 +132,15 @@ def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tenso
     """
     starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
     bounds, kept = [(0, 0)], []
+    # A segment is the tokens between two forks. The attention kernel takes one block of queries
+    # with one list of keys, and a token sees the keys up to itself. So a parent and a child that
+    # follow each other in the row can be one block: the parent's tokens are the first keys of the
+    # child, and causality hides the child's tokens from them.
     for segment, (start, end) in enumerate(pairwise(starts_k)):
         next_start = starts_q[segment + 1]
         last = kv_index[end - 1]
+        # The next segment is a child if its keys begin with all keys of this one. Keys of a
+        # segment are in the order of its path, so it is enough to compare the last one.
         longer = segment + 2 < len(starts_k) and starts_k[segment + 2] - end > end - start
         if not longer or kv_index[2 * end - start - 1] != last:
             kept.append(kv_index[start:end])
@@ -152,6 +158,8 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
     """
     packs: list[list[int]] = []
     load = 0
+    # Families come in the order of their ids, so a family shares most with the one before it. A
+    # pass is filled with neighbours: each adds only the tokens that its neighbour does not have.
     for family in _families(paths, budget):
         novel = sum(len(paths[i].ids) - shared for i, shared in family)
         if packs and (budget is None or load + novel <= budget):
@@ -177,6 +185,8 @@ def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple
     shares with the last."""
     families: list[list[tuple[int, int]]] = []
     load, last = 0, None
+    # In lexicographic order every pair with a long common prefix has only such pairs between its
+    # members, so one look at the neighbour finds all relatives.
     for i in order_by_ids(paths):
         shared = common_prefix(last.ids, paths[i].ids) if last else 0
         load += len(paths[i].ids) - shared
@@ -196,11 +206,14 @@ def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
     """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter
     completion."""
     shorter = min(len(path.ids) - path.num_prompt for path in (first, second))
+    # All responses to a problem share its prompt, and often their first words. Keeping them in one
+    # pass for that little would leave passes half empty.
     return shared - second.num_prompt > RELATED * shorter
 
 
 def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:
     """Indices in lexicographic order of the ids: each response shares most with its neighbours."""
+    # Big-endian bytes compare as the numbers do, much faster than lists of ints.
     return sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
 
 
@@ -245,6 +258,8 @@ def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Call
 
     Returns: a function that takes it away again.
     """
+    # Evaluation and TRL's padded passes still call the same model, so the plain attention stays
+    # reachable: ours hands over to it unless a tree is given.
     plain, original = model.config._attn_implementation, model.forward
     model.set_attn_implementation(register_tree_attention(plain))
 
@@ -261,6 +276,7 @@ def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Call
                 tree=packed.tree,
                 use_cache=False,
             )
+        # Only tokens whose next one is trained need logits: for a shared prompt there are none.
         hidden = output.last_hidden_state[0][packed.predictors]  # (U, H)
         head = self.get_output_embeddings().weight
         return PackedOutput(*chunked_logps(hidden, head, packed.targets, temperature))

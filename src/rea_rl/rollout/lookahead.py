@@ -44,6 +44,8 @@ class EpochSampler(RepeatSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        # TRL's generator continues from where it stands, so an epoch's order would depend on how
+        # often it was asked. A resumed run, and the look ahead, must get the same order again.
         if self.shuffle:
             self.generator.manual_seed(self.seed + self.epoch())
         return super().__iter__()
@@ -71,12 +73,14 @@ class UpcomingRows:
         ranks: int,
     ):
         self._dataset = dataset
+        # Two epochs: batches ahead may already be of the next one.
         self._order = lru_cache(maxsize=2)(lambda epoch: list(sampler(epoch)))
         self._step_size = micro_steps * rows_per_rank * ranks
         self._first, self._rows_per_rank = rank * rows_per_rank, rows_per_rank
 
     def __call__(self, step: int) -> list[Row]:
         """Rows of optimizer step `step`, counted from 0 over all epochs."""
+        # Every epoch has as many whole steps; rows beyond them are not dealt.
         epoch, place = divmod(step, len(self._order(0)) // self._step_size)
         start = place * self._step_size + self._first
         return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
@@ -147,11 +151,13 @@ class Lookahead:
             batch: of this step; those ahead are sampled from its policy, too.
             max_steps: of the run; no batch is made for a later one.
         """
-        # the first one, or a run that went back to a checkpoint
+        # Not under way: this is the first batch, or the run went back to a checkpoint. What is
+        # under way then belongs to steps that will come again, with another policy.
         if batch.step not in self._flights:
             self._flights = {batch.step: self._launch(rows, batch, batch.step)}
         for step in range(batch.step + 1, min(batch.step + self._lag + 1, max_steps)):
             if step not in self._flights:
+                # The newest policy makes the batch ahead; its lag is the steps until it is trained.
                 ahead = dataclasses.replace(batch, step=step)
                 self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
 
