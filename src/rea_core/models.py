@@ -160,7 +160,7 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
     kinds: dict[str, type | tuple[type, ...]] = {"r": int, "lora_alpha": NUMBER}
     kinds["base_model_name_or_path"] = (str, NoneType)
     for key, kind in kinds.items():
-        if not is_a(config.get(key), kind):
+        if key in config and not is_a(config[key], kind):  # PEFT has defaults for them
             raise ValueError(
                 f"{folder}/adapter_config.json has the {key} {config.get(key)!r}; correct it, or "
                 "train the adapter again"
