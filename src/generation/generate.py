@@ -102,7 +102,10 @@ def check_model_folder(args: GenerateArguments) -> None:
     from rea_core.models import LORA_RANKS, check_adapter, check_context, check_model
 
     check_model(args.model_dir)
-    if args.lora and (rank := check_adapter(args.model_dir, args.lora)["r"]) > LORA_RANKS[-1]:
+    if (
+        args.lora
+        and (rank := check_adapter(args.model_dir, args.lora).get("r", 8)) > LORA_RANKS[-1]
+    ):
         raise ValueError(
             f"lora: {args.lora} has rank {rank}, but vLLM takes ranks up to {LORA_RANKS[-1]}; "
             "merge it"

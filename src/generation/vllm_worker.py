@@ -292,5 +292,5 @@ def _best_first(alternatives: Iterable[Any]) -> list[tuple[float, str]]:
 
 def lora_rank(adapter: str) -> int:
     """Rank to start the engine with: vLLM knows powers of two from 8."""
-    rank = json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
+    rank = json.loads((Path(adapter) / "adapter_config.json").read_text()).get("r", 8)
     return max(8, 1 << (rank - 1).bit_length())
