@@ -564,7 +564,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         step,
         margin=(1.0, "points of accuracy that cut responses may lose"),
         min_safe=(0.97, "share of right responses that must keep their result"),
-        tokens_per_reflection_file=(user_path, "threshold of the reward `reflect`"),
+        tokens_per_reflection_file=(Path, "threshold of the reward `reflect`"),
         min_reflect=(0.7, "share of the reflection reward that cut responses must keep"),
         num_workers=(int, "processes; default: one a core"),
         timeout=(5.0, "seconds before an answer counts as wrong"),

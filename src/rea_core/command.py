@@ -8,7 +8,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from rea_core.checks import user_path
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -64,5 +67,5 @@ def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> N
         if value is False:
             settings = {"action": "store_true"}
         elif isinstance(value, type):
-            settings = {"type": value}
+            settings = {"type": user_path if value is Path else value}
         parser.add_argument(f"--{name}", help=words, **settings)

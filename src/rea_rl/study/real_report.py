@@ -140,7 +140,8 @@ def draw(
 ) -> list[str]:
     """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
-    styles = {name: point_style(i) for i, name in enumerate(names)}
+    # rows that are trained but not evaluated have curves only
+    styles = {name: point_style(i) for i, name in enumerate(dict.fromkeys([*names, *logs]))}
     tradeoff = [partial(_plot_tradeoff, report=report, styles=styles)]
     titles = {"as the model answers": report.curves, "with a forced answer at the budget": forced}
     panels = {
@@ -204,7 +205,7 @@ def _plot_training(
 ) -> None:
     for name, history in logs.items():
         steps, values = series(history, key)
-        colour = styles.get(name, {"color": GREY})["color"]  # grey: not evaluated yet
+        colour = styles[name]["color"]
         axes.plot(steps, running_mean(values), label=TITLES.get(name, name), color=colour)
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
