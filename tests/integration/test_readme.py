@@ -132,7 +132,7 @@ def shell(clone, policy_server, reflection_server, fast_python):
         script = script.replace(SHIPPED, reflection_server.config.model)
         command = ["bash", "-euo", "pipefail", "-c", script]
         done = subprocess.run(
-            command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300
+            command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
