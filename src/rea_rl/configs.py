@@ -191,9 +191,12 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     )
 
     # Servers
-    policy_server: str = option("http://127.0.0.1:12345/v1", "vLLM server of the policy.")
-    reflection_server: str = option(
-        "http://127.0.0.1:12346/v1", "vLLM server with the reflection model."
+    policy_server: list[str] = option(
+        ["http://127.0.0.1:12345/v1"],
+        "vLLM server of the policy; or a list: prompts are dealt evenly to those that are alive.",
+    )
+    reflection_server: list[str] = option(
+        ["http://127.0.0.1:12346/v1"], "vLLM server with the reflection model; or a list."
     )
     reflection_model: str | None = option(
         None,
@@ -461,8 +464,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         """Addresses as an OpenAI client takes them, and waits that end before those of the other
         ranks."""
         for key in ("policy_server", "reflection_server"):
-            if split_url(url := getattr(self, key), key).path != "/v1":
-                raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
+            setattr(self, key, _one_or_several(key, getattr(self, key)))
         tries = self.request_retries + 1
         if (longest := tries * self.request_timeout + self.server_deadline) >= self.ddp_timeout:
             raise ValueError(
@@ -476,6 +478,16 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     def cut_rule(self) -> CutRule:
         """Which paragraph of a response is the last kept one."""
         return CutRule.of(vars(self))
+
+    @property
+    def policy_servers(self) -> list[str]:
+        """Addresses of the policy servers, one or more."""
+        return _as_list(self.policy_server)
+
+    @property
+    def reflection_servers(self) -> list[str]:
+        """Addresses of the servers with the reflection model."""
+        return _as_list(self.reflection_server)
 
     @property
     def rows_per_path(self) -> int:
@@ -492,6 +504,24 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         """Cuts of each sampled response, which then are the rows of its prompt; 0 if every row is
         sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
+
+
+def _as_list(servers: str | list[str]) -> list[str]:
+    return [servers] if isinstance(servers, str) else servers
+
+
+def _one_or_several(key: str, servers: str | list[str]) -> str | list[str]:
+    """A recipe's addresses: one as a text, several as a list. Raises ValueError for what is none,
+    or stands twice."""
+    urls = _as_list(servers)
+    for url in urls:
+        if split_url(url, key).path != "/v1":
+            raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
+    if not urls:
+        raise ValueError(f"{key} is an empty list; give one address or more")
+    if twice := [url for url, count in Counter(urls).items() if count > 1]:
+        raise ValueError(f"{key} has {twice[0]!r} twice; name each server once")
+    return urls if len(urls) > 1 else urls[0]
 
 
 @dataclass

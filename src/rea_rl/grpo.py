@@ -158,6 +158,12 @@ def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
 
 def check_full_weights(args: REARLConfig) -> None:
     """Raise ValueError for what full fine-tuning cannot do."""
+    if len(args.policy_servers) > 1:
+        raise ValueError(
+            f"use_peft is false, but policy_server names {len(args.policy_servers)} servers: all "
+            "weights move over NCCL to one; name one, with more GPUs if need be (--gpu 2,3), or "
+            "set use_peft: true"
+        )
     needed = {"packing": "none", "max_rollout_lag": 0, "use_cpu": False}
     wrong = {
         key: getattr(args, key) for key, value in needed.items() if getattr(args, key) != value
@@ -250,8 +256,20 @@ def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
+def join_servers(args: REARLConfig) -> None:
+    """Let all ranks use the servers of all hosts: the launcher of each host names its own."""
+    from accelerate.utils import gather_object
+
+    if args.world_size == 1:
+        return
+    for key in ("policy_server", "reflection_server"):
+        named = gather_object([getattr(args, f"{key}s")])
+        urls = [*dict.fromkeys(itertools.chain.from_iterable(named))]
+        setattr(args, key, urls if len(urls) > 1 else urls[0])
+
+
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
-    """Connect to the servers. Raises ConnectionError or ValueError unless both serve what the
+    """Connect to the servers. Raises ConnectionError or ValueError unless all serve what the
     recipe needs."""
     from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
@@ -266,14 +284,15 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
     finish = forced + args.finish_max_tokens if args.revision else 0
     needed = num_tokens + args.max_completion_length + finish
     why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
-    check_server(args.policy_server, model_name, needed, why=why)
-    check_vocabulary(args.policy_server, model_name, inputs.tokenizer)
+    for url in args.policy_servers:
+        check_server(url, model_name, needed, why=why)
+        check_vocabulary(url, model_name, inputs.tokenizer)
     reflection_tokenizer = check_reflection_model(args)
-    if reflection_tokenizer is not None:
-        check_server(args.reflection_server, args.reflection_model, max_model_len=1)
-        check_vocabulary(args.reflection_server, args.reflection_model, reflection_tokenizer)
+    for url in args.reflection_servers if reflection_tokenizer is not None else []:
+        check_server(url, args.reflection_model, max_model_len=1)
+        check_vocabulary(url, args.reflection_model, reflection_tokenizer)
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
-        context = served_contexts(args.reflection_server)[args.reflection_model]
+        context = served_contexts(url)[args.reflection_model]
         check_context(args, reflection_tokenizer, longest, context)
     verifier = VerifierPool(
         args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers
@@ -309,7 +328,7 @@ def build_trainer(
         settings["probe"] = Probe(
             model_args.model_name_or_path, probe_ids(inputs, args.max_completion_length)
         )
-        sync = AdapterSync(args.policy_server, adapter_folder(args.output_dir), **settings)
+        sync = AdapterSync(args.policy_servers, adapter_folder(args.output_dir), **settings)
     else:
         sync = FullSync(args.policy_server, model_args.model_name_or_path)
     model = training.load_model(model_args, args.trust_remote_code, args.torch_threads)
@@ -364,6 +383,7 @@ def main(argv: list[str] | None = None) -> None:
         if is_check:
             check_reflection_model(args)
             return
+        join_servers(args)
         engine = build_engine(args, model_args.model_name_or_path, inputs)
     except (ValueError, ConnectionError) as error:
         training.leave(error)

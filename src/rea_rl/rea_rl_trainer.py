@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 
@@ -87,6 +87,17 @@ class StepInWork:
     trained: list[Rollout] = field(default_factory=list)
     rewards: torch.Tensor | None = None
     loss_inputs: dict[str, torch.Tensor] | None = None
+
+
+def gathered_on_first(rows: list[Any]) -> list[Any] | None:
+    """Rows of all ranks, in their order, on the first rank; None on the others."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return rows
+    everyone = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(rows, everyone)
+    return everyone and [row for part in everyone for row in part]
 
 
 class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
@@ -362,17 +373,21 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
         """Write the responses of all ranks, in the order of a single process, and return their
         metrics."""
-        everyone = gather_object(rollouts)
-        if self.accelerator.is_main_process:
-            path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
-            write_atomically(path, map(record_line, everyone))
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
         counts = {
-            key: float(sum(each.get(key, 0) for each in of_ranks)) for key in self.engine.counts
+            key: float(
+                (min if key == "servers/alive" else sum)(
+                    each[key] for each in of_ranks if key in each
+                )
+            )
+            for key in self.engine.counts
         }
-        metrics = rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1))
-        return (
-            metrics
-            | (detector_metrics(everyone) if self.args.needs_labels and revision else {})
-            | counts
-        )
+        metrics: list[dict[str, float]] = [{}]
+        everyone = gathered_on_first(rollouts)
+        if everyone is not None:
+            path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")
+            write_atomically(path, map(record_line, everyone))
+            metrics[0] = rollout_metrics(everyone, revision, max(self.args.num_serial_cuts, 1))
+            if self.args.needs_labels and revision:
+                metrics[0] |= detector_metrics(everyone)
+        return broadcast_object_list(metrics)[0] | counts

@@ -11,7 +11,8 @@ already running.
 It stays in the foreground; SIGTERM or SIGINT stops vLLM too. A vLLM that ends by itself is started
 again, at most `--max_restarts` times an hour, and the reason is logged; one that hangs is left
 alone. `--recipe` takes model, address and LoRA rank from a training recipe, so that they are
-written down once. Options that this program does not know are passed on to vLLM.
+written down once; of a list of addresses, `--index` says which one, from 0. Options that this
+program does not know are passed on to vLLM.
 """
 
 from __future__ import annotations
@@ -638,8 +639,9 @@ def request(
     return response
 
 
-def recipe_args(path: str, role: str) -> list[str]:
-    """Command-line arguments that a training recipe implies for the server of `role`.
+def recipe_args(path: str, role: str, index: int = 0) -> list[str]:
+    """Command-line arguments that a training recipe implies for a server of `role`: if it names
+    several, for the one at `index`.
 
     Raises ValueError if the recipe does not name the model or the address.
     """
@@ -650,11 +652,19 @@ def recipe_args(path: str, role: str) -> list[str]:
         raise ValueError(
             f"{path} has no {' and no '.join(missing)}: what the {role} server serves, and where"
         )
-    kinds = {**dict.fromkeys(RECIPE_KEYS[role], str), **RECIPE_NUMBERS, "use_peft": bool}
-    for key, kind in kinds.items():
-        if key in recipe and not is_a(recipe[key], kind):
-            raise ValueError(f"{path}: {key} is {recipe[key]!r}; it must be {WORDS[kind]}")
-    model, url = (recipe[key] for key in RECIPE_KEYS[role])
+    model, urls = (recipe[key] for key in RECIPE_KEYS[role])
+    urls = urls if isinstance(urls, list) else [urls]
+    kinds = {RECIPE_KEYS[role][0]: str, **RECIPE_NUMBERS, "use_peft": bool}
+    values = [(key, recipe[key], kind) for key, kind in kinds.items() if key in recipe]
+    for key, value, kind in values + [(RECIPE_KEYS[role][1], url, str) for url in urls]:
+        if not is_a(value, kind):
+            raise ValueError(f"{path}: {key} is {value!r}; it must be {WORDS[kind]}")
+    if not 0 <= index < len(urls):
+        raise ValueError(
+            f"index is {index}, but {RECIPE_KEYS[role][1]} of {path} has {len(urls)} addresses; "
+            "count them from 0"
+        )
+    url = urls[index]
     address = split_url(url, f"{path}: {RECIPE_KEYS[role][1]}")
     if address.port is None:
         raise ValueError(
@@ -693,11 +703,12 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
     first.add_argument("--launcher", type=int)  # with --wait: process that starts the server
     first.add_argument("--dry_run", action="store_true")  # check, and print vLLM's command
     first.add_argument("--role", choices=ROLES)
+    first.add_argument("--index", type=int, default=0)  # among several addresses of the recipe
     given, rest = first.parse_known_args(argv)
     if given.role:
         rest += ["--role", given.role]
     if given.recipe and given.role:
-        rest = recipe_args(given.recipe, given.role) + rest
+        rest = recipe_args(given.recipe, given.role, given.index) + rest
     parser = HfArgumentParser(
         ServerConfig,
         description=__doc__,

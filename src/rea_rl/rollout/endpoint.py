@@ -6,9 +6,9 @@ has its adapter.
                   -> policy server: load the adapter again if it is not listed (a restarted server
                   is empty) -> repeat the request, at most `request_retries` times
 
-Restarting servers is the job of `rea_rl.vllm_server`, the cluster, or you: `rea_rl.vllm_server`, a
-cluster, a person. Everything that fails is logged and counted; nothing is repeated without end.
-What a server answered already stays with its response.
+Restarting servers is the job of `rea_rl.vllm_server`, the cluster, or you. Everything that fails is
+logged and counted; nothing is repeated without end. What a server answered already stays with its
+response. If there are several servers, `rollout.servers` exchanges one that is away.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 POLL_SECONDS = 0.5
 LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
@@ -68,6 +67,7 @@ class ServerWatch:
     Attributes:
         counts: since the start: `failed_requests`; `outages` and their `downtime_seconds`;
             `reloaded_adapters`.
+        away_since: when it was found to be away, by `time.monotonic`; None while it is well.
     """
 
     def __init__(self, key: str, url: str, deadline: float, adapters: Path | None = None):
@@ -78,6 +78,7 @@ class ServerWatch:
             "downtime_seconds": 0.0,
             "reloaded_adapters": 0,
         }
+        self.away_since: float | None = None
         self._url, self._deadline, self._adapters = url, deadline, adapters
         self._lock = asyncio.Lock()
         self._back = 0.0  # when it was last known to be well, in the clock's seconds
@@ -115,52 +116,82 @@ class ServerWatch:
             if began < self._back:  # failed in what is over already
                 return
             start = time.monotonic()
+            while not await self._is_well(words(error), model):
+                if time.monotonic() - start > self._deadline:
+                    self._given_up = self._too_late(words(error))
+                    raise self._given_up
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def survived(self, error: Exception, began: float, model: str) -> bool:
+        """Whether a failed request can be repeated on this server, one of several; looks once.
+
+        Arguments are those of `recover`. Raises ConnectionError if it was given up.
+        """
+        self.counts["failed_requests"] += 1
+        async with self._lock:
+            if began < self._back:
+                return True
+            return self.away_since is None and await self._is_well(words(error), model, fatal=False)
+
+    async def look(self, model: str) -> bool:
+        """Whether a server, one of several, answers; then it serves the model, too.
+
+        Raises ConnectionError if it was given up.
+        """
+        async with self._lock:
+            return await self._is_well("", model, fatal=False)
+
+    async def _is_well(self, cause: str, model: str, fatal: bool = True) -> bool:
+        """Look once, and note what changed: `cause` says why, empty where no request failed.
+
+        A server that refuses its adapter is away, or gives the run up where that is `fatal`.
+        """
+        if self._given_up is not None:
+            raise self._given_up
+        try:
             async with httpx.AsyncClient(
                 timeout=PROBE_TIMEOUT, trust_env=False, headers=_headers()
             ) as client:
-                was_away = await self._wait_well(client, model, _words(error), start)
-            self._back = time.monotonic()
-            if was_away:
-                self.counts["downtime_seconds"] += self._back - start
-                logger.warning(
-                    "%s: is back after %.1f s; repeating requests", self.name, self._back - start
-                )
-
-    async def _wait_well(
-        self, client: httpx.AsyncClient, model: str, cause: str, start: float
-    ) -> bool:
-        """Wait until the server is healthy and serves the model; whether it had been away at
-        all."""
-        is_away = False
-        while True:
-            if self._given_up is not None:
-                raise self._given_up
-            try:
                 await self._probe(client)
                 await self._reload(client, model)
-                if not is_away:
-                    logger.warning(
-                        "%s: a request failed (%s), but it answers; repeating", self.name, cause
-                    )
-                return is_away
-            except httpx.HTTPError as error:
-                if not is_away:
-                    self._note_outage(cause, error)
-                is_away = True
-            if time.monotonic() - start > self._deadline:
-                self._given_up = ConnectionError(
-                    f"{self.name} does not answer, {self._deadline:.0f} s (server_deadline) after "
-                    f"a request failed ({cause}); see its log, start it again, and give the same "
-                    "command to continue from the last checkpoint"
-                )
-                raise self._given_up
-            await asyncio.sleep(POLL_SECONDS)
+        except (httpx.HTTPError, ConnectionError) as error:
+            if fatal and isinstance(error, ConnectionError):
+                self._given_up = error
+                raise
+            self._note_away(
+                cause,
+                error,
+                f"waiting, at most {self._deadline:.0f} s" if fatal else "the others do its work",
+            )
+            return False
+        self._note_well(cause)
+        return True
 
-    def _note_outage(self, cause: str, error: httpx.HTTPError) -> None:
+    def _note_away(self, cause: str, error: Exception, then: str) -> None:
+        if self.away_since is not None:
+            return
+        self.away_since = time.monotonic()
         self.counts["outages"] += 1
-        logger.warning(
-            "%s: a request failed (%s) and it is away (%s); waiting, at most %.0f s",
-            *(self.name, cause, _words(error), self._deadline),
+        failed = f"a request failed ({cause}) and " if cause else ""
+        logger.warning("%s: %sit is away (%s); %s", self.name, failed, words(error), then)
+
+    def _note_well(self, cause: str) -> None:
+        now = time.monotonic()
+        if self.away_since is not None:
+            seconds = now - self.away_since
+            self.counts["downtime_seconds"] += seconds
+            logger.warning("%s: is back after %.1f s; repeating requests", self.name, seconds)
+        elif cause:
+            logger.warning("%s: a request failed (%s), but it answers; repeating", self.name, cause)
+        if cause or self.away_since is not None:
+            self._back = now
+        self.away_since = None
+
+    def _too_late(self, cause: str) -> ConnectionError:
+        return ConnectionError(
+            f"{self.name} does not answer, {self._deadline:.0f} s (server_deadline) after a "
+            f"request failed ({cause}); see its log, start it again, and give the same command to "
+            "continue from the last checkpoint"
         )
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
@@ -180,8 +211,7 @@ class ServerWatch:
             )
         elif model not in await self._served(client):  # where another rank was not faster
             await self._probe(client)  # raises if it refuses because it is dying
-            self._given_up = ConnectionError(refusal(folder, answer.text))
-            raise self._given_up
+            raise ConnectionError(refusal(folder, answer.text))
 
     async def _load(self, client: httpx.AsyncClient, folder: Path) -> httpx.Response:
         """The server's answer for an adapter; it is asked again, for a bounded time, while it
@@ -202,8 +232,7 @@ class ServerWatch:
 
 
 class Endpoint:
-    """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request,
-    bounded repeats.
+    """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request.
 
     Args:
         key: recipe key of the address.
@@ -215,7 +244,6 @@ class Endpoint:
 
     def __init__(self, key: str, url: str, args: REARLConfig, adapters: Path | None = None):
         self.watch = ServerWatch(key, url, args.server_deadline, adapters)
-        self._retries = args.request_retries
         self._slots = asyncio.Semaphore(args.max_concurrent_requests)
         self._client = async_openai_client(url, timeout=args.request_timeout, max_retries=0)
 
@@ -226,7 +254,7 @@ class Endpoint:
             served = await self._client.models.list()
         except openai.APIError as error:
             raise ConnectionError(
-                f"{self.watch.name} does not answer ({_words(error)}); start it, and see its log"
+                f"{self.watch.name} does not answer ({words(error)}); start it, and see its log"
             ) from error
         return {card.id: card.max_model_len for card in served.data}[model]
 
@@ -234,16 +262,12 @@ class Endpoint:
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
     ) -> Any:
         """Completion of token ids: one choice with `token_ids` and a log-prob for each, and
-        `usage`."""
-
-        async def attempt() -> Any:
-            async with self._slots:
-                response = await self._create(model, prompt_ids, extra, **body)
-            token_logprobs(response.choices[0])
-            check_finished(response.choices[0])
-            return response
-
-        return await self.repeated(model, attempt)
+        `usage`. Raises openai.APIError and UnusableReply."""
+        async with self._slots:
+            response = await self._create(model, prompt_ids, extra, **body)
+        token_logprobs(response.choices[0])
+        check_finished(response.choices[0])
+        return response
 
     async def stream(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
@@ -251,7 +275,7 @@ class Endpoint:
         """The choice of a completion in pieces, as they come. Closed early, the server stops
         generating.
 
-        Raises openai.APIError; a reader that shall be repeated goes through `repeated`.
+        Raises openai.APIError.
         """
         async with self._slots:
             stream = await self._create(model, prompt_ids, extra, stream=True, **body)
@@ -260,30 +284,6 @@ class Endpoint:
             async with stream, aclosing(stream._iterator) as chunks:
                 async for chunk in chunks:
                     yield chunk.choices[0]
-
-    async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of `attempt`, repeated after faults that may pass: a dead or hung server, an
-        answer of 500.
-
-        Raises ConnectionError if the server stays away, the last try fails, or it refuses all
-        requests; and as it is what it refuses of this one.
-        """
-        for tried in range(self._retries + 1):
-            began = time.monotonic()
-            try:
-                return await attempt()
-            except (openai.APIError, UnusableReply) as error:
-                if not self.watch.is_passing(error):
-                    raise refused(self.watch.name, error) from error
-                if tried == self._retries:
-                    raise ConnectionError(
-                        f"{self.watch.name} failed a request {tried + 1} times, at last with: "
-                        f"{_words(error)}; see its log, or raise request_timeout or request_retries"
-                    ) from error
-                await self.watch.recover(error, began, model)
-                if not isinstance(error, openai.APITimeoutError):  # which has waited already
-                    await asyncio.sleep(min(POLL_SECONDS * (2**tried - 1), MAX_PAUSE))
-        raise AssertionError("request_retries is negative")
 
     async def close(self) -> None:
         await self._client.close()
@@ -294,6 +294,32 @@ class Endpoint:
         return await self._client.completions.create(
             model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
         )
+
+
+async def first_back(
+    key: str, watches: Sequence[ServerWatch], cause: str, model: str, deadline: float
+) -> None:
+    """Wait until one of several servers that are all away is back, with the model.
+
+    Raises ConnectionError after the deadline in seconds, for all who wait for them from then on.
+    """
+    start = time.monotonic()
+    while not any(await asyncio.gather(*(watch.look(model) for watch in watches))):
+        if time.monotonic() - start > deadline:
+            error = ConnectionError(
+                f"none of the {len(watches)} servers of {key} answers, {deadline:.0f} s "
+                f"(server_deadline) after the last one failed ({cause}); see their logs, start "
+                "them again, and give the same command to continue from the last checkpoint"
+            )
+            for watch in watches:
+                watch.give_up(error)
+            raise error
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def pause(tried: int) -> float:
+    """Seconds before a request is repeated that has failed so many times more than once."""
+    return min(POLL_SECONDS * (2**tried - 1), MAX_PAUSE)
 
 
 class EndedElsewhere(ConnectionError):
@@ -319,9 +345,7 @@ def failing_together() -> Iterator[None]:
         failure = error
         if not isinstance(error, (openai.APIError, OSError, CancelledError)):
             logger.exception("this ends the run")
-    message = failure and (
-        str(failure) if isinstance(failure, ConnectionError) else _words(failure)
-    )
+    message = failure and (str(failure) if isinstance(failure, ConnectionError) else words(failure))
     if messages := [message for message in gather_object([message]) if message]:
         raise (
             failure if isinstance(failure, ConnectionError) else EndedElsewhere(messages[0])
@@ -380,8 +404,7 @@ def refused(name: str, error: openai.APIError) -> Exception:
     else:
         return error
     return ConnectionError(
-        f"{name} refuses requests ({_words(error)}); {remedy}, and give the same command to "
-        "continue"
+        f"{name} refuses requests ({words(error)}); {remedy}, and give the same command to continue"
     )
 
 
@@ -412,6 +435,6 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key()}"}
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
     """Kind and message of an error in one line; time-outs of httpx have no message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import itertools
 import threading
 import time
 from functools import cache, partial
@@ -35,13 +36,10 @@ from generation.rendering import (
 )
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.revision import serial_cuts
-from rea_rl.rollout.endpoint import (
-    Endpoint,
-    adapter_folder,
-    token_logprobs,
-)
+from rea_rl.rollout.endpoint import adapter_folder, token_logprobs
 from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout
+from rea_rl.rollout.servers import Seat, Servers
 from rea_rl.rollout.stage_batching import Waves
 
 if TYPE_CHECKING:
@@ -50,6 +48,16 @@ if TYPE_CHECKING:
     from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
     from rea_rl.configs import REARLConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A response to be made: its row, and where the requests of its prompt go."""
+
+    row: dict[str, Any]
+    batch: Batch
+    policy: Seat
+    reflection: Seat | None
 
 
 class RolloutEngine:
@@ -89,15 +97,14 @@ class RolloutEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
-        self._policy = Endpoint(
-            "policy_server", args.policy_server, args, adapter_folder(args.output_dir)
+        self._policy = Servers(
+            "policy_server", args.policy_servers, args, adapter_folder(args.output_dir)
         )
-        self._endpoints = [self._policy]
+        self._reflection: Servers | None = None
         if reflection_tokenizer is not None:
-            reflection = Endpoint("reflection_server", args.reflection_server, args)
-            self._endpoints.append(reflection)
-            context = self._wait(reflection.context_length(args.reflection_model))
-            self.labeller = Labeller(reflection, reflection_tokenizer, context, args)
+            self._reflection = Servers("reflection_server", args.reflection_servers, args)
+            context = self._wait(self._reflection.context_length(args.reflection_model))
+            self.labeller = Labeller(reflection_tokenizer, context, args)
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
         """Responses for `rows`, in their order; one per row, or original and revision.
@@ -121,9 +128,11 @@ class RolloutEngine:
 
     @property
     def counts(self) -> dict[str, float]:
-        """Metrics that count since the start: of the verifier, and of servers that failed."""
-        watches = [endpoint.watch.counts for endpoint in self._endpoints]
-        servers = {f"servers/{key}": sum(counts[key] for counts in watches) for key in watches[0]}
+        """Metrics that count since the start: of the verifier, and of servers that failed. And
+        `servers/alive`: servers of both roles that are not away now."""
+        counts = [servers.counts for servers in self._roles]
+        servers = {f"servers/{key}": sum(each[key] for each in counts) for key in counts[0]}
+        servers["servers/alive"] = sum(role.num_alive for role in self._roles)
         return servers | {f"verifier/{key}": value for key, value in self.verifier.stats.items()}
 
     def __enter__(self) -> RolloutEngine:
@@ -133,12 +142,16 @@ class RolloutEngine:
         """Cancel what is under way, close the connections and the verifier, and stop the event
         loop."""
         self._wait(self._cancel_batches())
-        for endpoint in self._endpoints:
-            self._wait(endpoint.close())
+        for servers in self._roles:
+            self._wait(servers.close())
         self.verifier.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def _roles(self) -> list[Servers]:
+        return [servers for servers in (self._policy, self._reflection) if servers is not None]
 
     def _wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -155,6 +168,7 @@ class RolloutEngine:
             raise ConnectionError("the run is being ended")
         if batch.revision:
             rows = rows[:: self.args.num_serial_cuts + 1]
+        work = await self._deal(rows, batch)
         waves = Waves(self.args.stage_batch_size, len(rows))
         progress = tqdm(
             total=len(rows), desc=f"rollouts of {batch.policy_version}", leave=False, disable=None
@@ -162,19 +176,32 @@ class RolloutEngine:
         try:
             with progress:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._path(row, batch, waves, progress)) for row in rows
-                    ]
+                    tasks = [group.create_task(self._path(each, waves, progress)) for each in work]
         except ExceptionGroup as failures:  # the first one stopped the batch
             raise failures.exceptions[0] from None
         return [rollout for task in tasks for rollout in task.result()]
 
-    async def _path(
-        self, row: dict[str, Any], batch: Batch, waves: Waves, progress: tqdm
-    ) -> list[Rollout]:
-        original = await self._sample(row, batch)
-        if batch.revision:
-            revising = self._revise(original, row, batch, waves)
+    async def _deal(self, rows: list[dict[str, Any]], batch: Batch) -> list[_Work]:
+        """Deal prompts to the servers that are alive; rows of a prompt follow each other."""
+        prompts = [[*group] for _, group in itertools.groupby(rows, lambda r: r["problem_id"])]
+        # the same share for each server over all ranks, and over the steps
+        first = self.args.process_index * len(prompts) + batch.step
+        await self._policy.muster(batch.policy_version)
+        policy = self._policy.deal(len(prompts), first)
+        reflection: list[Seat | None] = [None] * len(prompts)
+        if batch.revision and self._reflection is not None:
+            await self._reflection.muster(self.args.reflection_model)
+            reflection = [*self._reflection.deal(len(prompts), first)]
+        return [
+            _Work(row, batch, *seats)
+            for group, *seats in zip(prompts, policy, reflection, strict=True)
+            for row in group
+        ]
+
+    async def _path(self, work: _Work, waves: Waves, progress: tqdm) -> list[Rollout]:
+        row, original = work.row, await self._sample(work)
+        if work.batch.revision:
+            revising = self._revise(original, work, waves)
             _, revisions = await asyncio.gather(self._verify(original, row), revising)
             rollouts = [
                 original,
@@ -186,10 +213,11 @@ class RolloutEngine:
         progress.update()
         return rollouts
 
-    async def _sample(self, row: dict[str, Any], batch: Batch) -> Rollout:
+    async def _sample(self, work: _Work) -> Rollout:
+        row, batch = work.row, work.batch
         prompt_ids = self._encode_prompt(row)
         start = time.perf_counter()
-        response = await self._policy.complete(
+        response = await work.policy.complete(
             batch.policy_version,
             prompt_ids,
             self._sampling_extra,
@@ -213,9 +241,7 @@ class RolloutEngine:
             **self._text_fields(choice.token_ids, thinking),
         )
 
-    async def _revise(
-        self, original: Rollout, row: dict[str, Any], batch: Batch, waves: Waves
-    ) -> list[Rollout | None]:
+    async def _revise(self, original: Rollout, work: _Work, waves: Waves) -> list[Rollout | None]:
         """Cut the original after its result, or at several points; None if nothing can
         be cut off."""
         paragraphs = self._paragraphs(original)
@@ -226,23 +252,22 @@ class RolloutEngine:
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
             return await asyncio.gather(
-                *(self._finish(original, row, batch, paragraphs, cut) for cut in cuts)
+                *(self._finish(original, work, paragraphs, cut) for cut in cuts)
             )
         await waves.turn("label")
         texts = [paragraph.text for paragraph in paragraphs]
-        labels = await self.labeller.label(row["problem"], texts)
+        labels = await self.labeller.label(work.row["problem"], texts, work.reflection)
         cuts = self.args.cut_rule.choose(labels.p_result, len(paragraphs))
         await waves.turn("finish")
         cut = getattr(cuts, self.args.revision_strength)
-        revision = await self._finish(original, row, batch, paragraphs, cut)
+        revision = await self._finish(original, work, paragraphs, cut)
         (revision or original).take_labels(labels, paragraphs)
         return [revision]
 
     async def _finish(
         self,
         original: Rollout,
-        row: dict[str, Any],
-        batch: Batch,
+        work: _Work,
         paragraphs: list[Paragraph],
         cut: int,
     ) -> Rollout | None:
@@ -259,8 +284,8 @@ class RolloutEngine:
             return None
         start = time.perf_counter()
         kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
-        response = await self._policy.complete(
-            batch.policy_version,
+        response = await work.policy.complete(
+            work.batch.policy_version,
             original.prompt_ids + kept_ids + forced_ids,
             self._sampling_extra,
             max_tokens=self.args.finish_max_tokens,
@@ -284,7 +309,7 @@ class RolloutEngine:
             seconds={"finish": time.perf_counter() - start},
             **self._text_fields(kept_ids + forced_ids + choice.token_ids, original.prompt_thinking),
         )
-        await self._verify(revision, row)
+        await self._verify(revision, work.row)
         return revision
 
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from generation.cuts import Step, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
 from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text
-from rea_rl.rollout.endpoint import Endpoint, check_alternatives, check_finished
+from rea_rl.rollout.endpoint import check_alternatives, check_finished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rea_rl.configs import REARLConfig
+    from rea_rl.rollout.servers import Seat
 
 TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
 GREEDY_EXTRA = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -44,35 +45,28 @@ class Labeller:
     """Asks the reflection model for labels, and leaves its reply once the cut is decided.
 
     Args:
-        endpoint: server of the reflection model.
         tokenizer: of the reflection model.
         context: tokens that a request and its reply may have together.
         args: recipe.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        tokenizer: PreTrainedTokenizerBase,
-        context: int,
-        args: REARLConfig,
-    ):
-        self._endpoint, self._tokenizer, self._context = endpoint, tokenizer, context
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, args: REARLConfig):
+        self._tokenizer, self._context = tokenizer, context
         self._args, self._rule = args, args.cut_rule
 
-    async def label(self, problem: str, paragraphs: list[str]) -> Labels:
-        """Labels of a response, up to the one that decides its cut.
+    async def label(self, problem: str, paragraphs: list[str], seat: Seat) -> Labels:
+        """Labels of a response, up to the one that decides its cut, by the server of a seat.
 
         There are none if the cut is certain without them, or if the request does not fit into the
-        model's context. Raises what `Endpoint.repeated` raises.
+        model's context. Raises what `Seat.repeated` raises.
         """
         start = time.perf_counter()
-        steps = await self._ask(problem, paragraphs)
+        steps = await self._ask(problem, paragraphs, seat)
         p_result = result_probabilities(steps)
         unread = self._num_unread(p_result, len(paragraphs))
         return Labels(p_result, len(steps), unread, time.perf_counter() - start)
 
-    async def _ask(self, problem: str, paragraphs: list[str]) -> list[Step]:
+    async def _ask(self, problem: str, paragraphs: list[str], seat: Seat) -> list[Step]:
         num_paragraphs, model = len(paragraphs), self._args.reflection_model
         if self._is_decided([], num_paragraphs):
             return []
@@ -83,10 +77,10 @@ class Labeller:
         greedy = {"temperature": 0.0, "top_p": 1.0, "logprobs": TOP_LOGPROBS, "max_tokens": needed}
 
         async def attempt() -> list[Step]:
-            reply = self._endpoint.stream(model, prompt_ids, GREEDY_EXTRA, **greedy)
+            reply = seat.stream(model, prompt_ids, GREEDY_EXTRA, **greedy)
             return await self._read(reply, num_paragraphs)
 
-        return await self._endpoint.repeated(model, attempt)
+        return await seat.repeated(model, attempt)
 
     async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
         steps: list[Step] = []

@@ -8,15 +8,19 @@ those that the server had.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import openai
 import xxhash
@@ -33,6 +37,7 @@ from rea_rl.rollout.endpoint import (
     VISIBLE_SECONDS,
     ServerWatch,
     failing_together,
+    first_back,
     refusal,
     refused,
 )
@@ -46,31 +51,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 VERSION_PREFIX = "policy-"
 
 
 class AdapterSync:
-    """Saves the current adapter and hot-swaps it on the policy server.
+    """Saves the current adapter and hot-swaps it on all policy servers that are alive.
 
     A version is called `policy-<step>-<run>-<digest of its weights>`. vLLM's prefix cache is keyed
     by the adapter's name, so a name must never mean two sets of weights, not even after a run
     was resumed from an earlier step. The run's part is a digest of `directory`: several runs may
     share a server, and none unloads another one's.
 
+    Several servers get a version at once, and nobody samples from it before all have it. One that
+    is away is left out, and gets the version before its next request (`rollout.servers`).
+
     Args:
-        server: base URL of the policy server, `http://host:port/v1`, started with runtime LoRA
-            loading.
-        directory: where versions are written; the server must see it under the same path. Kept are
+        servers: base URL of the policy server, `http://host:port/v1`, or of each of several,
+            started with runtime LoRA loading.
+        directory: where versions are written; the servers must see it under the same path. Kept are
             the newest, and those that are still sampled from.
         timeout: seconds for one load.
-        deadline: seconds that the server may be away.
-        retries: times that a failed exchange with the server is repeated.
-        probe: shows once that the adapter has an effect on the server; None: that is not checked.
+        deadline: seconds that all servers may be away.
+        retries: times that a failed exchange with a server is repeated.
+        probe: shows once that the adapter has an effect on a server; None: that is not checked.
     """
 
     def __init__(
         self,
-        server: str,
+        servers: str | Sequence[str],
         directory: str | Path,
         timeout: float = LOAD_TIMEOUT,
         deadline: float = 600.0,
@@ -78,23 +87,31 @@ class AdapterSync:
         probe: Probe | None = None,
     ):
         self.directory = Path(directory).resolve()
-        self._watch = ServerWatch("policy_server", server, deadline, self.directory)
-        self._retries, self._probe = retries, probe
+        self._deadline = deadline
         self._run = xxhash.xxh3_64_hexdigest(str(self.directory).encode())[:6]
-        self._client = openai_client(server, timeout=timeout, max_retries=0)
+        self._servers = [
+            _AdapterServer(
+                ServerWatch("policy_server", url, deadline, self.directory),
+                openai_client(url, timeout=timeout, max_retries=0),
+                self.directory,
+                retries,
+                copy.copy(probe),
+            )
+            for url in ([servers] if isinstance(servers, str) else servers)
+        ]
 
     def publish(self, model: PeftModel, step: int, in_use: Set[str] = frozenset()) -> str:
-        """Make the server sample from `model` as it is now. Called on all ranks; returns the
+        """Make the servers sample from `model` as it is now. Called on all ranks; returns the
         version's name.
 
         Args:
             model: policy with its adapter.
             step: optimizer steps done.
-            in_use: older versions with requests under way, which stay; the server needs `max_loras`
+            in_use: older versions with requests under way, which stay; a server needs `max_loras`
                 for all of them and the new one.
 
-        Raises ConnectionError, on all ranks, with the server's answer if it refuses the adapter, or
-        if it stays away.
+        Raises ConnectionError, on all ranks, with the server's answer if one refuses the adapter,
+        or if all stay away.
         """
         name = [None]
         with failing_together(), _gathered(model):
@@ -102,19 +119,21 @@ class AdapterSync:
                 name[0] = self._save(model, step)
         with failing_together():
             if PartialState().is_main_process:
-                self._swap_repeatedly(name[0], in_use)
-                self._check_effect(model, name[0])
+                for server in self._swap(name[0], in_use):
+                    server.check_effect(model, name[0])
         return broadcast_object_list(name)[0]
 
     def cancel(self) -> None:
-        """Wait for the server no longer: the run is being ended."""
-        self._watch.give_up(ConnectionError("the run is being ended"))
+        """Wait for the servers no longer: the run is being ended."""
+        for server in self._servers:
+            server.watch.give_up(ConnectionError("the run is being ended"))
 
     @property
     def counts(self) -> dict[str, float]:
-        """Failures of the policy server that were met here, as metrics; not 0 on the first rank
+        """Failures of the policy servers that were met here, as metrics; not 0 on the first rank
         only."""
-        return {f"servers/{key}": value for key, value in self._watch.counts.items()}
+        counts = [server.watch.counts for server in self._servers]
+        return {f"servers/{key}": sum(each[key] for each in counts) for key in counts[0]}
 
     def _save(self, model: PeftModel, step: int) -> str:
         # of a run that was killed while it wrote
@@ -136,37 +155,121 @@ class AdapterSync:
             _flush(self.directory)
         return version.name
 
-    def _swap_repeatedly(self, name: str, in_use: Set[str]) -> None:
-        """Swap, and begin again after the server was away: what is loaded or unloaded already is
-        left as it is."""
-        for tried in range(self._retries + 1):
-            began = time.monotonic()
-            try:
-                return self._swap(name, in_use)
-            except (openai.APIConnectionError, openai.InternalServerError) as error:
-                if tried == self._retries:
-                    raise ConnectionError(
-                        f"{self._watch.name} failed {tried + 1} times: "
-                        f"{refusal(self.directory / name, error)}"
-                    ) from error
-                asyncio.run(self._watch.recover(error, began, name))
-            except openai.APIError as error:
-                raise refused(self._watch.name, error) from error
+    def _swap(self, name: str, in_use: Set[str]) -> list[_AdapterServer]:
+        """Load a version on all servers that are alive, and then unload older ones; those servers.
 
-    def _swap(self, name: str, in_use: Set[str]) -> None:
-        served = self._served_versions()
-        if name not in served:
-            self._load(name)
-        for old in served - {name} - in_use:
-            try:
-                self._post("unload_lora_adapter", lora_name=old)
-            except openai.NotFoundError:
-                logger.warning(
-                    "%s: has no %s any more, which was to be unloaded", self._watch.name, old
-                )
+        Raises ConnectionError if one refuses it, and then unloads it from the others.
+        """
+        if len(self._servers) == 1:
+            self._servers[0].load_patiently(name)
+            swapped = self._servers
+        else:
+            swapped = self._load_everywhere(name)
+        mark = f"-{self._run}-"
+        _together([partial(server.unload_but, {name, *in_use}, mark) for server in swapped])
         for folder in self.directory.glob(f"{VERSION_PREFIX}*"):
             if folder.name != name and folder.name not in in_use:
                 shutil.rmtree(folder)
+        return swapped
+
+    def _load_everywhere(self, name: str) -> list[_AdapterServer]:
+        try:
+            loaded = _together([partial(s.load_if_alive, name) for s in self._servers])
+            if not any(loaded):
+                watches = [server.watch for server in self._servers]
+                cause = "a version was to be loaded"
+                asyncio.run(first_back("policy_server", watches, cause, name, self._deadline))
+                loaded = [watch.away_since is None for watch in watches]
+        except ConnectionError:
+            for server in self._servers:
+                server.take_back(name)
+            raise
+        return [server for server, is_there in zip(self._servers, loaded, strict=True) if is_there]
+
+
+@dataclass
+class _AdapterServer:
+    """One policy server: what is known about it, its client, and a probe of its own."""
+
+    watch: ServerWatch
+    client: openai.OpenAI
+    directory: Path
+    retries: int
+    probe: Probe | None
+
+    def load_patiently(self, name: str) -> None:
+        """Load a version; begin again after the server was away."""
+        for tried in range(self.retries + 1):
+            began = time.monotonic()
+            if (error := self._try_to_load(name, tried)) is None:
+                return
+            asyncio.run(self.watch.recover(error, began, name))
+
+    def load_if_alive(self, name: str) -> bool:
+        """The same for one of several servers; False for one that is away, and is left alone."""
+        if self.watch.away_since is not None and not asyncio.run(self.watch.look(name)):
+            return False
+        for tried in range(self.retries + 1):
+            began = time.monotonic()
+            if (error := self._try_to_load(name, tried)) is None:
+                return True
+            if not asyncio.run(self.watch.survived(error, began, name)):
+                return False
+        raise AssertionError("the last try has an error of its own")
+
+    def unload_but(self, kept: Set[str], mark: str) -> None:
+        """Unload the run's versions, whose names have its mark, those from before an interruption
+        included. What is unloaded already is left as it is; so is a server that is away."""
+        try:
+            for old in {name for name in self._versions() if mark in name} - kept:
+                self._unload(old)
+        except (openai.APIConnectionError, openai.InternalServerError) as error:
+            logger.warning(
+                "%s: old versions are unloaded with the next (%s)", self.watch.name, error
+            )
+        except openai.APIError as error:
+            raise refused(self.watch.name, error) from error
+
+    def take_back(self, name: str) -> None:
+        """Unload a version that another server does not take, where this one has it."""
+        with suppress(openai.APIError):
+            if name in self._versions():
+                self._unload(name)
+
+    def check_effect(self, model: PeftModel, name: str) -> None:
+        """Once the adapter can be told from numerics, raise ConnectionError if the server's
+        answers do not show it."""
+        # which has the weights in pieces, on all ranks
+        if self.probe is None or is_deepspeed_zero3_enabled():
+            return
+        try:
+            if self.probe.check(model, self.client, name):
+                self.probe = None
+        except NoLogprobs as error:
+            logger.warning("%s: the effect of adapters is not checked: %s", self.watch.name, error)
+            self.probe = None
+        except openai.APIError as error:
+            logger.warning(
+                "%s: the effect of %s is checked at the next version (%s)",
+                *(self.watch.name, name, error),
+            )
+
+    def _try_to_load(self, name: str, tried: int) -> openai.APIError | None:
+        """The error of a try that may be repeated. Raises ConnectionError for any other, and after
+        the last try."""
+        try:
+            if name not in self._versions():
+                self._load(name)
+        except (openai.APIConnectionError, openai.InternalServerError) as error:
+            if tried == self.retries:
+                raise ConnectionError(
+                    f"{self.watch.name} failed {tried + 1} times: "
+                    f"{refusal(self.directory / name, error)}"
+                ) from error
+            return error
+        except openai.APIError as error:
+            raise refused(self.watch.name, error) from error
+        return None
 
     def _load(self, name: str) -> None:
         """Load a version; asked again, for a bounded time, while the server does not see its
@@ -186,35 +289,27 @@ class AdapterSync:
                     raise ConnectionError(refusal(self.directory / name, error)) from error
             time.sleep(POLL_SECONDS)
 
-    def _check_effect(self, model: PeftModel, name: str) -> None:
-        """Once the adapter can be told from numerics, raise ConnectionError if the server's
-        answers do not show it."""
-        # which has the weights in pieces, on all ranks
-        if self._probe is None or is_deepspeed_zero3_enabled():
-            return
+    def _unload(self, name: str) -> None:
         try:
-            if self._probe.check(model, self._client, name):
-                self._probe = None
-        except NoLogprobs as error:
-            logger.warning("%s: the effect of adapters is not checked: %s", self._watch.name, error)
-            self._probe = None
-        except openai.APIError as error:
+            self._post("unload_lora_adapter", lora_name=name)
+        except openai.NotFoundError:
             logger.warning(
-                "%s: the effect of %s is checked at the next version (%s)",
-                self._watch.name,
-                name,
-                error,
+                "%s: has no %s any more, which was to be unloaded", self.watch.name, name
             )
 
-    def _served_versions(self) -> set[str]:
-        """The run's versions on the server, those from before an interruption included."""
-        served = {model.id for model in self._client.models.list()}
-        return {
-            name for name in served if name.startswith(VERSION_PREFIX) and f"-{self._run}-" in name
-        }
+    def _versions(self) -> set[str]:
+        served = {model.id for model in self.client.models.list()}
+        return {name for name in served if name.startswith(VERSION_PREFIX)}
 
     def _post(self, route: str, **body: str) -> None:
-        self._client.post(f"/{route}", body=body, cast_to=str)
+        self.client.post(f"/{route}", body=body, cast_to=str)
+
+
+def _together(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What calls return that run at once, in threads. Raises the error of the first that failed."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(call) for call in calls]
+    return [future.result() for future in futures]
 
 
 class FullSync:

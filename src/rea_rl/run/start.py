@@ -75,13 +75,13 @@ def _reinforcement(trainer: GRPOTrainer) -> Iterator[tuple[str, str]]:
         "rewards",
         ", ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weighed),
     )
-    yield "policy server", f"{args.policy_server}, vLLM {server_version(args.policy_server)}"
+    yield "policy server", _servers(args.policy_servers)
     if args.needs_labels:
-        version = server_version(args.reflection_server)
-        yield (
-            "reflection server",
-            f"{args.reflection_server}, vLLM {version}: {args.reflection_model}",
-        )
+        yield "reflection server", f"{_servers(args.reflection_servers)}: {args.reflection_model}"
+
+
+def _servers(urls: list[str]) -> str:
+    return "; ".join(f"{url}, vLLM {server_version(url)}" for url in urls)
 
 
 def server_version(url: str) -> str:

@@ -297,8 +297,14 @@ def check_best_metric(config: Any, program: str) -> None:
 
 
 def check_machine(config: Any) -> None:
-    """Raise ValueError for an optimizer, a schedule or a dataloader that cannot be made; for
-    complete configs."""
+    """Raise ValueError for an optimizer, a schedule or a dataloader that cannot be made, and for
+    several GPUs in one process; for complete configs."""
+    if config.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {config.n_gpu} GPUs, and would split each batch among them; launch "
+            f"it with accelerate (--num_processes {config.n_gpu}), or let it see one "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
     _try_optimizer(config)
     _try_schedule(config)
     if config.dataloader_persistent_workers and not config.dataloader_num_workers:

@@ -1,0 +1,162 @@
+"""Several servers of one role: prompts are dealt to those that are alive.
+
+    batch begins -> look at every server; one that is back gets the batch's policy first
+                 -> deal the prompts evenly: all requests of a prompt go to one server, whose prefix
+                    cache has its prompt and its responses
+    request fails -> the server answers: repeat it there
+                  -> it is away: the prompt moves to another one, with all that it still asks
+                  -> all are away: wait, at most `server_deadline` seconds
+
+With one server a failed request waits for it (`ServerWatch.recover`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import openai
+
+from rea_rl.rollout.endpoint import (
+    Endpoint,
+    ServerWatch,
+    UnusableReply,
+    first_back,
+    pause,
+    refused,
+    words,
+)
+
+if TYPE_CHECKING:
+    from rea_rl.configs import REARLConfig
+
+T = TypeVar("T")
+
+
+class Servers:
+    """Servers of one role.
+
+    Args:
+        key: recipe key of their addresses.
+        urls: base URLs, `http://host:port/v1`.
+        args: recipe.
+        adapters: folder of the adapters that they must serve; None where they serve a plain model.
+    """
+
+    def __init__(
+        self, key: str, urls: Sequence[str], args: REARLConfig, adapters: Path | None = None
+    ):
+        self.endpoints = [Endpoint(key, url, args, adapters) for url in urls]
+        self.retries = args.request_retries
+        self._key, self._deadline = key, args.server_deadline
+        self._moves = itertools.count()
+        self._lock = asyncio.Lock()
+
+    @property
+    def watches(self) -> list[ServerWatch]:
+        return [endpoint.watch for endpoint in self.endpoints]
+
+    @property
+    def num_alive(self) -> int:
+        return sum(watch.away_since is None for watch in self.watches)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Sums of what the watches count."""
+        counts = [watch.counts for watch in self.watches]
+        return {key: sum(each[key] for each in counts) for key in counts[0]}
+
+    async def context_length(self, model: str) -> int:
+        """Tokens that a prompt and its completion may have on any of the servers."""
+        return min([await endpoint.context_length(model) for endpoint in self.endpoints])
+
+    async def muster(self, model: str) -> None:
+        """Look which of several servers are alive. One that is back serves the model then."""
+        if len(self.endpoints) > 1:
+            await asyncio.gather(*(watch.look(model) for watch in self.watches))
+
+    def deal(self, count: int, first: int) -> list[Seat]:
+        """Seats for so many prompts, one after the other on the servers that are alive.
+
+        Args:
+            count: prompts.
+            first: place of the first one among those of all ranks.
+        """
+        alive = self._alive() or self.endpoints  # whose requests wait for them
+        return [Seat(self, alive[(first + i) % len(alive)]) for i in range(count)]
+
+    async def after_failure(
+        self, seat: Seat, endpoint: Endpoint, error: Exception, began: float, model: str
+    ) -> None:
+        """Return once a failed request can be repeated; its prompt moves if its server is away.
+
+        Raises ConnectionError if no server is left for the deadline.
+        """
+        if len(self.endpoints) == 1:
+            return await endpoint.watch.recover(error, began, model)
+        if await endpoint.watch.survived(error, began, model):
+            return
+        async with self._lock:
+            if not self._alive():
+                await first_back(self._key, self.watches, words(error), model, self._deadline)
+        if seat.endpoint is endpoint:
+            alive = self._alive()
+            seat.endpoint = alive[next(self._moves) % len(alive)]
+
+    async def close(self) -> None:
+        for endpoint in self.endpoints:
+            await endpoint.close()
+
+    def _alive(self) -> list[Endpoint]:
+        return [each for each in self.endpoints if each.watch.away_since is None]
+
+
+class Seat:
+    """The server of one prompt. Requests are repeated, and move to another server where it is
+    away."""
+
+    def __init__(self, servers: Servers, endpoint: Endpoint):
+        self._servers, self.endpoint = servers, endpoint
+
+    async def complete(
+        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
+    ) -> Any:
+        """As `Endpoint.complete`, repeated."""
+        return await self.repeated(
+            model, lambda: self.endpoint.complete(model, prompt_ids, extra, **body)
+        )
+
+    def stream(
+        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
+    ) -> AsyncIterator[Any]:
+        """As `Endpoint.stream`; a reader that shall be repeated goes through `repeated`."""
+        return self.endpoint.stream(model, prompt_ids, extra, **body)
+
+    async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What `attempt` returns, tried again after what may pass: a dead or hung server, an answer
+        of 500.
+
+        Raises ConnectionError if no server is left, the last try fails, or a server refuses all
+        requests; and as it is what it refuses of this one.
+        """
+        for tried in range(self._servers.retries + 1):
+            began, endpoint = time.monotonic(), self.endpoint
+            try:
+                return await attempt()
+            except (openai.APIError, UnusableReply) as error:
+                watch = endpoint.watch
+                if not watch.is_passing(error):
+                    raise refused(watch.name, error) from error
+                if tried == self._servers.retries:
+                    raise ConnectionError(
+                        f"{watch.name} failed a request {tried + 1} times, at last with: "
+                        f"{words(error)}; see its log, or raise request_timeout or request_retries"
+                    ) from error
+                await self._servers.after_failure(self, endpoint, error, began, model)
+                if not isinstance(error, openai.APITimeoutError):  # which has waited already
+                    await asyncio.sleep(pause(tried))
+        raise AssertionError("request_retries is negative")
