@@ -2,16 +2,27 @@
 # What the launchers share; they source it. Variables that may be set:
 #   RECIPE_SET         folder under recipes/ (default DeepSeek-R1-Distill-Qwen-7B; miniature is the embedded model)
 #   CONFIG_SUFFIX      recipe of that set, recipes/$RECIPE_SET/config_$CONFIG_SUFFIX.yaml (default: the launcher's own)
-#   NUM_GPUS           3: GPUs 0 and 1 train, GPU 2 serves both models; 1: GPU 0 does all; 0: the CPU does all
-#                      (default: the most of these that the machine has); of CUDA_VISIBLE_DEVICES, if that is set:
-#                      empty or -1 hides all GPUs
-#   NUM_PROCESSES      training processes (default: 2 with three GPUs, else 1); the prompts per step stay the recipe's.
-#                      Needed with a recipe without prompts_per_step, whose batch keys are then taken for so many
+#   NUM_GPUS           use the first so many of the visible GPUs (default: all); 0: the CPU. Visible are those of
+#                      CUDA_VISIBLE_DEVICES, if that is set: empty or -1 hides all
+#   TRAIN_GPUS, POLICY_GPUS, REFLECTION_GPUS
+#                      GPUs that train, and that serve, with commas: 0,1,2,3 (default by their number, see docs/scaling.md;
+#                      if only some are given, the others take what is left)
+#   POLICY_TP, REFLECTION_TP   GPUs of each server (default 1), so that POLICY_GPUS=4,5,6 are three servers
+#   NUM_PROCESSES      training processes of this machine (default: one for each GPU that trains); the prompts of a step
+#                      stay the recipe's. Needed with a recipe without prompts_per_step, whose batch keys are then taken
+#                      for so many
 #   ACCELERATE_CONFIG  file under recipes/accelerate_configs for several processes (default ddp, on the CPU cpu; zero2
 #                      if all weights are trained)
 #   REFLECTION_GPU     with three GPUs: 2, the policy server's (default), or 1, and GPU 0 trains alone; a rollout is
 #                      then faster, see docs/performance.md
-#   SERVER_MEMORY      share of its GPU for each server (default 0.45; 0.25 with one GPU; 0.85 for a server alone on one)
+#   SERVER_MEMORY      share of its GPU for each server (default 0.85 alone, 0.45 next to the other server, 0.25 next to
+#                      the training)
+#   NUM_MACHINES, MACHINE_RANK, MAIN_ADDRESS, MAIN_PORT
+#                      several hosts, each with this launcher and these variables (default 1, 0, -, 29500). They share
+#                      output_dir; the key of all servers is VLLM_API_KEY
+#   SERVER_HOST        address that the servers of this host listen on (default: the recipe's; with several hosts the
+#                      host's name)
+#   SERVER_PORT        port of its first server (default: the recipe's)
 #   SERVER_CONTEXT     context of both servers in tokens (default: their models')
 #   SERVER_RESTARTS    times an hour that a server that ended by itself is started again (default 3)
 #   VENV               virtual environment (default .venv)
@@ -22,15 +33,20 @@ VENV=${VENV:-.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 export VENV PATH=$VENV/bin:$PATH
 source scripts/gpus.sh
-GIVEN_PROCESSES=${NUM_PROCESSES:-}
+GIVEN=() # what was wished, since the plan sets variables of the same names
+for name in NUM_GPUS NUM_PROCESSES TRAIN_GPUS; do
+    GIVEN+=("$name=${!name:-}")
+done
+NUM_MACHINES=${NUM_MACHINES:-1} MACHINE_RANK=${MACHINE_RANK:-0}
 RECIPE_SET=${RECIPE_SET:-DeepSeek-R1-Distill-Qwen-7B}
 SERVERS=() # process ids
-declare -A SERVER_OF=() # the same by role
+declare -A SERVER_OF=() # the same by planned server
 HELPERS=() # process ids of other background programs
 ATTENDED='' # process group that `attend` waits for
 STOP_SECONDS=120 # that a process has to end: a training finishes its step and writes a checkpoint
-POLICY_ARGS=() REFLECTION_ARGS=() # of one server only
-LABEL_ARGS=() # of the training
+SERVE_ARGS=() POLICY_ARGS=() REFLECTION_ARGS=() # of all servers, and of those of a role
+PLANNED=() # servers to start: role, port, GPUs with commas, share of memory, seed (- for none), servers before it there
+PLAN_ARGS=() # of the training
 
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
@@ -51,30 +67,21 @@ print(sys.exit(f"error: {path} has no {key}; give it a value") if value is None 
 PY
 }
 
-# place: sets NUM_GPUS, NUM_VISIBLE, NUM_PROCESSES, TRAIN_GPUS, SERVE_ARGS, LABEL_ARGS and ACCELERATE_CONFIG
+# place "ROLE..." [OPTIONS of the training]: sets what the plan says (rea_rl.run.placement): NUM_GPUS that are used,
+# TRAIN_GPUS, NUM_PROCESSES, PLANNED, PLAN_ARGS; and PLAN, its lines
 place() {
-    local gpus names=''
-    [[ ${NUM_GPUS:-} == 0 ]] || names=$(visible_gpus)
-    mapfile -t gpus < <(printf %s "${names:+$names$'\n'}")
-    NUM_VISIBLE=${#gpus[@]}
-    NUM_GPUS=${NUM_GPUS:-$((NUM_VISIBLE >= 3 ? 3 : NUM_VISIBLE > 0))}
-    [[ $NUM_GPUS != *[!0-9]* && $NUM_GPUS -le $NUM_VISIBLE ]] ||
-        die "NUM_GPUS is $NUM_GPUS, but $NUM_VISIBLE are visible; set it to 3, 1, or 0 for the CPU"
-    case $NUM_GPUS/${REFLECTION_GPU:=2} in
-        3/2) TRAIN_GPUS=${gpus[0]},${gpus[1]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.45}") ;;
-        3/1) TRAIN_GPUS=${gpus[0]} SERVE_ARGS=(--device cuda --gpu "${gpus[2]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.85}") ;;
-        3/*) die "REFLECTION_GPU is $REFLECTION_GPU; it must be 1 or 2, since GPU 0 trains" ;;
-        1/*) TRAIN_GPUS=${gpus[0]} SERVE_ARGS=(--device cuda --gpu "${gpus[0]}" --gpu_memory_utilization "${SERVER_MEMORY:-0.25}") ;;
-        0/*) TRAIN_GPUS='' SERVE_ARGS=(--device cpu) ;;
-        *) die "NUM_GPUS is $NUM_GPUS; it must be 3, 1, or 0 for the CPU" ;;
-    esac
-    SERVE_ARGS+=(--max_restarts "${SERVER_RESTARTS:-3}")
+    local names='' plan
+    if ((NUM_MACHINES > 1)); then
+        export SERVER_HOST=${SERVER_HOST:-$(hostname)}
+        [[ -n ${MAIN_ADDRESS:-} ]] || die "NUM_MACHINES is $NUM_MACHINES; give MAIN_ADDRESS, the host of machine 0"
+    fi
+    [[ ${GIVEN[0]} == NUM_GPUS=0 ]] || names=$(visible_gpus)
+    plan=$(env "${GIVEN[@]}" python -m rea_rl.run.placement "$RECIPE" "$@" <<<"$names") || exit 1
+    PLAN=${plan%%$'\n'---$'\n'*}
+    eval "${plan##*$'\n'---$'\n'}"
+    SERVE_ARGS=(--max_restarts "${SERVER_RESTARTS:-3}")
     [[ -z ${SERVER_CONTEXT:-} ]] || SERVE_ARGS+=(--max_model_len "$SERVER_CONTEXT")
-    NUM_PROCESSES=${NUM_PROCESSES:-$([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1)}
-    ((NUM_GPUS == 0 || NUM_PROCESSES <= $([[ $TRAIN_GPUS == *,* ]] && echo 2 || echo 1))) ||
-        die "NUM_PROCESSES is $NUM_PROCESSES, but the GPUs that train are $TRAIN_GPUS; give one process for each"
-    [[ $NUM_GPUS/$REFLECTION_GPU != 3/1 ]] || LABEL_ARGS=(--stage_batch_size 1) # no response waits for others
-    [[ $NUM_GPUS != 3 ]] || REFLECTION_ARGS+=(--gpu "${gpus[$REFLECTION_GPU]}")
+    [[ -z ${SERVER_HOST:-} ]] || SERVE_ARGS+=(--host "$SERVER_HOST")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
 }
 
@@ -87,19 +94,15 @@ default_config() {
     fi
 }
 
-# check_batch [OPTIONS of the training]: dies unless a step has the recipe's rows on NUM_PROCESSES; without them in the recipe, NUM_PROCESSES must be
-# given, and its batch keys are taken for so many
-check_batch() {
-    local key rows=''
-    for key in prompts_per_step rows_per_step; do
-        rows=$(option $key "$@")
-        rows=${rows:-$(recipe_value $key '')}
-        [[ -z $rows ]] || break
-    done
-    [[ -n $rows || -n $GIVEN_PROCESSES ]] || die "$RECIPE has no prompts_per_step (of supervised programs: rows_per_step), \
-so that its batch on $NUM_PROCESSES processes is not known; give that key, or NUM_PROCESSES"
-    [[ -z $rows ]] || ((rows % NUM_PROCESSES == 0)) ||
-        die "NUM_PROCESSES is $NUM_PROCESSES, which does not divide $key of $RECIPE, $rows; give a divisor"
+# training MODULE: sets COMMAND, which runs it on all training processes
+training() {
+    COMMAND=(python -m "$1")
+    ((NUM_PROCESSES > 1)) || return 0
+    COMMAND=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
+        --num_processes "$NUM_PROCESSES")
+    ((NUM_MACHINES == 1)) || COMMAND+=(--num_machines "$NUM_MACHINES" --machine_rank "$MACHINE_RANK"
+        --main_process_ip "$MAIN_ADDRESS" --main_process_port "${MAIN_PORT:-29500}")
+    COMMAND+=(-m "$1")
 }
 
 # option NAME OPTION...: value of the last --NAME among the options, or nothing
@@ -114,13 +117,18 @@ option() {
     echo "$value"
 }
 
-# role_args ROLE: sets ROLE_ARGS: all of its server's, those that the other one has not last
-role_args() {
-    ROLE_ARGS=("${SERVE_ARGS[@]}" --role "$1")
-    if [[ $1 == policy ]]; then
-        ROLE_ARGS+=("${POLICY_ARGS[@]}")
+# server_args SERVER: sets SERVER_ARGS, all of a planned server's
+server_args() {
+    local role port gpus memory seed
+    read -r role port gpus memory seed _ <<<"$1"
+    SERVER_ARGS=(--device cpu)
+    [[ $gpus == - ]] || SERVER_ARGS=(--device cuda --gpu "$gpus" --gpu_memory_utilization "$memory")
+    SERVER_ARGS+=("${SERVE_ARGS[@]}" --role "$role" --port "$port")
+    [[ $seed == - ]] || SERVER_ARGS+=(--seed "$seed")
+    if [[ $role == policy ]]; then
+        SERVER_ARGS+=("${POLICY_ARGS[@]}")
     else
-        ROLE_ARGS+=("${REFLECTION_ARGS[@]}")
+        SERVER_ARGS+=("${REFLECTION_ARGS[@]}")
     fi
 }
 
@@ -143,30 +151,37 @@ serve() {
     exec python -m rea_rl.vllm_server --recipe "$RECIPE" --role "$1" --port "$2" "${SERVE_ARGS[@]}" "${@:4}"
 }
 
-# wait_ready ROLE: until the server answers; stops the script if any server has ended instead
+# wait_ready SERVER: until it answers; stops the script if any server has ended instead
 wait_ready() {
-    role_args "$1"
-    python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --wait --launcher "${SERVER_OF[$1]}" &
+    server_args "$1"
+    python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVER_ARGS[@]}" --wait --launcher "${SERVER_OF[$1]}" &
     HELPERS=($!)
     wait -n "$!" "${SERVERS[@]}" || die "the servers are not up; the reason is above"
     HELPERS=()
 }
 
-# start_servers ROLE...: on a GPU one after the other, since each measures the memory that is free
+# start_servers: all that are planned. Those on one GPU start one after the other, since each measures the memory that is
+# free; on the CPU all at once
 start_servers() {
-    local role
-    for role in "$@"; do
-        role_args "$role"
-        python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" --dry_run >/dev/null
+    local server turn turns=0 now
+    for server in "${PLANNED[@]}"; do
+        server_args "$server"
+        python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVER_ARGS[@]}" --dry_run >/dev/null
+        turn=${server##* }
+        ((turn <= turns)) || turns=$turn
     done
-    for role in "$@"; do
-        role_args "$role"
-        python -m rea_rl.vllm_server --recipe "$RECIPE" "${ROLE_ARGS[@]}" &
-        SERVERS+=($!) SERVER_OF[$role]=$!
-        [[ $NUM_GPUS == 0 ]] || wait_ready "$role"
-    done
-    for role in "$@"; do
-        [[ $NUM_GPUS != 0 ]] || wait_ready "$role"
+    for ((turn = 0; turn <= turns; turn++)); do
+        now=()
+        for server in "${PLANNED[@]}"; do
+            [[ ${server##* } == "$turn" ]] || continue
+            server_args "$server"
+            python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVER_ARGS[@]}" &
+            SERVERS+=($!) SERVER_OF[$server]=$!
+            now+=("$server")
+        done
+        for server in "${now[@]}"; do
+            wait_ready "$server"
+        done
     done
 }
 
@@ -216,30 +231,38 @@ stop() {
 
 # launch VARIANT "ROLE..." [OPTIONS of rea_rl.grpo]: servers, training, end of the servers
 launch() {
-    local roles model where checked command=(python -m rea_rl.grpo)
+    local model checked
     set_recipe "$1"
-    read -ra roles <<<"$2"
-    place
+    place "$2" "${@:3}"
     # Models given to the trainer in place of the recipe's are the servers' too.
     model=$(option model_name_or_path "${@:3}")
     [[ -z $model ]] || POLICY_ARGS+=(--model "$model")
     model=$(option reflection_model "${@:3}")
     [[ -z $model ]] || REFLECTION_ARGS+=(--model "$model")
-    check_batch "${@:3}"
-    if ((NUM_PROCESSES > 1)); then
-        command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
-            --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
-    fi
-    command+=(--config "$RECIPE" "${LABEL_ARGS[@]}"
+    echo "$(basename "$0"): $RECIPE"
+    echo "$PLAN"
+    local args=(--config "$RECIPE" "${PLAN_ARGS[@]}"
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}")
-    where="$NUM_GPUS of $NUM_VISIBLE visible GPUs"
-    ((NUM_GPUS > 0)) || where="the CPU"
-    echo "$(basename "$0"): $RECIPE on $where, processes that train: $NUM_PROCESSES, servers: $2"
+    if [[ " ${*:3} " == *" --dry_run "* ]]; then
+        dry_run "${args[@]}"
+    fi
+    training rea_rl.grpo
+    COMMAND+=("${args[@]}")
     stop_in_order
-    checked=$(CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --dry_run) # mistakes are found before servers are up
-    [[ $checked != *complete* && " ${*:3} " != *" --dry_run "* ]] || exit 0
-    start_servers "${roles[@]}"
-    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" &
+    # mistakes are found before servers are up; several hosts find them together
+    checked=$( ((NUM_MACHINES > 1)) || CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${COMMAND[@]}" --dry_run)
+    [[ $checked != *complete* ]] || exit 0
+    start_servers
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${COMMAND[@]}" &
     HELPERS=($!)
     wait "$!"
+}
+
+# dry_run OPTIONS...: checks the recipe further, in one process, if the files that it names are there; and ends
+dry_run() {
+    if ((${#MISSING[@]})); then
+        echo "not checked further, since here is no ${MISSING[*]}"
+        exit 0
+    fi
+    CUDA_VISIBLE_DEVICES=${TRAIN_GPUS%%,*} exec python -m rea_rl.grpo "$@" >/dev/null
 }

@@ -96,14 +96,9 @@ finish() {
 
 # train_offline MODULE OUTPUT_DIR [OPTIONS]: train RECIPE on all training processes
 train_offline() {
-    local command=(python -m "$1")
-    place
-    check_batch "${@:3}"
-    if ((NUM_PROCESSES > 1)); then
-        command=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
-            --num_processes "$NUM_PROCESSES" -m "$1")
-    fi
-    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${command[@]}" --config "$RECIPE" --output_dir "$2" \
+    place "" "${@:3}"
+    training "$1"
+    CUDA_VISIBLE_DEVICES=$TRAIN_GPUS "${COMMAND[@]}" --config "$RECIPE" --output_dir "$2" \
         --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)" "${@:3}"
 }
 

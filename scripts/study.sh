@@ -41,22 +41,18 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "--jobs is '$JOBS'; give the number of runs at a time, 1 or more"
 set_recipe ReflectRL
-place
+SERVERS_PER_ROLE=1 place "policy reflection" "${@:2}"
 SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
-export NUM_GPUS
+[[ $NUM_GPUS != 0 ]] || export NUM_GPUS # to the scripts of rows
 [[ $NUM_GPUS != 1 ]] || export ENGINE_MEMORY=${ENGINE_MEMORY:-0.3} # of the rows that sample without the servers
 STUDY+=(--num_processes "$NUM_PROCESSES")
-TRAINER=(python -m rea_rl.grpo)
-if ((NUM_PROCESSES > 1)); then
-    TRAINER=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
-        --num_processes "$NUM_PROCESSES" -m rea_rl.grpo)
-fi
-TRAINER+=("${LABEL_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
+training rea_rl.grpo
+TRAINER=("${COMMAND[@]}" "${PLAN_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
 stop_in_order
 python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" --dry_run -- "${TRAINER[@]}" "${@:2}"
 prepare
 TRAINER+=("${@:2}")
-start_servers policy reflection
+start_servers
 CUDA_VISIBLE_DEVICES=$TRAIN_GPUS python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" -- "${TRAINER[@]}" &
 HELPERS=($!)
 wait "$!"

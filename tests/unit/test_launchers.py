@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLACED = 'place; check_batch; role_args policy; echo "$TRAIN_GPUS|$NUM_PROCESSES|${ROLE_ARGS[*]}"'
+PLACED = (
+    'place "policy reflection"; echo "$TRAIN_GPUS|$NUM_PROCESSES|${PLANNED[*]}|${PLAN_ARGS[*]}" '
+    "| tail -1"
+)
 
 
 def pretend_gpus(folder: Path, listed: int | str) -> None:
@@ -41,6 +44,7 @@ def shell(tmp_path):
             f"source {ROOT}/scripts/common.sh; PATH={tmp_path}:$PATH; set_recipe ReflectRL; {line}"
         )
         environment = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **variables}
+        environment["PYTHONPATH"] = str(ROOT / "src")
         done = subprocess.run(
             ["bash", "-c", command], env=environment, capture_output=True, text=True
         )
@@ -50,25 +54,26 @@ def shell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "variables", "train", "processes", "server"),
+    ("gpus", "variables", "train", "processes", "servers"),
     [
-        (3, {}, "0,1", 2, "--gpu 2 --gpu_memory_utilization 0.45"),
-        (3, {"REFLECTION_GPU": "1"}, "0", 1, "--gpu 2 --gpu_memory_utilization 0.85"),
-        (1, {"SERVER_CONTEXT": "10240"}, "0", 1, "0.25 --max_restarts 3 --max_model_len 10240"),
-        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2, "--gpu 7 --gpu_memory_utilization 0.45"),
-        (8, {"CUDA_VISIBLE_DEVICES": "5"}, "5", 1, "--gpu 5"),
-        (0, {"RECIPE_SET": "miniature"}, "", 1, "--device cpu"),
-        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2"}, "", 2, "--device cpu"),
-        (0, {"RECIPE_SET": "SmolLM2-135M-Instruct", "CONFIG_SUFFIX": "ReflectRL_smoke"}, "", 1,
-         "--device cpu"),
+        (3, {}, "0,1", 2, "policy 12345 2 0.45 - 0 reflection 12346 2 0.45 - 1"),
+        (3, {"REFLECTION_GPU": "1"}, "0", 1, "policy 12345 2 0.85 - 0 reflection 12346 1 0.85 - 0"),
+        (1, {}, "0", 1, "policy 12345 0 0.25 - 0 reflection 12346 0 0.25 - 1"),
+        (8, {"CUDA_VISIBLE_DEVICES": "4,6,7"}, "4,6", 2,
+         "policy 12345 7 0.45 - 0 reflection 12346 7 0.45 - 1"),
+        (8, {"CUDA_VISIBLE_DEVICES": "5", "SERVER_MEMORY": "0.3"}, "5", 1,
+         "policy 12345 5 0.3 - 0 reflection 12346 5 0.3 - 1"),
+        (8, {"POLICY_GPUS": "4,5,6,7", "POLICY_TP": "2"}, "0,1,2,3", 4,
+         "policy 12345 4,5 0.85 12345 0 policy 12347 6,7 0.45 12347 0 reflection 12346 7 0.45 - 1"),
+        (0, {"RECIPE_SET": "miniature"}, "", 1, "policy 12345 - - - 0 reflection 12346 - - - 0"),
+        (0, {"RECIPE_SET": "miniature", "NUM_PROCESSES": "2", "SERVER_PORT": "500"}, "", 2,
+         "policy 500 - - - 0 reflection 501 - - - 0"),
     ],
 )  # fmt: skip
-def test_servers_and_processes_of_every_machine(shell, gpus, variables, train, processes, server):
+def test_servers_and_processes_of_every_machine(shell, gpus, variables, train, processes, servers):
     status, output = shell(PLACED, gpus, **variables)
     assert status == 0, output
-    found_train, found_processes, role = output.split("|")
-    assert (found_train, found_processes) == (train, str(processes))
-    assert server in role and role.endswith("--role policy")
+    assert output.split("|")[:3] == [train, str(processes), servers]
 
 
 MIG = """GPU 0: NVIDIA A100 (UUID: GPU-5f2e7c9a-0000)
@@ -102,7 +107,7 @@ def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visib
     assert shell("visible_gpus | xargs", gpus, **variables) == (0, expected)
     if expected == "":
         assert shell(PLACED, gpus, **variables, RECIPE_SET="miniature")[1].startswith(
-            "|1|--device cpu"
+            "|1|policy 12345 - - - 0 "
         )
 
 
@@ -214,7 +219,7 @@ def test_the_batch_of_every_recipe_set_of_the_project_is_known(shell):
 
 
 def test_adapters_are_trained_with_ddp_and_all_weights_with_zero2(shell, own_recipes):
-    line = 'place; echo "$ACCELERATE_CONFIG"'
+    line = 'place "policy"; echo "$ACCELERATE_CONFIG"'
     assert shell(line, 3) == (0, "ddp")
     assert shell(line, 3, ACCELERATE_CONFIG="zero3") == (0, "zero3")
     assert shell(line, 0, RECIPE_SET="miniature") == (0, "cpu")
@@ -227,30 +232,28 @@ def test_adapters_are_trained_with_ddp_and_all_weights_with_zero2(shell, own_rec
 def test_more_processes_than_gpus_are_refused(shell, variables):
     status, output = shell(PLACED, 3, NUM_PROCESSES="2", **variables)
     assert status == 1 and "NUM_PROCESSES is 2, but the GPUs that train are 0" in output
+    assert len(output.splitlines()) == 1
 
 
 def test_processes_that_do_not_divide_a_step_are_refused(shell):
     status, output = shell(PLACED, 0, RECIPE_SET="miniature", NUM_PROCESSES="5")
-    assert status == 1 and "NUM_PROCESSES is 5, which does not divide prompts_per_step" in output
-    asked = PLACED.replace("check_batch", "check_batch --prompts_per_step 10")
+    assert status == 1 and "5 processes are to train, which does not divide prompts_per" in output
+    asked = PLACED.replace('reflection"', 'reflection" --prompts_per_step 10')
     assert shell(asked, 0, RECIPE_SET="miniature", NUM_PROCESSES="5")[0] == 0
 
 
 def test_the_reflection_model_may_have_a_gpu_of_its_own(shell):
-    line = 'place; role_args reflection; echo "${ROLE_ARGS[*]} ${LABEL_ARGS[*]}"'
-    assert shell(line, 3, REFLECTION_GPU="1")[1].endswith(
-        "--role reflection --gpu 1 --stage_batch_size 1"
-    )
-    assert shell(line, 3)[1].endswith("--role reflection --gpu 2")
-    status, output = shell(line, 3, REFLECTION_GPU="0")
+    assert shell(PLACED, 3, REFLECTION_GPU="1")[1].endswith("|--stage_batch_size 1")
+    assert shell(PLACED, 3)[1].endswith("1|")
+    status, output = shell(PLACED, 3, REFLECTION_GPU="0")
     assert status == 1 and "REFLECTION_GPU is 0; it must be 1 or 2" in output
 
 
 def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     """The launchers' options go to the trainer; what they say of models goes to the servers too."""
     stubs = (
-        "start_servers() { for role; do role_args $role; echo ${ROLE_ARGS[*]}; done; }; python() { "
-        ":; }; check_batch() { :; }; "
+        'start_servers() { for s in "${PLANNED[@]}"; do server_args "$s"; echo ${SERVER_ARGS[*]}; '
+        "done; exit; }; training() { COMMAND=(true); }; "
     )
     options = "--reflection_model=other/judge --max_steps 2 --model_name_or_path some/model"
     status, output = shell(
@@ -258,8 +261,30 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     )
     assert status == 0, output
     policy, reflection = (line for line in output.splitlines() if line.startswith("--device cpu"))
-    assert policy.endswith("--role policy --model some/model")
-    assert reflection.endswith("--role reflection --model other/judge")
+    assert policy.endswith("--role policy --port 12345 --model some/model")
+    assert reflection.endswith("--role reflection --port 12346 --model other/judge")
+
+
+def test_servers_whose_addresses_are_given_are_not_started(shell):
+    given = 'reflection" --policy_server http://far:1/v1 http://far:2/v1'
+    status, output = shell(PLACED.replace('reflection"', given), 4)
+    assert (status, output) == (0, "0,1|2|reflection 12346 2 0.85 - 0 reflection 12347 3 0.85 - 0|"
+        "--reflection_server http://127.0.0.1:12346/v1 http://127.0.0.1:12347/v1 "
+        "--stage_batch_size 1")  # fmt: skip
+
+
+def test_several_machines_are_one_launch(shell):
+    line = 'place policy; training rea_rl.grpo; echo "${COMMAND[*]} ${PLAN_ARGS[*]}"'
+    machines = {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "node1"}
+    status, output = shell(line, 4, **machines, SERVER_HOST="node2")
+    assert status == 0, output
+    assert output == (
+        "accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes 4 "
+        "--num_machines 2 --machine_rank 1 --main_process_ip node1 --main_process_port 29500 "
+        "-m rea_rl.grpo --policy_server http://node2:12345/v1 http://node2:12347/v1"
+    )
+    status, output = shell(line, 4, NUM_MACHINES="2")
+    assert status == 1 and "give MAIN_ADDRESS" in output
 
 
 @pytest.mark.parametrize(
@@ -267,21 +292,19 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     [
         ("echo 'error: no such recipe key' >&2; exit 1", "", 1, "error: no such recipe key"),
         ("echo complete", "", 0, ""),
-        (":", "--dry_run", 0, ""),
-        (":", "", 0, "servers policy\ntrained"),
+        (":", "", 0, "servers\ntrained"),
     ],
 )
 def test_what_is_wrong_or_complete_is_known_before_servers_are_started(
     shell, answer, options, status, told
 ):
-    stubs = f"python() {{ if [[ $* == *--dry_run* ]]; then {answer}; else echo trained; fi; }}"
-    line = (
-        f"{stubs}; start_servers() {{ echo servers $*; }}; recipe_value() {{ echo True; }}; "
-        f"check_batch() {{ :; }}; launch "
-        f"GRPO policy {options}"
+    stubs = (
+        "training() { COMMAND=(trainer); }; trainer() { if [[ $* == *--dry_run* ]]; then "
+        f"{answer}; else echo trained; fi; }}; start_servers() {{ echo servers; }}"
     )
-    found, output = shell(line, 0, RECIPE_SET="miniature")
-    assert found == status and "\n".join(output.splitlines()[1:]) == told
+    found, output = shell(f"{stubs}; launch GRPO policy {options}", 0, RECIPE_SET="miniature")
+    plan, _, rest = f"{output}\n".partition("}\n")
+    assert found == status and rest.strip() == told and "plan: {" in plan
 
 
 def test_shell_scripts_have_no_known_mistakes():
@@ -310,9 +333,8 @@ time.sleep(60)
 """
 FAKES = f"""
 slow() {{ exec {sys.executable} -c '{SLOW_TO_END}' "$1"; }}
-python() {{ [[ "$*" == *--dry_run* ]] || slow trainer; }}
-recipe_value() {{ echo True; }}
-check_batch() {{ :; }}
+training() {{ COMMAND=(trainer); }}
+trainer() {{ [[ "$*" == *--dry_run* ]] || slow trainer; }}
 start_servers() {{ slow server & SERVERS+=($!); sleep 1; }}
 """
 LAUNCHED = "launch ReflectRL policy"
@@ -334,6 +356,7 @@ def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(
             "RECIPE_SET": "miniature",
             "NUM_GPUS": "0",
             "SAID": str(said),
+            "PYTHONPATH": str(ROOT / "src"),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

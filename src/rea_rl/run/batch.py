@@ -48,32 +48,50 @@ def share_out(config: Any, key: str, group: int = 1) -> None:
         key: field with the groups of a step, or None: then the batch keys stay as they are.
         group: rows that stay on one rank together: the responses of a prompt, or 1.
 
+    Raises ValueError as `share_rows` does.
+    """
+    size, given = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if (groups := getattr(config, key)) is None:
+        config.gradient_accumulation_steps = given or 1
+        return
+    shared = share_rows(key, groups, group, num_ranks(), size, given)
+    config.per_device_train_batch_size, config.gradient_accumulation_steps = shared
+
+
+def share_rows(
+    key: str, groups: int, group: int, ranks: int, most: int, given: int | None
+) -> tuple[int, int]:
+    """Rows that a rank takes at a time, and how often in a step.
+
+    Args:
+        key: recipe key of the groups, for errors.
+        groups: of a step.
+        group: rows of each.
+        ranks: that share them.
+        most: rows at a time, at most.
+        given: micro-batches that the recipe asks for; None: as many as are needed.
+
     Raises ValueError if ranks, micro-batches or a given accumulation do not make these rows.
     """
-    if (groups := getattr(config, key)) is None:
-        config.gradient_accumulation_steps = config.gradient_accumulation_steps or 1
-        return
-    if groups % (ranks := num_ranks()):
+    if groups % ranks:
         raise ValueError(
             f"{key} is {groups}, which {ranks} ranks cannot share evenly; train on a number of "
             f"ranks that divides {groups}, or change {key}"
         )
     part = groups // ranks * group
-    size = _micro_batch(config.per_device_train_batch_size, part, group)
+    size = _micro_batch(most, part, group)
     made = f"{key} is {groups}, so that each of {ranks} ranks has {part} rows a step"
     if part % size:
         raise ValueError(
             f"{made}, which per_device_train_batch_size ({size}) does not divide; give a divisor, "
             f"or a multiple of {group}, the responses of a prompt"
         )
-    given = config.gradient_accumulation_steps
     if given is not None and size * given != part:
         raise ValueError(
             f"{made}, but per_device_train_batch_size x gradient_accumulation_steps is {size} x "
             f"{given} = {size * given}; leave gradient_accumulation_steps out, or change {key}"
         )
-    config.per_device_train_batch_size = size
-    config.gradient_accumulation_steps = part // size
+    return size, part // size
 
 
 def _micro_batch(most: int, part: int, group: int) -> int:

@@ -1,0 +1,547 @@
+"""Who does what on a machine: GPUs that train, and GPUs that serve; for launchers.
+
+    python -m rea_rl.run.placement RECIPE "policy reflection" [OPTIONS of the training] < GPUS
+
+The visible GPUs come one a line; variables of scripts/common.sh say what is wished. It prints the
+plan for people, a line `plan: {...}` for programs, and after a line `---` variables for the shell.
+A plan is made without torch, and nothing is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rea_core.clients import server_url, split_url
+from rea_core.json_text import read_json, read_text
+
+ROLES = ("policy", "reflection")
+# GPUs that train, and that serve, where both roles share one GPU
+SHARED = {1: ([0], 0), 2: ([0], 1), 3: ([0, 1], 2)}
+MEMORY_ALONE, MEMORY_WITH_SERVER, MEMORY_WITH_TRAINER = 0.85, 0.45, 0.25
+ROW_KEYS = ("prompts_per_step", "rows_per_step")
+BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of a plan: its GPUs (none on the CPU), its port, and its share of their memory.
+
+    `turn` counts the servers that start before it on one of its GPUs: each measures what is free.
+    """
+
+    role: str
+    gpus: tuple[str, ...]
+    port: int
+    memory: float | None = None
+    turn: int = 0
+
+
+@dataclass
+class Plan:
+    """Who does what on this machine."""
+
+    train: list[str]
+    servers: list[Server]
+    idle: list[str]
+    processes: int  # of all machines
+    rows: int | None  # prompts or rows of a step
+    batch: tuple[int, int]  # rows that a process takes at a time, and how often
+    notes: list[str] = field(default_factory=list)
+
+    def of_role(self, role: str) -> list[Server]:
+        return [server for server in self.servers if server.role == role]
+
+    def as_json(self) -> dict[str, Any]:
+        """The line for programs. GPUs are numbers where nvidia-smi counts them."""
+        gpus = {
+            f"{role}_gpus": [_entry(server.gpus) for server in self.of_role(role) if server.gpus]
+            for role in ROLES
+        }
+        return {
+            "train_gpus": [_number(gpu) for gpu in self.train],
+            **gpus,
+            "idle_gpus": [_number(gpu) for gpu in self.idle],
+            "processes": self.processes,
+            "prompts_per_step": self.rows,
+            "per_device_train_batch_size": self.batch[0],
+            "gradient_accumulation_steps": self.batch[1],
+        }
+
+
+def _number(gpu: str) -> int | str:
+    return int(gpu) if gpu.isdigit() else gpu
+
+
+def _entry(gpus: Sequence[str]) -> Any:
+    return _number(gpus[0]) if len(gpus) == 1 else [_number(gpu) for gpu in gpus]
+
+
+# --- GPUs by role ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Groups:
+    """GPUs that train, and a group of GPUs for each server."""
+
+    train: list[str]
+    policy: list[list[str]]
+    reflection: list[list[str]]
+
+
+def divisor(rows: int | None, most: int, machines: int = 1) -> int:
+    """Training processes of a machine: the most up to a number that share a step's rows evenly."""
+    if rows is None:
+        return max(most, 1)
+    shares = (n for n in range(most, 0, -1) if rows % (n * machines) == 0)
+    return next(shares, 1)
+
+
+def preset(
+    gpus: list[str], rows: int | None, reflects: bool, whole: bool = False, machines: int = 1
+) -> Groups:
+    """Groups by the number of GPUs.
+
+    Up to three GPUs both servers share the last one, as in the paper. From four on half of them
+    train, at most; of the others one in four, but at least one, serves the reflection model. A
+    policy whose weights are trained as a `whole` has one server, over as many GPUs as are a power
+    of two.
+    """
+    n = len(gpus)
+    if n in SHARED:
+        train, last = SHARED[n]
+        train = train[: divisor(rows, len(train), machines)]
+        rest = [[gpu] for i, gpu in enumerate(gpus[:last]) if i not in train]
+        chosen = [gpus[i] for i in train]
+        policy = [[gpus[last]], *([] if whole else rest)]
+        return Groups(chosen, policy, [[gpus[last]]] if reflects else [])
+    num_train = divisor(rows, n // 2, machines)
+    servers = gpus[num_train:]
+    num_policy = len(servers) - (max(1, len(servers) // 4) if reflects else 0)
+    if whole:
+        num_policy = 1 << (num_policy.bit_length() - 1)
+        policy = [servers[:num_policy]]
+    else:
+        policy = [[gpu] for gpu in servers[:num_policy]]
+    rest = [[gpu] for gpu in servers[num_policy:]]
+    return Groups(gpus[:num_train], policy, rest if reflects else [])
+
+
+def named(
+    gpus: list[str], wishes: Mapping[str, str], rows: int | None, reflects: bool, machines: int
+) -> Groups:
+    """Groups by TRAIN_GPUS, POLICY_GPUS and REFLECTION_GPUS; a role that is not named takes what is
+    left, or shares.
+
+    Raises ValueError for GPUs that are not visible or stand twice, and for groups of unequal size.
+    """
+    given = {key: _names(key, wishes.get(key, ""), gpus) for key in KEYS}
+    taken = {gpu for names in given.values() for gpu in names}
+    left = [gpu for gpu in gpus if gpu not in taken]
+    policy, reflection = given["POLICY_GPUS"], given["REFLECTION_GPUS"]
+    train = given["TRAIN_GPUS"]
+    if not train:
+        train = left[: divisor(rows, len(left), machines)] or policy[:1] or reflection[:1]
+        left = [gpu for gpu in left if gpu not in train]
+    policy = policy or left or reflection[-1:] or train[-1:]
+    reflection = (reflection or policy[-1:]) if reflects else []
+    sizes = {"POLICY": policy, "REFLECTION": reflection}
+    groups = {
+        key: _grouped(key, names, wishes.get(f"{key}_TP", "") or "1")
+        for key, names in sizes.items()
+    }
+    return Groups(train, groups["POLICY"], groups["REFLECTION"])
+
+
+KEYS = ("TRAIN_GPUS", "POLICY_GPUS", "REFLECTION_GPUS")
+
+
+def _names(key: str, text: str, gpus: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in gpus:
+            raise ValueError(f"{key} names {name}, but the GPUs to use are {_listed(gpus)}")
+        if names.count(name) > 1:
+            raise ValueError(f"{key} names {name} twice; name each GPU once")
+    return names
+
+
+def _grouped(key: str, names: list[str], tp: str) -> list[list[str]]:
+    if not tp.isdigit() or int(tp) < 1:
+        raise ValueError(f"{key}_TP is {tp}; give the number of GPUs for each server, 1 or more")
+    size = int(tp)
+    if len(names) % size:
+        raise ValueError(
+            f"{key}_TP is {size}, which does not divide the {len(names)} GPUs of {key}_GPUS"
+        )
+    return [names[i : i + size] for i in range(0, len(names), size)]
+
+
+def _listed(gpus: Sequence[str]) -> str:
+    return ", ".join(gpus) or "none"
+
+
+# --- Plan -----------------------------------------------------------------------------------------
+
+
+def make_plan(
+    gpus: list[str],
+    recipe: Mapping[str, Any],
+    roles: Sequence[str],
+    wishes: Mapping[str, str],
+    source: str = "the recipe",
+) -> Plan:
+    """Plan of a machine.
+
+    Args:
+        gpus: visible ones, as CUDA_VISIBLE_DEVICES names them.
+        recipe: keys, flags included.
+        roles: servers that the training needs.
+        wishes: variables of scripts/common.sh.
+        source: of the recipe, for errors.
+
+    Raises ValueError for wishes that this machine cannot fulfil.
+    """
+    machines = _count(wishes, "NUM_MACHINES", 1)
+    rows = next((recipe[key] for key in ROW_KEYS if recipe.get(key) is not None), None)
+    chosen = _chosen(gpus, wishes)
+    groups = _groups(chosen, recipe, roles, wishes, rows, machines)
+    here = len(groups.train) or _count(wishes, "NUM_PROCESSES", 1)
+    processes = here * machines
+    _check_rows(rows, processes, wishes, recipe, source)
+    servers = _servers(groups, recipe, roles, wishes)
+    used = {*groups.train, *(gpu for server in servers for gpu in server.gpus)}
+    idle = [gpu for gpu in gpus if gpu not in used]
+    batch = _batch(rows, processes, recipe)
+    return Plan(groups.train, servers, idle, processes, rows, batch)
+
+
+def _count(wishes: Mapping[str, str], key: str, default: int) -> int:
+    text = wishes.get(key, "")
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{key} is {text}; give a number from 1")
+    return int(text)
+
+
+def _chosen(gpus: list[str], wishes: Mapping[str, str]) -> list[str]:
+    text = wishes.get("NUM_GPUS", "")
+    if not text:
+        return gpus
+    if not text.isdigit() or int(text) > len(gpus):
+        raise ValueError(
+            f"NUM_GPUS is {text}, but {len(gpus)} are visible; set it to at most so many, or to 0 "
+            "for the CPU"
+        )
+    return gpus[: int(text)]
+
+
+def _groups(
+    gpus: list[str],
+    recipe: Mapping[str, Any],
+    roles: Sequence[str],
+    wishes: Mapping[str, str],
+    rows: int | None,
+    machines: int,
+) -> Groups:
+    reflects = "reflection" in roles
+    if not gpus:
+        return Groups([], [[]], [[]] if reflects else [])
+    wishes = {**wishes, **_old_name(gpus, wishes)}
+    if not roles:  # supervised: all GPUs train
+        wishes.setdefault("TRAIN_GPUS", "")
+        names = _names("TRAIN_GPUS", wishes["TRAIN_GPUS"], gpus)
+        groups = Groups(names or gpus[: divisor(rows, len(gpus), machines)], [], [])
+    elif any(wishes.get(key) for key in KEYS):
+        groups = named(gpus, wishes, rows, reflects, machines)
+    else:
+        whole = recipe.get("use_peft", False) is False
+        groups = preset(gpus, rows, reflects, whole, machines)
+    if roles and "policy" not in roles:  # served elsewhere
+        groups = Groups(groups.train, [], groups.policy + groups.reflection)
+    if most := _count(wishes, "SERVERS_PER_ROLE", 0):
+        groups = Groups(groups.train, groups.policy[:most], groups.reflection[:most])
+    if number := wishes.get("NUM_PROCESSES"):
+        most = len(groups.train)
+        if not number.isdigit() or not 0 < int(number) <= most:
+            raise ValueError(
+                f"NUM_PROCESSES is {number}, but the GPUs that train are "
+                f"{_listed(groups.train)}; give one process for each, or name more TRAIN_GPUS"
+            )
+        groups = Groups(groups.train[: int(number)], groups.policy, groups.reflection)
+    return groups
+
+
+def _old_name(gpus: Sequence[str], wishes: Mapping[str, str]) -> dict[str, str]:
+    """REFLECTION_GPU, the place among three GPUs where the reflection model is served."""
+    place = wishes.get("REFLECTION_GPU", "")
+    if not place or len(gpus) != 3 or any(wishes.get(key) for key in KEYS):
+        return {}
+    if place not in ("1", "2"):
+        raise ValueError(f"REFLECTION_GPU is {place}; it must be 1 or 2, since GPU 0 trains")
+    train = gpus[: int(place)]
+    return dict(zip(KEYS, (",".join(train), gpus[2], gpus[int(place)]), strict=True))
+
+
+def _check_rows(
+    rows: int | None,
+    processes: int,
+    wishes: Mapping[str, str],
+    recipe: Mapping[str, Any],
+    source: str,
+) -> None:
+    if rows is None:
+        if not wishes.get("NUM_PROCESSES"):
+            raise ValueError(
+                f"{source} has no prompts_per_step (of supervised programs: rows_per_step), so "
+                f"that its batch on {processes} processes is not known; give that key, or "
+                "NUM_PROCESSES"
+            )
+    elif rows % processes:
+        key = next(key for key in ROW_KEYS if recipe.get(key) is not None)
+        raise ValueError(
+            f"{processes} processes are to train, which does not divide {key} of {source}, {rows}; "
+            "give NUM_PROCESSES or TRAIN_GPUS a divisor"
+        )
+
+
+def _batch(rows: int | None, processes: int, recipe: Mapping[str, Any]) -> tuple[int, int]:
+    """Batch keys of a process, as the trainer derives them."""
+    from rea_rl.run.batch import share_rows
+
+    size, given = (recipe.get(key) for key in BATCH_KEYS)
+    if rows is None:
+        return size or 8, given or 1
+    key = next(key for key in ROW_KEYS if recipe.get(key) is not None)
+    group = recipe.get("num_generations", 8) if key == "prompts_per_step" else 1
+    return share_rows(key, rows, group, processes, size or 8, given)
+
+
+def _servers(
+    groups: Groups, recipe: Mapping[str, Any], roles: Sequence[str], wishes: Mapping[str, str]
+) -> list[Server]:
+    """Servers with ports from the recipe's on, and shares of memory by who else is on a GPU."""
+    first = _count(wishes, "SERVER_PORT", 0)
+    known = {role: _known_ports(recipe, role) for role in ROLES}
+    if first:
+        known = {role: [first + i] for i, role in enumerate(ROLES)}
+    ports = _ports(known, groups)
+    wanted = [(role, tuple(g)) for role in roles for g in getattr(groups, role)]
+    servers = []
+    for role, gpus in wanted:
+        turn = sum(bool({*gpus} & {*server.gpus}) for server in servers)
+        others = sum(bool({*gpus} & {*other}) for _, other in wanted) - 1
+        memory = _memory(bool({*gpus} & {*groups.train}), others, wishes) if gpus else None
+        servers.append(Server(role, gpus, next(ports[role]), memory, turn))
+    return servers
+
+
+def _memory(trains: bool, others: int, wishes: Mapping[str, str]) -> float:
+    if text := wishes.get("SERVER_MEMORY"):
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"SERVER_MEMORY is {text}; give a share, such as 0.45") from None
+    if trains:
+        return MEMORY_WITH_TRAINER
+    return MEMORY_WITH_SERVER if others else MEMORY_ALONE
+
+
+def addresses(recipe: Mapping[str, Any], role: str) -> list[str]:
+    """Addresses of a role's servers in the recipe."""
+    urls = recipe.get(f"{role}_server") or f"http://127.0.0.1:{12345 + ROLES.index(role)}/v1"
+    return urls if isinstance(urls, list) else [urls]
+
+
+def _known_ports(recipe: Mapping[str, Any], role: str) -> list[int]:
+    return [split_url(url, f"{role}_server").port or 80 for url in addresses(recipe, role)]
+
+
+def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[int]]:
+    """Each role's own ports, and then free ones behind all of these."""
+    behind = iter(range(max(port for ports in known.values() for port in ports) + 1, 65536))
+    return {
+        role: iter([*ports, *(next(behind) for _ in getattr(groups, role)[len(ports) :])])
+        for role, ports in known.items()
+    }
+
+
+# --- Words ----------------------------------------------------------------------------------------
+
+
+def described(plan: Plan, recipe: Mapping[str, Any], machines: int) -> Iterator[str]:
+    """The plan for people, a line each."""
+    gpus = f"GPU{'s' * (len(plan.train) > 1)} {', '.join(plan.train)}"
+    where = gpus if plan.train else "the CPU"
+    several = f" on each of {machines} machines" if machines > 1 else ""
+    yield f"train    {_processes(plan.processes // machines)} on {where}{several}"
+    for server in plan.servers:
+        place = f"GPU {', '.join(server.gpus)}" if server.gpus else "the CPU"
+        memory = f", {server.memory:.2f} of its memory" if server.memory else ""
+        sizes = _fits(server, recipe)
+        yield f"serve    {server.role} on {place}, port {server.port}{memory}{sizes}"
+    size, times = plan.batch
+    group = recipe.get("num_generations", 1) if recipe.get("prompts_per_step") else 1
+    what = "prompts" if group > 1 else "rows"
+    rows = size * times * plan.processes
+    yield (
+        f"a step   {size} rows x {times} accumulated x {_processes(plan.processes)} = {rows} rows"
+        + (f" = {rows // group} {what} x {group} responses" if group > 1 else "")
+    )
+    yield f"idle     {', '.join(plan.idle) or '-'}"
+    yield from plan.notes
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' * (number > 1)}"
+
+
+def _fits(server: Server, recipe: Mapping[str, Any]) -> str:
+    """What a server's weights and a token of its cache take, where the model is here."""
+    key = "model_name_or_path" if server.role == "policy" else "reflection_model"
+    path = Path(str(recipe.get(key)), "config.json")
+    if not server.gpus or not path.is_file():
+        return ""
+    sizes = model_sizes(path.parent)
+    return f": weights {sizes[0] / 2**30:.1f} GiB, {sizes[1] / 2**10:.0f} KiB a token of cache"
+
+
+def model_sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of a model's weights on the disk, and of one token's keys and values in 16 bits."""
+    config = read_json(folder / "config.json")
+    config = config.get("text_config", config)
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    cache = 2 * 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * width
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")), cache
+
+
+def missing_files(recipe: Mapping[str, Any]) -> list[str]:
+    """Folders and files that a recipe names and that are not here."""
+    keys = ["model_name_or_path", "dataset_name", "tokens_per_reflection_file", "cut_file"]
+    if recipe.get("revision") and recipe.get("construction") != "serial":
+        keys.append("reflection_model")
+    paths = [str(recipe[key]) for key in keys if recipe.get(key)]
+    local = [
+        p
+        for p in paths
+        if p.endswith((".json", ".jsonl")) or p.startswith(("model/", "output/", "/", "."))
+    ]
+    return [path for path in local if not Path(path).exists()]
+
+
+def with_flags(path: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Keys of a recipe, and those that the training's flags override; flags of several values are
+    lists.
+
+    Raises ValueError for a recipe that is no YAML, and for batch keys that are no numbers.
+    """
+    try:
+        recipe = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe has one `key: value` a line; correct it")
+    recipe |= {key: words[0] if len(words) == 1 else words for key, words in _flags(argv).items()}
+    for key in (*ROW_KEYS, *BATCH_KEYS, "num_generations"):
+        if recipe.get(key) is None:
+            continue
+        text = str(recipe[key])
+        if not text.isdigit() or int(text) < 1:
+            raise ValueError(f"{key} is {text}; it must be a whole number greater than 0")
+        recipe[key] = int(text)
+    for key in ("use_peft", "revision"):
+        if isinstance(recipe.get(key), str):
+            recipe[key] = recipe[key].lower() in ("true", "1", "yes")
+    return recipe
+
+
+def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
+    """Values by flag, in both spellings; flags without any are left out."""
+    flags: dict[str, list[str]] = {}
+    name = None
+    for word in argv:
+        if word.startswith("--"):
+            name, has_value, value = word[2:].partition("=")
+            flags[name] = [value] if has_value else []
+        elif name is not None:
+            flags[name].append(word)
+    return {key: words for key, words in flags.items() if words}
+
+
+def given(key: str, argv: Sequence[str]) -> bool:
+    """Whether a flag is among the training's."""
+    return any(word.partition("=")[0] == f"--{key}" for word in argv)
+
+
+def _seed(server: Server, plan: Plan, wishes: Mapping[str, str]) -> int | str:
+    """Of a policy server among several: with one seed, all would draw the same numbers."""
+    rank = int(wishes.get("MACHINE_RANK") or 0)
+    several = len(plan.of_role("policy")) > 1 or wishes.get("NUM_MACHINES", "1") != "1"
+    return server.port + 1000 * rank if several and server.role == "policy" else "-"
+
+
+def shell_variables(
+    plan: Plan, recipe: Mapping[str, Any], wishes: Mapping[str, str]
+) -> Iterator[str]:
+    """Assignments for scripts/common.sh."""
+    lines = [
+        f"{server.role} {server.port} {','.join(server.gpus) or '-'} {server.memory or '-'} "
+        f"{_seed(server, plan, wishes)} {server.turn}"
+        for server in plan.servers
+    ]
+    flags: list[str] = []
+    for role in dict.fromkeys(server.role for server in plan.servers):
+        first = split_url(addresses(recipe, role)[0], f"{role}_server")
+        host = wishes.get("SERVER_HOST") or first.hostname
+        urls = [server_url(host, server.port) for server in plan.of_role(role)]
+        if urls != addresses(recipe, role):
+            flags += [f"--{role}_server", *urls]
+    shares = {tuple(s.gpus) for s in plan.of_role("policy")} & {
+        tuple(s.gpus) for s in plan.of_role("reflection")
+    }
+    if plan.of_role("reflection") and plan.train and not shares:
+        flags += ["--stage_batch_size", "1"]  # no response waits for others
+    values = {
+        "NUM_PROCESSES": str(plan.processes),
+        "TRAIN_GPUS": ",".join(plan.train),
+        "NUM_GPUS": str(len({*plan.train, *(g for s in plan.servers for g in s.gpus)})),
+    }
+    yield from (f"{key}={shlex.quote(value)}" for key, value in values.items())
+    for key, words in (
+        ("PLANNED", lines),
+        ("PLAN_ARGS", flags),
+        ("MISSING", missing_files(recipe)),
+    ):
+        yield f"{key}=({' '.join(map(shlex.quote, words))})"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line for wishes that cannot be fulfilled."""
+    path, roles, *rest = sys.argv[1:] if argv is None else argv
+    gpus = [line.strip() for line in sys.stdin if line.strip()]
+    try:
+        recipe = with_flags(path, rest)
+        # servers whose addresses are given run elsewhere
+        here = [role for role in roles.split() if not given(f"{role}_server", rest)]
+        plan = make_plan(gpus, recipe, here, os.environ, path)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    machines = _count(os.environ, "NUM_MACHINES", 1)
+    lines = [*described(plan, recipe, machines), f"plan: {json.dumps(plan.as_json())}", "---"]
+    lines += shell_variables(plan, recipe, os.environ)
+    sys.stdout.write("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Who does what on machines with any number of GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from test_launchers import pretend_gpus
+
+from rea_rl.run.placement import make_plan, model_sizes, with_flags
+
+ROOT = Path(__file__).parents[2]
+BOTH, POLICY = ["policy", "reflection"], ["policy"]
+SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature"]
+# GPUs -> GPUs that train, GPUs of each policy server, GPUs of each reflection server
+WITH_REFLECTION = {
+    0: ([], [], []), 1: ([0], [0], [0]), 2: ([0], [1], [1]), 3: ([0, 1], [2], [2]),
+    4: ([0, 1], [2], [3]), 6: ([0, 1], [2, 3, 4], [5]), 8: ([0, 1, 2, 3], [4, 5, 6], [7]),
+}  # fmt: skip
+WITHOUT = {
+    0: ([], []), 1: ([0], [0]), 2: ([0], [1]), 3: ([0, 1], [2]), 4: ([0, 1], [2, 3]),
+    6: ([0, 1], [2, 3, 4, 5]), 8: ([0, 1, 2, 3], [4, 5, 6, 7]),
+}  # fmt: skip
+
+
+def read(recipe_set, variant="ReflectRL"):
+    path = ROOT / "recipes" / recipe_set / f"config_{variant}.yaml"
+    return yaml.safe_load(path.read_text())
+
+
+def plan_of(number, roles=BOTH, recipe=None, **wishes):
+    gpus = [str(i) for i in range(number)]
+    return make_plan(gpus, recipe or read(SETS[0]), roles, wishes)
+
+
+@pytest.fixture(scope="module", params=[*SETS, "new"])
+def recipe_set(request):
+    """Both families, and a folder of a new name."""
+    if request.param != "new":
+        yield request.param
+        return
+    with tempfile.TemporaryDirectory(dir=ROOT / "recipes", prefix="New-8B-") as folder:
+        for path in (ROOT / "recipes" / SETS[0]).iterdir():
+            shutil.copy(path, folder)
+        yield Path(folder).name
+
+
+@pytest.mark.parametrize("number", WITH_REFLECTION)
+def test_the_plan_that_launchers_print(recipe_set, number, tmp_path):
+    if recipe_set in SETS and number not in (0, 3, 8):
+        return check(plan_of(number, recipe=read(recipe_set)).as_json(), number, recipe_set)
+    pretend_gpus(tmp_path, number)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": sys.prefix}
+    environment |= {"RECIPE_SET": recipe_set, "PYTHONPATH": str(ROOT / "src")}
+    missing = ["--dataset_name", "none.json"]  # so that nothing further is checked
+    command = ["bash", ROOT / "scripts" / "reflect_rl.sh", "--dry_run", *missing]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("plan: ")]
+    check(json.loads(line.removeprefix("plan: ")), number, recipe_set)
+
+
+def check(plan, number, recipe_set):
+    """The plan is the table's, and a step has the recipe's prompts."""
+    train, policy, reflection = WITH_REFLECTION[number]
+    if recipe_set == "miniature" and number == 6:  # three share its 12 prompts
+        train, policy = [0, 1, 2], [3, 4]
+    found = [plan[f"{key}_gpus"] for key in ("train", "policy", "reflection", "idle")]
+    assert found == [train, policy, reflection, []] and plan["processes"] == max(len(train), 1)
+    recipe = read(recipe_set)
+    assert plan["prompts_per_step"] == recipe["prompts_per_step"]
+    rows = plan["per_device_train_batch_size"] * plan["gradient_accumulation_steps"]
+    assert rows * plan["processes"] == recipe["prompts_per_step"] * recipe["num_generations"]
+
+
+@pytest.mark.parametrize("number", WITHOUT)
+def test_without_a_reflection_model_the_policy_has_its_gpus(number):
+    plan = plan_of(number, POLICY, read(SETS[0], "GRPO")).as_json()
+    assert (plan["train_gpus"], plan["policy_gpus"]) == WITHOUT[number]
+    assert plan["reflection_gpus"] == plan["idle_gpus"] == []
+
+
+@pytest.mark.parametrize("recipe_set", SETS)
+@pytest.mark.parametrize("roles", [BOTH, POLICY])
+def test_any_number_of_gpus_has_a_plan_that_leaves_none_idle(recipe_set, roles):
+    recipe = read(recipe_set, "ReflectRL" if roles == BOTH else "GRPO")
+    for number in range(1, 65):
+        plan = plan_of(number, roles, recipe)
+        assert plan.idle == [] and recipe["prompts_per_step"] % plan.processes == 0, number
+        assert {server.role for server in plan.servers} == {*roles}
+        ports = [server.port for server in plan.servers]
+        assert len(ports) == len({*ports})
+        for server in plan.servers:  # what shares a GPU starts by turns, and fits
+            mates = [other for other in plan.servers if {*other.gpus} & {*server.gpus}]
+            assert sorted(mate.turn for mate in mates) == [*range(len(mates))]
+            assert sum(mate.memory for mate in mates) <= 0.9
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6, 7, 8, 12, 16])
+def test_whole_weights_have_one_policy_server_and_at_most_one_idle_gpu(number):
+    plan = plan_of(number, BOTH, read(SETS[0]) | {"use_peft": False})
+    (policy,) = plan.of_role("policy")
+    assert len(policy.gpus) in (1, 2, 4, 8) and not {*policy.gpus} & {*plan.train}
+    assert len(plan.idle) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wishes", "train", "policy", "reflection", "idle"),
+    [
+        ({"TRAIN_GPUS": "0,1,2,3", "POLICY_GPUS": "4,5,6", "REFLECTION_GPUS": "7"},
+         [0, 1, 2, 3], [4, 5, 6], [7], []),
+        ({"TRAIN_GPUS": "0,1", "POLICY_GPUS": "2,3,4,5", "POLICY_TP": "2",
+          "REFLECTION_GPUS": "6"}, [0, 1], [[2, 3], [4, 5]], [6], [7]),
+        ({"POLICY_GPUS": "0"}, [1, 2, 3, 4], [0], [0], [5, 6, 7]),
+        ({"REFLECTION_GPUS": "7", "TRAIN_GPUS": "5"}, [5], [0, 1, 2, 3, 4, 6], [7], []),
+        ({"NUM_GPUS": "3"}, [0, 1], [2], [2], [3, 4, 5, 6, 7]),
+        ({"NUM_PROCESSES": "2"}, [0, 1], [4, 5, 6], [7], [2, 3]),
+        ({"TRAIN_GPUS": "0", "POLICY_GPUS": "0", "REFLECTION_GPUS": "0"}, [0], [0], [0],
+         [1, 2, 3, 4, 5, 6, 7]),
+        ({"SERVERS_PER_ROLE": "1"}, [0, 1, 2, 3], [4], [7], [5, 6]),
+    ],
+)  # fmt: skip
+def test_variables_say_who_does_what(wishes, train, policy, reflection, idle):
+    plan = plan_of(8, **wishes).as_json()
+    found = [plan[f"{key}_gpus"] for key in ("train", "policy", "reflection", "idle")]
+    assert found == [train, policy, reflection, idle]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"NUM_GPUS": "9"}, "NUM_GPUS is 9, but 8 are visible"),
+        ({"NUM_GPUS": "two"}, "NUM_GPUS is two"),
+        ({"TRAIN_GPUS": "0,9"}, "TRAIN_GPUS names 9, but the GPUs to use are 0, 1, 2"),
+        ({"POLICY_GPUS": "1,1"}, "POLICY_GPUS names 1 twice"),
+        ({"POLICY_GPUS": "1,2,3", "POLICY_TP": "2"}, "POLICY_TP is 2, which does not divide the 3"),
+        ({"POLICY_GPUS": "1", "POLICY_TP": "x"}, "POLICY_TP is x"),
+        ({"TRAIN_GPUS": "0,1,2"}, "3 processes .* does not divide prompts_per_step of .*, 16"),
+        ({"NUM_PROCESSES": "5"}, "NUM_PROCESSES is 5, but the GPUs that train are 0, 1, 2, 3"),
+        ({"NUM_MACHINES": "0"}, "NUM_MACHINES is 0; give a number from 1"),
+        ({"SERVER_MEMORY": "half"}, "SERVER_MEMORY is half"),
+    ],
+)
+def test_wishes_that_cannot_be_fulfilled_are_one_line(wishes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        plan_of(8, **wishes)
+    assert "\n" not in str(caught.value)
+
+
+def test_machines_share_the_prompts():
+    plan = plan_of(8, NUM_MACHINES="2")
+    assert (plan.processes, plan.train, plan.batch) == (8, ["0", "1", "2", "3"], (2, 4))
+    plan = plan_of(8, NUM_MACHINES="8")  # 16 prompts on 8 machines: two processes each
+    assert (plan.processes, len(plan.train), plan.idle) == (16, 2, [])
+
+
+def test_supervised_training_takes_all_gpus_that_share_its_rows():
+    recipe = read(SETS[0], "SFT")
+    plan = plan_of(8, [], recipe)
+    assert (plan.processes, plan.servers, plan.batch) == (8, [], (2, 8))
+    assert len(plan_of(7, [], recipe).train) == 4  # 128 rows
+
+
+def test_sizes_of_a_model():
+    weights, cache = model_sizes(ROOT / "model" / "Miniature-LRM")
+    assert weights == (ROOT / "model" / "Miniature-LRM" / "model.safetensors").stat().st_size
+    config = json.loads((ROOT / "model" / "Miniature-LRM" / "config.json").read_text())
+    width = config["hidden_size"] // config["num_attention_heads"]
+    assert cache == 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * width
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ("prompts_per_step: [", [], "not YAML"),
+        ("just words", [], "one `key: value` a line"),
+        ("prompts_per_step: many", [], "prompts_per_step is many; it must be a whole number"),
+        ("prompts_per_step: 0", [], "prompts_per_step is 0; it must be a whole number"),
+        ("prompts_per_step: 8", ["--num_generations=-1"], "num_generations is -1"),
+    ],
+)
+def test_recipes_without_a_plan_are_one_line(tmp_path, text, flags, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        with_flags(str(path), flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_override_a_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("prompts_per_step: 8\nuse_peft: true\nprompt_template: x\n")
+    flags = ["--prompts_per_step", "6", "--use_peft=false", "--prompt_template", "a: {b: c"]
+    recipe = with_flags(str(path), [*flags, "--policy_server", "http://a/v1", "http://b/v1"])
+    assert recipe == {
+        "prompts_per_step": 6, "use_peft": False, "prompt_template": "a: {b: c",
+        "policy_server": ["http://a/v1", "http://b/v1"],
+    }  # fmt: skip
