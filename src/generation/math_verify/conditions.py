@@ -42,9 +42,7 @@ MEMBER = "m"  # symbol for the elements of a set
 ZERO = Fraction(0)
 NUM_DRAWS = 300
 ORDERS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "<>"}
-NEAR = MP.mpf("1e-9")  # of an end of an interval
-STARTS = (-3.1, 0.4, 2.9)  # of searches for a root
-CLOSE = 1e-9  # for values of families
+NEAR = MP.mpf("1e-9")  # of an end of an interval, and of a value of a family
 REACH, WIDE_REACH = (
     8,
     200,
@@ -73,7 +71,7 @@ def _membership(node: Node, member: Node) -> Node:
         return known.get(node, ("relation", ZERO, "<", node))  # of an unknown set: true or false
     kind, *parts = node if isinstance(node, tuple) else ("set", node)
     if kind == "builder":
-        return substitute(parts[1], {parts[0]: member})
+        return substitute(parts[0], {parts[1]: member})
     if kind in ("interval", "tuple"):
         low, high, *ends = (*parts, "(", ")")[:4]
         opener, closer = ("<" if end in "()" else r"\le" for end in ends)
@@ -174,7 +172,7 @@ def same_family(gold: Node, prediction: Node) -> bool:
     """Whether the values for all integers are the same: each is among those of the other."""
     for these, those in ((gold, prediction), (prediction, gold)):
         values, others = _values(these, REACH), _values(those, WIDE_REACH)
-        found = [any(abs(value - other) < CLOSE for other in others) for value in values]
+        found = [any(abs(value - other) < NEAR for other in others) for value in values]
         if not found or not all(found):
             return False
     return True

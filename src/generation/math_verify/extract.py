@@ -71,14 +71,11 @@ def _after_thinking(text: str, thinking: Thinking) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} is no text.")
     is_marked = THINK_START in text or THINK_END in text
-    if thinking == "closed" or (thinking == "unknown" and not is_marked):
+    if thinking == "closed" or thinking == "unknown" and not is_marked:
         return text
-    if THINK_END not in text:
-        return ""
-    part = text.partition(THINK_END)[2] if thinking == "open" else text.rpartition(THINK_END)[2]
-    # A thinking that began again, and never ended.
-    again = part.find(THINK_START, part.rfind(THINK_END) + 1)
-    return part if again < 0 else part[:again]
+    _, end, part = (text.partition if thinking == "open" else text.rpartition)(THINK_END)
+    ended, mark, rest = (part if end else "").rpartition(THINK_END)
+    return ended + mark + rest.partition(THINK_START)[0]  # a last thinking may have no end
 
 
 def _boxes(text: str) -> list[tuple[int, int, slice]]:

@@ -84,11 +84,7 @@ class Point(dict):
 
 def symbols(node: Node) -> set[str]:
     """Free symbols."""
-    bound = (
-        symbols(node[-1 if is_kind(node, "integral") else 1])
-        if is_kind(node, "sum", "prod", "integral", "builder")
-        else set()
-    )
+    bound = symbols(node[-1]) if is_kind(node, "sum", "prod", "integral", "builder") else set()
     return {*_SYMBOL.findall(canonical(node))} - bound - {"", *CONSTANTS, *NUMBER_SETS}
 
 
@@ -264,7 +260,7 @@ _RULES = _ARITHMETIC | {
 
 
 def _series(
-    total: Callable, infinite: Callable, point: Point, name: str, low: Node, high: Node, body: Node
+    total: Callable, infinite: Callable, point: Point, low: Node, high: Node, body: Node, name: str
 ) -> Value:
     first, last = evaluate(low, point), evaluate(high, point)
     if last == MP.inf:

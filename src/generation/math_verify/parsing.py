@@ -9,7 +9,7 @@ a symbol a `str`, anything else a tuple of its kind and its parts:
     ("list" | "any", value, ...)            several values: bare, with "or"
     ("tuple" | "set", value, ...)           in round brackets, in braces; a matrix has rows
     ("interval", low, high, "[", ")")       sets, which ("cup" | "cap" | "setminus", a, b) join
-    ("builder", head, condition)            a set that is given by a condition
+    ("builder", condition, head)            a set that is given by a condition
     ("relation", a, sign, b, sign, c ...)   equations and inequalities; ("congruence", a, b, m)
     ("cases", (value, condition), ...)
     ("call", name, argument)                a function of any name, or a product with brackets
@@ -188,8 +188,8 @@ def _builder(head: Node, condition: Node) -> Node:
     if whole and len(values) < 2:
         return ("where", values[0] if values else head, ((member[1], member[3]),))
     if is_kind(head, "relation"):  # {x in R | ...}
-        return ("cap", head[3], ("builder", head[1], condition))
-    return ("builder", head, condition)
+        return ("cap", head[3], ("builder", condition, head[1]))
+    return ("builder", condition, head)
 
 
 def _rows(begin: str, *rows: tuple) -> Node:
@@ -232,7 +232,7 @@ _BUILDERS = {
     "function": lambda name, node: (name[1:], node),
     "extreme": lambda name, node: (name[1:], *node[1:]),
     "function_power": lambda name, exponent, node: ("power", (name[1:], node), exponent),
-    "series": lambda name, start, last, body: (name[1:], start[1], start[3], last, body),
+    "series": lambda name, start, last, body: (name[1:], start[3], last, body, start[1]),
     "row": lambda *cells: cells,
     "rows": _rows,
 }
