@@ -142,12 +142,13 @@ def draw(
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
     # rows that are trained but not evaluated have curves only
     styles = {name: point_style(i) for i, name in enumerate(dict.fromkeys([*names, *logs]))}
-    tradeoff = [partial(_plot_tradeoff, report=report, styles=styles)]
+    evaluated = {name: styles[name] for name in names}
+    tradeoff = [partial(_plot_tradeoff, report=report, styles=evaluated)]
     titles = {"as the model answers": report.curves, "with a forced answer at the budget": forced}
     panels = {
         "tradeoff": tradeoff,
         "budgets": [
-            partial(_plot_budgets, curves=curves, styles=styles, title=title)
+            partial(_plot_budgets, curves=curves, styles=evaluated, title=title)
             for title, curves in titles.items()
             if curves
         ],
