@@ -236,7 +236,7 @@ class VerifierPool:
         key = (tuple(golds), answer, self.timeout if timeout is None else timeout, self.mode)
         if self._owner != os.getpid():  # before the lock, which nobody would release after a fork
             raise RuntimeError(
-                "Inactive verifier pool: it was closed, or belongs to the parent of a fork."
+                "Verifier pool is not active: it was closed, or belongs to the parent of a fork."
             )
         with self._lock:
             self.stats["pairs"] += 1
