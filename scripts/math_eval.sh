@@ -17,6 +17,7 @@
 #   EVAL_RECIPE  recipe of generation.generate (default that of the base model)
 #   EVAL_OUT     folder of the output (default output/math_eval); a killed run that is repeated continues there
 #   BASE         model of the table that TR and AES refer to (default 7B-0, for the miniature MINIATURE_BASE-0)
+#   BASE_MODEL   folder or Hub id of the model that an adapter belongs to (default: what its configuration says)
 #   VENV         virtual environment (default .venv)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -37,8 +38,12 @@ find_model() {
     ADAPTER=
     if [[ -f $MODEL/adapter_config.json ]]; then
         ADAPTER=$MODEL
-        MODEL=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
-            "$MODEL/adapter_config.json")
+        MODEL=${BASE_MODEL:-$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
+            "$MODEL/adapter_config.json")}
+        # a Hub id: no folder of this machine, whose first part is none either
+        [[ $MODEL != [!/.]*/[!/]* || $MODEL == */*/* || -e ${MODEL%%/*} ]] || return 0
+        [[ -f $MODEL/config.json ]] ||
+            die "the base of $ADAPTER is $MODEL, which is missing; set BASE_MODEL to its folder or Hub id"
     fi
     [[ -f $MODEL/config.json ]] || die "there is neither a model nor an adapter in $MODEL; see STEP"
 }

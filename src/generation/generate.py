@@ -247,7 +247,10 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
 def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Run the tasks on engines of our own, one per `n_gpu` GPUs."""
     from generation.vllm_worker import EngineTask, run_engines
+    from rea_core.checks import check_sockets
     from rea_core.models import context_of
+
+    check_sockets()
 
     given: dict[int, tuple[str, int]] = {}  # of open tasks: begin of the reply, and its tokens
     num_without_room = 0

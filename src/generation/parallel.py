@@ -113,7 +113,13 @@ def ordered_map(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    pool = ProcessPoolExecutor(num_processes, context, _begin, (setup,))
+    try:
+        pool = ProcessPoolExecutor(num_processes, context, _begin, (setup,))
+    except OSError as error:  # semaphores are files of /dev/shm
+        raise ValueError(
+            f"num_workers is {num_processes}, but processes cannot share semaphores in /dev/shm "
+            f"({error.strerror}); make it writable, or give --num_workers 1"
+        ) from error
     waiting: deque[Any] = deque()
     try:
         for item in items:

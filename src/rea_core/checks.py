@@ -8,12 +8,14 @@ import json
 import math
 import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 NUMBER = (int, float)
+SOCKET_FOLDER = 107 - len("/00000000-0000-0000-0000-000000000000")  # bytes
 
 
 def check_numbers(
@@ -124,6 +126,17 @@ def user_path(name: str) -> Path:
 
 class PathError(ValueError, argparse.ArgumentTypeError):
     """A path that cannot be expanded; flags show its message, too."""
+
+
+def check_sockets() -> None:
+    """Raise ValueError for a folder of temporary files whose name is too long for vLLM's
+    sockets."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > SOCKET_FOLDER:
+        raise ValueError(
+            f"TMPDIR is {folder}, of {len(os.fsencode(folder))} bytes, but a socket's folder has "
+            f"at most {SOCKET_FOLDER}; set TMPDIR to a shorter one, such as /tmp"
+        )
 
 
 def is_path(name: str) -> bool:

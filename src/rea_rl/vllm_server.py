@@ -40,7 +40,7 @@ import httpx
 import psutil
 
 from rea_core import moved
-from rea_core.checks import check_output_folder, is_a
+from rea_core.checks import check_output_folder, check_sockets, is_a
 from rea_core.clients import api_key, is_loopback, server_url, split_url
 from rea_core.command import command
 from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
@@ -216,6 +216,7 @@ class VLLMServer:
         """Start vLLM and return at once; it ends with the calling thread. Raises ValueError if
         port or log are taken."""
         assert self._process is None, "started twice"
+        check_sockets()
         # Port first: vLLM listens there much later, and two may do so at once.
         self._owned.enter_context(own_port(self.config.port))
         check_port_free(self.config.host, self.config.port)
@@ -754,6 +755,7 @@ def main(argv: list[str] | None = None) -> None:
     elif given.dry_run:
         check_model(config.model)
         check_context(config.model, config.max_model_len)
+        check_sockets()
         own_port(config.port)
         check_port_free(config.host, config.port)
         print(shlex.join(server_command(config, resolve_device(config.device))))

@@ -5,6 +5,7 @@ what differs. Each kind is tried by the functions behind the commands.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from generation import clean_dataset, math_verify_all
+from generation import clean_dataset, math_verify_all, parallel
 from generation.arguments import GenerateArguments
 from generation.evaluation import plots
 from generation.generate import generate
@@ -23,6 +24,7 @@ from rea_core.checks import check_output, check_output_folder, user_path
 from rea_core.problems import load_problems
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import write_json
+from rea_rl import vllm_server
 from rea_rl.run.checkpoints import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -247,3 +249,45 @@ def test_a_prompt_over_the_model_s_own_context_is_unanswered(tmp_path, monkeypat
     rows = json.loads(generate(args).read_text())
     assert [row["responses"][0]["finish_reason"] for row in rows] == ["stop", "no_room", "stop"]
     assert asked == [0, 2] and "1 prompts leave no room" in caplog.text
+
+
+# --- The machine ----------------------------------------------------------------------------------
+
+
+def test_a_long_folder_of_temporary_files_is_named(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/" + "t" * 129)
+    flags = ["--role", "policy", "--model", LRM, "--port", "23985", "--dry_run"]
+    with pytest.raises(SystemExit, match=r"error: TMPDIR is /t+, of 130 bytes, .*at most 70; set"):
+        vllm_server.main(flags)
+
+
+def test_shared_memory_that_cannot_be_written_is_named(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", refuse)
+    with pytest.raises(ValueError, match="num_workers is 2, .*/dev/shm .Permission denied.; make"):
+        list(parallel.ordered_map(len, [[1]], dict, 2))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "found"),
+    [
+        ("deepseek-ai/DeepSeek-R1", "", "deepseek-ai/DeepSeek-R1"),
+        ("/gone/base", "", "which is missing; set BASE_MODEL"),
+        ("model/gone", "", "which is missing; set BASE_MODEL"),
+        ("/gone/base", LRM, LRM),
+        ("/gone/base", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
+    ],
+)
+def test_the_base_of_an_adapter_may_be_elsewhere(tmp_path, recorded, given, found):
+    write_json(tmp_path / "adapter_config.json", {"base_model_name_or_path": recorded})
+    script = (ROOT / "scripts/math_eval.sh").read_text()
+    begin = script.index("find_model() {")
+    body = script[begin : script.index("\n}\n", begin) + 3]
+    run = f'die() {{ echo "$1"; exit; }}\n{body}\nfind_model {tmp_path} 0; echo "$MODEL"'
+    environment = {**os.environ, "BASE_MODEL": given}
+    said = subprocess.run(
+        ["bash", "-c", run], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert found in said.stdout
