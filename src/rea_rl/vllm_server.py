@@ -338,8 +338,9 @@ class VLLMServer:
 
     def _check_alone(self) -> None:
         """Raise ConnectionError if another process listens on the port, too."""
-        listening, ours = listeners(self.config.port), {member.pid for member in self._group()}
-        if others := listening - ours:
+        # ours first: a process of ours that ends now is no other one
+        ours = {self.pid, *(member.pid for member in self._group())}
+        if others := listeners(self.config.port) - ours:
             raise ConnectionError(
                 self._failure(f"shares port {self.config.port} with process {min(others)}")
             )
