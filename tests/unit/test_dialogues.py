@@ -252,7 +252,7 @@ def test_training_and_asking_encode_a_prompt_and_what_follows_it_alike(tmp_path)
         make_engine(tmp_path, server.url) as engine,
     ):
         engine.tokenizer = tokenizer
-        labeller = Labeller(engine._policy, tokenizer, 100, engine.args)
+        labeller = Labeller(tokenizer, 100, engine.args)
         asked = labeller._encode("1 1", parts)
         forced = engine._encode_forced("\n</think>")
     assert trained["input_ids"][: len(asked)] == asked
