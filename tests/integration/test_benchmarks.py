@@ -1,11 +1,10 @@
-"""The benchmark of whole runs at tiny size, on servers of its own."""
+"""The benchmark of whole runs at tiny size, on the servers of this session."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,12 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def test_end_to_end_at_tiny_size(tmp_path):
+def test_end_to_end_at_tiny_size(policy_server, reflection_server, fast_python, tmp_path):
     out = tmp_path / "end_to_end.json"
     finished = subprocess.run(
         [
-            sys.executable,
-            "scripts/benchmark/end_to_end.py",
-            "--tiny",
-            "--steps",
-            "3",
-            "--json",
-            str(out),
+            *(fast_python, "scripts/benchmark/end_to_end.py", "--tiny", "--steps", "3"),
+            *("--servers", policy_server.base_url, reflection_server.base_url, "--json", str(out)),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

@@ -15,10 +15,11 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def math_eval(output: Path) -> subprocess.CompletedProcess:
+def math_eval(output: Path, python: str) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "src"),
+        "VENV": str(Path(python).parents[1]),
         "EVAL_DATA": "dataset/eval_sample",
         "EVAL_OUT": str(output),
         "EVAL_LIMIT": "2",
@@ -35,8 +36,8 @@ def math_eval(output: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_sample_on_the_miniature(tmp_path):
-    first = math_eval(tmp_path)
+def test_sample_on_the_miniature(tmp_path, fast_python):
+    first = math_eval(tmp_path, fast_python)
     assert first.returncode == 0, first.stderr
     header, _, row = first.stdout.split("\n\n")[-3].splitlines()
     assert all(
@@ -51,7 +52,7 @@ def test_sample_on_the_miniature(tmp_path):
     assert scores["groups"]["miniature"]["answered"]["value"] == 1.0
     written = (folder / "x2_math_cot.json").stat().st_mtime_ns
     (folder / "x2_math_cot.scores.json").unlink()
-    second = math_eval(tmp_path)  # as after a kill between generation and scoring
+    second = math_eval(tmp_path, fast_python)  # as after a kill between generation and scoring
     assert second.returncode == 0 and "is complete" in second.stderr
     assert (folder / "x2_math_cot.json").stat().st_mtime_ns == written
     assert second.stdout.split("\n\n")[-3] == first.stdout.split("\n\n")[-3]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,42 +14,25 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 TRAINER = (
-    *(
-        sys.executable,
-        "-m",
-        "rea_rl.grpo",
-        "--use_cpu",
-        "true",
-        "--tokens_per_reflection_file",
-        "{threshold}",
-    ),
+    *("{python}", "-m", "rea_rl.grpo", "--use_cpu", "true"),
+    *("--tokens_per_reflection_file", "{threshold}"),
     *("--prompts_per_step", "2", "--eval_strategy", "no", "--max_eval_problems", "2"),
 )
 
 
 @pytest.fixture(scope="module")
-def study(policy_server, reflection_server, tmp_path_factory):
+def study(policy_server, reflection_server, fast_python, tmp_path_factory):
     """Function that runs the study in one folder, and that folder."""
     folder = tmp_path_factory.mktemp("study")
     threshold = folder / "threshold.json"
     threshold.write_text(json.dumps({"tokens_per_reflection": 70.0, "word_bounded": True}))
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "rea_rl.study",
-            "--rows",
-            "base",
-            "rea_rl",
-            "--seeds",
-            "1",
-            "--steps",
-            "1",
-        ),
+        *(fast_python, "-m", "rea_rl.study", "--rows", "base", "rea_rl"),
+        *("--seeds", "1", "--steps", "1"),
         *("--eval_problems", "10", "--work", str(folder / "work"), "--out", str(folder / "out")),
         *("--model", policy_server.config.model, "--policy_server", policy_server.base_url),
         *("--reflection_server", reflection_server.base_url, "--"),
-        *(part.format(threshold=threshold) for part in TRAINER),
+        *(part.format(threshold=threshold, python=fast_python) for part in TRAINER),
         *("--reflection_model", reflection_server.config.model),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

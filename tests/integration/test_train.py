@@ -8,7 +8,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,10 +104,12 @@ def problems(output, step):
     return [row["problem_id"] for row in records(output, f"step-{step}")]
 
 
-def command_line(*command):
+@pytest.fixture(scope="module")
+def command_line(fast_python):
+    """Function that runs a command; how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command],
+    return lambda *command: subprocess.run(
+        [fast_python, *command],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -222,7 +223,7 @@ def test_results_are_saved(run):
     assert "eval_rollout/accuracy" in json.loads((run.output / "eval_results.json").read_text())
 
 
-def test_a_second_start_resumes_from_the_last_checkpoint(run, recipe):
+def test_a_second_start_resumes_from_the_last_checkpoint(command_line, run, recipe):
     before = (run.output / "rollouts" / "step-1.jsonl").read_bytes()
     finished = command_line(
         "-m",
@@ -246,7 +247,9 @@ def test_a_second_start_resumes_from_the_last_checkpoint(run, recipe):
     assert not set(problems(run.output, 2)) & set(problems(run.output, 0) + problems(run.output, 1))
 
 
-def test_overlapped_run_trains_the_same_batches_one_policy_later(run, recipe, tmp_path):
+def test_overlapped_run_trains_the_same_batches_one_policy_later(
+    command_line, run, recipe, tmp_path
+):
     finished = command_line(
         *("-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path)),
         *("--max_rollout_lag", "1", "--max_steps", "3", "--save_strategy", "no"),
@@ -278,7 +281,7 @@ def test_overlapped_run_trains_the_same_batches_one_policy_later(run, recipe, tm
     assert lost and max(lost) <= 128 and any(row["num_cached_tokens"] for row in revisions)
 
 
-def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
+def test_two_processes_take_the_batches_of_one(command_line, run, recipe, tmp_path):
     finished = command_line(
         *(
             "-m",
@@ -317,7 +320,7 @@ def test_two_processes_take_the_batches_of_one(run, recipe, tmp_path):
         (["--answer_column", "solution"], "no column 'solution'"),
     ],
 )
-def test_mistakes_end_with_one_line(recipe, tmp_path, flags, message):
+def test_mistakes_end_with_one_line(command_line, recipe, tmp_path, flags, message):
     finished = command_line(
         "-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path), *flags
     )
@@ -327,7 +330,9 @@ def test_mistakes_end_with_one_line(recipe, tmp_path, flags, message):
     assert "Traceback" not in finished.stderr
 
 
-def test_server_of_another_model_is_named(recipe, tmp_path, policy_server, reflection_server):
+def test_server_of_another_model_is_named(
+    command_line, recipe, tmp_path, policy_server, reflection_server
+):
     finished = command_line(
         *("-m", "rea_rl.grpo", "--config", str(recipe), "--output_dir", str(tmp_path)),
         *("--policy_server", reflection_server.base_url),
