@@ -14,6 +14,7 @@ to end with. Modules of this project are not loaded beforehand.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -26,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -188,6 +190,8 @@ def run(asked: dict[str, Any], files: list[int], executable: str) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError):  # closed, by the command itself
             stream.flush()
