@@ -40,8 +40,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen() -> None:
-    """Each training collects garbage, which took a second where it read all of torch, TRL and vLLM
-    anew."""
+    """Each training collects garbage, which took a second when it read all of torch, TRL and
+    vLLM."""
     gc.collect()
     gc.freeze()
 

@@ -45,7 +45,7 @@ from generation.labeling_to_prefix import PathFile, label_probabilities
 from generation.measured import read_tokens_per_reflection
 from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
-from generation.reflection_words import count_reflections
+from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import known_thinking
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens, thinking_of
@@ -230,8 +230,8 @@ def reflection_reward(row: Row, tokens_per_reflection: float | None) -> float:
         return 1.0
     response, kept = row["responses"][0], sum(row["thinking"][: row["last_kept"] + 1])
     thinking = thinking_of(response["text"], known_thinking(response))
-    density = count_reflections(thinking, word_bounded=True) / max(kept, 1)
-    return min(density * tokens_per_reflection, 1.0)
+    words = count_reflections(thinking, word_bounded=True)
+    return min(relative_density(words, kept, tokens_per_reflection), 1.0)
 
 
 def outcomes(responses: Sequence[HeldOut], cap: CutRule) -> dict[Rule, Outcome]:

@@ -52,6 +52,12 @@ def _goes_on(text: str, place: int) -> bool:
     return 0 <= place < len(text) and (text[place].isalnum() or text[place] == "_")
 
 
+def relative_density(num_reflections: int, num_tokens: int, tokens_per_reflection: float) -> float:
+    """Reflections per token of a trace, relative to the threshold of the reflection reward; that
+    reward is its part up to 1. A trace without tokens has 0."""
+    return num_reflections / num_tokens * tokens_per_reflection if num_tokens else 0.0
+
+
 def tokens_per_reflection_quantile(
     num_reflections: list[int], num_think_tokens: list[int], share: float = 0.2
 ) -> float:

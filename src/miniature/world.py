@@ -5,7 +5,7 @@ A trace restates the problem, computes a first result, and then re-checks it aga
 kinds of mistakes make some of the re-checks necessary:
 
 - Levels 3 and 4: wherever a digit is carried, the first pass forgets the carry with probability
-  `CARRY_SLIP`, which is small: where a first result is right three times in four, the method's own
+  `CARRY_SLIP`, which is small: if a first result is right three times in four, the method's own
   rewards favour stopping there unchecked.
 - Level 5: the first pass takes the first two or three steps in one line. A small model cannot do
   three in its head: its first result is wrong most of the time, with any training; only

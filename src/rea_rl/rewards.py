@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from generation.reflection_words import relative_density
+
 # TRL's signature: f(prompts, completions, **columns) -> one value per row
 RewardFunc = Callable[..., list[float]]
 
@@ -56,7 +58,7 @@ def density_values(
     """Reflection words without the cap of `reflect`: the adversary of the study, an invitation
     to write words."""
     words = zip(num_reflections, num_think_tokens, strict=True)
-    return [n / tokens * tokens_per_reflection if tokens else 0.0 for n, tokens in words]
+    return [relative_density(n, tokens, tokens_per_reflection) for n, tokens in words]
 
 
 def length_batch_values(correct: Sequence[bool], num_tokens: Sequence[int]) -> list[float]:

@@ -31,8 +31,8 @@ Find = Callable[..., Path | None]
 
 
 def halve(write: Writer, find: Find, kills: bool) -> Writer:
-    """`write`, broken at the second call of which `find` returns a path: it is written once to
-    know its size."""
+    """`write`, broken at the second call for which `find` returns a path; the first tells its
+    size."""
     calls = iter(range(10**6))
 
     def broken(*args: Any, **kwargs: Any) -> Any:

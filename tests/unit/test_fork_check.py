@@ -1,5 +1,5 @@
-"""Packing is tried at the start: where a model's packed and plain passes differ, rows are padded
-and the log says why."""
+"""Packing is tried at the start: if a model's packed and plain passes differ, rows are padded and
+the log says why."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ def golden(name):
 
 
 def assert_early_cuts_are_final(p_result, num_paragraphs, **settings):
-    """At every prefix of the labels where a cut counts as decided, it is that of all of them.
-    Number of early ones."""
+    """A cut that a prefix of the labels decides is that of all labels. Returns the number of early
+    ones."""
     early = 0
     for strength, final in vars(choose_cuts(p_result, num_paragraphs, **settings)).items():
         decided = [

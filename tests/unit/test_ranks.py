@@ -47,7 +47,7 @@ def test_two_processes_take_the_step_of_one(
     """
     variables = {"PACKING": packing, "CHECKPOINTING": checkpointing}
     times = {written(same_step(tmp_path, config=config, STOP=stop, **variables)) for stop in stops}
-    assert len(times) == 1  # the second start did not begin anew
+    assert len(times) == 1  # the second start did not begin again
     for step in ("step-0", "step-1", "step-2"):
         rows = records(one_process, step), records(tmp_path, step)
         assert [row["problem_id"] for row in rows[0]] == [row["problem_id"] for row in rows[1]]
@@ -69,7 +69,7 @@ def test_resume_on_another_number_of_ranks(one_process, same_step, tmp_path, bef
         times.add(written(same_step(tmp_path, ranks=ranks, STOP=stop)))
         names = [path.name for path in tmp_path.glob("checkpoint-*")]
         assert names == [f"checkpoint-{stop}"]
-    assert len(times) == 1  # the second start did not begin anew
+    assert len(times) == 1  # the second start did not begin again
     whole, moved = (
         [row["problem_id"] for row in records(folder, "step-2")]
         for folder in (one_process, tmp_path)

@@ -1,4 +1,4 @@
-"""Prompts on several servers: dealt evenly, kept where they began, moved where a server dies."""
+"""Prompts on several servers: dealt evenly, kept where they began, moved if a server dies."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def same(gold: Node, prediction: Node, whole: bool = False) -> bool:
     """Compare two readings; what differs in kind differs, but for a few kinds with one meaning.
 
     Args:
-        gold: What the problem's answer says; where a rule has a direction, it decides.
+        gold: What the problem's answer says; it decides if a rule has a direction.
         prediction: What a model's answer says.
         whole: Whether these are whole answers rather than parts of them.
     """

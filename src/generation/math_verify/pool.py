@@ -301,7 +301,7 @@ def is_equivalent(
 
     Form is not policed: an unsimplified value, a percentage for its hundredth, an omitted unit, a
     reordered solution set are the same. A rounded value of an exact gold, another unit, bracket or
-    base, a missing or extra root are not, nor is anything beside an empty gold or an unclosed box.
+    base, a missing or extra root are not. An empty gold or an unclosed box equals nothing.
     Decided in a worker process of this module, within `timeout` seconds and 1 GiB; callable from
     anywhere.
 
