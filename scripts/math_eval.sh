@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Evaluate a model on the six benchmarks: generate, score, and print the table of all models scored so far.
-#   bash scripts/math_eval.sh GPU_ID MODEL_NAME STEP
+#   bash scripts/math_eval.sh [GPU_ID] MODEL_NAME STEP
 #   bash scripts/math_eval.sh 0 7B 0                                   # the base model
 #   bash scripts/math_eval.sh 0,1 output/ReflectRL 200                 # adapter of checkpoint-200
 #   bash scripts/math_eval.sh cpu MINIATURE_BASE 0
-# GPU_ID      index or indices, one engine per GPU; cpu
+#   SHARD=1/4 bash scripts/math_eval.sh 7B 0                           # one of four hosts, such as of a Slurm array
+# GPU_ID      index or indices, one engine per GPU; cpu (default: all visible GPUs, or the CPU without any)
 # MODEL_NAME  7B (model/DeepSeek-R1-Distill-Qwen-7B), MINIATURE_BASE (model/Miniature-LRM), or a folder, also below model/
 # STEP        0: the folder is a model (a base or merged one) or an adapter; N: the adapter in its checkpoint-N
 # Variables:
@@ -16,12 +17,19 @@
 #   BUDGETS      budgets in tokens to score besides, "8192 16384"; the table is of the largest
 #   EVAL_RECIPE  recipe of generation.generate (default that of the base model)
 #   EVAL_OUT     folder of the output (default output/math_eval); a killed run that is repeated continues there
+#   SHARD        i/n: generate the share i of n of the responses, and end; they share EVAL_OUT. Once all shares are there,
+#                the same command without SHARD joins and scores them
 #   BASE         model of the table that TR and AES refer to (default 7B-0, for the miniature MINIATURE_BASE-0)
 #   BASE_MODEL   folder or Hub id of the model that an adapter belongs to (default: what its configuration says)
 #   VENV         virtual environment (default .venv)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-(($# == 3)) || die "usage: bash $0 GPU_ID MODEL_NAME STEP, where GPU_ID is an index, or cpu"
+if (($# == 2)); then
+    names=$(visible_gpus)
+    set -- "${names//$'\n'/,}" "$@"
+    [[ $1 ]] || set -- cpu "${@:2}"
+fi
+(($# == 3)) || die "usage: bash $0 [GPU_ID] MODEL_NAME STEP, where GPU_ID is an index, or cpu"
 [[ $3 =~ ^[0-9]+$ ]] || die "STEP is $3; it must be 0 for a model or the number of a checkpoint"
 check_gpu "$1"
 [[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
@@ -71,14 +79,28 @@ export CUDA_VISIBLE_DEVICES=$1
 
 stop_in_order
 echo "$(basename "$0"): $name is $source, problems of $EVAL_DATA"
-python -m generation.evaluation.benchmarks collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" --extra "${extra[@]}" \
-    ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
+collect() {
+    # by the first of several hosts, since the others may read them already
+    [[ -z ${SHARD:-} || ! -e $EVAL_OUT/$name/collected ]] || return 0
+    python -m generation.evaluation.benchmarks collect "$EVAL_DATA" --out "$EVAL_OUT/$name/problems" \
+        --extra "${extra[@]}" ${NUM_SAMPLES:+--num_samples "$NUM_SAMPLES"} ${EVAL_LIMIT:+--limit "$EVAL_LIMIT"}
+    touch "$EVAL_OUT/$name/collected"
+}
+exec {turn}>"$EVAL_OUT/$name/collect.lock"
+flock "$turn"
+collect
+exec {turn}>&-
 responses=()
 for problems in "$EVAL_OUT/$name"/problems/x*.json; do
     samples=$(basename "$problems" .json)
     attend python -m generation.generate --config "${EVAL_RECIPE:-recipes/generation/$recipe.yaml}" --qaf "$problems" \
-        --model_dir "$MODEL" ${ADAPTER:+--lora "$ADAPTER"} --n_generate_sample "${samples#x}" --output_dir "$EVAL_OUT/$name"
+        --model_dir "$MODEL" ${ADAPTER:+--lora "$ADAPTER"} --n_generate_sample "${samples#x}" --output_dir "$EVAL_OUT/$name" \
+        ${SHARD:+--shard "$SHARD"}
     responses+=("$EVAL_OUT/$name/$(basename "$MODEL")/${samples}_math_cot.json")
 done
+if [[ ${SHARD:-} ]]; then
+    echo "$(basename "$0"): share $SHARD is done; the command without SHARD joins all and scores them"
+    exit
+fi
 attend python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
 python -m generation.evaluation.table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"

@@ -5,6 +5,9 @@
 #   JUDGE_GPUS                        GPUs per engine of the large judge (default 2)
 #   ENGINE_MEMORY                     share of its GPU for an engine of the policy (default 0.9)
 #   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
+#   SHARD                             i/n: answer the share i of n of the next stage of responses or labels, and end;
+#                                     join: join them, continue up to the next such stage, and end. Without it one host
+#                                     does all
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 stop_in_order
@@ -54,6 +57,22 @@ stage() {
     echo "$(basename "$0"): $file took $((SECONDS - begin)) s"
 }
 
+# answered FILE COMMAND...: a stage of generation.generate, or a share of it
+answered() {
+    if [[ -z ${SHARD:-} || -e $1 ]]; then
+        stage "$@"
+    elif [[ $SHARD != join ]]; then
+        attend "${@:2}" --shard "$SHARD"
+        echo "$(basename "$0"): share $SHARD of $1 is done; SHARD=join joins all"
+        exit
+    elif compgen -G "${1%.json}.shard-*" >/dev/null; then
+        stage "$@"
+    else
+        echo "$(basename "$0"): $1 is the next to be shared"
+        exit
+    fi
+}
+
 # stem FILE: its name without .json
 stem() { basename "$1" .json; }
 
@@ -62,7 +81,7 @@ sample() {
     local name
     name=$(stem "$1")
     PATHS=output/$(basename "$POLICY")/${name}_math_cot$2.json
-    stage "$PATHS" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+    answered "$PATHS" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
         --model_dir "$POLICY" --n_generate_sample 4 --save_suffix "$2" "${@:3}"
 }
 
@@ -79,10 +98,10 @@ judge() {
     local labels
     labels=output/$(basename "$JUDGE")/$(stem "$PATHS")_$JUDGE_SPLIT
     JUDGE_CUTS=${labels}_cuts.json
-    stage "$labels.json" ask_judge "$PATHS" "$JUDGE_SPLIT" "${PARAGRAPHS[@]}"
+    answered "$labels.json" ask_judge "$PATHS" "$JUDGE_SPLIT" "${PARAGRAPHS[@]}"
     stage "${labels}_candidates.json" python -m generation.labeling_distill_utils "$labels.json" \
         --candidates "${labels}_candidates.json"
-    stage "${labels}_candidates_json.json" ask_judge "${labels}_candidates.json" json
+    answered "${labels}_candidates_json.json" ask_judge "${labels}_candidates.json" json
     stage "$JUDGE_CUTS" python -m generation.labeling_distill_utils "$labels.json" --clean \
         --confirmations "${labels}_candidates_json.json" --paths "$PATHS" --out "$JUDGE_CUTS" "${PARAGRAPHS[@]}" "$@"
 }
@@ -90,7 +109,7 @@ judge() {
 # finish FILE: the policy finishes cut responses; sets FINISHED
 finish() {
     FINISHED=output/$(basename "$POLICY")/$(stem "$1")_math_cot.json
-    stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
+    answered "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$1" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS"
 }
 
@@ -119,7 +138,7 @@ evaluate() {
     base=${PATHS%.json}.scores.json
     stage "$base" python -m generation.math_verify_all "$PATHS" --model_dir "$POLICY" "${SCORE[@]}"
     paths=$(scores_of "$1")
-    stage "${paths%.scores.json}.json" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
+    answered "${paths%.scores.json}.json" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
         --split math_cot --model_dir "$merged" --n_generate_sample 4 --save_suffix _offline "${EVAL_ARGS[@]}"
     attend python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
 }
@@ -133,7 +152,7 @@ compare() {
     shift
     stage "$rows" python -m generation.labeling_to_prefix "$PATHS" --out "$rows" "${PARAGRAPHS[@]}" "${@:1:2}" "${CUTS[@]}"
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
-    stage "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
+    answered "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
     attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${FOUND[@]}" "${SCORE[@]}" "${@:3}"
 }

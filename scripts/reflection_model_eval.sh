@@ -10,7 +10,7 @@ set_recipe reflection_model
 sample_eval
 judge
 LABELS=output/$(basename "$REFLECTION")/$(stem "$PATHS")_labeling.json
-stage "$LABELS" python -m generation.generate --config "$LABEL_CONFIG" --qaf "$PATHS" --split labeling --logprobs 5 \
+answered "$LABELS" python -m generation.generate --config "$LABEL_CONFIG" --qaf "$PATHS" --split labeling --logprobs 5 \
     --model_dir "$REFLECTION" "${PARAGRAPHS[@]}"
 MODELS=()
 for name in SFT RPO; do

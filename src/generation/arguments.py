@@ -10,6 +10,7 @@ from typing import Annotated
 from generation.prompts import MATH_COT
 from generation.rendering import PromptFormat
 from generation.segments import check_paragraph_tokens
+from generation.shards import Shard
 from rea_core.models import DTYPES
 from rea_core.options import (
     AT_LEAST_1,
@@ -44,6 +45,10 @@ class GenerateArguments:
     qaf_split: str = option("train", "Split of a Hub dataset.")
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     qaf_limit: PositiveInt | None = option(None, "Use the first N rows only.")
+    shard: str | None = option(
+        None,
+        "Share of the rows, such as 1/4, for several hosts; without it, all shares are joined.",
+    )
     problem_column: str | None = option(
         None, "Column with the problem; default: 'problem', else 'question'."
     )
@@ -115,6 +120,8 @@ class GenerateArguments:
     def __post_init__(self) -> None:
         check_options(self)
         check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)
+        if self.shard is not None:
+            Shard.read(self.shard)
         if self.n_generate_sample > 1 and self.temperature == 0:
             raise ValueError(
                 f"n_generate_sample is {self.n_generate_sample} at temperature 0, which gives the "
@@ -176,7 +183,7 @@ class GenerateArguments:
 
     @property
     def output_path(self) -> Path:
-        """Final file; `<model>` and `<name>` are the last parts of `model_dir` and `qaf`,
+        """Final file of all rows; `<model>` and `<name>` are the last parts of `model_dir` and `qaf`,
         without extension."""
         model, name = (
             Path(self.model_dir).name,

@@ -19,6 +19,9 @@ the prompt had opened or closed a thinking, see `generation/rendering.py`), and 
 most likely tokens of every step. A text that was given the model to continue from (a cut thinking,
 `[1].`) is part of the response, but not the `prefill` of all replies.
 
+Several hosts answer a share of the rows each, `--shard 1/4`; the same command without it joins
+them.
+
 Finished rows are kept as they come. A killed run continues from there, and the seed of every
 response is its own, so the file does not depend on the interruption.
 """
@@ -41,6 +44,7 @@ from generation.arguments import GenerateArguments
 from generation.generation_file import NO_ROOM, GenerationFile
 from generation.parallel import map_rows
 from generation.provenance import read_settings, weights_digest
+from generation.shards import Shard, join, shards_of
 from generation.stages import SPLITS
 from generation.tasks import Keep, Making, Respond, Task
 from generation.vllm_worker import EngineError
@@ -127,9 +131,16 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         check_model_folder(args)
     rows = SPLITS[args.split].open(args)
     making = Making.of(args, _tokenizer(args) if respond is None else None)
-    with GenerationFile(args.output_path, _settings(args, rows, making)) as output:
-        if output.complete:
+    path, settings = args.output_path, _settings(args, rows, making)
+    if args.shard and not path.exists():
+        shard = Shard.read(args.shard)
+        path, rows, settings = shard.path(path), shard.of(rows), {**settings, "shard": str(shard)}
+    with GenerationFile(path, settings) as output:
+        if output.complete or not rows:
             logger.info("%s is complete", output.path)
+            return output.path
+        if not args.shard and (shards := shards_of(path)[: len(rows)]):
+            join(output, shards, rows, args.split, partial(_makes_any, replace(making, model=None)))
             return output.path
         _answer(args, rows, making, output, respond)
         output.close()
@@ -140,6 +151,10 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
         output.num_tokens,
     )
     return output.path
+
+
+def _makes_any(making: Making, row: Row) -> bool:
+    return any(True for _ in making().prompts(row))
 
 
 def _answer(
@@ -226,7 +241,7 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
     """
     speed_only = (  # and how requests are made
         "n_gpu compile max_num_seqs gpu_memory_utilization kv_cache_gib api_base api_key_env "
-        "max_concurrent_requests request_timeout request_retries output_dir num_workers"
+        "max_concurrent_requests request_timeout request_retries output_dir num_workers shard"
     ).split()
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only}
     making = replace(making, model=None)()

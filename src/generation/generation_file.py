@@ -40,6 +40,7 @@ class GenerationFile:
         self.path = path
         self._ownership = None if self.complete else own_file(path, ANOTHER)
         self._part = path.with_suffix(".part.jsonl")
+        self.settings = settings
         self._settings = path.with_suffix(".settings.json"), settings
         self._check_settings(*self._settings)
         self.num_tokens = 0  # of the responses that this run has added
@@ -72,6 +73,9 @@ class GenerationFile:
 
         Raises ValueError if rows are missing that were made, or that come before others.
         """
+        if not self.finished:  # a share whose rows ask nothing
+            write_json(*self._settings)
+            self._part.touch()
         # of an index that was written twice, the last
         places = {index: place for index, *place in self._read_part()}
         if lost := sorted({*self.finished, *range(max(self.finished, default=-1) + 1)} - {*places}):
@@ -84,6 +88,15 @@ class GenerationFile:
                 part.seek(start)
                 out.add_text(part.read(size))
         self._part.unlink()
+        self.__exit__()
+
+    def take(self, rows: Iterable[bytes]) -> None:
+        """Write the final file of rows that others have made, which come in order as JSON."""
+        write_json(*self._settings)
+        with RowWriter(self.path) as out:
+            for row in rows:
+                out.add_text(row)
+        self._part.unlink(missing_ok=True)
         self.__exit__()
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:

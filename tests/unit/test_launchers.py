@@ -374,3 +374,75 @@ def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(
     ends = ["trainer ended", *(["server ended"] if "server" in told else [])]
     began = " ".join(f"{name} began" for name in told.split())
     assert said.read_text().split() == f"{began} {' '.join(ends)}".split()
+
+
+# --- Offline --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path):
+    """Function that runs a script of the offline programs with a Python that only says what it was
+    asked; returns these lines."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    asked = tmp_path / "asked"
+    python.write_text(f'#!/bin/bash\necho "on ${{CUDA_VISIBLE_DEVICES-all}}: $*" >>{asked}\n')
+    python.chmod(0o755)
+
+    def run(*command, gpus=3, **variables):
+        asked.write_text("")
+        pretend_gpus(tmp_path, gpus)
+        environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+        environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv")}
+        done = subprocess.run(
+            ["bash", *command],
+            cwd=ROOT,
+            env=environment | {"EVAL_OUT": str(tmp_path / "eval")} | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = asked.read_text().splitlines()
+        return [line.replace("-m ", "") for line in lines if " -m " in line], done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "devices"),
+    [
+        (3, {}, "0,1,2"), (0, {}, ""), (3, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        (8, {"CUDA_VISIBLE_DEVICES": "5,2"}, "5,2"),
+    ],
+)  # fmt: skip
+def test_math_eval_takes_all_visible_gpus(offline, gpus, variables, devices):
+    script = ROOT / "scripts" / "math_eval.sh"
+    asked, _ = offline(script, "MINIATURE_BASE", "0", gpus=gpus, **variables)
+    programs = [line.split()[2 if devices else 1 :][0] for line in asked]
+    assert [line.partition(": ")[0] for line in asked] == [f"on {devices}"] * 4, programs
+    asked, _ = offline(script, "1", "MINIATURE_BASE", "0", gpus=3)
+    assert asked[1].startswith("on 1: generation.generate ") and "--shard" not in asked[1]
+
+
+def test_math_eval_of_a_share_ends_before_the_scores(offline):
+    script = ROOT / "scripts" / "math_eval.sh"
+    asked, said = offline(script, "MINIATURE_BASE", "0", SHARD="2/4")
+    assert asked[-1].endswith("--shard 2/4") and "share 2/4 is done" in said
+    asked, _ = offline(script, "MINIATURE_BASE", "0", SHARD="3/4")
+    assert [line.split()[2] for line in asked] == ["generation.generate"]  # problems are collected
+
+
+def test_a_share_of_an_offline_stage(offline, tmp_path):
+    out = tmp_path / "rows.json"
+    script = f"source scripts/offline.sh; answered {out} python -m answer; echo goes on"
+    variables = {"RECIPE_SET": "miniature"}
+
+    def run(**more):
+        done = offline("-c", script.replace("goes on", "the next stage"), **variables | more)
+        return [line.rpartition(": ")[2] for line in done[0]], done[1]
+
+    assert run(SHARD="1/3")[0] == ["answer --shard 1/3"]
+    assert "is the next to be shared" in run(SHARD="join")[1]
+    out.with_name("rows.shard-1-of-3.json").touch()
+    out.touch()
+    assert run(SHARD="join") == ([], f"bash: skipped, {out} is there\nthe next stage\n")
