@@ -183,8 +183,8 @@ class GenerateArguments:
 
     @property
     def output_path(self) -> Path:
-        """Final file of all rows; `<model>` and `<name>` are the last parts of `model_dir` and `qaf`,
-        without extension."""
+        """Final file of all shares; `<model>` and `<name>` are the last parts of `model_dir` and
+        `qaf`, without extension."""
         model, name = (
             Path(self.model_dir).name,
             Path(self.qaf).name.removesuffix(".json").removesuffix(".jsonl"),
