@@ -161,6 +161,7 @@ def test_a_policy_server_that_is_gone_for_good_is_done_without(run, both):
     process = run.start("--max_steps", "4", program=TWO_RANKS)
     wait_for(lambda: (run.output / "rollouts" / "step-0.jsonl").exists() or process.poll())
     server.process.kill()  # which starts it again otherwise
+    server.process.wait()
     assert run.finish(process) == 0, run.log
     run.check_complete(4)
     assert run.steps()[-1]["servers/alive"] == 3

@@ -54,9 +54,11 @@ def pool(request, monkeypatch):
 
 
 def workers() -> list[psutil.Process]:
-    """Of the pool: its processes and not multiprocessing's resource tracker."""
+    """Living ones of the pool: its processes and not multiprocessing's resource tracker."""
     children = [p for p in psutil.Process().children() if p.pid not in OTHERS]
-    return [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+    # a dead child that nobody waited for has no command line
+    alive = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "spawn_main" in " ".join(p.cmdline())]
 
 
 def judge_batch(
