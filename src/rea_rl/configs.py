@@ -16,6 +16,7 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 from generation.cuts import CutRule
 from generation.prompts import MATH_COT
 from generation.segments import check_paragraph_tokens
+from generation.verifiers import MATH, check_name
 from rea_core.checks import check_finite, check_numbers
 from rea_core.clients import split_url
 from rea_core.options import (
@@ -252,7 +253,12 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         [],
         "Phrases before an answer without \\boxed{}; for models that write none.",
     )
-    verifier_workers: PositiveInt = option(2, "Processes that compare answers.")
+    verifier: str = option(
+        MATH,
+        "Which response is right: math, exact, choice, program, or a function of your own as "
+        "module:function or path.py:function, see docs/verifiers.md.",
+    )
+    verifier_workers: PositiveInt = option(2, "Processes that judge responses.")
     verifier_timeout: PositiveFloat = option(5.0, "Seconds before an answer counts as wrong.")
 
     # Compute
@@ -389,6 +395,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             )
 
     def _check_rewards(self) -> None:
+        check_name(self.verifier)
         check_reward_names(self.reward_funcs)
         if twice := [name for name, count in Counter(self.reward_funcs).items() if count > 1]:
             raise ValueError(

@@ -66,6 +66,8 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     """
     from generation.measured import read_tokens_per_reflection
     from generation.rendering import PromptFormat
+    from generation.verifiers import is_function
+    from generation.verifiers.opening import check_verifier, verifier_record
     from rea_core.models import check_model, load_tokenizer
     from rea_rl.rewards import get_reward_funcs
     from rea_rl.run.resume import plan_run
@@ -88,13 +90,16 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     training.check_buildable(model_args, args.trust_remote_code)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path)
-    train_rows = load_rows(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts)
+    train_rows = load_rows(
+        *(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts, args.verifier)
+    )
     if args.revision:
         check_thinking(train_rows, model_args.model_name_or_path)
     eval_rows = []
     if data.eval_dataset_name is not None:
         eval_rows = load_rows(
-            data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts
+            *(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts),
+            args.verifier,
         )
     prompts_per_step = args.generation_batch_size // args.num_generations
     if len(train_rows) < prompts_per_step:
@@ -102,7 +107,11 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
             f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes "
             f"{prompts_per_step}; give more problems, or a smaller prompts_per_step"
         )
-    plan = plan_run("grpo", (data, args, model_args), train_rows, tokens_per_reflection=threshold)
+    measured = {"tokens_per_reflection": threshold, "verifier": args.verifier}
+    if is_function(args.verifier):
+        check_verifier(args.verifier, train_rows[0]["facts"], args.verifier_timeout)
+        measured |= verifier_record(args.verifier)
+    plan = plan_run("grpo", (data, args, model_args), train_rows, **measured)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
 
 
@@ -209,9 +218,13 @@ def load_rows(
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptFormat,
+    verifier: str,
 ) -> list[dict[str, Any]]:
     """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and
-    `answer`."""
+    `answer`; with `facts`, all columns as JSON, if the verifier is a function."""
+    from generation.verifiers import is_function, needs_gold
+    from generation.verifiers.names import check_golds
+    from generation.verifiers.pool import facts_of
     from rea_core.problems import load_problems
 
     problems = load_problems(
@@ -220,7 +233,9 @@ def load_rows(
         config=data.dataset_config,
         problem_column=data.problem_column,
         answer_column=data.answer_column,
+        gold_needed=needs_gold(verifier),
     )
+    check_golds(verifier, problems, name)
     rows = []
     for i, row in enumerate(problems):
         try:
@@ -228,6 +243,7 @@ def load_rows(
         except ValueError as error:
             raise ValueError(f"{name}: row {i} ({row['id']!r}): {error}") from error
         facts = {"problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
+        facts |= {"facts": facts_of(row)} if is_function(verifier) else {}
         rows.append({"prompt": prompt.text, "prompt_thinking": prompt.thinking, **facts})
     return rows
 
@@ -271,8 +287,8 @@ def join_servers(args: REARLConfig) -> None:
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
     """Connect to the servers. Raises ConnectionError or ValueError unless all serve what the
     recipe needs."""
-    from generation.math_verify import VerifierPool
     from generation.prompts import forced_answer
+    from generation.verifiers.opening import open_verifier
     from rea_rl.rollout.engine import RolloutEngine
     from rea_rl.rollout.reflection_check import check_context
     from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
@@ -294,8 +310,8 @@ def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutE
         longest = max((row["problem"] for row in inputs.train_rows), key=len)
         context = served_contexts(url)[args.reflection_model]
         check_context(args, reflection_tokenizer, longest, context)
-    verifier = VerifierPool(
-        args.verifier_workers, timeout=args.verifier_timeout, markers=args.answer_markers
+    verifier = open_verifier(
+        args.verifier, args.verifier_workers, args.verifier_timeout, markers=args.answer_markers
     )
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
 

@@ -11,14 +11,14 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
-from typing import Literal
+from typing import Any, Literal
 
 from generation.math_verify.extract import MAX_LENGTH, Thinking, extract_answer
 
@@ -76,21 +76,28 @@ def _serve(pipe: Connection, memory_mb: int) -> None:
             pipe.send(any(compare(gold, answer) for gold in golds))
 
 
-class _Worker:
+class Worker:
     """A process with a pipe of its own, so that its death touches no other.
 
     Whenever it died, a new one is started.
+
+    Args:
+        start: begins a process that serves the given end of a pipe; it answers each message
+            first with None, and then with the verdict.
+        leads_group: the process leads a group, which is killed with it.
     """
 
-    def __init__(self, memory_mb: int) -> None:
-        self._memory_mb = memory_mb
+    def __init__(
+        self, start: Callable[[Connection], SpawnProcess], leads_group: bool = False
+    ) -> None:
+        self._begin, self._leads_group = start, leads_group
         self._lock, self._closed = threading.Lock(), False
         self._process: SpawnProcess | None = None
         self._start()
 
-    def judge(self, pair: tuple, limit: float) -> bool:
-        """Verdict on a pair. Raises TimeoutError after `limit` seconds, EOFError or OSError if the
-        worker dies of it.
+    def judge(self, pair: tuple, limit: float) -> Any:
+        """Verdict on a pair, or on another message. Raises TimeoutError after `limit` seconds,
+        EOFError or OSError if the worker dies of it.
 
         Raises RuntimeError if no worker begins with it.
         """
@@ -112,18 +119,24 @@ class _Worker:
     def _start(self) -> None:
         with self._lock, _LOCK, _plain_parent():
             if self._process is not None:
-                self._process.kill()
-                self._process.join()
+                self._kill()
                 self._pipe.close()
             if self._closed:
                 raise RuntimeError("closed")
             self._pipe, end = multiprocessing.Pipe()
-            self._process = SpawnProcess(target=_serve, args=(end, self._memory_mb), daemon=True)
-            self._process.start()
+            self._process = self._begin(end)
             end.close()
             self._up = False
 
-    def _receive(self, limit: float) -> bool | None:
+    def _kill(self) -> None:
+        assert self._process is not None
+        if self._leads_group:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+
+    def _receive(self, limit: float) -> Any:
         if self._pipe.poll(limit):
             return self._pipe.recv()
         raise TimeoutError(f"{limit:.1f} s")
@@ -132,8 +145,15 @@ class _Worker:
         """End the process, from another thread than the one that uses it, for good."""
         with self._lock:
             self._closed = True
-            self._process.kill()
-            self._process.join()
+            self._kill()
+
+
+def start_process(target: Callable[..., None], *args: Any) -> SpawnProcess:
+    """A started process, which ends with this one; called by a worker, which lets it be of any
+    parent."""
+    process = SpawnProcess(target=target, args=args, daemon=True)
+    process.start()
+    return process
 
 
 class VerifierPool:
@@ -185,8 +205,10 @@ class VerifierPool:
         self._failed: set[tuple] = set()  # pairs that failed once
         self._lock = threading.Lock()
         self._owner: int | None = os.getpid()  # None once it is closed
-        self._workers = [_Worker(memory_mb) for _ in range(num_workers)]
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers = [
+            Worker(lambda end: start_process(_serve, end, memory_mb)) for _ in range(num_workers)
+        ]
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers)
         for worker in self._workers:
             self._idle.put(worker)

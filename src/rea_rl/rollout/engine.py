@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
+    from generation.verifiers.pool import FunctionPool
     from rea_rl.configs import REARLConfig
 
 
@@ -67,7 +68,7 @@ class RolloutEngine:
         args: recipe.
         tokenizer: of the policy.
         reflection_tokenizer: of the reflection model; None without revision.
-        verifier: pool that compares answers; closed with the engine.
+        verifier: pool that says which responses are right; closed with the engine.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class RolloutEngine:
         args: REARLConfig,
         tokenizer: PreTrainedTokenizerBase,
         reflection_tokenizer: PreTrainedTokenizerBase | None,
-        verifier: VerifierPool,
+        verifier: VerifierPool | FunctionPool,
     ):
         self.args = args
         # A copy: fast tokenizers may not be used by two threads at once, and the trainer has one,
@@ -111,9 +112,9 @@ class RolloutEngine:
 
         Args:
             rows: `prompt` (rendered text), `prompt_thinking` (derived from the text if it is
-                missing), `problem`, `problem_id`, `answer`; one row per sampled response, also with
-                serial cuts, where the first of a prompt's rows is sampled and the others are its
-                exits.
+                missing), `problem`, `problem_id`, `answer`, and `facts` for a verifier that is a
+                function; one row per sampled response, also with serial cuts, where the first of
+                a prompt's rows is sampled and the others are its exits.
 
         Raises ConnectionError or openai.APIError when a request failed for good; the other
         responses are cancelled. Raises CancelledError if `cancel` ended the batch, ConnectionError
@@ -314,6 +315,15 @@ class RolloutEngine:
 
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
+        if "facts" in row:  # a function reads the whole response
+            rollout.correct = await self.verifier.averify(
+                row["facts"], rollout.text, rollout.prompt_thinking
+            )
+        else:
+            rollout.correct = await self._verify_answer(rollout, row["answer"])
+        rollout.seconds["verify"] = time.perf_counter() - start
+
+    async def _verify_answer(self, rollout: Rollout, gold: str) -> bool:
         text = rollout.text
         # an answer can only follow the end of the thinking
         if rollout.prompt_thinking == "open":
@@ -324,8 +334,7 @@ class RolloutEngine:
             THINK_START in text or THINK_END in text
         )
         known = {"thinking": "closed"} if is_marked else {}
-        rollout.correct = await self.verifier.averify(row["answer"], text, **known)
-        rollout.seconds["verify"] = time.perf_counter() - start
+        return await self.verifier.averify(gold, text, **known)
 
     def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
         """Fields of a rollout that follow from its ids and from what its prompt did to the

@@ -88,6 +88,7 @@ COMPARED_OTHERWISE = (
     *MODELS,
     *BATCH,
     "tokens_per_reflection_file",
+    "verifier",
     "max_steps",
     "num_train_epochs",
 )
