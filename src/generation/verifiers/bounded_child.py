@@ -1,4 +1,4 @@
-"""Run a program of a model inside limits: the file that a bounded process starts with.
+"""Run a program of a model inside limits: the file of a bounded process, never imported.
 
 Only the standard library is imported, by path and in isolated mode. The job is `job.json` in the
 working directory, which is read and removed before the program begins.
@@ -76,5 +76,4 @@ def main() -> None:
     os.write(1, job["end"].encode())
 
 
-if __name__ == "__main__":
-    main()
+main()
