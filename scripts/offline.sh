@@ -8,41 +8,17 @@
 #   SHARD                             i/n: answer the share i of n of the next stage of responses or labels, and end;
 #                                     join: join them, continue up to the next such stage, and end. Without it one host
 #                                     does all
+# Models and problems of a recipe set are in recipes/$RECIPE_SET/offline.sh.
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 stop_in_order
 
 JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
 ENGINE=(${ENGINE_MEMORY:+--gpu_memory_utilization "$ENGINE_MEMORY"})
-case $RECIPE_SET in
-    miniature)
-        POLICY=model/Miniature-LRM REFLECTION_BASE=model/Miniature-Instruct WORK=output/miniature
-        REFLECTION_LORA=$WORK/reflection_model_lora REFLECTION=$WORK/reflection_model
-        LABELING=$WORK/labeling REFLECTION_DATA=$WORK/reflection_training.json JUDGE=oracle
-        POLICY_CONFIG=recipes/generation/miniature.yaml LABEL_CONFIG=recipes/generation/miniature_reflection.yaml
-        JUDGE_COMMAND=(python -m miniature.judge)
-        TRAIN_ARGS=(--qaf_limit "${TRAIN_LIMIT:-150}") EVAL_ARGS=(--qaf_limit "${EVAL_LIMIT:-100}")
-        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-dataset/miniature/train_rl.json}
-        EVAL_PROBLEMS=${EVAL_PROBLEMS:-dataset/miniature/test.json}
-        PARAGRAPHS=(--paragraph_tokenizer "$POLICY" --paragraph_min_tokens 1)
-        FOUND=(--cut_threshold 0.7) CUTS=(--cut_second_half 0 --cut_cap_share 0 --cut_threshold 0.7) FINISH_TOKENS=64
-        SCORE=(--word_bounded) TEMPLATE=(--prompt_template '{problem}')
-        ;;
-    DeepSeek-R1-Distill-Qwen-7B)
-        POLICY=model/$RECIPE_SET REFLECTION_BASE=model/Qwen2.5-7B-Instruct WORK=output/$RECIPE_SET
-        REFLECTION_LORA=model/Reflection_Model_Lora REFLECTION=model/Reflection_Model
-        LABELING=dataset/labeling REFLECTION_DATA=dataset/deepscaler_reflection_training.json
-        JUDGE=model/Qwen2.5-32B-Instruct
-        POLICY_CONFIG=recipes/generation/deepseek.yaml LABEL_CONFIG=recipes/generation/qwen.yaml
-        JUDGE_COMMAND=(python -m generation.generate --n_gpu "${JUDGE_GPUS:-2}")
-        TRAIN_ARGS=(${TRAIN_LIMIT:+--qaf_limit "$TRAIN_LIMIT"})
-        EVAL_ARGS=(--qaf_split test ${EVAL_LIMIT:+--qaf_limit "$EVAL_LIMIT"})
-        TRAIN_PROBLEMS=${TRAIN_PROBLEMS:-agentica-org/DeepScaleR-Preview-Dataset}
-        EVAL_PROBLEMS=${EVAL_PROBLEMS:-HuggingFaceH4/MATH-500}
-        PARAGRAPHS=(--paragraph_tokenizer "$POLICY") CUTS=() FOUND=() FINISH_TOKENS=256 SCORE=() TEMPLATE=()
-        ;;
-    *) die "RECIPE_SET is $RECIPE_SET; the offline pipeline knows miniature and DeepSeek-R1-Distill-Qwen-7B" ;;
-esac
+SETTINGS=recipes/$RECIPE_SET/offline.sh
+[[ -f $SETTINGS ]] || die "$SETTINGS is missing: models and problems of this recipe set; copy that of another set"
+# shellcheck source=../recipes/miniature/offline.sh
+source "$SETTINGS"
 
 # stage FILE COMMAND...: run the command unless the file that it ends with is there
 stage() {

@@ -3,9 +3,13 @@
 #   bash scripts/study.sh [miniature|RECIPE_SET] [OPTIONS of rea_rl.study] [-- OPTIONS of rea_rl.grpo]
 #   bash scripts/study.sh miniature --rows base grpo grpo_len rea_rl --seeds 1 --eval_problems 300
 #   bash scripts/study.sh miniature --jobs 8                                 # eight runs at a time, on a GPU
-# Starts one policy server and one reflection server for all rows, and stops them. For the miniature it first makes the
-# reflection model and the threshold of the reflection reward, unless the quickstart has. Run it again to continue after an
-# interruption: finished runs are skipped. Variables are in scripts/common.sh.
+#   PAIRS=3 bash scripts/study.sh DeepSeek-R1-Distill-Qwen-7B --eval_dataset FILE    # on eight GPUs
+#   bash scripts/study.sh miniature --policy_server URL1 URL2 --reflection_server URL3 URL4    # servers of your own
+# Starts a policy server and a reflection server for all rows, and stops them. PAIRS is a number of such pairs; each has
+# --jobs / PAIRS runs at a time (default 1), and each run trains on one of the GPUs that train. If there are fewer
+# reflection servers, pairs share them. recipes/miniature/study.sh first makes the reflection model and the threshold of
+# the reflection reward, unless the quickstart has. Run it again to continue after an interruption: finished runs are
+# skipped. With --dry_run it only says what is left. Variables are in scripts/common.sh.
 if (($#)) && [[ $1 != -* ]]; then
     RECIPE_SET=$1
     shift
@@ -13,43 +17,50 @@ fi
 RECIPE_SET=${RECIPE_SET:-miniature}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-MEASURED=output/Miniature-LRM/train_rl_math_cot
+# prepare: what the recipe set's study needs first
+prepare() { :; }
+if [[ -f recipes/$RECIPE_SET/study.sh ]]; then
+    # shellcheck source=../recipes/miniature/study.sh
+    source "recipes/$RECIPE_SET/study.sh"
+fi
 
-# prepare: reflection model and threshold of the miniature; a 7B's are named by its recipe
-prepare() {
-    local lora=output/miniature/reflection_model_lora merged=output/miniature/reflection_model
-    [[ $RECIPE_SET == miniature ]] || return 0
-    TRAINER+=(--tokens_per_reflection_file "$MEASURED.scores.json")
-    if [[ -f $MEASURED.scores.json && -f $merged/config.json ]]; then
-        return
-    fi
-    attend python -m generation.generate --config recipes/generation/miniature.yaml --split math_cot \
-        --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
-    attend python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
-        --reflection_quantile 0.2
-    attend python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
-    attend python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
-    attend python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
-}
-
-STUDY=() JOBS=1
+STUDY=() PAIRS=${PAIRS:-1} JOBS=''
+[[ $PAIRS =~ ^[1-9][0-9]*$ ]] || die "PAIRS is '$PAIRS'; give the number of pairs of servers, 1 or more"
 while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 != --jobs ]] || JOBS=${2:-}
+    [[ $1 != --jobs ]] || JOBS=${2:-none}
     [[ $1 != --jobs=* ]] || JOBS=${1#*=}
     STUDY+=("$1")
     shift
 done
+JOBS=${JOBS:-$PAIRS}
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "--jobs is '$JOBS'; give the number of runs at a time, 1 or more"
 set_recipe ReflectRL
-SERVERS_PER_ROLE=1 place "policy reflection" "${@:2}"
+SERVERS_PER_ROLE=$PAIRS place "policy reflection" "${STUDY[@]}" "${@:2}"
 SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
 [[ $NUM_GPUS != 0 ]] || export NUM_GPUS # to the scripts of rows
 [[ $NUM_GPUS != 1 ]] || export ENGINE_MEMORY=${ENGINE_MEMORY:-0.3} # of the rows that sample without the servers
+if ((JOBS > 1)) && [[ $TRAIN_GPUS == *,* ]]; then # runs at a time take a GPU each
+    NUM_PROCESSES=1
+    read -ra names <<<"${TRAIN_GPUS//,/ }"
+    STUDY+=(--train_gpus "${names[@]}")
+fi
 STUDY+=(--num_processes "$NUM_PROCESSES")
+OPTIONS=()
+# addresses: servers are options of the study, which deals them out; what is left is the trainings'
+addresses() {
+    local word key=''
+    for word in "${PLAN_ARGS[@]}"; do
+        [[ $word != --* ]] || key=$word
+        if [[ $key == --*_server ]]; then STUDY+=("$word"); else OPTIONS+=("$word"); fi
+    done
+}
+addresses
 training rea_rl.grpo
-TRAINER=("${COMMAND[@]}" "${PLAN_ARGS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
+TRAINER=("${COMMAND[@]}" "${OPTIONS[@]}" --use_cpu "$([[ $NUM_GPUS == 0 ]] && echo true || echo false)")
 stop_in_order
+echo "$PLAN"
 python -m rea_rl.study --recipe_set "$RECIPE_SET" "${STUDY[@]}" --dry_run -- "${TRAINER[@]}" "${@:2}"
+[[ " ${STUDY[*]} " != *" --dry_run "* ]] || exit 0
 prepare
 TRAINER+=("${@:2}")
 start_servers

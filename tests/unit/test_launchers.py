@@ -3,6 +3,7 @@ how it ends."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -308,7 +309,8 @@ def test_what_is_wrong_or_complete_is_known_before_servers_are_started(
 
 
 def test_shell_scripts_have_no_known_mistakes():
-    scripts = [*ROOT.glob("*.sh"), *(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]
+    scripts = [*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*/*.sh")]
+    scripts.append(ROOT / ".ci" / "run")
     assert len(scripts) > 10
     command = [
         Path(sys.prefix, "bin", "shellcheck"),
@@ -446,3 +448,53 @@ def test_a_share_of_an_offline_stage(offline, tmp_path):
     out.with_name("rows.shard-1-of-3.json").touch()
     out.touch()
     assert run(SHARD="join") == ([], f"bash: skipped, {out} is there\nthe next stage\n")
+
+
+# --- Study ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "options", "planned", "study"),
+    [
+        (8, {"PAIRS": "3"}, [], [[4, 5, 6], [7], 4],
+         "--train_gpus 0 1 2 3 --num_processes 1 --policy_server http://127.0.0.1:12345/v1 "
+         "http://127.0.0.1:12347/v1 http://127.0.0.1:12348/v1"),
+        (8, {}, [], [[4], [7], 4], "--num_processes 4"),
+        (3, {}, ["--jobs", "2"], [[2], [2], 2], "--jobs 2 --train_gpus 0 1 --num_processes 1"),
+        (0, {"PAIRS": "2"}, [], [[], [], 1],
+         "--num_processes 1 --policy_server http://127.0.0.1:12345/v1 http://127.0.0.1:12347/v1 "
+         "--reflection_server http://127.0.0.1:12346/v1 http://127.0.0.1:12348/v1"),
+        (0, {}, ["--policy_server", "http://a/v1", "http://b/v1", "--reflection_server",
+                 "http://c/v1"], [[], [], 1],
+         "--policy_server http://a/v1 http://b/v1 --reflection_server http://c/v1 --num_proc"),
+    ],
+)  # fmt: skip
+def test_a_study_has_pairs_of_servers(tmp_path, gpus, variables, options, planned, study):
+    pretend_gpus(tmp_path, gpus)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        f'#!/bin/bash\n[[ $* != *"-m rea_rl.study"* ]] || exec echo asked "$*"\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path)}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), **variables}
+    command = ["bash", ROOT / "scripts" / "study.sh", "miniature", *options, "--dry_run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, plan, asked = done.stdout.splitlines()
+    plan = json.loads(plan.removeprefix("plan: "))
+    assert [plan["policy_gpus"], plan["reflection_gpus"], plan["processes"]] == planned
+    assert study in asked.replace("--dry_run ", "") and "_server" not in asked.split(" -- ")[1]
+
+
+def test_a_recipe_set_without_offline_settings_is_one_line(tmp_path):
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "rpo_train.sh"],
+        env={"PATH": os.environ["PATH"], "VENV": sys.prefix, "RECIPE_SET": "SmolLM2-135M-Instruct"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "recipes/SmolLM2-135M-Instruct/offline.sh is missing" in done.stderr

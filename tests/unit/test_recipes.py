@@ -54,6 +54,12 @@ def test_every_recipe_parses_strictly(path):
         from accelerate.commands.config.config_args import load_config_from_file
 
         load_config_from_file(str(path))
+    elif path.name == "study.yaml":
+        from rea_rl.study.recipe_set import read_study_set
+
+        assert (
+            RECIPES / "generation" / f"{read_study_set(path.parent.name).generation}.yaml"
+        ).is_file()
     else:
         assert path.parent.name == "generation", f"no program reads {path}"
         from generation.arguments import GenerateArguments

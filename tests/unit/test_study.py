@@ -4,6 +4,7 @@ intervals and checks."""
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from rea_rl.study.rows import Row
 
 ROOT = Path(__file__).parents[2]
 LEVELS = [1, 2, 3, 4, 5, 5]
+RECIPE_SETS = sorted(path.parent.name for path in ROOT.glob("recipes/*/study.yaml"))
 TRAINER = """
 import json, pathlib, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -125,6 +127,70 @@ def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
 
+def test_runs_are_dealt_to_pairs_of_servers_and_gpus(tmp_path):
+    servers = [
+        "--policy_server",
+        "http://a/v1",
+        "http://b/v1",
+        "--reflection_server",
+        "http://c/v1",
+    ]
+    places = list(make_places(arguments(tmp_path, "--rows", "base", *servers)).queue)
+    assert [(place.policy_server, place.reflection_server) for place in places] == [
+        ("http://a/v1", "http://c/v1"),
+        ("http://b/v1", "http://c/v1"),
+    ]
+    flags = [*servers, "--jobs", "3", "--train_gpus", "0", "1"]
+    places = list(make_places(arguments(tmp_path, "--rows", "base", *flags)).queue)
+    assert [place.policy_server[7] for place in places] == ["a", "b", "a"]
+    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0"]
+    assert "--use_cpu" not in places[0].flags
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "recipe_set is New, but recipes/New/study.yaml is missing; the study knows .*mini"),
+        ("generation: x\ntarget: 1\n", "the key buffer is missing"),
+        ("target: 0\n", "the key buffer is missing"),
+        ("targets: 3\n", "there is no key targets; there are generation, target,"),
+    ],
+)
+def test_a_recipe_set_without_its_settings_is_one_line(tmp_path, monkeypatch, text, words):
+    folder = tmp_path / "recipes" / "New"
+    shutil.copytree(ROOT / "recipes" / "miniature", folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "miniature").mkdir()
+    shutil.copy(folder / "study.yaml", tmp_path / "recipes" / "miniature")
+    assert study.parse_arguments(["--recipe_set", "New"]).set.target == 150
+    if text is None:
+        (folder / "study.yaml").unlink()
+    else:
+        (folder / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        study.parse_arguments(["--recipe_set", "New"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("target: 150", "target: 0", "target is 0; it must be a number greater than 0"),
+        ("slope: 0.005", "slope: steep", "slope is 'steep'; it must be a number"),
+        ("slips: true", "slips: 1", "slips is 1; it must be true or false"),
+        ("eval_dataset: d", "eval_dataset: [1] #", "eval_dataset is .*; it must be a text"),
+    ],
+)
+def test_a_setting_of_another_type_is_one_line(tmp_path, monkeypatch, old, new, words):
+    folder = tmp_path / "recipes" / "miniature"
+    folder.mkdir(parents=True)
+    text = (ROOT / "recipes" / "miniature" / "study.yaml").read_text()
+    assert old in text
+    (folder / "study.yaml").write_text(text.replace(old, new, 1))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        study.parse_arguments([])
+
+
 def test_processes_that_do_not_divide_a_step(tmp_path):
     args = arguments(tmp_path, "--rows", "grpo", "--num_processes", "5")
     with pytest.raises(
@@ -179,7 +245,7 @@ def test_plan_says_what_is_left(tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("recipe_set", study.SIZES)
+@pytest.mark.parametrize("recipe_set", RECIPE_SETS)
 @pytest.mark.parametrize("name", [row.name for row in study.ROWS.values() if row.variant])
 def test_every_row_is_a_recipe_with_valid_flags(tmp_path, recipe_set, name):
     from rea_rl.grpo import parse_recipe
@@ -271,14 +337,14 @@ def test_adapter_is_served_under_a_name_of_its_weights(tmp_path):
         run.directory.mkdir(parents=True)
         (run.directory / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         (run.directory / "adapter_model.safetensors").write_bytes(b"weights")
-        with study.served(run, args.policy_server, args) as name:
+        with study.served(run, server.url, args) as name:
             assert name.startswith("study-grpo-0-") and server.models == [
                 "model/Miniature-LRM",
                 name,
             ]
         assert server.models == ["model/Miniature-LRM"]
         assert server.bodies("load_lora_adapter")[0]["lora_path"] == str(run.directory)
-        with study.served(base, args.policy_server, args) as name:
+        with study.served(base, server.url, args) as name:
             assert name == "model/Miniature-LRM"
 
 

@@ -255,8 +255,10 @@ def _groups(
     machines: int,
 ) -> Groups:
     reflects = "reflection" in roles
+    most = _count(wishes, "SERVERS_PER_ROLE", 0)
     if not gpus:
-        return Groups([], [[]], [[]] if reflects else [])
+        servers: list[list[str]] = [[] for _ in range(most or 1)]
+        return Groups([], servers if "policy" in roles else [], servers if reflects else [])
     wishes = {**wishes, **_old_name(gpus, wishes)}
     if not roles:  # supervised: all GPUs train
         wishes.setdefault("TRAIN_GPUS", "")
@@ -269,7 +271,7 @@ def _groups(
         groups = preset(gpus, rows, reflects, whole, machines)
     if roles and "policy" not in roles:  # served elsewhere
         groups = Groups(groups.train, [], groups.policy + groups.reflection)
-    if most := _count(wishes, "SERVERS_PER_ROLE", 0):
+    if most:
         groups = Groups(groups.train, groups.policy[:most], groups.reflection[:most])
     if number := wishes.get("NUM_PROCESSES"):
         most = len(groups.train)

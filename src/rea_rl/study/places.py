@@ -13,6 +13,7 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,14 +35,16 @@ class Place:
     policy_server: str
     reflection_server: str
     gpu: str | None = None  # None: the servers are not the study's own
+    train_gpu: str | None = None  # of the trainer alone; None: all that are visible
     server_flags: list[str] = field(default_factory=list)
     servers: dict[str, VLLMServer] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables of a training process here."""
+        gpu = self.gpu or self.train_gpu
         visible = {None: {}, CPU: {"CUDA_VISIBLE_DEVICES": ""}}.get(
-            self.gpu, {"CUDA_VISIBLE_DEVICES": self.gpu}
+            gpu, {"CUDA_VISIBLE_DEVICES": gpu}
         )
         return os.environ | visible
 
@@ -118,11 +121,13 @@ class Place:
 
 
 def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
-    """Places of a study: `--jobs` on the servers given, or `--runs_per_gpu` on each of `--gpus`."""
+    """Places of a study: `--jobs` on the pairs of servers given, in turn, or `--runs_per_gpu` on
+    each of `--gpus`."""
     places: queue.Queue[Place] = queue.Queue()
     if not args.gpus:
-        for _ in range(args.jobs):
-            places.put(Place(args.policy_server, args.reflection_server))
+        given = args.policy_server, args.reflection_server, args.train_gpus or [None]
+        for policy, reflection, gpu in islice(zip(*map(cycle, given), strict=True), args.jobs):
+            places.put(Place(policy, reflection, train_gpu=gpu))
         return places
     flags = ["--kv_cache_gib", str(args.kv_cache_gib), "--compile", str(args.compile).lower()]
     flags += ["--max_model_len", str(args.server_context)] if args.server_context else []

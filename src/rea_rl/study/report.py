@@ -378,7 +378,7 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     parts = [
         "# The study",
         intro,
-        tables(rows, figures, args.recipe_set == "miniature"),
+        tables(rows, figures, args.set.slips),
         PICTURES,
         LEGEND,
     ]

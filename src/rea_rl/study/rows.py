@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SEEDS = 3  # of the rows that the paper's claim is about; one for the others
-MINIATURE_PROBLEMS = "dataset/miniature/test.json"
-REAL = "Qwen2.5-Coder-0.5B-Instruct"
 
 
 @dataclass(frozen=True)
@@ -17,8 +15,8 @@ class Row:
     model.
 
     In `changes`, {target}, {target_easy}, {target_hard}, {slope} and {buffer} are the recipe set's
-    sizes. A `script` is run without arguments and leaves the adapter in `adapter`, where
-    {recipe_set} is the set's name.
+    sizes, see `rea_rl.study.recipe_set`. A `script` is run without arguments and leaves the adapter
+    in `adapter`, where {recipe_set} is the set's name.
     """
 
     name: str
@@ -102,29 +100,6 @@ ROWS = {
             "--reward_funcs density",
         ),
     )
-}
-# Sizes of the length-controlled peers, and what a recipe set is evaluated with.
-SIZES = {
-    "miniature": {
-        "target": 150,
-        "target_easy": 120,
-        "target_hard": 220,
-        "slope": 0.005,
-        "buffer": 512,
-    },
-    REAL: {"target": 250, "target_easy": 150, "target_hard": 400, "slope": 0.002, "buffer": 640},
-    "DeepSeek-R1-Distill-Qwen-7B": {
-        "target": 4000,
-        "target_easy": 2000,
-        "target_hard": 6000,
-        "slope": 3e-4,
-        "buffer": 2000,
-    },
-}
-GENERATION = {
-    "miniature": "miniature",
-    REAL: "qwen_0.5b",
-    "DeepSeek-R1-Distill-Qwen-7B": "deepseek",
 }
 
 

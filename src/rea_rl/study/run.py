@@ -36,12 +36,11 @@ from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
+from rea_rl.run.placement import addresses
 from rea_rl.study.places import Place, make_places, stopping
+from rea_rl.study.recipe_set import read_study_set
 from rea_rl.study.rows import (
-    GENERATION,
-    MINIATURE_PROBLEMS,
     ROWS,
-    SIZES,
     Run,
     make_run,
 )
@@ -81,12 +80,11 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
 
 def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     """Command that makes the row's adapter in the run's directory."""
-    sizes = SIZES[args.recipe_set]
     if run.row.script:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
     check_processes(recipe, args)
-    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**sizes).split()]
+    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**args.set.sizes).split()]
     command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
     command += ["--model_name_or_path", args.model]
     return command + (["--max_steps", str(args.steps)] if args.steps else [])
@@ -186,7 +184,7 @@ def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -
     from generation.arguments import GenerateArguments
     from generation.generate import generate
 
-    settings = recipe.read_recipe(f"recipes/generation/{GENERATION[args.recipe_set]}.yaml")
+    settings = recipe.read_recipe(f"recipes/generation/{args.set.generation}.yaml")
     if settings.get("seed") is not None:
         settings["seed"] = run.seed
     settings |= {
@@ -207,8 +205,9 @@ def score(generations: Path, base: Path | None, args: argparse.Namespace) -> Non
     """Write the scores next to a generation file."""
     from generation import math_verify_all
 
-    is_miniature = args.recipe_set == "miniature"
-    options = math_verify_all.Scoring(base, word_bounded=is_miniature, slips=is_miniature)
+    options = math_verify_all.Scoring(
+        base, word_bounded=args.set.word_bounded, slips=args.set.slips
+    )
     results = Path("output/verify.json")
     scored = math_verify_all.score([generations], args.model, options, results)
     sys.stdout.write(math_verify_all.table(scored))
@@ -216,10 +215,10 @@ def score(generations: Path, base: Path | None, args: argparse.Namespace) -> Non
 
 # Flags, with the keywords of argparse.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "recipe_set": {"default": "miniature", "choices": sorted(SIZES), "help": "folder of recipes"},
+    "recipe_set": {"default": "miniature", "help": "folder of recipes with a study.yaml"},
     "rows": {"nargs": "+", "help": f"of {', '.join(ROWS)}; default: all; base is always added"},
     "seeds": {"type": int, "help": "of each row; default: three of the main rows, else one"},
-    "jobs": {"type": int, "default": 1, "help": "runs at a time, for a GPU and many cores"},
+    "jobs": {"type": int, "help": "runs at a time; default: one for each policy server"},
     "gpus": {"nargs": "+", "help": "where the study starts servers of its own, and trains"},
     "runs_per_gpu": {"type": int, "default": 1, "help": "with --gpus: runs at a time on each"},
     "kv_cache_gib": {"type": int, "default": 4, "help": "with --gpus: of each server, in GiB"},
@@ -227,14 +226,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compile": {"action": "store_true", "help": "with --gpus: servers compile, and start later"},
     "num_processes": {"type": int, "help": "of each training; default: the recipes' number"},
     "steps": {"type": int, "help": "optimizer steps; default: the recipe's"},
-    "eval_dataset": {"help": f"held-out problems; for the miniature: {MINIATURE_PROBLEMS}"},
+    "eval_dataset": {"help": "held-out problems; default: the recipe set's"},
     "eval_problems": {"type": int, "default": 500, "help": "use the first N of them"},
     "eval_samples": {"type": int, "default": 1, "help": "answers a problem and seed"},
-    "work": {"type": Path, "help": "runs and evaluations; default: output/study[-RECIPE_SET]"},
-    "out": {"type": Path, "help": "report; default: docs/study (miniature), else WORK/report"},
+    "work": {"type": Path, "help": "runs and evaluations; default: the recipe set's"},
+    "out": {"type": Path, "help": "report; default: the recipe set's, or WORK/report"},
     "model": {"help": "base model, as the policy server serves it; default: the recipe's"},
-    "policy_server": {"help": "default: the recipe's"},
-    "reflection_server": {"help": "default: the recipe's"},
+    "policy_server": {"nargs": "+", "help": "one, or several; default: the recipe's"},
+    "reflection_server": {"nargs": "+", "help": "the same; pairs share them in turn"},
+    "train_gpus": {"nargs": "+", "help": "runs take one each in turn; default: all use all"},
     "dry_run": {"action": "store_true", "help": "print the remaining work and end"},
 }
 
@@ -253,21 +253,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     set_places(args)
     recipe = read_recipe(args.recipe_set)
     args.model = args.model or recipe["model_name_or_path"]
-    args.policy_server = args.policy_server or recipe["policy_server"]
-    args.reflection_server = args.reflection_server or recipe["reflection_server"]
+    for role in ("policy", "reflection"):
+        key = f"{role}_server"
+        setattr(args, key, getattr(args, key) or addresses(recipe, role))
+    args.jobs = args.jobs or len(args.policy_server)
     args.device = device_name()
     return args
 
 
 def set_places(args: argparse.Namespace) -> None:
-    """Problems and folders by default: another recipe set's are none of the miniature's, whose
-    report is published."""
-    is_miniature = args.recipe_set == "miniature"
-    args.work = args.work or Path(
-        "output/study" if is_miniature else f"output/study-{args.recipe_set}"
-    )
-    args.out = args.out or (Path("docs/study") if is_miniature else args.work / "report")
-    args.eval_dataset = args.eval_dataset or (MINIATURE_PROBLEMS if is_miniature else None)
+    """Problems and folders of the recipe set, unless others are given."""
+    given = args.set = read_study_set(args.recipe_set)
+    args.work = args.work or Path(given.work or f"output/study-{args.recipe_set}")
+    args.out = args.out or (Path(given.out) if given.out else args.work / "report")
+    args.eval_dataset = args.eval_dataset or given.eval_dataset
 
 
 def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
