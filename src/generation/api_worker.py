@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from generation.generation_file import MOST_TOKENS, NO_ROOM
-from generation.prompts import THINK_END, THINK_START
+from generation.markers import R1, Markers
 from generation.rendering import encode_continuation
 from rea_core.checks import is_a
 from rea_core.clients import async_openai_client
@@ -58,6 +58,7 @@ def response_of(
     prompt_thinking: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     counts: Counter[str],
+    markers: Markers = R1,
 ) -> Row:
     """Response in a server's reply: `text`, `num_tokens`, `finish_reason`.
 
@@ -67,6 +68,7 @@ def response_of(
         tokenizer: counts the tokens of a reply that does not say them; None if no model is
             known.
         counts: of replies out of the ordinary, for the log; changed.
+        markers: the model's, between which a thinking is put that the server returns apart.
 
     Raises UnusableReply if there is no response, ValueError if its tokens cannot be counted.
     """
@@ -80,9 +82,8 @@ def response_of(
         )
     usage = getattr(reply, "usage", None)
     details = getattr(usage, "completion_tokens_details", None)
-    text = _text(
-        choice.message, prompt_thinking, bool(getattr(details, "reasoning_tokens", None)), counts
-    )
+    has_thought = bool(getattr(details, "reasoning_tokens", None))
+    text = _text(choice.message, prompt_thinking, has_thought, counts, markers)
     counts["are empty, and count as unanswered"] += not text
     counts["were withheld by the server (content_filter)"] += (
         choice.finish_reason == "content_filter"
@@ -95,7 +96,11 @@ def response_of(
 
 
 def _text(
-    message: Any, prompt_thinking: str | None, has_thought: bool, counts: Counter[str]
+    message: Any,
+    prompt_thinking: str | None,
+    has_thought: bool,
+    counts: Counter[str],
+    markers: Markers,
 ) -> str:
     """Text of a message, with a thinking that was returned apart where the model wrote it.
 
@@ -110,17 +115,17 @@ def _text(
     # no part of the response is thinking, even if the server says so
     if prompt_thinking == "closed":
         return thinking + content
-    thinking = thinking.removeprefix(THINK_START).removesuffix(THINK_END)
-    ends_apart = content.lstrip().startswith(THINK_END)
-    if THINK_END in content and not ends_apart and thinking.strip() in content:
+    thinking = thinking.removeprefix(markers.think_start).removesuffix(markers.think_end)
+    ends_apart = content.lstrip().startswith(markers.think_end)
+    if markers.think_end in content and not ends_apart and thinking.strip() in content:
         return content  # the thinking is there already
     counts["had their thinking apart, which was put back"] += bool(thinking)
     is_kept_back = has_thought and not (thinking or ends_apart) and bool(content)
     counts["are without their thinking, which the server keeps to itself"] += is_kept_back
     if not (thinking or is_kept_back):
         return content
-    begin = "" if prompt_thinking == "open" else THINK_START
-    end = "" if ends_apart or not content else THINK_END
+    begin = "" if prompt_thinking == "open" else markers.think_start
+    end = "" if ends_apart or not content else markers.think_end
     return f"{begin}{thinking}{end}{content}"
 
 
@@ -160,7 +165,9 @@ def ask_server(
                 args,
                 tasks,
                 keep,
-                lambda reply, task: response_of(reply, _known(task), tokenizer, counts),
+                lambda reply, task: response_of(
+                    reply, _known(task), tokenizer, counts, task.markers
+                ),
             )
         )
     # the first one stopped the run; or no row was answered

@@ -65,6 +65,14 @@ class GenerateArguments:
         "", "Begin of every reply, from which the model continues; part of the prompt."
     )
 
+    think_start: str | None = option(
+        None, "Text that opens the model's thinking; default: by its template and vocabulary."
+    )
+    think_end: str | None = option(None, "Text that ends it; give both or neither.")
+    forced_answer: str | None = option(
+        None, "Text that ends a thinking which is cut; default: think_end and a heading."
+    )
+
     # Labelling
     paragraph_tokenizer: str | None = option(
         None, "Model that wrote the responses; its tokenizer counts the paragraphs' tokens."

@@ -46,9 +46,9 @@ from generation.measured import read_tokens_per_reflection
 from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.reflection_words import count_reflections, relative_density
-from generation.rendering import known_thinking
+from generation.rendering import thinking_in
 from generation.scoring import Interval, ratio_interval
-from generation.segments import check_paragraph_tokens, thinking_of
+from generation.segments import check_paragraph_tokens
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
@@ -229,8 +229,7 @@ def reflection_reward(row: Row, tokens_per_reflection: float | None) -> float:
     if tokens_per_reflection is None:
         return 1.0
     response, kept = row["responses"][0], sum(row["thinking"][: row["last_kept"] + 1])
-    thinking = thinking_of(response["text"], known_thinking(response))
-    words = count_reflections(thinking, word_bounded=True)
+    words = count_reflections(thinking_in(response), word_bounded=True)
     return min(relative_density(words, kept, tokens_per_reflection), 1.0)
 
 

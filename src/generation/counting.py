@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from generation.generation_file import NO_ROOM
+from generation.markers import known_markers
 from generation.parallel import Shared, map_rows
-from generation.prompts import THINK_START
 from generation.reflection_words import count_reflections
-from generation.rendering import answer_of, known_thinking
+from generation.rendering import answer_of, thinking_in
 from generation.scoring import ScoredResponse
-from generation.segments import num_tokens, thinking_of
+from generation.segments import num_tokens
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows
 
@@ -37,8 +37,8 @@ class Counting:
     """Settings of a process that counts responses; it is called there, for its tokenizer.
 
     Args:
-        tokenizer: counts thinking tokens, those before `</think>`; there are none after a prompt
-            that has closed its thinking.
+        tokenizer: counts thinking tokens, those before the end of the thinking; there are none
+            after a prompt that has closed it.
         budgets: tokens that responses are cut to, one after the other; None leaves them as they
             are.
         word_bounded: count whole reflection words only.
@@ -80,9 +80,7 @@ def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
         for cuts in row
         for r in cuts
     ]
-    thinkings = [
-        thinking_of(r["text"].removeprefix(THINK_START), known_thinking(r)) for r in responses
-    ]
+    thinkings = [thinking_in(r).removeprefix(known_markers(r).think_start) for r in responses]
     tokens = num_tokens(thinkings, counting.tokenizer)
     counted = iter(zip(responses, thinkings, tokens, strict=True))
     result = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from generation.prompts import THINK_END, forced_answer
+from generation.markers import R1, Markers, decode_completion
 from generation.segments import Paragraph
 from rea_core.checks import check_numbers
 
@@ -170,16 +170,10 @@ class CutCompletion(NamedTuple):
 # --- Ids of a response ----------------------------------------------------------------------------
 
 
-def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of sampled ids, without special tokens such as EOS; paragraphs are split from exactly
-    this text."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def think_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `</think>`: one if the tokenizer has such a token, several if it is ordinary
-    text."""
-    return tokenizer.encode(THINK_END, add_special_tokens=False)
+def think_end_ids(tokenizer: PreTrainedTokenizerBase, markers: Markers = R1) -> list[int]:
+    """Ids of `</think>`, or of another end: one if the tokenizer has such a token, several if it
+    is ordinary text."""
+    return tokenizer.encode(markers.think_end, add_special_tokens=False)
 
 
 def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
@@ -193,20 +187,22 @@ def find_marker(ids: Sequence[int], marker: int | Sequence[int]) -> int:
     return next((i for i in starts if list(ids[i : i + len(wanted)]) == wanted), len(ids))
 
 
-def think_end_finder(tokenizer: PreTrainedTokenizerBase) -> FindThinkEnd:
-    """Function from the ids of a completion to the number of its thinking tokens: all without a
-    `</think>`.
+def think_end_finder(tokenizer: PreTrainedTokenizerBase, markers: Markers = R1) -> FindThinkEnd:
+    """Function from the ids of a completion to the number of its thinking tokens: all without an
+    end.
 
     If that is ordinary text, its ids depend on what follows (Qwen2.5 has a token `>\\n\\n`), so
     it is found in the text.
     """
-    marker = think_end_ids(tokenizer)
+    marker = think_end_ids(tokenizer, markers)
     if len(marker) == 1:
         return lambda ids: find_marker(ids, marker)
 
     def find(ids: Sequence[int]) -> int:
-        place = decode_completion(tokenizer, ids).find(THINK_END)
-        return len(ids) if place < 0 else len(shortest_prefix(ids, tokenizer, place + 1)) - 1
+        place = decode_completion(tokenizer, ids, markers).find(markers.think_end)
+        if place < 0:
+            return len(ids)
+        return len(shortest_prefix(ids, tokenizer, place + 1, markers)) - 1
 
     return find
 
@@ -217,6 +213,7 @@ def cut_completion_ids(
     paragraphs: list[Paragraph],
     last_kept: int,
     always_cut: bool = True,
+    markers: Markers = R1,
 ) -> CutCompletion | None:
     """Cut a sampled completion after a paragraph without changing an id.
 
@@ -233,6 +230,7 @@ def cut_completion_ids(
         last_kept: index of the last kept paragraph.
         always_cut: if that is the last of all, cut the thinking before its last blank-line part, so
             that a revision is always shorter; False: leave such a response as it is.
+        markers: the policy's, with the text that is forced.
 
     Returns:
         The cut, or None if nothing is cut off: a thinking of at most one block, or one that is
@@ -243,14 +241,16 @@ def cut_completion_ids(
         kept_ends = kept_ends[:-1] if always_cut else []
     if not kept_ends:
         return None
-    kept_ids = list(shortest_prefix(completion_ids, tokenizer, kept_ends[-1]))
-    return CutCompletion(
-        kept_ids, forced_answer(decode_completion(tokenizer, kept_ids).endswith("\n"))
-    )
+    kept_ids = list(shortest_prefix(completion_ids, tokenizer, kept_ends[-1], markers))
+    kept = decode_completion(tokenizer, kept_ids, markers)
+    return CutCompletion(kept_ids, markers.forced(after_newline=kept.endswith("\n")))
 
 
 def shortest_prefix(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_chars: int
+    ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    num_chars: int,
+    markers: Markers = R1,
 ) -> Sequence[int]:
     """Fewest leading ids that decode to the first `num_chars` characters of the whole text, or
     beyond.
@@ -259,14 +259,14 @@ def shortest_prefix(
     once matched, more ids cannot undo it. That makes the prefix lengths sorted by "matches", and a
     bisection finds the first.
     """
-    text = decode_completion(tokenizer, ids)[:num_chars]
+    text = decode_completion(tokenizer, ids, markers)[:num_chars]
     assert len(text) == num_chars, "the paragraphs are of another text than the ids decode to"
     lengths = range(len(ids) + 1)
-    return ids[
-        : bisect_left(
-            lengths, True, key=lambda n: decode_completion(tokenizer, ids[:n]).startswith(text)
-        )
-    ]
+
+    def holds_text(n: int) -> bool:
+        return decode_completion(tokenizer, ids[:n], markers).startswith(text)
+
+    return ids[: bisect_left(lengths, True, key=holds_text)]
 
 
 class PathCuts:
@@ -280,10 +280,11 @@ class PathCuts:
     Args:
         text: whole response.
         tokenizer: of the model that wrote it.
+        markers: that model's.
     """
 
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase):
-        self._text, self._tokenizer = text, tokenizer
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, markers: Markers = R1):
+        self._text, self._tokenizer, self._markers = text, tokenizer, markers
         self._starts: array[int] | None = None  # first character of each id
         self._ends = array("Q")
         if tokenizer.is_fast:
@@ -301,7 +302,8 @@ class PathCuts:
         """Prefix from which the response is finished if it is cut at a character, and the share of
         its thinking that stays."""
         num_kept, kept = self._keep(end)
-        return kept + forced_answer(kept.endswith("\n")), num_kept / self._num_thinking
+        forced = self._markers.forced(after_newline=kept.endswith("\n"))
+        return kept + forced, num_kept / self._num_thinking
 
     def _look_up(self, offsets: list[tuple[int, int]]) -> None:
         """Take the ids' characters for granted if they are all characters, and the ids decode to
@@ -320,9 +322,7 @@ class PathCuts:
     def _keep(self, end: int) -> tuple[int, str]:
         """Number of ids that are kept up to a character, and their text."""
         if self._starts is None:
-            pass
-
-            kept = shortest_prefix(self._ids, self._tokenizer, end)
+            kept = shortest_prefix(self._ids, self._tokenizer, end, self._markers)
             return len(kept), self._decode(kept)
         num_kept = bisect_left(self._starts, end)
         last = self._ends[num_kept - 1]
@@ -333,16 +333,12 @@ class PathCuts:
 
     def _count_thinking(self) -> int:
         if self._starts is None:
-            pass
-
-            return think_end_finder(self._tokenizer)(self._ids)
-        marker = self._tokenizer.encode(THINK_END, add_special_tokens=False)
+            return think_end_finder(self._tokenizer, self._markers)(self._ids)
+        marker = think_end_ids(self._tokenizer, self._markers)
         if len(marker) == 1:
             return self._ids.index(marker[0]) if marker[0] in self._ids else len(self._ids)
-        place = self._text.find(THINK_END)
+        place = self._text.find(self._markers.think_end)
         return len(self._ids) if place < 0 else bisect_left(self._starts, place + 1) - 1
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return decode_completion(self._tokenizer, ids, self._markers)

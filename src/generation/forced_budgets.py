@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from generation.generation_file import read_generations
+from generation.markers import known_markers
 from generation.parallel import Shared, map_rows
 from generation.path_cutting import to_json
-from generation.prompts import forced_answer
-from generation.rendering import known_thinking
-from generation.segments import thinking_of
+from generation.rendering import thinking_in
 from generation.stages import path_rows
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
@@ -49,16 +48,15 @@ def budget_rows(
     for row, response in path_rows(rows):
         if row["path"] >= num_samples:
             continue
-        ids = tokenizer.encode(
-            thinking_of(response["text"], known_thinking(response)), add_special_tokens=False
-        )
+        ids = tokenizer.encode(thinking_in(response), add_special_tokens=False)
         for budget in budgets:
             columns = {**row, "id": f"{row['id']}/{budget}", "budget": budget}
             if len(ids) <= budget and response["finish_reason"] == "stop":
                 yield {**columns, "prefix": None, "responses": [response]}
             else:
                 kept = tokenizer.decode(ids[:budget])
-                yield {**columns, "prefix": kept + forced_answer(kept.endswith("\n"))}
+                forced = known_markers(response).forced(after_newline=kept.endswith("\n"))
+                yield {**columns, "prefix": kept + forced}
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,10 @@ class _Run:
     def _keep(self, task: Task, index: int, responses: list[Row]) -> None:
         args = self._args
         is_asked = args.split == "math_cot" and task.prompt.responses is None
-        columns = {"prompt_format": args.prompt_format.record} if is_asked else {}
-        known = {"prompt_thinking": task.rendered.thinking} if task.rendered else {}
+        markers = task.markers.column
+        known = markers | ({"prompt_thinking": task.rendered.thinking} if task.rendered else {})
+        asked = args.prompt_format.record | markers.get("markers", {})
+        columns = {"prompt_format": asked} if is_asked else {}
         self._output.append(
             index, {**task.row, **columns, "responses": [{**r, **known} for r in responses]}
         )

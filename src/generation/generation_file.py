@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from generation.markers import known_markers
 from rea_core.checks import is_a, short_json
 from rea_core.json_text import parse_json, read_json
 from rea_core.ownership import own_file
@@ -245,3 +246,7 @@ def _check_response(response: Any, place: str) -> None:
             f"{place} has the prompt_thinking {given}; it must be {', '.join(PROMPT_THINKING)}, or "
             "missing"
         )
+    try:
+        known_markers(response)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; generate it again") from error

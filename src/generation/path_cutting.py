@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from generation.cuts import PathCuts
+from generation.markers import known_markers
 from generation.parallel import BATCH_BYTES, Shared
-from generation.prompts import THINK_END
 from generation.rendering import known_thinking
 from generation.segments import Paragraph, split_paragraphs, token_counter
 from generation.stages import path_rows
@@ -35,13 +35,17 @@ def cut_row(
 
     Columns next to the response's own: `prefix` (None if all is kept, with its own `responses`),
     `cut` (the last kept paragraph), `num_paragraphs`, `kept` (share of the thinking's tokens) and
-    `truncated` (no `</think>`). `cuts` are those of the response, if it is cut several times.
+    `truncated` (no end of its thinking). `cuts` are those of the response, if it is cut several
+    times.
     """
-    ended = known_thinking(response) == "closed" or THINK_END in response["text"]
+    ended = known_thinking(response) == "closed" or (
+        known_markers(response).think_end in response["text"]
+    )
     columns = {"num_paragraphs": len(paragraphs), "truncated": not ended}
     if last_kept is None or last_kept + 1 >= len(paragraphs):
         return {**row, **columns, "cut": None, "kept": 1.0, "prefix": None, "responses": [response]}
-    prefix, kept = (cuts or PathCuts(response["text"], tokenizer)).after(paragraphs[last_kept].end)
+    cuts = cuts or PathCuts(response["text"], tokenizer, known_markers(response))
+    prefix, kept = cuts.after(paragraphs[last_kept].end)
     return {**row, **columns, "cut": last_kept, "kept": kept, "prefix": prefix}
 
 
@@ -58,12 +62,14 @@ class Splitting:
 
     def paragraphs(self, response: Row) -> list[Paragraph]:
         """Paragraphs of a response."""
+        think_end = known_markers(response).think_end
         return split_paragraphs(
             response["text"],
-            token_counter([response["text"]], self.tokenizer),
+            token_counter([response["text"]], self.tokenizer, think_end),
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
             prompt_thinking=known_thinking(response),
+            think_end=think_end,
         )
 
 
@@ -159,7 +165,8 @@ def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list
         path, wanted = labelled.known[row["id"]]
         paragraphs = path.paragraphs
         is_cut = any(cut.last_kept + 1 < len(paragraphs) for cut in wanted)
-        cuts = PathCuts(response["text"], tokenizer) if is_cut else None
+        markers = known_markers(response)
+        cuts = PathCuts(response["text"], tokenizer, markers) if is_cut else None
         found.append(
             [
                 to_json(

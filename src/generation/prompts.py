@@ -7,9 +7,11 @@ import string
 THINK_START = "<think>"
 THINK_END = "</think>"
 
+ANSWER_HEADING = "**Final Answer:**\n\n"
 # Ends a thinking that was cut. If the kept ids already end in a newline (`.\n\n` is one token in
 # Qwen's tokenizers), the variant without the leading newline follows instead, see `forced_answer`.
-FORCED_ANSWER = f"\n{THINK_END}\n\n**Final Answer:**\n\n"
+# Other models have other markers, see `generation.markers`.
+FORCED_ANSWER = f"\n{THINK_END}\n\n{ANSWER_HEADING}"
 
 MATH_COT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
@@ -19,7 +21,7 @@ _REFLECTION_INSTRUCTION = (
     "states a result for the problem, Think otherwise."
 )
 _PROBLEM_HEADING = "# Problem"
-_ANSWER_HEADING = "# Gold answer"
+_GOLD_HEADING = "# Gold answer"
 _REASONING_HEADING = "# Reasoning"
 _PART_HEADING = "# Part"
 
@@ -109,7 +111,7 @@ def judge_messages(problem: str, paragraphs: list[str], answer: str | None) -> l
     Reasoning and Result.
     """
     instruction = _JUDGE_WITHOUT_ANSWER if answer is None else _JUDGE_WITH_ANSWER
-    given = [] if answer is None else [_ANSWER_HEADING, answer]
+    given = [] if answer is None else [_GOLD_HEADING, answer]
     return _user_message(
         instruction,
         _PROBLEM_HEADING,
@@ -124,7 +126,7 @@ def confirmation_messages(problem: str, paragraph: str, answer: str | None) -> l
     """Chat messages of the second judgement: does this one paragraph really state the result?
     Yes or No."""
     instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
-    given = [] if answer is None else [_ANSWER_HEADING, answer]
+    given = [] if answer is None else [_GOLD_HEADING, answer]
     return _user_message(
         instruction, _PROBLEM_HEADING, problem, *given, _PART_HEADING, paragraph.strip()
     )

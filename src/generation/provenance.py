@@ -7,7 +7,8 @@ means something else.
     prompt_format   see `generation.rendering`
     scoring         how answers were compared and words counted, and the largest budget
 
-Models and inputs of two compared scores may differ. The other parts may not, if both are known.
+Models and inputs of two compared scores may differ, and with the models the markers of their
+thinking. The other parts may not, if both are known.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from generation.markers import KEYS as MARKER_KEYS
+from generation.markers import R1
 from generation.rendering import PromptFormat
 from rea_core.json_text import read_json
 from rea_core.row_files import Row
@@ -64,8 +67,8 @@ def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
     for i, row in enumerate(rows):
         if (given := row.get("prompt_format")) is None:
             continue
-        if first is not None and given != known:
-            differs = differences({"prompt_format": known}, {"prompt_format": given})
+        others = first is not None and given != known
+        if others and (differs := differences({"prompt_format": known}, {"prompt_format": given})):
             raise ValueError(
                 f"{path}: rows {first} and {i} were asked in different ways: {differs}; split the "
                 "file"
@@ -91,13 +94,23 @@ def differences(
 ) -> str:
     """Keys that both know and that differ in the parts that are compared, with both values;
     empty if none does."""
+    first, second = _with_markers(first), _with_markers(second)
+    models = [made.get("model", {}).get("model_dir") for made in (first, second)]
+    the_models_own = MARKER_KEYS if None not in models and models[0] != models[1] else ()
     pairs = [
         (key, value, second[part][key])
         for part in COMPARED
         for key, value in first.get(part, {}).items()
-        if key in second.get(part, {}) and second[part][key] != value
+        if key in second.get(part, {}) and second[part][key] != value and key not in the_models_own
     ]
     return ", ".join(f"{key} ({old!r} and {new!r})" for key, old, new in pairs)
+
+
+def _with_markers(made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """The same with the markers of a whole prompt format that names none: R1's."""
+    prompt_format = made.get("prompt_format", {})
+    is_whole = {"prompt_template", "prefill"} <= prompt_format.keys()
+    return {**made, "prompt_format": R1.record | prompt_format} if is_whole else made
 
 
 def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], remedy: str) -> None:
@@ -112,13 +125,18 @@ def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], reme
 def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> None:
     """Raise ValueError naming two of several files that differ, if they are to appear in one
     table or picture."""
-    # by part and key: the first file that knows it, and its value
-    seen: dict[tuple[str, str], tuple[str, Any]] = {}
-    for name, made in files:
+    # by part and key: the first file that knows it, and what it was made by
+    seen: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {}
+    for name, file_made_by in files:
+        made = _with_markers(file_made_by)
         for part in COMPARED:
-            for key, value in made.get(part, {}).items():
-                first, before = seen.setdefault((part, key), (name, value))
-                check_comparable({part: {key: before}}, {part: {key: value}}, (first, name), remedy)
+            for key in made.get(part, {}):
+                first, before = seen.setdefault((part, key), (name, made))
+                one_key = (
+                    {part: {key: each[part][key]}, "model": each.get("model", {})}
+                    for each in (before, made)
+                )
+                check_comparable(*one_key, (first, name), remedy)
 
 
 def check_same_prompts(

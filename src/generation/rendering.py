@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from generation.prompts import MATH_COT, THINK_END, THINK_START, format_problem
+from generation.markers import KEYS as MARKER_KEYS
+from generation.markers import R1, Markers, given_markers, known_markers
+from generation.markers import marker_decoder as marker_decoder  # has moved
+from generation.prompts import MATH_COT, format_problem
+from generation.segments import thinking_of
 from rea_core.checks import check_text
 
 if TYPE_CHECKING:
@@ -64,18 +68,20 @@ class PromptFormat:
         system_prompt: message before it; None for none.
         chat_template_kwargs: keywords of the model's chat template, such as `enable_thinking`.
         prefill: begin of every reply; it is part of the prompt, and no part of the response.
-        think_start, think_end: the model's markers of a thinking.
+        think_start, think_end, forced_answer: see `generation.markers`; None for the model's.
     """
 
     prompt_template: str = MATH_COT
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     prefill: str = ""
-    think_start: str = THINK_START
-    think_end: str = THINK_END
+    think_start: str | None = None
+    think_end: str | None = None
+    forced_answer: str | None = None
 
     def __post_init__(self) -> None:
         format_problem("", self.prompt_template)
+        given_markers(vars(self))
         for key in ("system_prompt", "prefill"):
             if not isinstance(value := getattr(self, key), (str, NoneType)):
                 raise ValueError(f"{key} is {value!r}; write a text")
@@ -94,18 +100,25 @@ class PromptFormat:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PromptFormat:
         """Format by its recipe keys; those that are missing or null have their defaults."""
-        keys = ("prompt_template", "system_prompt", "chat_template_kwargs", "prefill")
+        keys = ("prompt_template", "system_prompt", "chat_template_kwargs", "prefill", *MARKER_KEYS)
         return cls(**{key: settings[key] for key in keys if settings.get(key) is not None})
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its recipe keys and values, as files hold them."""
+        """Its recipe keys and values, as files hold them. Markers are left out if they are R1's,
+        or are still to be found from the model."""
+        markers = given_markers(vars(self))
         return {
             "prompt_template": self.prompt_template,
             "system_prompt": self.system_prompt or None,
             "chat_template_kwargs": dict(self.chat_template_kwargs),
             "prefill": self.prefill,
+            **(markers if markers != R1.record else {}),
         }
+
+    def of_model(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+        """The same with the markers of a model, if they are not given."""
+        return replace(self, **Markers.of(vars(self), tokenizer).record)
 
     def messages(self, problem: str) -> Messages:
         """Messages that ask for a problem's solution."""
@@ -123,9 +136,9 @@ class PromptFormat:
 
     def render(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
         """The same, with what it did to the thinking."""
-        text = self._apply(messages, tokenizer)
-        turn = self._begun_turn(messages, tokenizer, text)
-        return RenderedPrompt(text + self.prefill, self._thinking(turn + self.prefill))
+        text, markers = self._apply(messages, tokenizer), Markers.of(vars(self), tokenizer)
+        turn = self._begun_turn(messages, tokenizer, text) + self.prefill
+        return RenderedPrompt(text + self.prefill, _thinking(turn, markers))
 
     def _apply(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
         _warn_of_unread(str(tokenizer.chat_template), *sorted(self.chat_template_kwargs))
@@ -139,22 +152,8 @@ class PromptFormat:
                 "change these messages (system_prompt makes one), or give the model another "
                 "template"
             ) from error
-        self._check_whole(messages, text)
+        _check_whole(messages, text, Markers.of(vars(self), tokenizer).think_end)
         return text
-
-    def _check_whole(self, messages: Messages, text: str) -> None:
-        """Raise ValueError if a template has left a message out, as many do with roles unknown
-        to them. Of the assistant's messages they may leave out the thinking."""
-        for message in messages:
-            role, content = str(message.get("role")), message["content"]
-            if role == "assistant":
-                content = content.rpartition(self.think_end)[2]
-            if content.strip() not in text:
-                raise ValueError(
-                    f"the model's chat template leaves out a message of the role {role!r}, "
-                    f"{content.strip()[:60]!r}; roles are system, user and assistant: change that "
-                    "message (system_prompt makes one), or give the model another template"
-                )
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
         """The template's text after the last message. The message itself may speak of
@@ -166,11 +165,28 @@ class PromptFormat:
         turn = marked.rpartition(_MARK)[2]
         return turn if text.endswith(turn) else text.rpartition(content.strip() or _MARK)[2]
 
-    def _thinking(self, turn: str) -> Thinking:
-        opened, closed = turn.rfind(self.think_start), turn.rfind(self.think_end)
-        if opened == closed:  # neither is there
-            return "unknown"
-        return "open" if opened > closed else "closed"
+
+def _thinking(turn: str, markers: Markers) -> Thinking:
+    """What the begin of the model's turn did to the thinking."""
+    opened, closed = turn.rfind(markers.think_start), turn.rfind(markers.think_end)
+    if opened == closed:  # neither is there
+        return "unknown"
+    return "open" if opened > closed else "closed"
+
+
+def _check_whole(messages: Messages, text: str, think_end: str) -> None:
+    """Raise ValueError if a template has left a message out, as many do with roles unknown to
+    them. Of the assistant's messages they may leave out the thinking."""
+    for message in messages:
+        role, content = str(message.get("role")), message["content"]
+        if role == "assistant":
+            content = content.rpartition(think_end)[2]
+        if content.strip() not in text:
+            raise ValueError(
+                f"the model's chat template leaves out a message of the role {role!r}, "
+                f"{content.strip()[:60]!r}; roles are system, user and assistant: change that "
+                "message (system_prompt makes one), or give the model another template"
+            )
 
 
 @cache  # once for a template
@@ -210,64 +226,46 @@ def known_thinking(response: Mapping[str, Any]) -> Thinking:
     return response.get("prompt_thinking", "unknown")
 
 
+def thinking_in(response: Mapping[str, Any]) -> str:
+    """Thinking of a response or rollout: the text before its end, or all of it if there is
+    none."""
+    return thinking_of(
+        response["text"], known_thinking(response), known_markers(response).think_end
+    )
+
+
 def answer_of(response: Mapping[str, Any]) -> str | None:
     """Final answer in a response, or None."""
     from generation.math_verify import extract_answer
 
-    return extract_answer(response["text"], thinking=known_thinking(response))
+    markers, thinking = known_markers(response), known_thinking(response)
+    around = markers.think_start, markers.think_end
+    return extract_answer(response["text"], thinking=thinking, around=around)
 
 
 def after_thinking(response: Mapping[str, Any]) -> str:
     """Text of a response after its thinking; empty if that never ended."""
-    text, thinking = response["text"], known_thinking(response)
-    if thinking == "closed" or (
-        thinking == "unknown" and THINK_START not in text and THINK_END not in text
-    ):
+    text, thinking, markers = response["text"], known_thinking(response), known_markers(response)
+    if thinking == "closed" or (thinking == "unknown" and not markers.are_in(text)):
         return text
-    return text.partition(THINK_END)[2]
+    return text.partition(markers.think_end)[2]
 
 
 DEFAULT_FORMAT = PromptFormat()
 
 
-def prompt_thinking(prompt: str, problem: str = "") -> Thinking:
+def prompt_thinking(prompt: str, problem: str = "", markers: Markers = R1) -> Thinking:
     """Whether a prompt opened or closed the thinking, from its text alone.
 
     Args:
         prompt: rendered text.
         problem: the problem in it. The text before it says nothing of the model's turn.
+        markers: the model's.
     """
     found = problem and problem in prompt
     turn = (prompt.rpartition(problem)[2] if found else prompt).rstrip()
-    if turn.endswith(THINK_END):
+    start, end = markers.think_start.rstrip(), markers.think_end.rstrip()
+    if turn.endswith(end):
         return "closed"
-    is_open = THINK_START in turn and THINK_END not in turn if found else turn.endswith(THINK_START)
+    is_open = start in turn and end not in turn if found else turn.endswith(start)
     return "open" if is_open else "unknown"
-
-
-def marker_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str] | None:
-    """Function from sampled ids to their text without special tokens such as EOS, but with the
-    thinking's markers.
-
-    If the markers are special tokens, a decoder drops them. None if they are not: any decoder
-    keeps them then.
-    """
-    ids = {tokenizer.convert_tokens_to_ids(text): text for text in (THINK_START, THINK_END)}
-    markers = {
-        i: text
-        for i, text in ids.items()
-        if i in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    }
-
-    def decode(ids: Sequence[int]) -> str:
-        text, begin = "", 0
-        for i, token in enumerate([*ids, None]):
-            if token in markers or token is None:
-                text += tokenizer.decode(
-                    ids[begin:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-                text += markers.get(token, "")
-                begin = i + 1
-        return text
-
-    return decode if markers else None

@@ -43,13 +43,15 @@ class _Part:
     end: int
 
 
-def thinking_of(text: str, prompt_thinking: Thinking = "unknown") -> str:
-    """Text before the first `</think>`, or all of it if there is none (a truncated response).
+def thinking_of(
+    text: str, prompt_thinking: Thinking = "unknown", think_end: str = THINK_END
+) -> str:
+    """Text before the first `think_end`, or all of it if there is none (a truncated response).
 
     After a prompt that has closed its thinking (`prompt_thinking`, see `generation.rendering`)
-    there is none.
+    there is none. `generation.rendering.thinking_in` asks a response for both.
     """
-    return "" if prompt_thinking == "closed" else text.split(THINK_END, 1)[0]
+    return "" if prompt_thinking == "closed" else text.split(think_end, 1)[0]
 
 
 def check_paragraph_tokens(min_tokens: int, max_tokens: int) -> None:
@@ -68,6 +70,7 @@ def split_paragraphs(
     min_tokens: int = 32,
     max_tokens: int = 128,
     prompt_thinking: Thinking = "unknown",
+    think_end: str = THINK_END,
 ) -> list[Paragraph]:
     """Split the thinking of a completion into paragraphs; there is none after a prompt that has
     closed it.
@@ -77,7 +80,7 @@ def split_paragraphs(
     Offsets refer to `text`.
     """
     groups: list[list[_Part]] = [[]]  # the last one is open
-    for part in _parts(thinking_of(text, prompt_thinking), count_tokens):
+    for part in _parts(thinking_of(text, prompt_thinking, think_end), count_tokens):
         group = groups[-1]
         num_tokens = sum(p.num_tokens for p in group) + part.num_tokens
         ends_sentence = part.text.strip().endswith(_SENTENCE_ENDS)
@@ -91,10 +94,13 @@ def split_paragraphs(
     return [_join(group) for group in groups if group]
 
 
-def token_counter(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
-    """Function from a blank-line part of one of the texts to its tokens; all parts are encoded
-    at once."""
-    parts = list({text[start:end] for text in texts for start, end in _spans(thinking_of(text))})
+def token_counter(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, think_end: str = THINK_END
+) -> Callable[[str], int]:
+    """Function from a blank-line part of one of the texts' thinking to its tokens; all parts are
+    encoded at once."""
+    thinkings = (thinking_of(text, think_end=think_end) for text in texts)
+    parts = list({text[start:end] for text in thinkings for start, end in _spans(text)})
     return dict(zip(parts, num_tokens(parts, tokenizer), strict=True)).__getitem__
 
 

@@ -19,14 +19,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from generation.generation_file import read_generations
+from generation.markers import KEYS as MARKER_KEYS
+from generation.markers import known_markers
 from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
 from generation.provenance import differences
-from generation.rendering import known_thinking
+from generation.rendering import known_thinking, thinking_in
 from generation.segments import (
     Paragraph,
     chunk_paragraphs,
     split_paragraphs,
-    thinking_of,
     token_counter,
 )
 from rea_core.checks import is_dialogue
@@ -79,7 +80,10 @@ def _check_begun(args: GenerateArguments, row: Row, _: int) -> None:
     """Raise ValueError for a response that was begun, if it cannot be finished as asked."""
     if "prefix" not in row:
         return
-    begun, asked = row.get("prompt_format") or {}, args.prompt_format.record
+    begun = row.get("prompt_format") or {}
+    # not given: those of the model, which has begun it
+    markers = {key: begun[key] for key in MARKER_KEYS if key in begun}
+    asked = markers | args.prompt_format.record
     if differs := differences({"prompt_format": begun}, {"prompt_format": asked}):
         raise ValueError(
             f"{args.qaf}: row {row['id']!r} was begun with another prompt than it is to be "
@@ -191,10 +195,7 @@ def _open_paths(args: GenerateArguments) -> Rows:
 
     def look(row: Row) -> None:
         nonlocal found
-        found += any(
-            thinking_of(response["text"], known_thinking(response)).strip()
-            for response in row["responses"]
-        )
+        found += any(thinking_in(response).strip() for response in row["responses"])
 
     rows = read_generations(args.qaf, look=look)[: args.qaf_limit]
     if not found:
@@ -208,7 +209,9 @@ def _paths(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Row, list[Paragraph]]]:
     """Responses that have a thinking, with its paragraphs."""
-    count_tokens = token_counter((response["text"] for response in row["responses"]), tokenizer)
+    think_end = known_markers(row["responses"][0]).think_end  # one model wrote all of a file
+    texts = (response["text"] for response in row["responses"])
+    count_tokens = token_counter(texts, tokenizer, think_end)
     for columns, response in path_rows([row]):
         paragraphs = split_paragraphs(
             response["text"],
@@ -216,6 +219,7 @@ def _paths(
             min_tokens=args.paragraph_min_tokens,
             max_tokens=args.paragraph_max_tokens,
             prompt_thinking=known_thinking(response),
+            think_end=think_end,
         )
         if paragraphs:
             yield columns, paragraphs

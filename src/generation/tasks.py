@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from generation.arguments import LABELING_SPLITS, GenerateArguments
 from generation.generation_file import sample_seed
+from generation.markers import R1, Markers
 from generation.parallel import Shared
 from generation.rendering import RenderedPrompt, encode_continuation, encode_text
 from generation.stages import SPLITS, Prompt
@@ -28,6 +29,7 @@ class Task:
     prompt: Prompt
     # None if nothing is asked, or no tokenizer is known
     rendered: RenderedPrompt | None = None
+    markers: Markers = R1  # of the model's thinking
     # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
     prompt_ids: list[int] | None = None
     num_given: int = 0
@@ -92,10 +94,10 @@ class Making:
         return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
 
     def _render(self, task: Task) -> Task:
-        if self.model is None or task.prompt.responses is not None:
+        if task.prompt.responses is not None:
             return task
         (task,) = render_tasks(self.args, [task], self.model)
-        if self.args.api:
+        if self.args.api or self.model is None:
             return task
         # What the model continues from is encoded by itself, as in training, where it is sampled or
         # a completion.
@@ -127,13 +129,14 @@ def render_tasks(
     Without a tokenizer they stay as they are. Raises ValueError naming file and row of messages
     that the model's template refuses.
     """
+    markers = Markers.of(vars(args), tokenizer)
     if tokenizer is None:
-        return tasks
+        return [replace(task, markers=markers) for task in tasks]
     rendered = []
     for task in tasks:
         try:
             prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
         except ValueError as error:
             raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
-        rendered.append(replace(task, rendered=prompt))
+        rendered.append(replace(task, rendered=prompt, markers=markers))
     return rendered

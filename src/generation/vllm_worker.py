@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from generation.markers import Markers, marker_decoder
 from generation.parallel import end_with_parent
-from generation.rendering import marker_decoder
 from rea_core.models import load_tokenizer, resolve_dtype
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _work(
     os.environ |= _environment(args, devices)
     engine = _start_engine(args, num_gpus=len(devices))
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
-    decode = marker_decoder(tokenizer)
+    decode = marker_decoder(tokenizer, Markers.of(vars(args), tokenizer))
     if args.logprobs is None and decode is None:  # the engine leaves it to us, see `_submit`
         decode = partial(
             tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False

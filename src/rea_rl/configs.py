@@ -138,6 +138,15 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         False, "Multiply the KL term by the importance ratio (DeepSeek-V3.2); paper: no."
     )
 
+    # Thinking
+    think_start: str | None = option(
+        None, "Text that opens the policy's thinking; default: by its template and vocabulary."
+    )
+    think_end: str | None = option(None, "Text that ends it; give both or neither.")
+    forced_answer: str | None = option(
+        None, "Text that ends a thinking which is cut; default: think_end and a heading."
+    )
+
     # Revision
     revision: bool = option(True, "Train on revisions next to the originals; no: plain GRPO.")
     construction: Annotated[str, one_of("pairs", "revisions_only", "serial")] = option(

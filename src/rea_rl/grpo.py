@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from trl import ModelConfig
 
+    from generation.markers import Markers
     from generation.rendering import PromptFormat
     from rea_rl.configs import DataArguments, REARLConfig
     from rea_rl.rea_rl_trainer import REARLTrainer
@@ -64,7 +65,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     Raises ValueError for what is missing or does not fit together, or to the run in output_dir;
     RunComplete if that run needs nothing more.
     """
-    from generation.measured import read_tokens_per_reflection
+    from generation.markers import Markers
     from generation.rendering import PromptFormat
     from generation.verifiers import is_function
     from generation.verifiers.opening import check_verifier, verifier_record
@@ -74,22 +75,19 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
 
     check_policy_keys(args, model_args)
     training.check_evaluation(args, data.eval_dataset_name)
-    prompts = PromptFormat.of(vars(data) | {"chat_template_kwargs": args.chat_template_kwargs})
+    prompts = PromptFormat.of(vars(data) | vars(args))
     if args.cut_file is not None and args.needs_labels:
         take_cut_file(args)
-    threshold = args.tokens_per_reflection
-    if (measured := args.tokens_per_reflection_file) is not None:
-        threshold = read_tokens_per_reflection(
-            measured, args.word_bounded_reflections, prompts.record
-        )
-    reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     check_model(model_args.model_name_or_path)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
     training.check_buildable(model_args, args.trust_remote_code)
+    prompts = prompts.of_model(tokenizer)
+    threshold = read_threshold(args, prompts)
+    reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     if args.revision:
-        check_marker(tokenizer, model_args.model_name_or_path)
+        check_marker(tokenizer, model_args.model_name_or_path, Markers.of(vars(prompts)))
     train_rows = load_rows(
         *(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts, args.verifier)
     )
@@ -113,6 +111,16 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
         measured |= verifier_record(args.verifier)
     plan = plan_run("grpo", (data, args, model_args), train_rows, **measured)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
+
+
+def read_threshold(args: REARLConfig, prompts: PromptFormat) -> float | None:
+    """Threshold of the reflect reward. Raises ValueError for a file that was measured on other
+    prompts."""
+    from generation.measured import read_tokens_per_reflection
+
+    if (file := args.tokens_per_reflection_file) is None:
+        return args.tokens_per_reflection
+    return read_tokens_per_reflection(file, args.word_bounded_reflections, prompts.record)
 
 
 def take_cut_file(args: REARLConfig) -> None:
@@ -186,17 +194,27 @@ def check_full_weights(args: REARLConfig) -> None:
         )
 
 
-def check_marker(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
-    """Raise ValueError if `</think>`, where responses are cut, does not survive the way to ids and
-    back to text."""
-    from generation.cuts import decode_completion, think_end_ids
-    from generation.prompts import THINK_END
+def check_marker(
+    tokenizer: PreTrainedTokenizerBase, model_name: str, markers: Markers | None = None
+) -> None:
+    """Raise ValueError if the end of a thinking, where responses are cut, does not survive the way
+    to ids and back to text, or ends a response."""
+    from generation.cuts import think_end_ids
+    from generation.markers import R1, decode_completion
 
-    if (read := decode_completion(tokenizer, think_end_ids(tokenizer))) != THINK_END:
+    markers = markers or R1
+    ids = think_end_ids(tokenizer, markers)
+    if (read := decode_completion(tokenizer, ids, markers)) != markers.think_end:
         raise ValueError(
-            f"model_name_or_path: the tokenizer of {model_name!r} reads {THINK_END} back as "
-            f"{read!r}, so that no end of a thinking can be found; add it as a token that is not "
-            "special, or set revision: false"
+            f"model_name_or_path: the tokenizer of {model_name!r} reads {markers.think_end} back "
+            f"as {read!r}, so that no end of a thinking can be found; add it as a token, give the "
+            "model's own think_start and think_end, or set revision: false"
+        )
+    if tokenizer.eos_token_id in ids:
+        raise ValueError(
+            f"think_end is {markers.think_end!r}, but {tokenizer.eos_token!r} in it ends a "
+            f"response of {model_name!r}: no answer could follow; give another, or set revision: "
+            "false"
         )
 
 
@@ -287,16 +305,15 @@ def join_servers(args: REARLConfig) -> None:
 def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
     """Connect to the servers. Raises ConnectionError or ValueError unless all serve what the
     recipe needs."""
-    from generation.prompts import forced_answer
+    from generation.markers import Markers
     from generation.verifiers.opening import open_verifier
     from rea_rl.rollout.engine import RolloutEngine
     from rea_rl.rollout.reflection_check import check_context
     from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
     num_tokens, problem_id = longest_prompt(inputs)
-    forced = len(
-        inputs.tokenizer.encode(forced_answer(after_newline=False), add_special_tokens=False)
-    )
+    markers = Markers.of(vars(args), inputs.tokenizer)
+    forced = len(inputs.tokenizer.encode(markers.forced_answer, add_special_tokens=False))
     finish = forced + args.finish_max_tokens if args.revision else 0
     needed = num_tokens + args.max_completion_length + finish
     why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"

@@ -37,6 +37,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from generation.cuts import think_end_finder
+from generation.markers import Markers
 from rea_core.rows import write_atomically
 from rea_rl.configs import REARLConfig
 from rea_rl.packing.logprobs import (
@@ -194,7 +195,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         with equal `rewards`, (B, F) of all ranks."""
         if self.args.overthinking_loss != "none":
             paths = [(rollout.completion_ids, rollout.correct) for rollout in self._work.trained]
-            signals = pair_signals(paths, think_end_finder(self.processing_class))
+            markers = Markers.of(vars(self.args), self.processing_class)
+            signals = pair_signals(paths, think_end_finder(self.processing_class, markers))
             shape = self.num_generations, output["completion_ids"].size(1)
             output["advantages"] = token_advantages(
                 output["advantages"], signals, *shape, self.args.overthinking_loss

@@ -25,10 +25,10 @@ from types import NoneType
 from typing import Any
 
 from generation.evaluation.plots import EVAL, read_log, series
-from generation.prompts import THINK_END
+from generation.markers import known_markers
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
-from generation.rendering import known_thinking
-from generation.segments import BLANK_LINES, thinking_of
+from generation.rendering import known_thinking, thinking_in
+from generation.segments import BLANK_LINES
 from rea_core.checks import NUMBER, check_output, user_path
 from rea_core.command import command
 from rea_core.rows import check_columns, read_rows, write_atomically
@@ -100,11 +100,11 @@ def pairs(records: list[Record]) -> Iterator[tuple[Record, Record | None]]:
 def original_pieces(original: Record, revision: Record | None) -> list[Record]:
     """Paragraphs of the original with their P(Result), the cut, and the answer."""
     text, p_result = original["text"], (revision or original)["p_result"]
-    thinking = thinking_of(text, known_thinking(original))
+    thinking = thinking_in(original)
     ends = (revision or original).get("paragraph_ends") or [
         match.start() for match in BLANK_LINES.finditer(thinking)
     ]
-    cut = shared_prefix(text, revision["text"]) if revision else len(text)
+    cut = shared_prefix(original, revision) if revision else len(text)
     pieces, begin = [], 0
     for end in sorted({*ends, min(cut, len(thinking)), len(thinking)}):
         piece = _piece(text[begin:end], "removed" if begin >= cut else "kept")
@@ -120,10 +120,12 @@ def original_pieces(original: Record, revision: Record | None) -> list[Record]:
 def revision_pieces(original: Record, revision: Record) -> list[Record]:
     """Kept text, forced text, and the policy's text after it."""
     text = revision["text"]
-    cut = shared_prefix(original["text"], text)
-    answer = re.compile(r"\s*" + re.escape(THINK_END) + r"\s*(\*\*Final Answer:\*\*\s*)?").match(
-        text, cut
+    cut, markers = shared_prefix(original, revision), known_markers(revision)
+    end_of_thinking, heading = (
+        re.escape(part.strip())
+        for part in (markers.think_end, markers.forced_answer.partition(markers.think_end)[2])
     )
+    answer = re.compile(rf"\s*{end_of_thinking}\s*({heading}\s*)?").match(text, cut)
     end = answer.end() if answer else cut
     kept = [_piece(part, "kept") for part in BLANK_LINES.split(text[:cut])]
     return [
@@ -134,11 +136,10 @@ def revision_pieces(original: Record, revision: Record) -> list[Record]:
     ]
 
 
-def shared_prefix(original: str, revision: str) -> int:
+def shared_prefix(original: Record, revision: Record) -> int:
     """Characters that the revision keeps of the original: up to its forced end of the thinking."""
-    return min(
-        len(os.path.commonprefix([original, revision])), len(thinking_of(revision).rstrip("\n"))
-    )
+    shared = os.path.commonprefix([original["text"], revision["text"]])
+    return min(len(shared), len(thinking_in(revision).rstrip("\n")))
 
 
 def _piece(text: str, kind: str, thinking: bool = True) -> Record:
@@ -204,7 +205,7 @@ def curves(run_dir: Path) -> list[Record]:
 
 def word_pattern(records: list[Record]) -> str:
     """Pattern of the reflection words, whole words if the run counted these."""
-    thinkings = [thinking_of(record["text"], known_thinking(record)) for record in records]
+    thinkings = [thinking_in(record) for record in records]
     counts = [record["num_reflections"] for record in records]
     bounded = [count_reflections(thinking, True) for thinking in thinkings] == counts
     words = f"(?:{'|'.join(REFLECTION_WORDS)})"

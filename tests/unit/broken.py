@@ -99,8 +99,10 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 def hide_marker(folder: Path) -> None:
-    """Make `</think>` a special token, which is left out where ids become text."""
+    """Make `</think>` a text that a normalizer takes away, so that no ids of it are left."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    for token in tokenizer["added_tokens"]:
-        token["special"] |= token["content"] == "</think>"
+    tokens = tokenizer["added_tokens"]
+    tokenizer["added_tokens"] = [token for token in tokens if token["content"] != "</think>"]
+    rule = {"type": "Replace", "pattern": {"String": "</think>"}, "content": ""}
+    tokenizer["normalizer"] = rule
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -503,7 +503,7 @@ MODELS = [
     ("tokenizer of another", train_on, "few_ids", "256 ids", "vocab_size is 100",
      "the model's own tokenizer"),
     ("marker that is hidden", train_on, "hidden", "reads </think> back as ''",
-     "not special, or set revision: false"),
+     "think_start and think_end, or set revision: false"),
     ("broken config", train_on, "broken_config", "config.json, line 2, column 15", "not JSON",
      "mend that place"),
     ("weights missing", weights_of, "no_weights", "model_name_or_path", "no_weights",

@@ -25,7 +25,10 @@ _LISTED = re.compile(r"(?:[,;]|,?(?:and|or))(?:\w=)?")
 
 
 def extract_answer(
-    text: str, markers: Sequence[str] = (), thinking: Thinking = "unknown"
+    text: str,
+    markers: Sequence[str] = (),
+    thinking: Thinking = "unknown",
+    around: tuple[str, str] = (THINK_START, THINK_END),
 ) -> str | None:
     r"""Return the content of the last complete `\boxed{}` after the thinking, or None.
 
@@ -44,6 +47,7 @@ def extract_answer(
             `"closed"`: it closed its thinking, or the model has none, so all of the text is answer.
             `"unknown"`: a literal `<think>` or `</think>` in the text marks the thinking, and a
             text without them is answer throughout.
+        around: The model's texts before and after a thinking, in place of `<think>` and `</think>`.
 
     Raises:
         ValueError: `thinking` is none of the three, or `text` is no text.
@@ -54,7 +58,7 @@ def extract_answer(
         >>> extract_answer("It is \\boxed{1}, or", thinking="open") is None
         True
     """
-    answer_part = _after_thinking(text, thinking)
+    answer_part = answer_part_of(text, thinking, around)
     if boxes := _boxes(answer_part):
         return _last_answer(answer_part, boxes)
     for marker in markers:
@@ -64,18 +68,21 @@ def extract_answer(
     return None
 
 
-def _after_thinking(text: str, thinking: Thinking) -> str:
-    """Part of a completion in which an answer can stand."""
+def answer_part_of(
+    text: str, thinking: Thinking, around: tuple[str, str] = (THINK_START, THINK_END)
+) -> str:
+    """Part of a completion in which an answer can stand; the arguments are `extract_answer`'s."""
     if thinking not in ("open", "closed", "unknown"):
         raise ValueError(f"thinking={thinking!r} is unknown; use one of open, closed, unknown.")
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} is no text.")
-    is_marked = THINK_START in text or THINK_END in text
+    think_start, think_end = around
+    is_marked = think_start in text or think_end in text
     if thinking == "closed" or thinking == "unknown" and not is_marked:
         return text
-    _, end, part = (text.partition if thinking == "open" else text.rpartition)(THINK_END)
-    ended, mark, rest = (part if end else "").rpartition(THINK_END)
-    return ended + mark + rest.partition(THINK_START)[0]  # a last thinking may have no end
+    _, end, part = (text.partition if thinking == "open" else text.rpartition)(think_end)
+    ended, mark, rest = (part if end else "").rpartition(think_end)
+    return ended + mark + rest.partition(think_start)[0]  # a last thinking may have no end
 
 
 def _boxes(text: str) -> list[tuple[int, int, slice]]:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from generation.markers import known_markers
 from generation.math_verify.extract import extract_answer
-from generation.prompts import FORCED_ANSWER, THINK_END
 from generation.rendering import after_thinking
 
 Row = Mapping[str, Any]
-FINAL_ANSWER = FORCED_ANSWER.rpartition(THINK_END)[2].strip()  # heading of a revision's answer
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|textrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -25,8 +24,8 @@ def answer_part(response: str, row: Row) -> str:
     >>> answer_part("Is it 3? No.</think> It is 4.", {"prompt_thinking": "open"})
     ' It is 4.'
     """
-    thinking = row.get("prompt_thinking", "unknown")
-    return after_thinking({"text": response, "prompt_thinking": thinking})
+    known = {key: row[key] for key in ("prompt_thinking", "markers") if key in row}
+    return after_thinking({"text": response, **known})
 
 
 def final_answer(response: str, row: Row) -> str:
@@ -38,5 +37,7 @@ def final_answer(response: str, row: Row) -> str:
     """
     part = answer_part(response, row)
     found = extract_answer(part, row.get("answer_markers", ()), "closed")
-    text = part.strip().removeprefix(FINAL_ANSWER).strip() if found is None else found
+    markers = known_markers(row)
+    heading = markers.forced_answer.rpartition(markers.think_end)[2].strip()  # of a revision
+    text = part.strip().removeprefix(heading).strip() if found is None else found
     return _TEXT.sub(r"\1", text).strip()

@@ -32,10 +32,12 @@ MEMORY_MB = 8192  # of a worker, which may hold a library with large tables
 
 
 class Asked(NamedTuple):
-    """A response, and what its prompt did to the thinking."""
+    """A response, what its prompt did to the thinking, and the markers of that, if they are not
+    R1's."""
 
     text: str
     thinking: Thinking = "unknown"
+    markers: Mapping[str, str] | None = None
 
 
 class VerifierError(Exception):
@@ -80,10 +82,12 @@ def _end_with(parent: int) -> None:
 
 def _call(function: Any, asked: Sequence[Asked], rows: list[dict[str, Any]]) -> list[bool] | str:
     """Verdicts of a function, or a text with its error."""
-    for row, (_, thinking) in zip(rows, asked, strict=True):
+    for row, (_, thinking, markers) in zip(rows, asked, strict=True):
         row["prompt_thinking"] = thinking
+        if markers:
+            row["markers"] = markers
     try:
-        verdicts = list(function([text for text, _ in asked], rows))
+        verdicts = list(function([each.text for each in asked], rows))
         wrong = [v for v in verdicts if v not in (True, False)]
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"
@@ -165,9 +169,15 @@ class FunctionPool:
         self._threads.submit(self._work)
         return verdict
 
-    async def averify(self, facts: str, text: str, thinking: Thinking = "unknown") -> bool:
+    async def averify(
+        self,
+        facts: str,
+        text: str,
+        thinking: Thinking = "unknown",
+        markers: Mapping[str, str] | None = None,
+    ) -> bool:
         """Judge one response without blocking the event loop."""
-        return await asyncio.wrap_future(self.submit(facts, Asked(text, thinking)))
+        return await asyncio.wrap_future(self.submit(facts, Asked(text, thinking, markers)))
 
     def try_out(self, facts: str) -> None:
         """Let the function judge two empty responses. Raises ValueError if it cannot be loaded,

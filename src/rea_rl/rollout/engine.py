@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -23,15 +23,12 @@ from generation.cuts import (
     decode_completion,
     think_end_finder,
 )
-from generation.prompts import (
-    THINK_END,
-    THINK_START,
-)
+from generation.markers import R1, Markers
+from generation.math_verify.extract import answer_part_of
 from generation.reflection_words import count_reflections
 from generation.rendering import (
     encode_continuation,
     encode_text,
-    marker_decoder,
     prompt_thinking,
 )
 from generation.segments import Paragraph, split_paragraphs, thinking_of
@@ -90,9 +87,9 @@ class RolloutEngine:
             "min_p": args.min_p or 0.0,
             "repetition_penalty": args.repetition_penalty,
         }
-        self._think_start = tokenizer.encode(THINK_START, add_special_tokens=False)
-        self._find_think_end = think_end_finder(self.tokenizer)
-        self._decode_markers = marker_decoder(self.tokenizer)
+        self._markers = Markers.of(vars(args), tokenizer)
+        self._think_start = tokenizer.encode(self._markers.think_start, add_special_tokens=False)
+        self._find_think_end = think_end_finder(self.tokenizer, self._markers)
         self._encode_forced = cache(lambda text: encode_continuation(text, self.tokenizer))
         self._is_cancelled = False
         self._loop = asyncio.new_event_loop()
@@ -227,7 +224,7 @@ class RolloutEngine:
         )
         choice = response.choices[0]
         thinking = row.get("prompt_thinking") or prompt_thinking(
-            row["prompt"], row.get("problem", "")
+            row["prompt"], row.get("problem", ""), self._markers
         )
         return Rollout(
             problem_id=row["problem_id"],
@@ -239,6 +236,7 @@ class RolloutEngine:
             finish_reason=choice.finish_reason,
             seconds={"sample": time.perf_counter() - start},
             prompt_thinking=thinking,
+            **self._markers.column,
             **self._text_fields(choice.token_ids, thinking),
         )
 
@@ -280,6 +278,7 @@ class RolloutEngine:
             paragraphs,
             cut,
             always_cut=self.args.always_cut,
+            markers=self._markers,
         )
         if prefix is None:
             return None
@@ -317,7 +316,7 @@ class RolloutEngine:
         start = time.perf_counter()
         if "facts" in row:  # a function reads the whole response
             rollout.correct = await self.verifier.averify(
-                row["facts"], rollout.text, rollout.prompt_thinking
+                row["facts"], rollout.text, rollout.prompt_thinking, rollout.markers
             )
         else:
             rollout.correct = await self._verify_answer(rollout, row["answer"])
@@ -327,20 +326,18 @@ class RolloutEngine:
         text = rollout.text
         # an answer can only follow the end of the thinking
         if rollout.prompt_thinking == "open":
-            text = text.partition(THINK_END)[2]
-        # A text without markers is answer throughout. Further ones mean nothing if the prompt
-        # said what it did.
-        is_marked = rollout.prompt_thinking != "unknown" and (
-            THINK_START in text or THINK_END in text
-        )
-        known = {"thinking": "closed"} if is_marked else {}
+            text = text.partition(self._markers.think_end)[2]
+        elif rollout.prompt_thinking == "unknown":
+            around = self._markers.think_start, self._markers.think_end
+            text = answer_part_of(text, "unknown", around)
+        # Markers in what is left mean nothing, but the verifier would take R1's for some.
+        known = {"thinking": "closed"} if R1.are_in(text) else {}
         return await self.verifier.averify(gold, text, **known)
 
     def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
         """Fields of a rollout that follow from its ids and from what its prompt did to the
         thinking."""
-        decode = self._decode_markers or partial(decode_completion, self.tokenizer)
-        text = decode(completion_ids)
+        text = decode_completion(self.tokenizer, completion_ids, self._markers)
         start = (
             len(self._think_start)
             if completion_ids[: len(self._think_start)] == self._think_start
@@ -353,7 +350,8 @@ class RolloutEngine:
             "num_tokens": len(completion_ids),
             "num_think_tokens": max(end - start, 0),
             "num_reflections": count_reflections(
-                thinking_of(text, thinking), self.args.word_bounded_reflections
+                thinking_of(text, thinking, self._markers.think_end),
+                self.args.word_bounded_reflections,
             ),
         }
 
@@ -364,6 +362,7 @@ class RolloutEngine:
             min_tokens=self.args.paragraph_min_tokens,
             max_tokens=self.args.paragraph_max_tokens,
             prompt_thinking=path.prompt_thinking,
+            think_end=self._markers.think_end,
         )
 
     def _encode_prompt(self, row: dict[str, Any]) -> list[int]:

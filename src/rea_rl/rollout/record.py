@@ -41,6 +41,8 @@ class Rollout:
     num_reflections: int
     # whether the prompt opened or closed the thinking, see `generation.rendering`
     prompt_thinking: Thinking = "unknown"
+    # of the thinking, see `generation.markers`; empty for R1's
+    markers: dict[str, str] = field(default_factory=dict)
     correct: bool | None = None
     num_paragraphs: int | None = None  # of the original, before the cut
     # their ends, characters of the original's text

@@ -19,9 +19,8 @@ from generation.answer_judge import AnswerJudge
 from generation.generation_file import read_generations
 from generation.prompts import RIGHT_RESULT, WRONG_RESULT
 from generation.reflection_words import count_reflections
-from generation.rendering import known_thinking
+from generation.rendering import thinking_in
 from generation.scoring import Interval, aes, interval, resampled_ratios
-from generation.segments import thinking_of
 from rea_core.row_files import Row
 
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
@@ -102,7 +101,7 @@ def count_response(
         parts: blank-line parts of the thinking.
         count_tokens: number of tokens of a text.
     """
-    thinking = thinking_of(response["text"], known_thinking(response))
+    thinking = thinking_in(response)
     stated = [label for label in labels if label in (RIGHT_RESULT, WRONG_RESULT)]
     mistake = bool(stated) and stated[0] == WRONG_RESULT
     think_tokens = count_tokens(thinking)
@@ -169,7 +168,7 @@ class Counter:
         return [by_problem[row["id"]] for row in problems]
 
     def _count(self, response: Row, gold: str, thinks: bool) -> dict[str, float]:
-        thinking = thinking_of(response["text"], known_thinking(response)) if thinks else ""
+        thinking = thinking_in(response) if thinks else ""
         parts = [part for part in thinking.split("\n\n") if part.strip()]
         labels = self._judge.labels(parts, gold)
         counts = count_response(

@@ -32,9 +32,8 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.math_verify_all import read_scores
 from generation.provenance import MadeBy, check_comparable, known_parts
-from generation.rendering import known_thinking
+from generation.rendering import thinking_in
 from generation.scoring import ALL, Interval, aes, interval, resampled_ratios
-from generation.segments import thinking_of
 from generation.stated_results import count_empty_checks, count_rechecks
 from rea_core.row_files import write_json
 from rea_core.rows import write_atomically
@@ -129,9 +128,7 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
 
 def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
     rows = read_generations(generations)
-    thinkings = [
-        [thinking_of(r["text"], known_thinking(r)) for r in row["responses"]] for row in rows
-    ]
+    thinkings = [[thinking_in(r) for r in row["responses"]] for row in rows]
     return [float(sum(map(count, texts))) for texts in thinkings]
 
 
