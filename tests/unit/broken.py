@@ -99,10 +99,9 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 def hide_marker(folder: Path) -> None:
-    """Make `</think>` a text that a normalizer takes away, so that no ids of it are left."""
+    """Make `</think>` a text of which the vocabulary lacks a character."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokens = tokenizer["added_tokens"]
     tokenizer["added_tokens"] = [token for token in tokens if token["content"] != "</think>"]
-    rule = {"type": "Replace", "pattern": {"String": "</think>"}, "content": ""}
-    tokenizer["normalizer"] = rule
+    del tokenizer["model"]["vocab"]["/"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -502,7 +502,7 @@ MODELS = [
      "tokenizer_config.json"),
     ("tokenizer of another", train_on, "few_ids", "256 ids", "vocab_size is 100",
      "the model's own tokenizer"),
-    ("marker that is hidden", train_on, "hidden", "reads </think> back as ''",
+    ("marker that is hidden", train_on, "hidden", "reads </think> back as '<think>'",
      "think_start and think_end, or set revision: false"),
     ("broken config", train_on, "broken_config", "config.json, line 2, column 15", "not JSON",
      "mend that place"),
