@@ -71,6 +71,7 @@ PY
 # TRAIN_GPUS, NUM_PROCESSES, PLANNED, PLAN_ARGS; and PLAN, its lines
 place() {
     local names='' plan
+    [[ $NUM_MACHINES =~ ^[1-9][0-9]*$ ]] || die "NUM_MACHINES is '$NUM_MACHINES'; give the number of hosts, 1 or more"
     if ((NUM_MACHINES > 1)); then
         export SERVER_HOST=${SERVER_HOST:-$(hostname)}
         [[ -n ${MAIN_ADDRESS:-} ]] || die "NUM_MACHINES is $NUM_MACHINES; give MAIN_ADDRESS, the host of machine 0"

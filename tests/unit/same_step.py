@@ -63,3 +63,4 @@ if __name__ == "__main__":
     know_cpu_by_index()  # as the entry points do
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     trainer.save_model()
+    trainer.save_state()

@@ -450,6 +450,21 @@ def test_a_share_of_an_offline_stage(offline, tmp_path):
     assert run(SHARD="join") == ([], f"bash: skipped, {out} is there\nthe next stage\n")
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NUM_MACHINES": "2"}, "NUM_MACHINES is 2; give MAIN_ADDRESS"),
+        ({"NUM_MACHINES": "two"}, "NUM_MACHINES is 'two'; give the number of hosts"),
+        ({"NUM_MACHINES": "0"}, "NUM_MACHINES is '0'; give the number of hosts"),
+        ({"NUM_MACHINES": "2", "MAIN_ADDRESS": "h", "MACHINE_RANK": "2"}, "MACHINE_RANK is 2;"),
+    ],
+)
+def test_hosts_that_cannot_be_are_one_line(shell, variables, words):
+    for line in (PLACED, "launch ReflectRL 'policy reflection'"):
+        status, output = shell(line, 3, **variables)
+        assert status == 1 and words in output and len(output.splitlines()) == 1, output
+
+
 # --- Study ----------------------------------------------------------------------------------------
 
 

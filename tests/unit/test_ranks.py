@@ -21,6 +21,12 @@ def check_same_adapter(one, other):
         torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+def losses(folder):
+    """Logged loss and gradient norm of each step."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [[entry["loss"], entry["grad_norm"]] for entry in history if "loss" in entry]
+
+
 def written(folder):
     """When the rollouts of the first step were."""
     return (folder / "rollouts" / "step-0.jsonl").stat().st_mtime_ns
@@ -54,6 +60,8 @@ def test_two_processes_take_the_step_of_one(
         assert [row["advantage"] for row in rows[0]] == pytest.approx(
             [row["advantage"] for row in rows[1]], abs=1e-5
         )
+    one, two = losses(one_process), losses(tmp_path)
+    assert len(one) == 3 and two == [pytest.approx(step, abs=2e-4, rel=2e-3) for step in one]
     check_same_adapter(one_process, tmp_path)
 
 

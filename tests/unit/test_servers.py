@@ -5,13 +5,25 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
+from os.path import commonprefix
 
 import pytest
-from scripted_server import ScriptedServer
-from test_rollout import TOKENIZER, VERSION, labels, make_engine, make_row, policy
+from scripted_server import ScriptedServer, completion
+from test_rollout import (
+    SAMPLE,
+    TOKENIZER,
+    VERSION,
+    ended,
+    is_finish,
+    labels,
+    make_engine,
+    make_row,
+    policy,
+)
 
 from rea_rl.rollout import endpoint
-from rea_rl.rollout.record import Batch
+from rea_rl.rollout.record import Batch, rollout_metrics
 
 SAMPLED = Batch(0, VERSION, False)
 REVISED = Batch(0, VERSION, True)
@@ -71,6 +83,47 @@ def test_prompts_are_dealt_evenly_and_all_that_they_ask_stays_there(tmp_path, fl
     # two responses each, sampled and finished
     assert first == {0: 4, 2: 4, 4: 4} and second == {1: 4, 3: 4, 5: 4}
     assert [len(server.bodies("completions")) for server in fleet.reflections] == [6, 6]
+
+
+class PrefixCache:
+    """A policy whose answer follows from its prompt, and which says how much of a prompt it has
+    seen before."""
+
+    def __init__(self):
+        self.seen: list[list[int]] = []
+
+    def __call__(self, body):
+        ids, number = body["prompt"], len(body["prompt"]) % 7
+        start = len(TOKENIZER.encode(make_row()["prompt"]))  # what prompts share is not counted
+        shared = [len(commonprefix([ids, known])) for known in self.seen]
+        cached = max((n for n in shared if n > start), default=0)
+        sample, finish = SAMPLE.replace("Set up", "Set up" + "p" * number), f"\\boxed{{{number}}}"
+        reply = ended(finish if is_finish(body) else sample)
+        self.seen += [ids, ids + reply]
+        return completion(reply, cached=cached)
+
+
+def test_several_servers_and_ranks_make_the_responses_of_one(tmp_path, monkeypatch):
+    """The same responses, labels and advantages' facts, and the finishing prompts as well
+    cached."""
+    made = {}
+    for servers, ranks in ((1, 1), (2, 2), (3, 2)):
+        with ExitStack() as stack:
+            fleet = Fleet(stack, servers, servers)
+            for server in fleet.policies:
+                server.complete = PrefixCache()
+            found = []
+            for rank in range(ranks):
+                part = rows(8)[rank * 16 // ranks : (rank + 1) * 16 // ranks]
+                with fleet.engine(tmp_path) as engine:
+                    monkeypatch.setattr(type(engine.args), "process_index", rank)
+                    found += engine.run(part, REVISED)
+            assert all(server.bodies("completions") for server in fleet.reflections)
+            cached = rollout_metrics(found, True)["revision/cached_prompt"]
+            made[servers] = [replace(r, seconds={}, num_cached_tokens=0) for r in found], cached
+    assert made[1][0] == made[2][0] == made[3][0] and len(made[1][0]) == 32
+    assert made[1][1] > 0.6
+    assert made[2][1] == made[3][1] == pytest.approx(made[1][1])
 
 
 @pytest.mark.parametrize(("ranks", "prompts", "servers"), [(2, 8, 3), (4, 4, 3), (1, 16, 3)])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ SHARED = {1: ([0], 0), 2: ([0], 1), 3: ([0, 1], 2)}
 MEMORY_ALONE, MEMORY_WITH_SERVER, MEMORY_WITH_TRAINER = 0.85, 0.45, 0.25
 ROW_KEYS = ("prompts_per_step", "rows_per_step")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,25 @@ def divisor(rows: int | None, most: int, machines: int = 1) -> int:
 
 
 def preset(
-    gpus: list[str], rows: int | None, reflects: bool, whole: bool = False, machines: int = 1
+    gpus: list[str],
+    rows: int | None,
+    reflects: bool,
+    whole: bool = False,
+    machines: int = 1,
+    sizes: tuple[int, int] = (1, 1),
 ) -> Groups:
     """Groups by the number of GPUs.
 
     Up to three GPUs both servers share the last one, as in the paper. From four on half of them
     train, at most; of the others one in four, but at least one, serves the reflection model. A
     policy whose weights are trained as a `whole` has one server, over as many GPUs as are a power
-    of two.
+    of two. `sizes` are the GPUs of each policy and each reflection server.
+
+    Raises ValueError for servers that are larger than what is left to them.
     """
     n = len(gpus)
     if n in SHARED:
+        _check_sizes(sizes, (1, 1), n)
         train, last = SHARED[n]
         train = train[: divisor(rows, len(train), machines)]
         rest = [[gpu] for i, gpu in enumerate(gpus[:last]) if i not in train]
@@ -126,14 +135,30 @@ def preset(
         return Groups(chosen, policy, [[gpus[last]]] if reflects else [])
     num_train = divisor(rows, n // 2, machines)
     servers = gpus[num_train:]
-    num_policy = len(servers) - (max(1, len(servers) // 4) if reflects else 0)
+    size, reflection_size = sizes
+    num_reflection = max(len(servers) // 4 // reflection_size, 1) * reflection_size * reflects
+    num_policy = len(servers) - num_reflection
+    _check_sizes(sizes, (num_policy, len(servers) - 1), n)
+    policy = _pieces(servers[:num_policy], size)
     if whole:
-        num_policy = 1 << (num_policy.bit_length() - 1)
-        policy = [servers[:num_policy]]
-    else:
-        policy = [[gpu] for gpu in servers[:num_policy]]
-    rest = [[gpu] for gpu in servers[num_policy:]]
-    return Groups(gpus[:num_train], policy, rest if reflects else [])
+        policy = policy[:1] if size > 1 else [servers[: 1 << (num_policy.bit_length() - 1)]]
+        num_policy = len(policy[0])
+    reflection = _pieces(servers[num_policy:], reflection_size)
+    return Groups(gpus[:num_train], policy, reflection if reflects else [])
+
+
+def _pieces(gpus: list[str], size: int) -> list[list[str]]:
+    """Groups of so many GPUs; what is left over is idle."""
+    return [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)]
+
+
+def _check_sizes(sizes: tuple[int, int], most: tuple[int, int], num_gpus: int) -> None:
+    for role, size, fits in zip(ROLES, sizes, most, strict=True):
+        if size > max(fits, 1):
+            raise ValueError(
+                f"{role.upper()}_TP is {size}, but of {num_gpus} GPUs the plan leaves "
+                f"{max(fits, 1)} to that role; name {role.upper()}_GPUS, or lower it"
+            )
 
 
 def named(
@@ -154,36 +179,41 @@ def named(
         left = [gpu for gpu in left if gpu not in train]
     policy = policy or left or reflection[-1:] or train[-1:]
     reflection = (reflection or policy[-1:]) if reflects else []
-    sizes = {"POLICY": policy, "REFLECTION": reflection}
-    groups = {
-        key: _grouped(key, names, wishes.get(f"{key}_TP", "") or "1")
-        for key, names in sizes.items()
-    }
-    return Groups(train, groups["POLICY"], groups["REFLECTION"])
+    sizes = server_sizes(wishes)
+    return Groups(
+        train, _grouped("POLICY", policy, sizes[0]), _grouped("REFLECTION", reflection, sizes[1])
+    )
+
+
+def server_sizes(wishes: Mapping[str, str]) -> tuple[int, int]:
+    """GPUs of each policy and each reflection server."""
+    policy, reflection = (_count(wishes, f"{role.upper()}_TP", 1) for role in ROLES)
+    return policy, reflection
 
 
 KEYS = ("TRAIN_GPUS", "POLICY_GPUS", "REFLECTION_GPUS")
 
 
 def _names(key: str, text: str, gpus: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
     for name in names:
         if name not in gpus:
-            raise ValueError(f"{key} names {name}, but the GPUs to use are {_listed(gpus)}")
+            remedy = "write some of these, with commas" if gpus else "leave it out for the CPU"
+            raise ValueError(
+                f"{key} names {name or 'an empty one'}, but the GPUs to use are {_listed(gpus)}; "
+                f"{remedy}"
+            )
         if names.count(name) > 1:
             raise ValueError(f"{key} names {name} twice; name each GPU once")
     return names
 
 
-def _grouped(key: str, names: list[str], tp: str) -> list[list[str]]:
-    if not tp.isdigit() or int(tp) < 1:
-        raise ValueError(f"{key}_TP is {tp}; give the number of GPUs for each server, 1 or more")
-    size = int(tp)
+def _grouped(key: str, names: list[str], size: int) -> list[list[str]]:
     if len(names) % size:
         raise ValueError(
             f"{key}_TP is {size}, which does not divide the {len(names)} GPUs of {key}_GPUS"
         )
-    return [names[i : i + size] for i in range(0, len(names), size)]
+    return _pieces(names, size)
 
 
 def _listed(gpus: Sequence[str]) -> str:
@@ -212,6 +242,9 @@ def make_plan(
     Raises ValueError for wishes that this machine cannot fulfil.
     """
     machines = _count(wishes, "NUM_MACHINES", 1)
+    if machines > 1:
+        _count(wishes, "MACHINE_RANK", 0, machines - 1, least=0)
+        _count(wishes, "MAIN_PORT", 0, MOST_PORT)
     rows = next((recipe[key] for key in ROW_KEYS if recipe.get(key) is not None), None)
     chosen = _chosen(gpus, wishes)
     groups = _groups(chosen, recipe, roles, wishes, rows, machines)
@@ -225,12 +258,16 @@ def make_plan(
     return Plan(groups.train, servers, idle, processes, rows, batch)
 
 
-def _count(wishes: Mapping[str, str], key: str, default: int) -> int:
-    text = wishes.get(key, "")
+def _count(
+    wishes: Mapping[str, str], key: str, default: int, most: int | None = None, least: int = 1
+) -> int:
+    text = wishes.get(key, "").strip()
     if not text:
         return default
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{key} is {text}; give a number from 1")
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= (most or int(text)):
+        raise ValueError(
+            f"{key} is {text}; give a number from {least}{f' to {most}' if most else ''}"
+        )
     return int(text)
 
 
@@ -256,6 +293,8 @@ def _groups(
 ) -> Groups:
     reflects = "reflection" in roles
     most = _count(wishes, "SERVERS_PER_ROLE", 0)
+    for key in KEYS:
+        _names(key, wishes.get(key, ""), gpus)
     if not gpus:
         servers: list[list[str]] = [[] for _ in range(most or 1)]
         return Groups([], servers if "policy" in roles else [], servers if reflects else [])
@@ -264,11 +303,11 @@ def _groups(
         wishes.setdefault("TRAIN_GPUS", "")
         names = _names("TRAIN_GPUS", wishes["TRAIN_GPUS"], gpus)
         groups = Groups(names or gpus[: divisor(rows, len(gpus), machines)], [], [])
-    elif any(wishes.get(key) for key in KEYS):
+    elif any(wishes.get(key, "").strip() for key in KEYS):
         groups = named(gpus, wishes, rows, reflects, machines)
     else:
         whole = recipe.get("use_peft", False) is False
-        groups = preset(gpus, rows, reflects, whole, machines)
+        groups = preset(gpus, rows, reflects, whole, machines, server_sizes(wishes))
     if roles and "policy" not in roles:  # served elsewhere
         groups = Groups(groups.train, [], groups.policy + groups.reflection)
     if most:
@@ -333,7 +372,7 @@ def _servers(
     groups: Groups, recipe: Mapping[str, Any], roles: Sequence[str], wishes: Mapping[str, str]
 ) -> list[Server]:
     """Servers with ports from the recipe's on, and shares of memory by who else is on a GPU."""
-    first = _count(wishes, "SERVER_PORT", 0)
+    first = _count(wishes, "SERVER_PORT", 0, MOST_PORT - 1)
     known = {role: _known_ports(recipe, role) for role in ROLES}
     if first:
         known = {role: [first + i] for i, role in enumerate(ROLES)}
@@ -350,10 +389,13 @@ def _servers(
 
 def _memory(trains: bool, others: int, wishes: Mapping[str, str]) -> float:
     if text := wishes.get("SERVER_MEMORY"):
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError(f"SERVER_MEMORY is {text}; give a share, such as 0.45") from None
+        most = 1 / (1 + others)
+        if not re.fullmatch(r"\d*\.?\d+", text) or not 0 < float(text) <= most:
+            shared = ", since two servers share a GPU" if others else ""
+            raise ValueError(
+                f"SERVER_MEMORY is {text}; give a share over 0 and up to {most:g}{shared}"
+            )
+        return float(text)
     if trains:
         return MEMORY_WITH_TRAINER
     return MEMORY_WITH_SERVER if others else MEMORY_ALONE
@@ -371,9 +413,16 @@ def _known_ports(recipe: Mapping[str, Any], role: str) -> list[int]:
 
 def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[int]]:
     """Each role's own ports, and then free ones behind all of these."""
-    behind = iter(range(max(port for ports in known.values() for port in ports) + 1, 65536))
+    first = max(port for ports in known.values() for port in ports) + 1
+    needed = {role: len(getattr(groups, role)[len(ports) :]) for role, ports in known.items()}
+    if first + sum(needed.values()) - 1 > MOST_PORT:
+        raise ValueError(
+            f"{sum(needed.values())} more servers have no ports behind {first - 1}; set "
+            "SERVER_PORT lower"
+        )
+    behind = iter(range(first, MOST_PORT + 1))
     return {
-        role: iter([*ports, *(next(behind) for _ in getattr(groups, role)[len(ports) :])])
+        role: iter([*ports, *(next(behind) for _ in range(needed[role]))])
         for role, ports in known.items()
     }
 
