@@ -21,6 +21,7 @@
 #                the same command without SHARD joins and scores them
 #   BASE         model of the table that TR and AES refer to (default 7B-0, for the miniature MINIATURE_BASE-0)
 #   BASE_MODEL   folder or Hub id of the model that an adapter belongs to (default: what its configuration says)
+#   VERIFIER     which response is right (default math), as in the training recipe, see docs/verifiers.md
 #   VENV         virtual environment (default .venv)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -102,5 +103,5 @@ if [[ ${SHARD:-} ]]; then
     echo "$(basename "$0"): share $SHARD is done; the command without SHARD joins all and scores them"
     exit
 fi
-attend python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${budgets[0]:+--budgets "${budgets[@]}"}
+attend python -m generation.math_verify_all "${responses[@]}" --model_dir "$MODEL" "${score[@]}" ${VERIFIER:+--verifier "$VERIFIER"} ${budgets[0]:+--budgets "${budgets[@]}"}
 python -m generation.evaluation.table "$EVAL_OUT" --base "${BASE:-$base}" --save_to "$EVAL_OUT/tradeoff.png"

@@ -4,6 +4,7 @@
 #   TRAIN_LIMIT, EVAL_LIMIT           how many of them (default: all; of the miniature 150 and 100)
 #   JUDGE_GPUS                        GPUs per engine of the large judge (default 2)
 #   ENGINE_MEMORY                     share of its GPU for an engine of the policy (default 0.9)
+#   VERIFIER                          which response is right (default math), as in the training recipe
 #   JUDGE_SPLIT                       labeling_distill_use_asw (default), or labeling_distill: without the gold answer
 #   SHARD                             i/n: answer the share i of n of the next stage of responses or labels, and end;
 #                                     join: join them, continue up to the next such stage, and end. Without it one host
@@ -14,6 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 stop_in_order
 
 JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
+RIGHT=(${VERIFIER:+--verifier "$VERIFIER"})
 ENGINE=(${ENGINE_MEMORY:+--gpu_memory_utilization "$ENGINE_MEMORY"})
 SETTINGS=recipes/$RECIPE_SET/offline.sh
 [[ -f $SETTINGS ]] || die "$SETTINGS is missing: models and problems of this recipe set; copy that of another set"
@@ -102,7 +104,7 @@ baseline_data() {
     sample_train
     judge --train_file "$REFLECTION_DATA"
     finish "$JUDGE_CUTS"
-    stage "$LABELING/RPO.json" python -m generation.sft_data "$FINISHED" --paths "$PATHS" "${TEMPLATE[@]}" \
+    stage "$LABELING/RPO.json" python -m generation.sft_data "$FINISHED" --paths "$PATHS" "${TEMPLATE[@]}" "${RIGHT[@]}" \
         --sft_out "$LABELING/SFT.json" --rpo_out "$LABELING/RPO.json"
 }
 
@@ -112,11 +114,11 @@ evaluate() {
     stage "$merged/config.json" python -m rea_rl.merge_lora "$POLICY" "$WORK/$1" "$merged"
     sample_eval
     base=${PATHS%.json}.scores.json
-    stage "$base" python -m generation.math_verify_all "$PATHS" --model_dir "$POLICY" "${SCORE[@]}"
+    stage "$base" python -m generation.math_verify_all "$PATHS" --model_dir "$POLICY" "${SCORE[@]}" "${RIGHT[@]}"
     paths=$(scores_of "$1")
     answered "${paths%.scores.json}.json" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$EVAL_PROBLEMS" \
         --split math_cot --model_dir "$merged" --n_generate_sample 4 --save_suffix _offline "${EVAL_ARGS[@]}"
-    attend python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}"
+    attend python -m generation.math_verify_all "${paths%.scores.json}.json" --model_dir "$POLICY" --base "$base" "${SCORE[@]}" "${RIGHT[@]}"
 }
 
 # scores_of NAME: the scores file of `evaluate NAME`
@@ -130,5 +132,5 @@ compare() {
     FINISHED=$out/$(basename "$POLICY")/strategies_math_cot.json
     answered "$FINISHED" python -m generation.generate "${ENGINE[@]}" --config "$POLICY_CONFIG" --qaf "$rows" --split math_cot \
         --model_dir "$POLICY" --max_tokens "$FINISH_TOKENS" --output_dir "$out"
-    attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${FOUND[@]}" "${SCORE[@]}" "${@:3}"
+    attend python -m generation.evaluation.strategies "$FINISHED" --model_dir "$POLICY" --out "$out" "${FOUND[@]}" "${SCORE[@]}" "${RIGHT[@]}" "${@:3}"
 }

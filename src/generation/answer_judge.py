@@ -7,7 +7,8 @@ Result.
 
 It replaces `generation.generate` with a large judge: same flags, same prompts, same files, for
 both judgements. `--model_dir` is only the name of its output folder. Which value a paragraph states
-is read from its words; whether that is the gold answer is decided by `generation.math_verify`.
+is read from its words; whether that is the gold answer is decided by `generation.math_verify`, or
+by another verifier (`--verifier`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
 from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
 from generation.tasks import Keep, Task
+from generation.verifiers import MATH, check_name
+from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.pool import Asked, FunctionPool, facts_of
 from rea_core.command import command
+from rea_core.options import option
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row
 
@@ -113,17 +120,18 @@ class AnswerJudge:
     """Labels of paragraphs by the gold answer.
 
     Args:
-        pool: compares values with the gold answer.
+        pool: compares values with the gold answer, as if they were whole responses.
     """
 
-    def __init__(self, pool: VerifierPool):
+    def __init__(self, pool: VerifierPool | FunctionPool):
         self._pool = pool
 
     def labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool = True) -> list[str]:
         """One label per paragraph, as `generation.labeling_distill_utils` reads them from a judge's
         reply.
 
-        Without the answer every announced value is a Result.
+        `gold` are the facts of the problem if the verifier is a function. Without the answer every
+        announced value is a Result.
         """
         return self._open_labels(paragraphs, gold, use_answer)()
 
@@ -137,7 +145,7 @@ class AnswerJudge:
         # An announced value decides: `the answer is 24, but before I had 72` concludes with another
         # one.
         verdicts = {
-            v: self._pool.submit(gold, v)
+            v: self._verdict(gold, v)
             for values in stated
             if (v := values.announced or values.concluded)
         }
@@ -154,6 +162,11 @@ class AnswerJudge:
 
         return lambda: [label(values) for values in stated]
 
+    def _verdict(self, gold: str, value: str) -> Future[bool]:
+        if isinstance(self._pool, FunctionPool):
+            return self._pool.submit(gold, Asked(value, "closed"))
+        return self._pool.submit(gold, value)
+
     def reply(self, row: Row) -> str:
         """Reply to a chunk of numbered parts, or to one part of the second judgement."""
         return self.open_reply(row)()
@@ -164,7 +177,8 @@ class AnswerJudge:
         parts, use_answer = (
             ([row["paragraph"]], True) if is_second else (row["paragraphs"], row["use_answer"])
         )
-        labels = self._open_labels(parts, row["answer"], use_answer)
+        gold = facts_of(row) if isinstance(self._pool, FunctionPool) else row["answer"]
+        labels = self._open_labels(parts, gold, use_answer)
         return lambda: _yes_or_no(*labels()) if is_second else _numbered(labels())
 
 
@@ -192,24 +206,43 @@ def _looks_like_value(value: str) -> bool:
     return any(character.isdigit() or character == "\\" for character in value)
 
 
-def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
-    """Answer all tasks of both judgements. Raises ValueError for splits that are no judgement."""
-    from generation.math_verify import VerifierPool
+@dataclass
+class JudgeArguments(GenerateArguments):
+    """Those of `generation.generate`, and the verifier."""
 
+    verifier: str | None = option(
+        None, "Which stated value is right: math (default), exact, choice, or a function."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.verifier or MATH)
+        if self.verifier == "program":
+            raise ValueError(
+                "verifier is program, but paragraphs state values and no programs; take a large "
+                "judge (generation.generate)"
+            )
+
+
+def respond(args: JudgeArguments, tasks: Iterator[Task], keep: Keep) -> None:
+    """Answer all tasks of both judgements. Raises ValueError for splits that are no judgement, and
+    for a verifier that cannot judge."""
     if args.split in ("math_cot", "labeling"):
         raise ValueError(
             f"split is {args.split}, but this is a judge: give labeling_distill* or json"
         )
     # replies whose values are still compared
     waiting: deque[tuple[int, Callable[[], str]]] = deque()
-    with VerifierPool(max((os.cpu_count() or 2) // 2, 1)) as pool:
+    first, name = next(tasks), args.verifier or MATH
+    check_verifier(name, facts_of(first.row))
+    with open_verifier(name, max((os.cpu_count() or 2) // 2, 1)) as pool:
         judge = AnswerJudge(pool)
 
         def settle() -> None:
             index, reply = waiting.popleft()
             keep(index, [{"text": reply(), "num_tokens": 0, "finish_reason": "stop"}])
 
-        for task in tasks:
+        for task in chain([first], tasks):
             waiting.append((task.index, judge.open_reply(task.row)))
             if len(waiting) > MOST_WAITING:
                 settle()
@@ -220,7 +253,7 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
 @command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(JudgeArguments).parse_args_and_config(argv)
     generate(args, respond)
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from generation.counting import submit_answers
+from generation.counting import first_verdicts
 from generation.cuts import CutRule
 from generation.evaluation.strategies import open_judged
 from generation.figure_table import Column, percent, render
@@ -49,6 +49,9 @@ from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
 from generation.scoring import Interval, ratio_interval
 from generation.segments import check_paragraph_tokens
+from generation.verifiers import MATH
+from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
@@ -467,8 +470,6 @@ def run_rows(args: argparse.Namespace) -> None:
 
 def run_choose(args: argparse.Namespace) -> str:
     """Write the chosen setting with its figures and picture; returns the table."""
-    from generation.math_verify import VerifierPool
-
     check_numbers(
         vars(args),
         not_negative=("margin",),
@@ -483,8 +484,9 @@ def run_choose(args: argparse.Namespace) -> str:
     open_judged(
         args.judge_cuts, lambda row, _: confirmed.update({row["id"]: set(row["confirmed"])})
     )
-    with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
-        correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
+    check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
+    with open_verifier(args.verifier, args.num_workers or num_cores(), args.timeout) as pool:
+        correct = first_verdicts(rows, pool, args.num_workers)
     tokens_per_reflection = None
     if (file := args.tokens_per_reflection_file) is not None:
         tokens_per_reflection = read_tokens_per_reflection(file, word_bounded=True)
@@ -567,6 +569,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         min_reflect=(0.7, "share of the reflection reward that cut responses must keep"),
         num_workers=(int, "processes; default: one a core"),
         timeout=(5.0, "seconds before an answer counts as wrong"),
+        verifier=(MATH, "which response is right, as in the training recipe"),
     )
     return parser.parse_args(argv)
 

@@ -16,6 +16,8 @@ import logging
 from pathlib import Path
 
 from generation.math_verify_all import check_problems, read_problems, read_scores
+from generation.provenance import known_parts
+from generation.verifiers import MATH
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.problems import load_problems, problem_digest
@@ -41,7 +43,7 @@ its {num_paths} responses.
 | | |
 |---|---|
 | made by | `python -m generation.clean_dataset --dataset {dataset} --verdicts {verdicts}` |
-| verdicts | {verdicts}, answers compared in mode {mode} |
+| verdicts | {verdicts}, of the verifier {verifier} |
 | columns | those of the source, with `id` (row number there), `problem` and `answer` |
 | licence | the source's |
 """
@@ -69,6 +71,12 @@ def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
     return kept
 
 
+def _verifier_of(scores: Row) -> str:
+    """What said which responses are right; scores of earlier versions are of mathematics."""
+    name = known_parts(scores).get("scoring", {}).get("verifier", MATH)
+    return f"{name}, mode {scores['mode']}" if name == MATH else name
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the filtered problems and their card."""
     check_numbers(vars(args), positive=("limit",))
@@ -81,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         "name": args.out.stem,
         "dataset": args.dataset,
         "verdicts": args.verdicts,
-        "mode": scores["mode"],
+        "verifier": _verifier_of(scores),
     }
     facts |= {"num_kept": len(kept), "num_all": len(problems)}
     facts["num_paths"] = scores["num_responses"] // scores["num_problems"]

@@ -12,9 +12,10 @@ from generation.generation_file import NO_ROOM
 from generation.markers import known_markers
 from generation.parallel import Shared, map_rows
 from generation.reflection_words import count_reflections
-from generation.rendering import answer_of, thinking_in
+from generation.rendering import after_thinking, answer_of, known_thinking, thinking_in
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens
+from generation.verifiers.pool import Asked, FunctionPool, facts_of
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from generation.math_verify import VerifierPool
 
+MOST_ASKED = 256  # whole responses that wait for their verdicts
+Judged = str | Asked | None  # an extracted answer, or a whole response
 HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format")
 
 
@@ -45,6 +48,7 @@ class Counting:
         slips: read the first stated result of each thinking, which the miniature's oracle knows how
             to do.
         prompt_thinking: what the prompts did to the thinking of responses that do not say it.
+        whole: the verifier is a function, which reads whole responses and all columns.
     """
 
     tokenizer: Shared | PreTrainedTokenizerBase
@@ -52,6 +56,7 @@ class Counting:
     word_bounded: bool = False
     slips: bool = False
     prompt_thinking: str = "unknown"
+    whole: bool = False
 
     def __call__(self) -> Counting:
         return replace(self, tokenizer=self.tokenizer())
@@ -63,8 +68,9 @@ class CountedRow:
     each budget."""
 
     head: Row
-    # (budgets, responses): answer, and counts without verdict
-    responses: list[list[tuple[str | None, ScoredResponse]]]
+    # (budgets, responses): what is judged, and counts without verdict
+    responses: list[list[tuple[Judged, ScoredResponse]]]
+    facts: str = ""  # of its problem, for a verifier that is a function
 
 
 def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
@@ -86,17 +92,17 @@ def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
     result = []
     for row, view in zip(rows, views, strict=True):
         found = [[_count(counting, row, *next(counted)) for _ in cuts] for cuts in view]
-        result.append(
-            CountedRow(head_of(row), [list(column) for column in zip(*found, strict=True)])
-        )
+        columns = [list(column) for column in zip(*found, strict=True)]
+        result.append(CountedRow(head_of(row), columns, facts_of(row) if counting.whole else ""))
     return result
 
 
 def _count(
     counting: Counting, row: Row, response: Row, thinking: str, tokens: int
-) -> tuple[str | None, ScoredResponse]:
-    answer = answer_of(response)
-    return answer, ScoredResponse(
+) -> tuple[Judged, ScoredResponse]:
+    answer = after_thinking(response).strip() or None if counting.whole else answer_of(response)
+    judged = _asked(response) if counting.whole else answer
+    return judged, ScoredResponse(
         correct=False,
         num_tokens=response["num_tokens"],
         num_think_tokens=tokens,
@@ -106,6 +112,10 @@ def _count(
         no_room=response["finish_reason"] == NO_ROOM,
         first_right=_first_right(thinking, *gold_list(row["answer"])) if counting.slips else None,
     )
+
+
+def _asked(response: Row) -> Asked:
+    return Asked(response["text"], known_thinking(response), response.get("markers"))
 
 
 def within_budgets(
@@ -150,8 +160,20 @@ def answers_of(_: None, rows: Iterable[Row]) -> list[list[str | None]]:
     return [[answer_of(response) for response in row["responses"]] for row in rows]
 
 
-def submit_answers(rows: Rows, pool: VerifierPool, num_workers: int | None) -> list[Future[bool]]:
-    """Open verdicts on the first response of each row; answers are read by many processes."""
+def first_verdicts(
+    rows: Rows, pool: VerifierPool | FunctionPool, num_workers: int | None
+) -> list[bool]:
+    """Whether the first response of each row is right; answers are read by many processes, and
+    whole responses held a few at a time."""
+    verdicts: list[Future[bool]] = []
+    if isinstance(pool, FunctionPool):
+        for row in rows:
+            verdicts.append(pool.submit(facts_of(row), _asked(row["responses"][0])))
+            if len(verdicts) > MOST_ASKED:
+                verdicts[-MOST_ASKED].result()
+        return [verdict.result() for verdict in verdicts]
     golds = (row["answer"] for row in rows)
     answers = map_rows(answers_of, rows, Shared(None), num_workers, progress="answers")
-    return [pool.submit(gold, answer) for gold, (answer, *_) in zip(golds, answers, strict=True)]
+    for gold, (answer, *_) in zip(golds, answers, strict=True):
+        verdicts.append(pool.submit(gold, answer))
+    return [verdict.result() for verdict in verdicts]

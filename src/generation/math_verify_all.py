@@ -32,7 +32,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from generation.counting import CountedRow, Counting, count_rows, gold_list, head_of
+from generation.counting import (
+    MOST_ASKED,
+    CountedRow,
+    Counting,
+    Judged,
+    count_rows,
+    gold_list,
+    head_of,
+)
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows, num_cores
@@ -42,11 +50,14 @@ from generation.provenance import (
     known_parts,
     made_by,
     prompt_format_of,
-    verifier_version,
 )
 from generation.reflection_words import tokens_per_reflection_quantile
-from generation.rendering import PromptFormat
+from generation.rendering import PromptFormat, after_thinking
 from generation.scoring import ALL, ScoredProblem, figures, groups
+from generation.verifiers import MATH, check_name, is_function
+from generation.verifiers.names import check_golds
+from generation.verifiers.opening import check_verifier, open_verifier, verifier_record
+from generation.verifiers.pool import Asked, facts_of
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
@@ -59,6 +70,7 @@ if TYPE_CHECKING:
 
     from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
+    from generation.verifiers.pool import FunctionPool
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +97,7 @@ class Scoring:
         reflection_quantile: also write the threshold of the reflect reward.
         num_workers: processes; default: one a core.
         timeout: seconds before an answer counts as wrong.
+        verifier: which response is right, see docs/verifiers.md.
     """
 
     base: Path | None = None
@@ -95,6 +108,7 @@ class Scoring:
     reflection_quantile: float | None = None
     num_workers: int | None = None
     timeout: float = 5.0
+    verifier: str = MATH
 
     def __post_init__(self) -> None:
         from generation.math_verify.pool import MODES
@@ -103,6 +117,11 @@ class Scoring:
             raise ValueError(f"budgets are {self.budgets}; each must be at least 1 token")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
+        check_name(self.verifier)
+        if self.mode != "strict" and self.verifier != MATH:
+            raise ValueError(
+                f"mode is {self.mode!r}, but only the verifier math has modes; leave it out"
+            )
         shares = ("reflection_quantile",)
         check_numbers(vars(self), positive=("num_workers", "timeout"), shares=shares)
 
@@ -111,7 +130,7 @@ class Scoring:
         """What scores that are compared must have in common."""
         return {
             "mode": self.mode,
-            "verifier_version": verifier_version(),
+            **verifier_record(self.verifier),
             "word_bounded": self.word_bounded,
             "budget": max(self.budgets, default=None),
         }
@@ -140,13 +159,12 @@ def score_files(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Scores of generation files as they are written: figures by group and budget, and every
     problem's counts."""
-    from generation.math_verify import VerifierPool
-
-    files = [open_file(path) for path in paths]
-    for path, (_, heads) in zip(paths, files, strict=True):
+    files = [open_file(path, args.verifier) for path in paths]
+    for path, (rows, heads) in zip(paths, files, strict=True):
         check_rows(path, heads, args)
+        check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
     num_workers = args.num_workers or num_cores()
-    with VerifierPool(num_workers, timeout=args.timeout, mode=args.mode) as pool:
+    with open_verifier(args.verifier, num_workers, args.timeout, args.mode) as pool:
         for path, (rows, heads) in zip(paths, files, strict=True):
             counting = Counting(
                 Shared(tokenizer),
@@ -154,6 +172,7 @@ def score_files(
                 args.word_bounded,
                 args.slips,
                 thinking_of_prompts(path, rows, heads, tokenizer),
+                is_function(args.verifier),
             )
             counted = map_rows(count_rows, rows, counting, num_workers, progress=path.name)
             by_budget = score_counted(path, counted, counting.budgets, pool)
@@ -161,14 +180,17 @@ def score_files(
             yield path, scores | {"made_by": made_by(path, heads) | {"scoring": args.record}}
 
 
-def open_file(path: Path) -> tuple[Rows, list[Row]]:
+def open_file(path: Path, verifier: str = MATH) -> tuple[Rows, list[Row]]:
     """Rows of a generation file, and of each what is kept in memory; `lacking` says how many
     responses do not say what their prompts did to the thinking.
+
+    Raises ValueError for a row from which a shipped verifier could not tell right from wrong.
     """
     heads: list[Row] = []
     formats: dict[str, Any] = {}  # one object for all rows that were asked alike
 
     def look(row: Row) -> None:
+        check_golds(verifier, [row], str(path))
         head = head_of(row)
         if "prompt_format" in head:
             head["prompt_format"] = formats.setdefault(
@@ -181,7 +203,10 @@ def open_file(path: Path) -> tuple[Rows, list[Row]]:
 
 
 def score_counted(
-    path: Path, rows: Iterable[CountedRow], budgets: Sequence[int | None], pool: VerifierPool
+    path: Path,
+    rows: Iterable[CountedRow],
+    budgets: Sequence[int | None],
+    pool: VerifierPool | FunctionPool,
 ) -> dict[int | None, list[ScoredProblem]]:
     """Scored problems by budget, and `<file stem>.verdicts.jsonl`: what was extracted, and what was
     made of it.
@@ -212,18 +237,25 @@ def score_counted(
                         "budget": budget,
                         "gold": row.head["answer"],
                     }
-                    out.add({**place, "answer": answer, **asdict(scored)}, section)
+                    out.add({**place, "answer": _shown(answer), **asdict(scored)}, section)
 
         for row in rows:
-            gold = row.head["answer"]
+            gold = row.facts or row.head["answer"]
             waiting.append(
                 (row, [[pool.submit(gold, answer) for answer, _ in cut] for cut in row.responses])
             )
-            if len(waiting) > MOST_WAITING:
+            if len(waiting) > (MOST_ASKED if row.facts else MOST_WAITING):
                 settle()
         while waiting:
             settle()
     return {budget: list(found.values()) for budget, found in problems.items()}
+
+
+def _shown(judged: Judged) -> str | None:
+    """What a line of verdicts has of a response: its answer, or all of its answer part."""
+    if isinstance(judged, Asked):
+        return after_thinking(judged.as_response).strip() or None
+    return judged
 
 
 def thinking_of_prompts(
@@ -473,6 +505,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ),
         num_workers=(int, "processes; default: one a core"),
         timeout=(5.0, "seconds before an answer counts as wrong"),
+        verifier=(MATH, "math, exact, choice, program, module:function or path.py:function"),
     )
     return parser.parse_args(argv)
 

@@ -18,12 +18,15 @@ from itertools import count
 from pathlib import Path
 from types import NoneType
 
-from generation.counting import submit_answers
+from generation.counting import first_verdicts
 from generation.generation_file import read_generations
 from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
+from generation.verifiers import MATH
+from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.row_files import Row, RowWriter
@@ -93,8 +96,6 @@ def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Na
 
 def run(args: argparse.Namespace) -> None:
     """Verify the shortened responses and write both files."""
-    from generation.math_verify import VerifierPool
-
     if args.prompt_template is not None:
         format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
@@ -119,8 +120,9 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.finished}: response {row['id']} is not in {args.paths}; give the file that "
                 "was cut"
             )
-    with VerifierPool(args.num_workers or num_cores(), timeout=args.timeout) as pool:
-        correct = [verdict.result() for verdict in submit_answers(rows, pool, args.num_workers)]
+    check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
+    with open_verifier(args.verifier, args.num_workers or num_cores(), args.timeout) as pool:
+        correct = first_verdicts(rows, pool, args.num_workers)
     with RowWriter(args.sft_out) as sft, RowWriter(args.rpo_out) as pairs:
         for row, shortened, known in shortened_paths(rows, correct, tokens, args.max_per_problem):
             place, k = known["place"]
@@ -161,6 +163,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ),
         num_workers=(int, "processes; default: one a core"),
         timeout=(5.0, "seconds before an answer counts as wrong"),
+        verifier=(MATH, "which response is right, as in the training recipe"),
     )
     return parser.parse_args(argv)
 

@@ -12,9 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 import small_runs
+from tiny import save_model
 
+from generation import clean_dataset, math_verify_all, sft_data
+from generation.answer_judge import AnswerJudge
+from generation.verifiers.bounded import run_bounded
+from generation.verifiers.choice import choice
+from generation.verifiers.exact import exact
 from generation.verifiers.pool import Asked, FunctionPool, facts_of
+from generation.verifiers.program import program
+from rea_rl import grpo
 
+ROOT = Path(__file__).parents[2]
 OWN = """
 import os, sys, time
 
@@ -143,3 +152,176 @@ def test_own_verdicts_are_what_rewards_and_advantages_are_made_of(own, workplace
         max_steps=4, lr_scheduler_type="constant",
     )  # fmt: skip
     assert "verifier" in words and "every_other.py:right" in words
+
+
+SUM = "```python\ndef add(a, b):\n    return a + b\n```"
+SCRIPT = "```\nprint(sum(map(int, input().split())))\n```"
+ASSERTS = {"tests": ["assert add(2, 3) == 5", "assert add(-1, 1) == 0"]}
+PAIRS = {"tests": [{"input": "2 3\n", "output": "5"}, {"input": "0 0", "output": "0\n"}]}
+CHOICES = {"choices": ["red", "dark blue", "green"]}
+
+
+@pytest.mark.parametrize(
+    ("verifier", "text", "row", "right"),
+    [
+        (exact, "It is \\boxed{a  red fox}.", {"answer": "a red fox"}, True),
+        (exact, "\\boxed{\\text{a red fox}}", {"answer": "a red fox"}, True),
+        (exact, "\\boxed{A red fox}", {"answer": "a red fox"}, False),
+        (exact, "\n\n**Final Answer:**\n\na red fox", {"answer": "a red fox"}, True),
+        (exact, "a red fox, or two", {"answer": "a red fox"}, False),
+        (exact, "Answer = fox.", {"answer": "fox", "answer_markers": ["Answer ="]}, True),
+        (exact, "", {"answer": ""}, False),
+        (choice, "\\boxed{B}", {"answer": "B"}, True),
+        (choice, "\\boxed{\\text{(B) dark blue}}", {"answer": "B"}, True),
+        (choice, "(b)", {"answer": "B"}, True),
+        (choice, "The answer is **B**, since it is dark.", {"answer": "B"}, True),
+        (choice, "Not A. The correct option is (B).", {"answer": "B"}, True),
+        (choice, "First A.\n\nAnswer: C", {"answer": "B"}, False),
+        (choice, "Since it is dark, it must be (B).", {"answer": "B"}, True),
+        (choice, "A good question.", {"answer": "A"}, False),
+        (choice, "I do not know", {"answer": "I"}, False),
+        (choice, "\\boxed{dark blue}", {"answer": "1", **CHOICES}, True),
+        (choice, "B", {"answer": "dark blue", **CHOICES}, True),
+        (choice, "B", {"answer": "2", **CHOICES}, False),
+        (choice, "", {"answer": "A"}, False),
+        (program, f"So:\n{SUM}", ASSERTS, True),
+        (program, f"Wrong:\n```\nadd = max\n```\nRight:\n{SUM}", ASSERTS, True),
+        (program, f"{SUM}\nor\n```\nadd = max\n```", ASSERTS, False),
+        (program, SUM, {"answer": "assert add(2, 3) == 6"}, False),
+        (program, SUM.replace("return", "import os; os._exit(0)"), ASSERTS, False),
+        (program, "```\nimport sys; sys.exit(0)\n```", ASSERTS, False),
+        (program, SUM.replace("return", "while True: pass"), ASSERTS, False),
+        (program, SUM.replace("    return", "    bytearray(3 << 30)\n    return"), ASSERTS, False),
+        (program, SCRIPT, PAIRS, True),
+        (program, SCRIPT.replace("sum", "max"), PAIRS, False),
+        (program, "", PAIRS, False),
+    ],
+)
+def test_shipped_verifiers_tell_right_from_wrong(verifier, text, row, right):
+    row = {"verifier_timeout": 1.2, "prompt_thinking": "open", **row}
+    responses = [f"Is it so?</think>{text}", text]  # the second never ended its thinking
+    assert verifier(responses, [row, row]) == [right, False]
+
+
+def test_a_program_has_no_other_folder_network_or_time(tmp_path):
+    assert run_bounded("open('a', 'w').write('b'); print(open('a').read())") == "b\n"
+    assert run_bounded("open('a', 'wb').write(bytes(9 << 20))") is None
+    assert run_bounded("fs = [open(f'{i}', 'w') for i in range(100)]") is None
+    assert run_bounded("import os; print(os.environ.get('SECRET'))") == "None\n"
+    marker = tmp_path / "marker"
+    late = "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(1.5)\n"
+    late += f"    open({str(marker)!r}, 'w')"
+    begin = time.monotonic()
+    assert run_bounded(f"{late}\nelse:\n    print(1)") == "1\n"
+    assert run_bounded("import time; time.sleep(60)", seconds=0.5) is None
+    assert run_bounded("import os\nwhile True: os.fork()", seconds=0.5) is None
+    time.sleep(max(begin + 2.5 - time.monotonic(), 0))
+    assert not marker.exists(), "a child of a program has outlived it, or wrote elsewhere"
+
+
+def write_responses(path: Path, column: dict, *texts: str) -> str:
+    responses = [{"text": t, "num_tokens": len(t), "finish_reason": "stop"} for t in texts]
+    responses = [{**r, "prompt_thinking": "open"} for r in responses]
+    row = {"id": "p", "problem": "3+4?", "answer": "B", **column, "responses": responses}
+    path.write_text(json.dumps([row]))
+    return str(path)
+
+
+def test_scores_are_of_the_verifier_that_was_named_and_say_so(own, tmp_path):
+    model = str(save_model(tmp_path / "model"))
+    texts = ["Hm.</think>The answer is B.", "Hm. B</think>No."]
+    file = write_responses(tmp_path / "a.json", {}, *texts)
+    other = write_responses(tmp_path / "b.json", {}, *texts)
+    results = ["--results", str(tmp_path / "log.json")]
+    shares = {"choice": 0.5, f"{own}:right": 1.0, "math": 0.0, "exact": 0.0}
+    for name, share in shares.items():
+        math_verify_all.main([file, "--model_dir", model, "--verifier", name, *results])
+        scores = json.loads((tmp_path / "a.scores.json").read_text())
+        assert scores["groups"]["all"]["accuracy"]["value"] == share, name
+        made = scores["made_by"]["scoring"]
+        assert made["verifier"] == name.rpartition("/")[2] and len(made["verifier_version"]) == 12
+    command = [other, "--model_dir", model, "--verifier", "choice", *results]
+    with pytest.raises(SystemExit, match=r"verifier \('exact' and 'choice'\)"):
+        math_verify_all.main([*command, "--base", str(tmp_path / "a.scores.json")])
+    math_verify_all.main(command)
+    lines = [json.loads(x) for x in (tmp_path / "b.verdicts.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in lines] == ["The answer is B.", "No."]
+
+
+@pytest.mark.parametrize(
+    ("flags", "column", "words"),
+    [
+        ({"verifier": "exact", "mode": "original"}, {}, "only the verifier math has modes"),
+        (
+            {"verifier": "choice"},
+            {"answer": "seven"},
+            "row 'p': verifier choice: the answer 'seven'",
+        ),
+        ({"verifier": "choice"}, {"choices": ["x"]}, "none of its 1 choices"),
+        ({"verifier": "program"}, {"tests": []}, "tests are no Python|no tests"),
+        ({"verifier": "program"}, {"tests": ["assert ("]}, "its tests are no Python"),
+        ({"verifier": "nowhere.py:f"}, {}, "there is no file nowhere.py"),
+    ],
+)
+def test_scoring_refuses_what_a_verifier_cannot_judge(tmp_path, flags, column, words):
+    if not column.get("tests", True):
+        column = {"tests": [], "answer": ""}
+    file = write_responses(tmp_path / "a.json", column, "B")
+    command = [part for key, value in flags.items() for part in (f"--{key}", value)]
+    model = str(save_model(tmp_path / "model"))
+    with pytest.raises(SystemExit) as stop:
+        math_verify_all.main([file, "--model_dir", model, *command])
+    assert re.search(words, str(stop.value)) and "\n" not in str(stop.value)
+
+
+def test_baselines_and_the_judge_ask_the_verifier(own, tmp_path):
+    paths = write_responses(tmp_path / "paths.json", {}, "Hm. Hm. Hm. Hm.</think>B, or B")
+    row = json.loads(Path(paths).read_text())[0]
+    short = {**row["responses"][0], "text": "Hm.</think>It is B", "num_tokens": 3}
+    cut = {**row, "id": "p/0", "problem_id": "p", "path": 0, "cut": 0, "responses": [short]}
+    (tmp_path / "finished.json").write_text(json.dumps([cut]))
+    command = [str(tmp_path / "finished.json"), "--paths", paths]
+    command += ["--sft_out", str(tmp_path / "s.json"), "--rpo_out", str(tmp_path / "r.json")]
+    with pytest.raises(SystemExit, match="none of its 1 responses is cut, shorter"):
+        sft_data.main(command)
+    sft_data.main([*command, "--verifier", "choice"])
+    assert "It is B" in (tmp_path / "s.json").read_text()
+    paragraphs = ["So the answer is B.", "So the answer is x1."]
+    with FunctionPool("choice", 1) as pool:
+        labels = AnswerJudge(pool).labels(paragraphs, facts_of({"answer": "B"}))
+    assert labels == ["Right Result", "Wrong Result"]
+
+
+def test_the_card_of_a_filtered_set_names_the_verifier(tmp_path):
+    model = str(save_model(tmp_path / "model"))
+    file = write_responses(tmp_path / "a.json", {}, "Hm.</think>B")
+    results = ["--results", str(tmp_path / "log.json")]
+    math_verify_all.main([file, "--model_dir", model, "--verifier", "choice", *results])
+    (tmp_path / "problems.json").write_text('[{"id": "p", "problem": "3+4?", "answer": "B"}]')
+    verdicts = ["--verdicts", str(tmp_path / "a.scores.json"), "--out", str(tmp_path / "d/k.json")]
+    clean_dataset.main(["--dataset", str(tmp_path / "problems.json"), *verdicts])
+    assert "of the verifier choice |" in (tmp_path / "d/README.md").read_text()
+
+
+def test_the_example_and_the_one_of_the_page_can_be_named(workplace, tmp_path, monkeypatch):
+    page = (ROOT / "docs/verifiers.md").read_text()
+    (tmp_path / "my_verifier.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    example = ROOT / "examples/custom_verifier.py"
+    with FunctionPool(f"{example}:json_answer", 1) as pool:
+        facts = facts_of({"answer": "4"})
+        texts = [
+            'Hm.</think>It is {"answer": 4}.',
+            '{"answer": 4}</think>It is 4.',
+            "",
+            "</think>{",
+        ]
+        assert [pool.submit(facts, Asked(text, "open")).result() for text in texts] == [
+            True, False, False, False,
+        ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        f"{example}:json_answer",
+        "my_verifier.py:short_answer",
+        "my_verifier:short_answer",
+    ):
+        grpo.main([*small_runs.arguments("grpo", workplace, verifier=name), "--dry_run"])

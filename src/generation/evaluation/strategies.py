@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
+from generation.verifiers import MATH
 from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
@@ -128,6 +129,11 @@ def kept_tokens(rows: Iterable[Row]) -> Interval:
     )
 
 
+def scoring_of(args: argparse.Namespace) -> Scoring:
+    """How all strategies are scored."""
+    return Scoring(word_bounded=args.word_bounded, verifier=args.verifier)
+
+
 def score_strategies(
     rows: Rows, heads: Sequence[Row], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
@@ -143,7 +149,7 @@ def score_strategies(
         write_json(path, rows.select(places))
         base = args.out / f"none{TRUNCATED if name.endswith(TRUNCATED) else ''}.scores.json"
         is_base = base.with_suffix("").with_suffix(".json") == path
-        options = Scoring(base=None if is_base else base, word_bounded=args.word_bounded)
+        options = replace(scoring_of(args), base=None if is_base else base)
         ((_, scored[name]),) = score_files([path], tokenizer, options)
         scored[name]["groups"][ALL]["kept"] = asdict(kept_tokens(heads[i] for i in places))
         write_json(path.with_suffix(".scores.json"), scored[name])
@@ -211,7 +217,7 @@ def report(args: argparse.Namespace) -> str:
     models = read_models(args.models)
     # The responses are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished)}
-    known["scoring"] = Scoring(word_bounded=args.word_bounded).record
+    known["scoring"] = scoring_of(args).record
     made = [
         (str(args.finished), known),
         *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
@@ -269,6 +275,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows"
+    )
+    parser.add_argument(
+        "--verifier", default=MATH, help="which response is right, as in the training recipe"
     )
     parser.add_argument(
         "--word_bounded", action="store_true", help="count whole reflection words only"

@@ -17,6 +17,7 @@ from generation.verifiers.exact import golds, plain
 _LETTER = r"\(?([A-Za-z])\)?"
 _ALONE = re.compile(rf"\**{_LETTER}(?:[.:)\s*].*)?", re.DOTALL)
 _OPTION = re.compile(rf"(?:option|choice|answer)\s*:?\s*\**{_LETTER}\**\W*", re.IGNORECASE)
+_AT_END = re.compile(r"\s[*$(]*([A-Z])[)*$]*[.!]?$")
 _STATED = re.compile(
     r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*:?\s*[*$(]*"
     r"(?:option\s+|choice\s+)?[*$(]*([A-Z])\b(?!['\w])"
@@ -50,7 +51,10 @@ def chosen(response: str, row: Mapping[str, Any]) -> str | None:
     if stated:
         return stated[-1]
     match = _ALONE.fullmatch(last_line)
-    return match[1].upper() if match and _is_letter(match, last_line) else None
+    if match and _is_letter(match, last_line):
+        return match[1].upper()
+    ends = _AT_END.search(last_line)
+    return ends[1] if ends else None
 
 
 def _is_letter(match: re.Match[str], text: str) -> bool:

@@ -109,8 +109,8 @@ def check_golds(name: str, rows: Sequence[Mapping[str, Any]], file: str) -> None
     if name not in SHIPPED:
         return
     check = importlib.import_module(f"generation.verifiers.{name}").check_gold
-    for i, row in enumerate(rows):
+    for row in rows:
         try:
             check(row)
         except ValueError as error:
-            raise ValueError(f"{file}: row {i}: verifier {name}: {error}") from None
+            raise ValueError(f"{file}: row {row['id']!r}: verifier {name}: {error}") from None

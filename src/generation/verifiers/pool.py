@@ -39,6 +39,11 @@ class Asked(NamedTuple):
     thinking: Thinking = "unknown"
     markers: Mapping[str, str] | None = None
 
+    @property
+    def as_response(self) -> dict[str, Any]:
+        """The same, as files hold it."""
+        return {"text": self.text, "prompt_thinking": self.thinking, "markers": self.markers}
+
 
 class VerifierError(Exception):
     """The function raised, or returned something else than verdicts."""

@@ -205,8 +205,12 @@ def score(generations: Path, base: Path | None, args: argparse.Namespace) -> Non
     """Write the scores next to a generation file."""
     from generation import math_verify_all
 
+    rules = recipe.read_recipe(f"recipes/{args.recipe_set}/config_ReflectRL.yaml")
     options = math_verify_all.Scoring(
-        base, word_bounded=args.set.word_bounded, slips=args.set.slips
+        base,
+        word_bounded=args.set.word_bounded,
+        slips=args.set.slips,
+        verifier=rules.get("verifier", "math"),
     )
     results = Path("output/verify.json")
     scored = math_verify_all.score([generations], args.model, options, results)
