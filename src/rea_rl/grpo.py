@@ -83,6 +83,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
         model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
     training.check_buildable(model_args, args.trust_remote_code)
+    training.check_master_weights(args, model_args)
     prompts = prompts.of_model(tokenizer)
     threshold = read_threshold(args, prompts)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
@@ -181,16 +182,17 @@ def check_full_weights(args: REARLConfig) -> None:
             "weights move over NCCL to one; name one, with more GPUs if need be (--gpu 2,3), or "
             "set use_peft: true"
         )
-    needed = {"packing": "none", "max_rollout_lag": 0, "use_cpu": False}
+    needed = {"max_rollout_lag": 0, "use_cpu": False}
     wrong = {
         key: getattr(args, key) for key, value in needed.items() if getattr(args, key) != value
     }
     if wrong:
         raise ValueError(
             "use_peft is false, so that all weights are trained, but "
-            f"{' and '.join(f'{k} is {v}' for k, v in wrong.items())}: packing and overlap need "
-            "adapters, and all weights move over NCCL, between GPUs; set use_peft: true, "
-            "or " + ", ".join(f"{key}: {str(needed[key]).lower()}" for key in wrong)
+            f"{' and '.join(f'{k} is {v}' for k, v in wrong.items())}: overlap needs two "
+            "versions on one server, as adapters are, and all weights move over NCCL, between "
+            "GPUs; set use_peft: true, or "
+            + ", ".join(f"{key}: {str(needed[key]).lower()}" for key in wrong)
         )
 
 

@@ -48,6 +48,7 @@ from rea_rl.packing.logprobs import (
     sampling_metrics,
     takes_one_pass,
 )
+from rea_rl.packing.prefix_tree import without_adapter
 from rea_rl.packing.step import PackedStep, relatives_together, why_not_packed
 from rea_rl.revision import differing_groups, group_advantages, pair_signals, token_advantages
 from rea_rl.rewards import reward_columns
@@ -146,7 +147,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     def _make_packed_step(self) -> PackedStep | None:
         self.padded_because = why_not_packed(self)
         if self.padded_because is None:
-            model = self.accelerator.unwrap_model(self.model).get_base_model()
+            model = without_adapter(self.accelerator.unwrap_model(self.model))
             return PackedStep(model, self.accelerator, self.args)
         logger.warning(
             "packing: shared_prefix is not possible with this model, because %s; rows are padded",

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
 from rea_core.checks import is_dialogue
 from rea_rl.run.dialogues import split_row
-from rea_rl.run.training import check_buildable, check_evaluation, load_model, parse, run
+from rea_rl.run.training import (
+    check_buildable,
+    check_evaluation,
+    check_master_weights,
+    load_model,
+    parse,
+    run,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -221,6 +228,7 @@ def build_trainer(
     if args.chat_template_path is not None:
         tokenizer.chat_template = read_chat_template(args.chat_template_path)
     check_buildable(model_args, args.trust_remote_code)
+    check_master_weights(args, model_args)
     train_dataset = load_examples(
         script.dataset_name,
         script.dataset_train_split,

@@ -141,8 +141,6 @@ RECIPES = [
      "set use_peft: true"),
     ("all weights, overlapped", "{use_peft: false, max_rollout_lag: 1}", "max_rollout_lag is 1",
      "max_rollout_lag: 0"),
-    ("all weights, packed", "{use_peft: false, packing: shared_prefix}", "packing is shared_prefix",
-     "packing: none"),
     ("quantized policy", "load_in_4bit: true", "load_in_4bit", "must be false"),
     ("rank of nothing", "lora_r: 0", "lora_r is 0", "greater than 0"),
     ("rank that no server takes", "lora_r: 1024", "lora_r is 1024", "up to 512", "lower it"),

@@ -7,6 +7,8 @@ import logging
 import pytest
 import torch
 from test_trainer_units import RecordedPaths, adapter, make_trainer
+from tiny import save_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rea_rl.configs import REARLConfig
 from rea_rl.grpo import load_inputs, parse_recipe
@@ -77,6 +79,43 @@ def test_steps_are_those_of_padded_rows(model_folder, tmp_path, changes):
                 assert ours[key] == pytest.approx(
                     theirs[key], rel=0.1 if means else 2e-3, abs=2e-5
                 ), key
+
+
+@pytest.mark.parametrize("changes", [{}, {"tokens_per_forward": 100}, {"beta": 0.0}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_weights_get_the_gradients_of_padded_rows(tied, tmp_path, monkeypatch, changes):
+    """Full fine-tuning: embeddings and head among them, also a head that is the embeddings."""
+    config = AutoConfig.from_pretrained(save_model(tmp_path / "model"), tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    gradients = {}
+    for packing in ("none", "shared_prefix"):
+        trainer = make_trainer(
+            tmp_path / "model", tmp_path / packing, RelatedPaths(), targets=(), packing=packing,
+            per_device_train_batch_size=8, max_steps=1, max_grad_norm=0.0, **changes,
+        )  # fmt: skip
+        assert (trainer.packed_step is None) == (packing == "none"), trainer.padded_because
+        step, found = trainer.create_optimizer, gradients.setdefault(packing, {})
+
+        def watched(trainer=trainer, step=step, found=found):
+            optimizer = step()
+            optimizer.register_step_pre_hook(
+                lambda *_: found.update(
+                    {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+                )
+            )
+            return optimizer
+
+        monkeypatch.setattr(trainer, "create_optimizer", watched)
+        trainer.train()
+    names = {name for name, _ in model.named_parameters()}
+    assert gradients["none"].keys() == gradients["shared_prefix"].keys() == names
+    assert ("lm_head.weight" in names) != tied
+    for name, value in gradients["none"].items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(
+            gradients["shared_prefix"][name], value, atol=2e-6, rtol=1e-3, msg=name
+        )
 
 
 def test_reference_pass_shares_too_and_no_other_pass_is_made(model_folder, tmp_path, monkeypatch):

@@ -236,6 +236,27 @@ def test_chunked_logps_are_log_softmax(monkeypatch):
     assert chunked_logps(hidden[:0], weight, targets[:0])[0].shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_trained_head_has_the_gradient_of_log_softmax(monkeypatch, dtype):
+    """Under autocast the product is in its type, and the gradient in the weight's float32."""
+    monkeypatch.setattr("rea_rl.packing.logprobs.CHUNK_TOKENS", 4)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(10, 6, requires_grad=True), torch.randn(20, 6, requires_grad=True)
+    targets, factors = torch.randint(20, (10,)), torch.randn(10)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logps, _ = chunked_logps(hidden, weight, targets, temperature=0.7)
+        logits = (hidden @ weight.T).float() / 0.7
+    plain = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    close = {"atol": 0.03, "rtol": 0.03} if dtype else {}
+    torch.testing.assert_close(logps, plain, **close)
+    ours, theirs = (
+        torch.autograd.grad((each * factors).sum(), (hidden, weight)) for each in (logps, plain)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, **close)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))

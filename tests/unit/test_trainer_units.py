@@ -112,7 +112,9 @@ def make_trainer(
         processing_class=make_tokenizer(),
         peft_config=LoraConfig(
             r=4, lora_dropout=lora_dropout, target_modules=list(targets), task_type="CAUSAL_LM"
-        ),
+        )
+        if targets
+        else None,
         **extra,
     )
     assert trainer.args.to_dict() == before  # the recipe is what a checkpoint stores

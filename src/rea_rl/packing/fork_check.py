@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, fold
+from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, fold, without_adapter
 from rea_rl.trl_trainer import GRPOTrainer
 
 if TYPE_CHECKING:
@@ -136,4 +136,4 @@ def _difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
 
 def _computing_dtype(trainer: GRPOTrainer) -> torch.dtype:
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
-    return mixed or trainer.model.get_base_model().dtype
+    return mixed or without_adapter(trainer.model).dtype

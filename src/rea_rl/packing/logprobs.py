@@ -30,7 +30,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
     The gradient of a token's log-prob with respect to its hidden state does not depend on the loss,
     except for one factor. It is computed while the chunk's logits are there, and kept in their
-    place: (N, H) instead of (N, V), and nothing is projected a second time in the backward pass.
+    place: (N, H) instead of (N, V). For a frozen head nothing is projected a second time in the
+    backward pass; a trained one needs the logits again.
     """
 
     @staticmethod
@@ -41,14 +42,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
         targets: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        trained, weight = weight, weight.to(hidden.dtype)
         logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            logits = (hidden[part] @ weight.T).float()  # (n, V)
-            log_probs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(
-                dim=-1
-            )
+            log_probs = _chunk_log_probs(hidden[part], weight, temperature)
             target = targets[part].unsqueeze(1)
             logps[part] = log_probs.gather(1, target).squeeze(1)
             probs = log_probs.exp()
@@ -60,28 +59,67 @@ class _ChunkedLogProbs(torch.autograd.Function):
                     1, target, target.new_full(target.shape, -1, dtype=torch.float32)
                 )
                 torch.mm(slope.to(weight.dtype), weight, out=slopes[part]).div_(-temperature)
-        ctx.save_for_backward(slopes)
+        ctx.temperature = temperature
+        ctx.save_for_backward(
+            slopes, *((hidden, trained, targets) if ctx.needs_input_grad[1] else ())
+        )
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
     @staticmethod
     def backward(
         ctx: Any, grad_logps: torch.Tensor, _: Any
-    ) -> tuple[torch.Tensor, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), None, None, None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+        slopes, *others = ctx.saved_tensors
+        of_head = _head_gradient(*others, grad_logps, ctx.temperature) if others else None
+        return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), of_head, None, None
+
+
+def _chunk_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """(n, V) in float32, of hidden states (n, H)."""
+    logits = (hidden @ weight.T).float()
+    return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(dim=-1)
+
+
+def _head_gradient(
+    hidden: torch.Tensor,  # (N, H)
+    weight: torch.Tensor,  # (V, H)
+    targets: torch.Tensor,  # (N,)
+    grad_logps: torch.Tensor,  # (N,)
+    temperature: float,
+) -> torch.Tensor:
+    """(V, H) in the type of the weight: products of a chunk in the type of the hidden states, their
+    sum in the weight's."""
+    head, gradient = weight.to(hidden.dtype), torch.zeros_like(weight)
+    for start in range(0, len(hidden), CHUNK_TOKENS):
+        part = slice(start, start + CHUNK_TOKENS)
+        target = targets[part].unsqueeze(1)
+        slope = _chunk_log_probs(hidden[part], head, temperature).exp_().neg_()
+        slope.scatter_add_(1, target, torch.ones_like(target, dtype=slope.dtype))
+        slope.mul_(grad_logps[part].unsqueeze(1) / temperature)
+        gradient += slope.to(hidden.dtype).T @ hidden[part]
+    return gradient
 
 
 def chunked_logps(
     hidden: torch.Tensor,  # (N, H)
-    weight: torch.Tensor,  # (V, H), frozen
+    weight: torch.Tensor,  # (V, H)
     targets: torch.Tensor,  # (N,)
     temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in
-    float32."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return _ChunkedLogProbs.apply(hidden.to(weight.dtype), weight, targets, temperature)
+    float32.
+
+    Logits are products in the type of the weight; of a trained one, whose own type is the
+    optimizer's, in that of autocast.
+    """
+    device, dtype = hidden.device.type, weight.dtype
+    if weight.requires_grad and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return _ChunkedLogProbs.apply(hidden.to(dtype), weight, targets, temperature)
 
 
 def takes_one_pass(args: REARLConfig) -> bool:

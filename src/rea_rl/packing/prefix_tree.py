@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -222,6 +223,12 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]
     return int(differ.argmax()) if differ.any() else length
+
+
+def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
+    """The model that an adapter is on, or the model itself; wrappers of accelerate are off
+    already."""
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def unsupported(model: PreTrainedModel) -> str | None:

@@ -26,6 +26,7 @@ from rea_rl.packing.prefix_tree import (
     order_by_ids,
     plan,
     unsupported,
+    without_adapter,
 )
 from rea_rl.packing.recompute import Recompute
 
@@ -42,17 +43,20 @@ Inputs = dict[str, Any]
 
 
 def why_not_packed(trainer: GRPOTrainer) -> str | None:
-    """Why the rows of a trainer cannot be packed; None if they can: its model then has a packed
-    forward pass."""
+    """Why the rows of a trainer cannot be packed; None if they can: its model, and that of its KL
+    term, then have a packed forward pass."""
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
     if sharded:
         return "its weights are sharded"
-    model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    model = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
     if reason := unsupported(model):
         return reason
     take_away = add_packed_forward(model, trainer.temperature)
     if reason := packing_differs(trainer):
         take_away()
+    elif trainer.ref_model is not None:  # of full fine-tuning with a KL term
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        add_packed_forward(reference, trainer.temperature)
     return reason
 
 
@@ -64,7 +68,7 @@ class PackedStep:
     """Log-probs, and loss with gradients, of rows whose responses share prefixes.
 
     Args:
-        model: base model with a packed forward pass, see `why_not_packed`.
+        model: without adapter, with a packed forward pass, see `why_not_packed`.
         accelerator: of the trainer.
         args: recipe.
     """

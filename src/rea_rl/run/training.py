@@ -123,6 +123,28 @@ def check_buildable(model_args: ModelConfig, trust_remote_code: bool) -> None:
     )
 
 
+def check_master_weights(args: Any, model_args: ModelConfig) -> None:
+    """Raise ValueError for a whole model that is trained in 16 bits: the optimizer's small steps
+    are lost in the rounding of such weights. DeepSpeed keeps float32 copies."""
+    from transformers import AutoConfig
+
+    if model_args.use_peft or (args.deepspeed_plugin is not None and (args.bf16 or args.fp16)):
+        return
+    dtype = model_args.dtype
+    if dtype == "auto":
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        settings = {"revision": revision, "trust_remote_code": args.trust_remote_code}
+        stored = AutoConfig.from_pretrained(name, **settings).dtype
+        dtype = f"auto, which is {str(stored).removeprefix('torch.')} here"
+    if "16" in str(dtype):
+        raise ValueError(
+            f"use_peft is false, so that all weights are trained, but dtype is {dtype}: small "
+            "steps are lost in the rounding of such weights; set dtype: float32 (with bf16: true "
+            "the model still computes in bfloat16), launch with zero2.yaml, which keeps float32 "
+            "copies, or set use_peft: true"
+        )
+
+
 def load_model(
     model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None
 ) -> PreTrainedModel:
