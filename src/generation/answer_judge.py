@@ -126,7 +126,9 @@ class AnswerJudge:
     def __init__(self, pool: VerifierPool | FunctionPool):
         self._pool = pool
 
-    def labels(self, paragraphs: Sequence[str], gold: str, use_answer: bool = True) -> list[str]:
+    def labels(
+        self, paragraphs: Sequence[str], gold: str | list[str], use_answer: bool = True
+    ) -> list[str]:
         """One label per paragraph, as `generation.labeling_distill_utils` reads them from a judge's
         reply.
 
@@ -136,7 +138,7 @@ class AnswerJudge:
         return self._open_labels(paragraphs, gold, use_answer)()
 
     def _open_labels(
-        self, paragraphs: Sequence[str], gold: str, use_answer: bool
+        self, paragraphs: Sequence[str], gold: str | list[str], use_answer: bool
     ) -> Callable[[], list[str]]:
         """The same, as a function that waits for the comparisons, which begin at once."""
         stated = [stated_values(paragraph) for paragraph in paragraphs]

@@ -11,6 +11,7 @@ from generation.prompts import MATH_COT
 from generation.rendering import PromptFormat
 from generation.segments import check_paragraph_tokens
 from generation.shards import Shard
+from rea_core.formats import bare_name
 from rea_core.models import DTYPES
 from rea_core.options import (
     AT_LEAST_1,
@@ -34,7 +35,10 @@ class GenerateArguments:
     """Recipe keys and flags of `generation.generate`."""
 
     # Input and output
-    qaf: str = required("Rows of the stage: .json or .jsonl file, or for math_cot a Hub dataset.")
+    qaf: str = required(
+        "Rows of the stage: file, or for math_cot a Hub dataset; also `dataset_name`.",
+        "dataset_name",
+    )
     model_dir: str = required("Model: folder or Hub id; with --api only its name, for the output.")
     split: Annotated[str, one_of(*SPLIT_NAMES)] = option(
         "math_cot", "Stage, that is, which prompts are made of the rows."
@@ -42,7 +46,9 @@ class GenerateArguments:
     lora: str | None = option(None, "Folder of a LoRA adapter of the model.")
     save_suffix: str = option("", "Appended to the name of the output file.")
     output_dir: str = option("output", "Outputs go to <output_dir>/<model>/.")
-    qaf_split: str = option("train", "Split of a Hub dataset.")
+    qaf_split: str = option(
+        "train", "Split of a Hub dataset; also `dataset_train_split`.", "dataset_train_split"
+    )
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     qaf_limit: PositiveInt | None = option(None, "Use the first N rows only.")
     shard: str | None = option(
@@ -52,7 +58,11 @@ class GenerateArguments:
     problem_column: str | None = option(
         None, "Column with the problem; default: 'problem', else 'question'."
     )
-    answer_column: str = option("answer", "Column with the gold answer.")
+    answer_column: str = option(
+        "answer",
+        "Column with the gold answer, or a worked solution; default: 'answer', 'final_answer' and "
+        "the like, else the \\boxed{} of 'solution'.",
+    )
     prompt_template: str = option(
         MATH_COT, "User message; {problem} is replaced, other braces are written twice."
     )
@@ -195,6 +205,6 @@ class GenerateArguments:
         `qaf`, without extension."""
         model, name = (
             Path(self.model_dir).name,
-            Path(self.qaf).name.removesuffix(".json").removesuffix(".jsonl"),
+            bare_name(self.qaf),
         )
         return Path(self.output_dir) / model / f"{name}_{self.split}{self.save_suffix}.json"

@@ -82,7 +82,9 @@ def run(args: argparse.Namespace) -> None:
     check_numbers(vars(args), positive=("limit",))
     check_output(args.out, "out", (args.dataset, args.verdicts))
     scores = read_scores(args.verdicts)
-    problems = load_problems(args.dataset, args.split, config=args.dataset_config)[: args.limit]
+    keys = {key: getattr(args, key) for key in ("problem_column", "answer_column")}
+    problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
+    problems = problems[: args.limit]
     kept = solved_problems(problems, read_problems(args.verdicts, {"id": str, "responses": list}))
     write_json(args.out, kept)
     facts = {
@@ -102,11 +104,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Drop the problems that a model failed on every response."
     )
-    parser.add_argument("--dataset", default=DATASET, help="Hub dataset, or .json or .jsonl file")
+    parser.add_argument(
+        "--dataset", "--dataset_name", default=DATASET, help="Hub dataset, or a file"
+    )
+    parser.add_argument(
+        "--split", "--dataset_train_split", default="train", help="split of a Hub dataset"
+    )
     add_flags(
         parser,
         dataset_config=(str, "configuration of a Hub dataset"),
-        split=("train", "split of a Hub dataset"),
+        problem_column=(str, "as in training recipes"),
+        answer_column=("answer", "as in training recipes"),
         limit=(int, "first N problems only, as in qaf_limit of the responses"),
     )
     parser.add_argument(

@@ -16,6 +16,7 @@ from generation.rendering import after_thinking, answer_of, known_thinking, thin
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens
 from generation.verifiers.pool import Asked, FunctionPool, facts_of
+from rea_core.golds import as_list
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows
 
@@ -110,7 +111,7 @@ def _count(
         truncated=response["finish_reason"] == "length",
         answered=answer is not None,
         no_room=response["finish_reason"] == NO_ROOM,
-        first_right=_first_right(thinking, *gold_list(row["answer"])) if counting.slips else None,
+        first_right=_first_right(thinking, *as_list(row["answer"])) if counting.slips else None,
     )
 
 
@@ -141,11 +142,6 @@ def within_budgets(
         else whole
         for budget, cut in zip(budgets, is_longer, strict=True)
     ]
-
-
-def gold_list(answer: str | list[str]) -> list[str]:
-    """Golds of a row; each of them is right."""
-    return answer if isinstance(answer, list) else [answer]
 
 
 def _first_right(thinking: str, answer: str) -> bool:

@@ -38,7 +38,6 @@ from generation.counting import (
     Counting,
     Judged,
     count_rows,
-    gold_list,
     head_of,
 )
 from generation.figure_table import Column, percent, render
@@ -60,6 +59,7 @@ from generation.verifiers.opening import check_verifier, open_verifier, verifier
 from generation.verifiers.pool import Asked, facts_of
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
 from rea_core.command import add_flags, command
+from rea_core.golds import as_list
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, write_json
@@ -287,7 +287,7 @@ def check_rows(path: Path, rows: Sequence[Row], args: Scoring) -> None:
         )
     check_groups(path, rows)
     for i, row in enumerate(rows):
-        golds = gold_list(row["answer"])
+        golds = as_list(row["answer"])
         if args.slips and not (len(golds) == 1 and golds[0].removeprefix("-").isdecimal()):
             raise ValueError(
                 f"{path}: row {i} has the answer {row['answer']!r}, but --slips reads whole "

@@ -7,17 +7,18 @@ import logging
 import multiprocessing
 import os
 import pickle
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from rea_core.interruption import out_of_reach
 from rea_core.row_files import Row, Rows
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ def ordered_map(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     try:
+        with out_of_reach():
+            ensure_running()
         pool = ProcessPoolExecutor(num_processes, context, _begin, (setup,))
     except OSError as error:  # semaphores are files of /dev/shm
         raise ValueError(
@@ -144,7 +147,6 @@ def ordered_map(
 def _begin(setup: Callable[[], Any]) -> None:
     """First thing that a process of a pool does."""
     global _state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process a core already
     _state = setup()

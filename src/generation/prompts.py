@@ -104,14 +104,16 @@ def reflection_labels(is_result: list[bool]) -> str:
     )
 
 
-def judge_messages(problem: str, paragraphs: list[str], answer: str | None) -> list[dict[str, str]]:
+def judge_messages(
+    problem: str, paragraphs: list[str], answer: str | list[str] | None
+) -> list[dict[str, str]]:
     """Chat messages that ask the judge for one label per paragraph, numbered from 1.
 
-    With the gold `answer` the labels are Reasoning, Right Result and Wrong Result; with None
-    Reasoning and Result.
+    With the gold `answer` (of several each is right) the labels are Reasoning, Right Result and
+    Wrong Result; with None Reasoning and Result.
     """
     instruction = _JUDGE_WITHOUT_ANSWER if answer is None else _JUDGE_WITH_ANSWER
-    given = [] if answer is None else [_GOLD_HEADING, answer]
+    given = _given(answer)
     return _user_message(
         instruction,
         _PROBLEM_HEADING,
@@ -122,14 +124,23 @@ def judge_messages(problem: str, paragraphs: list[str], answer: str | None) -> l
     )
 
 
-def confirmation_messages(problem: str, paragraph: str, answer: str | None) -> list[dict[str, str]]:
+def confirmation_messages(
+    problem: str, paragraph: str, answer: str | list[str] | None
+) -> list[dict[str, str]]:
     """Chat messages of the second judgement: does this one paragraph really state the result?
     Yes or No."""
     instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
-    given = [] if answer is None else [_GOLD_HEADING, answer]
+    given = _given(answer)
     return _user_message(
         instruction, _PROBLEM_HEADING, problem, *given, _PART_HEADING, paragraph.strip()
     )
+
+
+def _given(answer: str | list[str] | None) -> list[str]:
+    """Block with the gold answer, if the judge is told it."""
+    if answer is None:
+        return []
+    return [_GOLD_HEADING, answer if isinstance(answer, str) else " or ".join(answer)]
 
 
 def _numbered_parts(paragraphs: list[str]) -> str:

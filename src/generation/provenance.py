@@ -23,6 +23,7 @@ from typing import Any
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import R1
 from generation.rendering import PromptFormat
+from rea_core import boxes
 from rea_core.json_text import read_json
 from rea_core.row_files import Row
 
@@ -169,7 +170,8 @@ def verifier_version() -> str:
 
     libraries = f"{version('lark')} {version('mpmath')}"
     hasher = hashlib.blake2b(libraries.encode(), digest_size=6)
-    for file in sorted(Path(generation.math_verify.__file__).parent.glob("*.*")):
+    folder = Path(generation.math_verify.__file__).parent
+    for file in [*sorted(folder.glob("*.*")), Path(boxes.__file__)]:
         hasher.update(file.read_bytes())
     return hasher.hexdigest()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from generation.markers import Markers, marker_decoder
 from generation.parallel import end_with_parent
+from rea_core.interruption import out_of_reach
 from rea_core.models import load_tokenizer, resolve_dtype
 
 if TYPE_CHECKING:
@@ -80,12 +81,15 @@ def run_engines(
     Raises EngineError if an engine ends before its work does; its own error is on stderr.
     """
     context = multiprocessing.get_context("spawn")
+    # what an engine that is killed leaves is cleaned up by the tracker, which would say so
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     workers = {}
     for devices in device_groups(_visible_gpus(), args.n_gpu):
         receiver, results = context.Pipe(duplex=False)
         orders, sender = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(args, devices, orders, results))
-        process.start()
+        with out_of_reach():
+            process.start()
         results.close()  # the worker's copy is then the only one: its end closes the pipe
         orders.close()
         workers[receiver] = Worker(process, devices, sender)
@@ -93,7 +97,7 @@ def run_engines(
         yield from _collect(workers, tasks)
     except BaseException:
         for worker in workers.values():
-            worker.process.terminate()
+            worker.process.kill()  # at once, and silently
         raise
     finally:
         for worker in workers.values():

@@ -37,7 +37,7 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
             f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json"
         )
     for task in tasks:
-        if not (row := task.row)["answer"].removeprefix("-").isdecimal():
+        if not str((row := task.row)["answer"]).removeprefix("-").isdecimal():
             raise ValueError(
                 f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges "
                 "the miniature's problems, whose answers are whole numbers; take a large judge"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rea_core.checks import user_path
+from rea_core.interruption import interruptible
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -35,7 +36,7 @@ def command(
     *errors: type[Exception],
 ) -> Callable[[Callable[[list[str] | None], None]], Callable[..., None]]:
     """Frame of a program's `main`: it logs to stderr, and an error that a user can mend ends it
-    with exit code 1 and one line.
+    with exit code 1 and one line; Ctrl-C with 130.
 
     Args:
         errors: these errors, next to ValueError.
@@ -45,6 +46,7 @@ def command(
 
     def frame(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         @functools.wraps(main)
+        @interruptible
         def framed(argv: list[str] | None = None) -> None:
             setup_logging()
             try:

@@ -46,16 +46,22 @@ def either(*choices: str) -> Rule:
     return Rule(" or ".join(map(repr, choices)), lambda value: value in choices)
 
 
-def option(default: Any, help: str) -> Any:
-    """Field with a default; a list is copied for each instance."""
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """Field with a default; a list is copied for each instance. `aliases` are other names of its
+    key."""
+    metadata = _metadata(help, aliases)
     if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(help: str) -> Any:
+def required(help: str, *aliases: str) -> Any:
     """Field without a default."""
-    return dataclasses.field(metadata={"help": help})
+    return dataclasses.field(metadata=_metadata(help, aliases))
+
+
+def _metadata(help: str, aliases: tuple[str, ...]) -> dict[str, Any]:
+    return {"help": help, "aliases": [f"--{name}" for name in aliases]}
 
 
 def check_options(config: Any) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
 from rea_core.checks import check_text, odd_characters
+from rea_core.golds import PROBLEM_COLUMNS, find_answer, find_column, gold_texts
 from rea_core.row_files import Rows, digest
 from rea_core.rows import any_rows, check_id
 
 logger = logging.getLogger(__name__)
-
-PROBLEM_COLUMNS = ("problem", "question")
-# GSM8K's answer column on the Hub holds the worked solution, then this mark and the number
-GSM8K_ANSWER = "\n#### "
 
 
 def load_problems(
@@ -30,18 +26,17 @@ def load_problems(
     """Problems with their gold answers.
 
     Args:
-        name: local `.json` file (a list of objects), local `.jsonl` file, or Hub dataset.
+        name: local file in any format of `rea_core.formats`, or Hub dataset.
         split: split of a Hub dataset.
         config: configuration of a Hub dataset.
         problem_column: default: `problem`, else `question`.
-        answer_column: gold answer, text or number; of a worked GSM8K solution only what follows
-            `####` is taken.
+        answer_column: gold answer, in any form of `rea_core.golds`.
         gold_needed: refuse an empty gold answer. Two problems of Gaokao 2023 have one; nothing is
             right there.
 
     Returns:
-        Rows with `id`, `problem`, `answer` (str) and all further columns; an absent `id` becomes
-        the row number.
+        Rows with `id`, `problem`, `answer` (text, or several as a list) and all further columns;
+        an absent `id` becomes the row number.
 
     Raises ValueError naming the file, and the row if one is at fault.
     """
@@ -119,7 +114,7 @@ def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
         if "problem_id" not in row:
             rows_of.setdefault(" ".join(row["problem"].split()), []).append(i)
     twice = [rows for rows in rows_of.values() if len(rows) > 1]
-    torn = [rows for rows in twice if len({problems[i]["answer"] for i in rows}) > 1]
+    torn = [rows for rows in twice if len({str(problems[i]["answer"]) for i in rows}) > 1]
     if twice:
         logger.warning(
             "%s: %d problems are there more than once, in %d of %d rows; the first in rows %s",
@@ -149,43 +144,39 @@ def _problem(
     answer_column: str,
     gold_needed: bool,
 ) -> dict[str, Any]:
-    columns = (problem_column,) if problem_column else PROBLEM_COLUMNS
-    column = next((c for c in columns if c in row), None)
-    if column is None or answer_column not in row:
-        missing = " or ".join(map(repr, columns)) if column is None else repr(answer_column)
+    place = f"{name}: row {i}"
+    column = find_column(row, (problem_column,) if problem_column else PROBLEM_COLUMNS)
+    gold_column = (
+        find_answer(row) if answer_column == "answer" else find_column(row, (answer_column,))
+    )
+    if column is None or gold_column is None:
+        wanted = (problem_column,) if problem_column else PROBLEM_COLUMNS
+        missing = repr(answer_column) if column else " or ".join(map(repr, wanted))
         raise ValueError(
-            f"{name}: row {i} has no column {missing}, only {sorted(row)}; problem_column and "
+            f"{place} has no column {missing}, only {sorted(row)}; problem_column and "
             "answer_column name them"
         )
     if not isinstance(row[column], str):
-        raise ValueError(f"{name}: row {i} has the {column!r} {row[column]!r}; write it as a text")
-    if not isinstance(row[answer_column], (str, int, float)) or isinstance(
-        row[answer_column], bool
-    ):
+        raise ValueError(f"{place} has the {column!r} {row[column]!r}; write it as a text")
+    try:
+        golds = gold_texts(row[gold_column])
+    except ValueError as error:
         raise ValueError(
-            f"{name}: row {i} has the {answer_column!r} {row[answer_column]!r}; write a text or a "
-            "number"
-        )
-    # of a set on the Hub
-    if isinstance(row[answer_column], float) and not math.isfinite(row[answer_column]):
+            f"{place} has the {gold_column!r} {row[gold_column]!r:.60}; {error}"
+        ) from None
+    for gold in golds:
+        check_text(gold, f"{place}: the {gold_column!r} {gold!r}")
+    golds = [gold.strip() for gold in golds]
+    empty = [] if row[column].strip() else [column]
+    if gold_needed and not all(golds):
+        empty.append(gold_column)
+    if empty:
         raise ValueError(
-            f"{name}: row {i} has the {answer_column!r} {row[answer_column]}; fill it in, or drop "
-            "the row"
-        )
-    gold = str(row[answer_column]).rsplit(GSM8K_ANSWER, 1)[-1]
-    check_text(gold, f"{name}: row {i}: the {answer_column!r} {gold!r}")
-    answer = gold.strip()
-    empty = [
-        key for key, text in ((column, row[column]), (answer_column, answer)) if not text.strip()
-    ]
-    if column in empty or (gold_needed and empty):
-        raise ValueError(
-            f"{name}: row {i} has an empty {' and '.join(map(repr, empty))}; fill it in, or drop "
-            "the row"
+            f"{place} has an empty {' and '.join(map(repr, empty))}; fill it in, or drop the row"
         )
     return {
         **row,
         "id": str(i if row.get("id") is None else row["id"]),
         "problem": row[column],
-        "answer": answer,
+        "answer": golds[0] if len(golds) == 1 else golds,
     }

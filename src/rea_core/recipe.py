@@ -4,6 +4,7 @@ value and remedy."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import re
 import sys
@@ -76,6 +77,13 @@ class RecipeParser(TrlParser):
             action.dest: action for action in reversed(self._actions) if action.dest in self._hints
         }
 
+        self._aliases = {
+            name: field.name
+            for type_ in self.dataclass_types
+            for field in dataclasses.fields(type_)
+            for name in field.metadata.get("aliases", ())
+        }
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; correct the flag, --help lists all")
 
@@ -98,7 +106,12 @@ class RecipeParser(TrlParser):
         return tuple(parts)
 
     def _take_defaults(self, path: str) -> None:
-        recipe = read_recipe(path)
+        recipe: dict[str, Any] = {}
+        for name, value in read_recipe(path).items():
+            key = self._aliases.get(f"--{name}", name)
+            if key in recipe:
+                raise ValueError(f"{path}: {key} is given twice, also as {name}; keep one of them")
+            recipe[key] = value
         for key, value in recipe.items():
             if key not in self._flags:
                 raise ValueError(

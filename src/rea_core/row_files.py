@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from rea_core.formats import is_lines, plain_json
 from rea_core.json_text import (
     LenientDecoder,
     check_characters,
@@ -149,7 +150,7 @@ def _version(stat: os.stat_result) -> tuple[int, int]:
 
 
 def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
-    """Rows of a `.json` file with a list of objects, or of a `.jsonl` file.
+    """Rows of a file in any of the formats of `rea_core.formats`.
 
     Args:
         name: file.
@@ -158,13 +159,23 @@ def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, 
     Raises ValueError naming the file, and the line and column, or the row, of a mistake. What is no
     JSON is said first.
     """
-    path = Path(name)
+    given = Path(name)
+    path = plain_json(given)
+    try:
+        return _look_at_all(path, check)
+    except ValueError as error:
+        if path == given:
+            raise
+        raise ValueError(str(error).replace(str(path), str(given))) from None
+
+
+def _look_at_all(path: Path, check: Callable[[Row, int], None]) -> Rows:
     with _open(path) as file:
         version = _version(os.fstat(file.fileno()))
     starts, sizes = array("Q"), array("Q")
     refused: ValueError | None = None
     for i, (start, size, row) in enumerate(
-        _scan_lines(path) if path.suffix == ".jsonl" else _scan_list(path)
+        _scan_lines(path) if is_lines(path) else _scan_list(path)
     ):
         try:
             if refused is None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rea_core.checks import is_a, is_path, short_json
+from rea_core.formats import SOME_FILE, SUFFIXES
 from rea_core.row_files import Row, Rows, open_rows
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
-    """Rows of a local `.json` file (a list of objects), a local `.jsonl` file, or a Hub dataset,
-    all in memory.
+    """Rows of a local file in any format, or of a Hub dataset, all in memory.
 
     Raises ValueError naming the file, and the row (from 0) if one is at fault.
     """
@@ -27,7 +27,7 @@ def any_rows(
 ) -> Rows | list[Row]:
     """The same; those of a local file are read when they are asked for. `check` is called with
     every row, see `open_rows`."""
-    if Path(name).suffix in (".json", ".jsonl"):
+    if Path(name).is_file() or Path(name).suffix in SUFFIXES:
         return open_rows(name, check)
     rows = _read_hub(name, split, config)
     for i, row in enumerate(rows):
@@ -36,21 +36,23 @@ def any_rows(
 
 
 def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
-    if not name or is_path(name):
-        raise ValueError(
-            f"{name!r} is no file of rows; name a file that ends in .json or .jsonl, or a Hub "
-            "dataset"
-        )
-    from datasets import load_dataset
+    import datasets
 
+    saved = any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json"))
+    if not saved and (not name or is_path(name)):
+        raise ValueError(f"{name!r} is no file of rows; name {SOME_FILE}, or a Hub dataset")
     try:
-        return list(load_dataset(name, config, split=split))
-    # no such dataset, split or configuration, or no connection
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
+        if saved:
+            found = datasets.load_from_disk(name)
+            return list(found[split] if isinstance(found, dict) else found)
+        return list(datasets.load_dataset(name, config, split=split))
+    # no such dataset, split or configuration, no connection, or a format that is not read any more
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:300]
+        place = "" if saved else " from the Hub"
         raise ValueError(
-            f"{name}: cannot be read from the Hub ({cause}); correct that, or give a .json or "
-            ".jsonl file"
+            f"{name}: cannot be read{place} ({cause}); correct the name, "
+            f"dataset_config or the split, or give {SOME_FILE}"
         ) from error
 
 

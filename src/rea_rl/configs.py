@@ -80,9 +80,11 @@ def check_ranges(config: Any) -> None:
 
 @dataclass
 class DataArguments:
-    """Problems to train and evaluate on: a Hub dataset, or a local `.json` or `.jsonl` file."""
+    """Problems to train and evaluate on: a Hub dataset, or a local file."""
 
-    dataset_name: str = required("Training problems: Hub id, or a .json or .jsonl file.")
+    dataset_name: str = required(
+        "Training problems: Hub id, or a file: JSON, JSON lines, CSV or Parquet, also in gzip."
+    )
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
     eval_dataset_name: str | None = option(
@@ -93,7 +95,11 @@ class DataArguments:
     problem_column: str | None = option(
         None, "Column with the problem; default: 'problem', else 'question'."
     )
-    answer_column: str = option("answer", "Column with the gold answer.")
+    answer_column: str = option(
+        "answer",
+        "Column with the gold answer, or a worked solution; default: 'answer', 'final_answer' and "
+        "the like, else the \\boxed{} of 'solution'.",
+    )
     prompt_template: str = option(
         MATH_COT, "User message; {problem} is replaced, other braces are written twice."
     )
@@ -570,10 +576,11 @@ class REARLDPOConfig(SharedKeys, RowKeys, DPOConfig):
 
 @dataclass
 class SFTScriptArguments:
-    """Prompt-completion rows to train and evaluate on: Hub datasets, or local `.json` or
-    `.jsonl` files."""
+    """Prompt-completion rows to train and evaluate on: Hub datasets, or local files."""
 
-    dataset_name: str = required("Training rows: Hub id, or a .json or .jsonl file.")
+    dataset_name: str = required(
+        "Training rows: Hub id, or a file: JSON, JSON lines, CSV or Parquet, also in gzip."
+    )
     dataset_train_split: str = option("train", "Split of a Hub dataset to train on.")
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     eval_dataset_name: str | None = option(None, "Evaluation rows, Hub id or file.")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
 from rea_rl.run.training import check_buildable, check_evaluation, load_model, parse, run
 from rea_rl.sft import (
@@ -144,6 +145,7 @@ def build_trainer(
     return trainer
 
 
+@interruptible
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     the data."""

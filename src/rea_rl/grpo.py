@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rea_core.interruption import interruptible
 from rea_rl.run import training
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ def load_rows(
     from generation.verifiers import is_function, needs_gold
     from generation.verifiers.names import check_golds
     from generation.verifiers.pool import facts_of
+    from rea_core.golds import as_list
     from rea_core.problems import load_problems
 
     problems = load_problems(
@@ -257,12 +259,14 @@ def load_rows(
     )
     check_golds(verifier, problems, name)
     rows = []
+    has_several = any(isinstance(row["answer"], list) for row in problems)  # a column has one type
     for i, row in enumerate(problems):
         try:
             prompt = prompts.ask(row["problem"], tokenizer)
         except ValueError as error:
             raise ValueError(f"{name}: row {i} ({row['id']!r}): {error}") from error
-        facts = {"problem": row["problem"], "problem_id": row["id"], "answer": row["answer"]}
+        answer = as_list(row["answer"]) if has_several else row["answer"]
+        facts = {"problem": row["problem"], "problem_id": row["id"], "answer": answer}
         facts |= {"facts": facts_of(row)} if is_function(verifier) else {}
         rows.append({"prompt": prompt.text, "prompt_thinking": prompt.thinking, **facts})
     return rows
@@ -402,6 +406,7 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
     trainer.create_model_card(dataset_name=dataset_name)
 
 
+@interruptible
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     its surroundings."""

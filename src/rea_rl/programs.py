@@ -11,6 +11,8 @@ from __future__ import annotations
 import runpy
 import sys
 
+from rea_core.interruption import interruptible
+
 # By name: the module, and what it is for.
 PROGRAMS = {
     "grpo": ("rea_rl.grpo", "train a policy with REA-RL or GRPO"),
@@ -45,6 +47,7 @@ PROGRAMS = {
 }
 
 
+@interruptible
 def main(argv: list[str] | None = None) -> None:
     """Run a program; without one, or for an unknown one, the list. Exit code 1 for the latter."""
     name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]

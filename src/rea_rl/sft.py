@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
 from rea_core.checks import is_dialogue
+from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
 from rea_rl.run.training import (
     check_buildable,
@@ -260,6 +261,7 @@ def build_trainer(
     return trainer
 
 
+@interruptible
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     the data."""

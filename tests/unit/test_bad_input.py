@@ -7,6 +7,7 @@ of that line, the last one the remedy.
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -301,8 +302,23 @@ ONE = b'{"problem": "1+1?", "answer": "2"}\n'
 # Reader, file, what it holds (bytes, or what JSON is made of; None: no file).
 DATA = [
     ("missing", load_problems, "a.json", None, "a.json does not exist", "correct the name"),
-    ("folder", load_problems, ".", None, "'.' is no file", "ends in .json or .jsonl"),
-    ("table", load_problems, "a.csv", b"problem,answer\n", "a.csv", "ends in .json or .jsonl"),
+    ("folder", load_problems, ".", None, "'.' is no file", "name a file (.json"),
+    ("table", load_problems, "a.csv", b"problem,answer\n", "a.csv", "but is empty", "write [{...}"),
+    ("ragged table", load_problems, "a.csv", b"problem,answer\n1+1?,2\n1,5?,3\n", "a.csv: row 1",
+     "3 cells, but there are 2 columns", "in quotes"),
+    ("quotes of a table", load_problems, "a.csv", b'problem,answer\n"1+1?,2\n', "a.csv: line",
+     "no line of a table", "mend the quotes"),
+    ("column twice", load_problems, "a.csv", b"problem,problem\n1,2\n", "a.csv", "one name",
+     "rename one"),
+    ("table in Latin-1", load_problems, "a.csv", b"problem,answer\ncaf\xe9,1\n", "a.csv: not UTF-8",
+     "save the file as UTF-8"),
+    ("Parquet that was cut off", load_problems, "a.json", b"PAR1\0\0PAR1", "a.json: not Parquet",
+     "make the file again"),
+    ("packed file that was cut off", load_problems, "a.json.gz", gzip.compress(ONE * 9)[:-9],
+     "a.json.gz cannot be unpacked", "make the file again"),
+    ("broken JSON, packed", load_problems, "a.json.gz", gzip.compress(BROKEN),
+     "a.json.gz, line 3, column 11", "mend that place"),
+    ("zip file", load_problems, "a.csv", b"PK\x03\x04", "is a zip file", "give a file (.json"),
     ("empty file", load_problems, "a.json", b"\n", "a.json is empty", "make the file again"),
     ("empty lines", load_problems, "a.jsonl", b"", "a.jsonl", "but is empty", "write [{...}"),
     ("empty list", load_problems, "a.json", [], "a.json", "but is empty", "write [{...}"),
@@ -324,13 +340,16 @@ DATA = [
      "'problem' or 'question'", "name"),
     ("no answer", load_problems, "a.json", [GOOD, {"problem": "x"}], "row 1", "no column 'answer'",
      "name them"),
+    ("solution without an answer", load_problems, "a.json", [{"problem": "x", "solution": "So 2."}],
+     "row 0", "no column 'answer'", "answer_column name"),
     ("empty answer", load_problems, "a.json", [GOOD | {"answer": " "}], "row 0", "empty 'answer'",
      "drop the row"),
     ("blank problem", load_problems, "a.json", [GOOD | {"problem": " "}], "row 0",
      "empty 'problem'", "drop the row"),
     ("null answer", load_problems, "a.json", [GOOD | {"answer": None}], "row 0", "'answer' None",
      "a text or a number"),
-    ("list of answers", load_problems, "a.json", [GOOD | {"answer": ["2"]}], "row 0", "['2']",
+    ("list of answers", load_problems, "a.json", [GOOD | {"answer": ["2", None]}], "row 0",
+     "['2', None]",
      "a text or a number"),
     ("truth for an answer", load_problems, "a.json", [GOOD | {"answer": True}], "row 0", "True",
      "a text or a number"),
@@ -396,7 +415,7 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with refused(
-        tmp_path, ("owner/problems: cannot be read", "on the Hub)", "give a .json or .jsonl file")
+        tmp_path, ("owner/problems: cannot be read", "on the Hub)", "or give a file (.json")
     ):
         load_problems("owner/problems")
 

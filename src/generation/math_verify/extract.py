@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Literal
+
+from rea_core.boxes import last_boxed
 
 Thinking = Literal["open", "closed", "unknown"]
 
-# A box that opens, a sign that a backslash takes out of the count, or a brace.
-_BOX = r"\\f?box(?:ed)?\s*\{"  # \boxed{ and \fbox{
-_BLANK = re.compile(r"\s*")
-_BRACE = re.compile(rf"(?P<box>{_BOX})|\\(?!{_BOX})[\s\S]|[{{}}]")
 # characters; the longest gold of the six benchmarks has 300, and longer texts are no answers
 MAX_LENGTH = 2000
 THINK_START, THINK_END = "<think>", "</think>"
-
-# What stands between boxes that are one answer: `\boxed{3}$ and $\boxed{5}`, `x=\boxed{3},
-# y=\boxed{5}`.
-MAX_GAP = 60
-_MARKUP = re.compile(r"[\s${}*]|\\(?:[()\[\],;:! ]|text|q?quad)")
-_LISTED = re.compile(r"(?:[,;]|,?(?:and|or))(?:\w=)?")
 
 
 def extract_answer(
@@ -59,8 +49,8 @@ def extract_answer(
         True
     """
     answer_part = answer_part_of(text, thinking, around)
-    if boxes := _boxes(answer_part):
-        return _last_answer(answer_part, boxes)
+    if (boxed := last_boxed(answer_part)) is not None:
+        return boxed
     for marker in markers:
         _, found, tail = answer_part.rpartition(marker)
         if found:
@@ -83,34 +73,3 @@ def answer_part_of(
     _, end, part = (text.partition if thinking == "open" else text.rpartition)(think_end)
     ended, mark, rest = (part if end else "").rpartition(think_end)
     return ended + mark + rest.partition(think_start)[0]  # a last thinking may have no end
-
-
-def _boxes(text: str) -> list[tuple[int, int, slice]]:
-    """Begin, end and content of the complete boxes that are not empty, by their begin.
-
-    One pass: each closing brace closes the group that opened last before it.
-    """
-    boxes, open_groups = [], []
-    for match in _BRACE.finditer(text):
-        if match["box"] or match[0] == "{":
-            open_groups.append(match if match["box"] else None)
-        elif match[0] == "}" and open_groups and (opened := open_groups.pop()):
-            content = slice(_BLANK.match(text, opened.end()).end(), match.start())
-            boxes += (
-                [(opened.start(), match.end(), content)] if content.start < content.stop else []
-            )
-    return sorted(boxes, key=itemgetter(0))
-
-
-def _last_answer(text: str, boxes: list[tuple[int, int, slice]]) -> str:
-    r"""Content of the last box after those listed with it, as in `\boxed{3} and \boxed{5}`."""
-    contents, begin = [], len(text)
-    for start, end, content in reversed(boxes):
-        gap = text[end:begin]
-        if contents and (
-            end > begin or len(gap) > MAX_GAP or not _LISTED.fullmatch(_MARKUP.sub("", gap))
-        ):
-            break
-        contents.append(text[content].strip())
-        begin = start
-    return ", ".join(dict.fromkeys(reversed(contents)))

@@ -21,6 +21,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Literal
 
 from generation.math_verify.extract import MAX_LENGTH, Thinking, extract_answer
+from rea_core.interruption import out_of_reach
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,6 @@ def _serve(pipe: Connection, memory_mb: int) -> None:
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20,) * 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from generation.math_verify.original import equivalent, equivalent_original
 
     with suppress(EOFError, ConnectionError, MemoryError):
@@ -124,7 +124,8 @@ class Worker:
             if self._closed:
                 raise RuntimeError("closed")
             self._pipe, end = multiprocessing.Pipe()
-            self._process = self._begin(end)
+            with out_of_reach():
+                self._process = self._begin(end)
             end.close()
             self._up = False
 

@@ -12,7 +12,10 @@ class NonFiniteError(RunEnded):
 
 
 class Interrupted(RunEnded):
-    """SIGTERM ended a training."""
+    """SIGTERM or Ctrl-C ended a training; the second argument is the signal's number."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class MonitorError(RunEnded):

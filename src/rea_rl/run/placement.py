@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from rea_core.clients import server_url, split_url
+from rea_core.formats import SUFFIXES
 from rea_core.json_text import read_json, read_text
 
 ROLES = ("policy", "reflection")
@@ -484,9 +485,7 @@ def missing_files(recipe: Mapping[str, Any]) -> list[str]:
         keys.append("reflection_model")
     paths = [str(recipe[key]) for key in keys if recipe.get(key)]
     local = [
-        p
-        for p in paths
-        if p.endswith((".json", ".jsonl")) or p.startswith(("model/", "output/", "/", "."))
+        p for p in paths if p.endswith(SUFFIXES) or p.startswith(("model/", "output/", "/", "."))
     ]
     return [path for path in local if not Path(path).exists()]
 

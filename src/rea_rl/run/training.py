@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,10 +173,10 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
 
     Args:
         trainer: of the run.
-        give_up: ends what the training waits for; called when SIGTERM asks for its end.
+        give_up: ends what the training waits for; called when SIGTERM or Ctrl-C asks for its end.
 
     Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no
-    numbers, if a monitor ends the run, and after SIGTERM.
+    numbers, if a monitor ends the run, and after SIGTERM or Ctrl-C.
     """
     from rea_rl.run.checkpoints import know_cpu_by_index, last_checkpoint
     from rea_rl.run.resume import checkpoint_step
@@ -286,8 +285,8 @@ def run(
 
 
 def end(trainer: Trainer, error: Exception) -> NoReturn:
-    """End a training with exit code 1 and one line for what may end one, 143 after SIGTERM. Raises
-    everything else.
+    """End a training with exit code 1 and one line for what may end one, 143 after SIGTERM, 130
+    after Ctrl-C. Raises everything else.
 
     A line of its own comes first: a progress bar may be on the last one.
     """
@@ -297,7 +296,7 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
     if isinstance(error, Interrupted):
         if is_first:
             sys.stderr.write(f"\nerror: {error}\n")
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + error.args[1])
     if isinstance(error, (OSError, RuntimeError, SafetensorError)) and is_disk_full(error):
         sys.exit(
             f"\nerror: there is no room to write into {trainer.args.output_dir} "
