@@ -9,6 +9,7 @@ builds of torch and vLLM.
     flash-attn  compiled against the installed torch: pip install --no-build-isolation -e
                 '.[flash-attn]'
     eval        tables and plots
+    tensorboard, trackio, wandb    what report_to sends metrics to
     dev         tests and linters, and DeepSpeed, whose ZeRO the tests run on the CPU
 """
 
@@ -82,6 +83,10 @@ setup(
         "gpu": [*PINS, "vllm==0.31.0", DEEPSPEED],
         "flash-attn": ["flash-attn==2.8.3.post2"],
         "eval": ["matplotlib==3.11.2", "scipy==1.17.1", "tabulate==0.10.0"],
+        # programs that `report_to` names
+        "tensorboard": ["tensorboard==2.21.0"],
+        "trackio": ["trackio==0.43.0"],
+        "wandb": ["wandb==0.31.0"],
         "dev": [
             "pytest==9.2.0",
             "hypothesis==6.170.15",

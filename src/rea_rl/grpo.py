@@ -386,7 +386,7 @@ def build_trainer(
     return trainer
 
 
-def train(trainer: REARLTrainer, dataset_name: str) -> None:
+def train(trainer: REARLTrainer) -> None:
     """Train as planned, evaluate, save adapter, state, metrics and model card.
 
     Raises ConnectionError if a server stays away or refuses what is needed, or another rank failed;
@@ -403,7 +403,6 @@ def train(trainer: REARLTrainer, dataset_name: str) -> None:
         if not training.is_disk_full(error):
             training.save_last_step(trainer)
         raise
-    trainer.create_model_card(dataset_name=dataset_name)
 
 
 @interruptible
@@ -439,7 +438,7 @@ def main(argv: list[str] | None = None) -> None:
         except (ValueError, NotImplementedError) as error:
             training.leave(error)
         try:
-            train(trainer, data.dataset_name)
+            train(trainer)
         except Exception as error:
             training.end(trainer, error)
 

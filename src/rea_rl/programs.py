@@ -22,6 +22,7 @@ PROGRAMS = {
     "merge-lora": ("rea_rl.merge_lora", "merge an adapter into its base model"),
     "adapter-pack": ("rea_rl.adapter_pack", "pack an adapter to ship it"),
     "placement": ("rea_rl.run.placement", "which GPUs train and which serve"),
+    "publish": ("rea_rl.publish", "weights or responses to the Hub, with a card"),
     "viewer": ("rea_rl.viewer", "a page of the rollouts of a run"),
     "study": ("rea_rl.study", "train and evaluate all experiments"),
     "real-report": ("rea_rl.study.real_report", "the report of scripts/real.sh"),

@@ -381,7 +381,6 @@ READ = {
     ),
     *(
         "hub_private_repo",
-        "hub_always_push",
         "load_best_model_at_end",
         "greater_is_better",
         "ignore_data_skip",

@@ -12,6 +12,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from rea_core.rows import write_atomically
+from rea_rl.publish import publish_run
+from rea_rl.run.card import model_card
 from rea_rl.run.run_record import write_record
 
 if TYPE_CHECKING:
@@ -47,6 +50,25 @@ class Continued:
                 Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"), self.plan.record
             )
         super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Written once, when the run ends, by `publish_at_the_end`."""
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """The same: a run is published with all of its results."""
+
+    def _push_from_checkpoint(self, *_: Any) -> None:
+        """The same."""
+
+    def publish_at_the_end(self) -> None:
+        """Write the card of a complete run, and publish it if the recipe says so."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = model_card(folder, (self.hub_model_id or folder.name).rpartition("/")[2], {})
+        write_atomically(folder / "README.md", card.splitlines())
+        if self.args.push_to_hub:
+            publish_run(self.args, self.hub_model_id)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Rows by length in an order of each epoch's own, on any number of ranks; transformers'

@@ -17,6 +17,7 @@ from typing import Any
 
 from rea_core.json_text import read_json
 from rea_core.row_files import digest, write_json
+from rea_rl.run.card import code_version
 from rea_rl.run.monitors import MonitorKeys
 
 Record = dict[str, Any]
@@ -123,6 +124,7 @@ def make_record(
         "data": {key: values[key] for key in DATA if key in values},
         "models": _used_models(values),
         "settings": settings,
+        "code": code_version(),
         "given": sorted(
             key
             for key, (_, field) in fields.items()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EXTRAS = ("tensorboard", "trackio", "wandb")  # of setup.py
 NO_ROOM = re.compile(
     r"No space left|File too large|quota exceeded|PytorchStreamWriter failed|unexpected pos \d"
 )
@@ -95,8 +96,9 @@ def check_reporters(names: list[str]) -> None:
         try:
             INTEGRATION_TO_CALLBACK[name]()  # imports its package, and starts nothing
         except (ImportError, RuntimeError, ValueError) as error:
+            extra = f"pip install -e '.[{name}]'" if name in EXTRAS else "do that"
             raise ValueError(
-                f"report_to is {name}, which cannot be used ({cause(error)}); do that, or set "
+                f"report_to is {name}, which cannot be used ({cause(error)}); {extra}, or set "
                 "report_to: none"
             ) from error
 
@@ -208,6 +210,7 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     trainer.save_state()
     # last: its file says that the run is complete
     trainer.save_metrics("train", _of_trained_steps(result, done))
+    trainer.publish_at_the_end()
     logger.info("weights and metrics are in %s", args.output_dir)
 
 

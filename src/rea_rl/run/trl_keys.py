@@ -39,6 +39,8 @@ COMMON = {
     "include_for_metrics": "no metrics are computed from predictions",
     "batch_eval_metrics": "no metrics are computed from predictions",
     "label_names": "labels are those of the rows",
+    "hub_strategy": "a run is published once, with all of its results, when it ends",
+    "hub_always_push": "a run is published once, with all of its results, when it ends",
     "optim_target_modules": "only optimizers that do not go with adapters look at it",
 }
 REINFORCEMENT = COMMON | {
@@ -135,7 +137,7 @@ DEPENDENT = {
     ),
     **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), ("loss_type", ("sapo",))),
     **dict.fromkeys(
-        ("hub_model_id", "hub_private_repo", "hub_revision", "hub_always_push", "hub_strategy"),
+        ("hub_model_id", "hub_private_repo", "hub_revision"),
         ("push_to_hub", (True,)),
     ),
     "precompute_ref_batch_size": ("precompute_ref_log_probs", (True,)),
