@@ -19,6 +19,11 @@ from rea_rl.run.placement import make_plan, model_sizes, with_flags
 ROOT = Path(__file__).parents[2]
 BOTH, POLICY = ["policy", "reflection"], ["policy"]
 SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature"]
+# for one small GPU, or two large ones
+MODELS = {
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1, "Qwen3-1.7B": 1,
+    "DeepSeek-R1-Distill-Llama-8B": 2, "Qwen3-8B": 2,
+}  # fmt: skip
 # GPUs -> GPUs that train, GPUs of each policy server, GPUs of each reflection server
 WITH_REFLECTION = {
     0: ([], [], []), 1: ([0], [0], [0]), 2: ([0], [1], [1]), 3: ([0, 1], [2], [2]),
@@ -56,6 +61,21 @@ def recipe_set(request):
 def test_the_plan_that_launchers_print(recipe_set, number, tmp_path):
     if recipe_set in SETS and number not in (0, 3, 8):
         return check(plan_of(number, recipe=read(recipe_set)).as_json(), number, recipe_set)
+    check(printed_plan(recipe_set, number, tmp_path), number, recipe_set)
+
+
+@pytest.mark.parametrize(("recipe_set", "number"), MODELS.items())
+def test_each_models_plan_is_printed(recipe_set, number, tmp_path):
+    check(printed_plan(recipe_set, number, tmp_path), number, recipe_set)
+    for path in (ROOT / "recipes" / recipe_set).glob("config_*.yaml"):
+        recipe = read(recipe_set, path.stem.removeprefix("config_"))
+        if "prompts_per_step" in recipe:
+            roles = BOTH if recipe["revision"] else POLICY
+            assert plan_of(number, roles, recipe).rows == 16, path
+
+
+def printed_plan(recipe_set, number, tmp_path):
+    """Plan of the launcher's `--dry_run` on so many pretended GPUs."""
     pretend_gpus(tmp_path, number)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": sys.prefix}
     environment |= {"RECIPE_SET": recipe_set, "PYTHONPATH": str(ROOT / "src")}
@@ -64,7 +84,7 @@ def test_the_plan_that_launchers_print(recipe_set, number, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("plan: ")]
-    check(json.loads(line.removeprefix("plan: ")), number, recipe_set)
+    return json.loads(line.removeprefix("plan: "))
 
 
 def check(plan, number, recipe_set):

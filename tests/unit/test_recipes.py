@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,13 @@ GRPO_NAMES = re.compile(r"config_(ReflectRL|GRPO)\w*\.yaml")
 SFT_NAMES = re.compile(r"config_(SFT|reflection_model|solver|LRM)\w*\.yaml")
 DPO_NAMES = re.compile(r"config_RPO\w*\.yaml")
 GRPO_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if GRPO_NAMES.fullmatch(path.name))
-SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature", "Qwen2.5-Coder-0.5B-Instruct"]
+MODELS = [
+    "DeepSeek-R1-Distill-Qwen-1.5B",
+    "DeepSeek-R1-Distill-Llama-8B",
+    "Qwen3-1.7B",
+    "Qwen3-8B",
+]
+SETS = ["DeepSeek-R1-Distill-Qwen-7B", "miniature", "Qwen2.5-Coder-0.5B-Instruct", *MODELS]
 OFFLINE_NAMES = ["SFT", "RPO", "reflection_model"]
 NAMES = [
     "ReflectRL",
@@ -178,6 +186,34 @@ def test_paper_values_of_the_7b_recipe():
         not {"paragraph_min_tokens", "cut_second_half", "cut_threshold", "cut_cap_share"}
         & recipe.keys()
     )
+
+
+@pytest.mark.parametrize("folder", MODELS)
+def test_a_models_recipes_and_pipeline_name_the_same_files(folder):
+    method = read(RECIPES / folder / "config_ReflectRL.yaml")
+    assert method["model_name_or_path"] == f"model/{folder}"
+    script = f"RECIPE_SET={folder}; source recipes/{folder}/offline.sh; "
+    script += (
+        'echo "$POLICY $REFLECTION_BASE $REFLECTION_LORA $REFLECTION $REFLECTION_DATA $LABELING"'
+    )
+    for suffix in ("reflection_model", "reflection_model_small"):
+        environment = {"CONFIG_SUFFIX": suffix, "PATH": os.environ["PATH"]}
+        found = subprocess.check_output(
+            ["bash", "-euc", script], cwd=ROOT, env=environment, text=True
+        )
+        policy, base, lora, merged, data, labeling = found.split()
+        recipe = read(RECIPES / folder / f"config_{suffix}.yaml")
+        assert policy == method["model_name_or_path"]
+        assert (base, lora) == (recipe["model_name_or_path"], recipe["output_dir"])
+        assert data == recipe["dataset_name"]
+        assert merged == method["reflection_model"] + "-small" * suffix.endswith("small")
+        assert read(RECIPES / folder / "config_SFT.yaml")["dataset_name"] == f"{labeling}/SFT.json"
+    thinks = method.get("chat_template_kwargs")
+    assert thinks == ({"enable_thinking": True} if folder.startswith("Qwen3") else None)
+    for name in ("", "_32k"):
+        generation = "qwen3" if folder.startswith("Qwen3") else "deepseek"
+        recipe = read(RECIPES / "generation" / f"{generation}{name}.yaml")
+        assert recipe.get("chat_template_kwargs") == thinks
 
 
 @pytest.mark.parametrize("folder", SETS)
