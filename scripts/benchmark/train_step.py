@@ -1,4 +1,4 @@
-"""Compare the shared-prefix training step with TRL's padded step, on one batch, in one run.
+"""Compare the shared-prefix training step with TRL's steps, on one batch, in one run.
 
     python scripts/benchmark/train_step.py --preset miniature
     python scripts/benchmark/train_step.py --preset 7b --out docs/benchmarks/h200_train_step_7b.json
@@ -13,11 +13,19 @@ optimizer step:
                 shuffled, --micro_batch
                 rows at a time, PEFT's layers, sdpa, gradient checkpointing
     unshared    one row at a time without padding, otherwise as `padded`
+    trl_tree    as TRL's AsyncGRPO does it: its tree of shared prefixes, its attention layers and
+                fused head, PEFT's layers, gradient checkpointing; its attention kernel comes from
+                the Hub, so torch's varlen attention is in its place
     shared      prefix tree, fused layers, as little recomputation as memory allows
+    unfused     the same with PEFT's layers
+    trl_head    the same with TRL's fused head in place of `packing/logprobs.py`
     recomputed  the same with gradient checkpointing of all layers
     packed      as `shared`, but without sharing: what fusing and packing bring alone
 
-All variants take log-probs of trained tokens only, in the same chunks. By default there is no KL
+--groups 2 4 8 then measures `shared` and `packed` with so many originals and revisions a prompt.
+unsloth has no row: its newest release (2026.10.9) wants TRL 1.15 or older.
+
+All variants take log-probs of trained tokens only. By default there is no KL
 term, hence no reference pass, and TRL's extra pass for old log-probs is left out of `padded` and
 `unshared`; --reference_pass adds both, and the KL term. Without TRL's dependencies only its file
 with the prefix tree is needed: an unpacked `trl`.
@@ -36,12 +44,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trl_tree import add_trl_head, fold_as_trl, head_logps, kernel_name, trl_logps, trl_packing
 
 from rea_rl.packing import attention as tree_attention
 from rea_rl.packing.attention import TREE_ATTENTION, Tree
@@ -63,7 +75,11 @@ LENGTH_SCALE = {"7b": 1.0, "1.5b": 1.0, "miniature": 0.06}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # In the order of measurement, with the time that each may take, warm-up included, in multiples of
 # `shared`.
-EXPECTED_SECONDS = {"shared": 1, "unshared": 4, "padded": 8, "recomputed": 2.5, "packed": 3}
+EXPECTED_SECONDS = {
+    "shared": 1, "trl_tree": 4, "unshared": 4, "padded": 8, "recomputed": 2.5, "packed": 3,
+    "unfused": 3, "trl_head": 2.5,
+}  # fmt: skip
+TREES = ("shared", "trl_tree", "recomputed", "unfused", "trl_head")
 BETA = 0.04
 
 
@@ -149,6 +165,7 @@ class Steps:
     args: argparse.Namespace
     kept: Recompute  # of `shared` and `packed`
     recompute: Recompute | None = None  # of the variant in work
+    logps: Callable[[PeftModel, Any], torch.Tensor] | None = None  # TRL's; None: ours
 
     def autocast(self) -> torch.autocast:
         """As the trainer: bf16 where the weights are."""
@@ -205,12 +222,13 @@ class Steps:
         return logps
 
     def tree(
-        self, fold_rows: Callable[[list[TokenPath]], PackedPaths], packs: list[list[int]]
+        self, fold_rows: Callable[[list[TokenPath]], Any], packs: list[list[int]]
     ) -> torch.Tensor:
         """Packed responses, one forward and backward pass a pack."""
         parts: dict[int, torch.Tensor] = {}
         for rows in packs:
-            packed = fold_rows([self.batch.paths[i] for i in rows]).to(self.model.device)
+            packed = fold_rows([self.batch.paths[i] for i in rows])
+            packed = packed.to(self.model.device) if isinstance(packed, PackedPaths) else packed
             reference = None
             if self.args.reference_pass:
                 with torch.no_grad(), self.model.disable_adapter():
@@ -221,9 +239,11 @@ class Steps:
             parts.update(zip(rows, split, strict=True))
         return torch.cat([parts[i] for i in sorted(parts)])
 
-    def forward_packed(self, packed: PackedPaths) -> torch.Tensor:
+    def forward_packed(self, packed: Any) -> torch.Tensor:
         """Log-probs of the trained tokens of the responses."""
         with self.autocast():
+            if self.logps is not None:
+                return self.logps(self.model, packed)
             return self.model(packed=packed).logps[packed.token_index]
 
 
@@ -263,18 +283,27 @@ def plan_apart(paths: list[TokenPath], budget: int) -> list[list[int]]:
 def prepare(steps: Steps, name: str) -> Callable[[], torch.Tensor]:
     """Set the model up for a variant and return the variant."""
     model, budget = steps.model, steps.args.tokens_per_forward
+    base = model.get_base_model()
     for module in model.modules():
-        if module is not model.get_base_model():
+        if module is not base:
             module.__dict__.pop("forward", None)  # fused forward functions
+    steps.logps = {"trl_tree": trl_logps, "trl_head": head_logps}.get(name)
     if name in ("padded", "unshared"):
-        model.get_base_model().set_attn_implementation("sdpa")
-        steps.recompute = Recompute(model.get_base_model(), "all", None)
+        base.set_attn_implementation("sdpa")
+        steps.recompute = Recompute(base, "all", None)
         return partial(steps.plain, steps.args.micro_batch if name == "padded" else 1)
-    model.get_base_model().set_attn_implementation(TREE_ATTENTION)
-    fuse_layers(model)
-    steps.recompute = (
-        steps.kept if name != "recomputed" else Recompute(model.get_base_model(), "all", None)
-    )
+    if steps.logps is not None:
+        add_trl_head(base)
+    if name == "trl_tree":
+        base.set_attn_implementation(trl_packing().TREE_ATTENTION)
+        steps.recompute = Recompute(base, "all", None)
+        return partial(steps.tree, fold_as_trl, plan(steps.batch.paths, budget))
+    base.set_attn_implementation(TREE_ATTENTION)
+    if name != "unfused":
+        fuse_layers(model)
+    # PEFT's layers keep more, so what `auto` measured does not hold for them
+    apart = name in ("recomputed", "unfused")
+    steps.recompute = Recompute(base, "all", None) if apart else steps.kept
     steps.recompute.apply()
     if name == "packed":
         packs = plan_apart(steps.batch.paths, budget)
@@ -337,7 +366,7 @@ def executed_tflop(steps: Steps, name: str, recomputed_share: float) -> float:
     tokens = sum(len(path.ids) for path in paths)
     if name == "padded":
         tokens, pairs = len(paths) * longest, len(paths) * longest**2
-    elif name in ("shared", "recomputed"):
+    elif name in TREES:
         packs = [
             fold([paths[i] for i in rows]) for rows in plan(paths, steps.args.tokens_per_forward)
         ]
@@ -351,15 +380,18 @@ def executed_tflop(steps: Steps, name: str, recomputed_share: float) -> float:
     return (projections + attention + vocabulary) / 1e12
 
 
+def _num_tokens(packed: Any) -> int:
+    ids = packed.input_ids if isinstance(packed, PackedPaths) else packed["input_ids"]
+    return ids.numel()
+
+
 def warm_up(steps: Steps, name: str) -> None:
     """Load kernels; for a tree by its largest pass, which also measures memory for `auto`, else
     by short rows."""
     run = prepare(steps, name)
-    if name in ("shared", "recomputed", "packed"):
+    if name in (*TREES, "packed"):
         fold_rows, packs = run.args
-        sizes = [
-            fold_rows([steps.batch.paths[i] for i in rows]).input_ids.numel() for rows in packs
-        ]
+        sizes = [_num_tokens(fold_rows([steps.batch.paths[i] for i in rows])) for rows in packs]
         steps.recompute.begin_step(lambda: max(sizes))
         steps.tree(fold_rows, [packs[sizes.index(max(sizes))]])
         steps.recompute.begin_step(lambda: max(sizes))
@@ -444,6 +476,7 @@ class Report:
     args: argparse.Namespace
     about: dict[str, object]
     variants: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_revisions: dict[str, dict[str, float]] = field(default_factory=dict)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     logps: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -452,6 +485,10 @@ class Report:
     ) -> None:
         """Note a variant and write the file."""
         self.variants[name], self.gradients[name], self.logps[name] = numbers, grad, logps
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, if there is to be one."""
         if self.args.out:
             Path(self.args.out).parent.mkdir(parents=True, exist_ok=True)
             Path(self.args.out).write_text(
@@ -474,7 +511,8 @@ class Report:
         if {"shared", "unshared"} <= self.logps.keys():
             difference = (self.logps["shared"] - self.logps["unshared"]).abs()
             ratios["mean_logp_difference"] = float(difference.mean())
-        return {**ratios, **self.about, "variants": self.variants}
+        known = {"variants": self.variants, "by_revisions": self.by_revisions}
+        return {**ratios, **self.about, **known}
 
     def table(self) -> str:
         """Rows of variants, then the ratios."""
@@ -507,8 +545,9 @@ def describe(args: argparse.Namespace, steps: Steps) -> dict[str, object]:
         else platform.processor() or platform.machine(),
         "dtype": str(steps.model.dtype).removeprefix("torch."),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "peft")},
+        | {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
         "attention": check_kernel(device),
+        "attention_of_trl_tree": kernel_name(device),
         "product_tflops": product_tflops(device, steps.model.dtype, 8192 if cuda else 1024),
         "paths": len(paths),
         "raw_tokens": sum(len(path.ids) for path in paths),
@@ -550,6 +589,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=1, help="timed steps of a variant; the fastest counts"
     )
+    parser.add_argument(
+        "--groups", type=int, nargs="*", default=[], help="numbers of revisions to compare at last"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--time_limit",
@@ -579,6 +621,20 @@ def run_variants(steps: Steps, report: Report) -> None:
         logger.info("%s: %s", name, report.variants.get(name))
 
 
+def run_groups(steps: Steps, report: Report) -> None:
+    """Seconds of `shared` and `packed` by the revisions of a prompt."""
+    for group in report.args.groups:
+        args = argparse.Namespace(**{**vars(report.args), "group": group})
+        other = replace(steps, batch=make_batch(args, DIMENSIONS[args.preset][0]), args=args)
+        seconds = {name: measure(other, name)[0]["seconds"] for name in ("shared", "packed")}
+        report.by_revisions[str(group)] = seconds | {
+            "speedup": seconds["packed"] / seconds["shared"],
+            "tokens": sum(len(path.ids) for path in other.batch.paths),
+        }
+        logger.info("%d revisions: %s", group, report.by_revisions[str(group)])
+    report.write()
+
+
 def main() -> None:
     """Print the table."""
     args = parse_args()
@@ -597,6 +653,8 @@ def main() -> None:
     if dtype != torch.float32 and args.preset != "7b":
         model.float()
         report.add("float32", *measure(steps, "unshared"))
+        model.to(dtype)
+    run_groups(steps, report)
     sys.stdout.write(report.table())
 
 

@@ -24,6 +24,8 @@ def test_variants_agree_and_are_reported(fast_python, tmp_path):
         "--tokens_per_forward",
         "400",
         "--reference_pass",
+        "--groups",
+        "2",
         "--out",
         str(out),
     ]
@@ -33,11 +35,16 @@ def test_variants_agree_and_are_reported(fast_python, tmp_path):
         timeout=300,
     )  # fmt: skip
     report = json.loads(out.read_text())
-    assert report["variants"].keys() == {"shared", "unshared", "padded", "recomputed", "packed"}
+    assert report["variants"].keys() == {
+        "shared", "trl_tree", "unshared", "padded", "recomputed", "packed", "unfused", "trl_head"
+    }  # fmt: skip
     assert report["unique_tokens"] < report["raw_tokens"] and report["forwards"] > 1
-    for name in ("", "_padded", "_recomputed", "_packed"):
+    for name in ("", "_trl_tree", "_padded", "_recomputed", "_packed", "_unfused", "_trl_head"):
         assert report[f"gradient_cosine{name}"] == pytest.approx(1, abs=1e-5)
     assert report["mean_logp_difference"] < 1e-5
     ratio = report["variants"]["padded"]["seconds"] / report["variants"]["shared"]["seconds"]
     assert report["speedup_vs_padded"] == pytest.approx(ratio)
     assert "speedup_vs_unshared" in result.stdout
+    assert report["speedup_vs_trl_tree"] > 0 and report["versions"]["trl"]
+    assert report["attention_of_trl_tree"] == "sdpa with a dense mask"
+    assert report["by_revisions"]["2"]["speedup"] > 0
