@@ -27,6 +27,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,11 @@ def options(
     return given
 
 
-def run(argv: list[str]) -> dict[str, float]:
-    """Seconds per step in the middle of a run, and means of what it logged about time."""
+KEYS = ("timing/rollout", "timing/rollout_wait", "timing/weight_sync", "revision/cached_prompt")
+
+
+def run(argv: list[str], keys: Sequence[str] = KEYS) -> dict[str, float]:
+    """Seconds per step in the middle of a run, and means of what it logged under these keys."""
     import torch
     from transformers import TrainerCallback
 
@@ -98,7 +102,6 @@ def run(argv: list[str]) -> dict[str, float]:
     del trainer  # the next one needs its memory
     gc.collect()
     torch.cuda.empty_cache()
-    keys = ("timing/rollout", "timing/rollout_wait", "timing/weight_sync", "revision/cached_prompt")
     means = {
         key: sum(entry[key] for entry in logged) / len(logged) for key in keys if key in logged[0]
     }

@@ -5,15 +5,19 @@ run.
     # a GPU: 7B dimensions, random weights
     python scripts/benchmark/rollout_chain.py --preset 7b
 
-Lengths are drawn once and used by all: responses log-normal around the preset's median, cut at 30
-to 90 %. Every request is as long as the plan says (end tokens are ignored), and goes through the
-trainer's own client. Per prompt:
+Lengths are drawn once and used by all: responses log-normal around the preset's median. Cuts, and
+labels read until they are decided, are those of a trained detector (detector_cuts.json). Every
+request is as long as the plan says (end tokens are ignored), and goes through the trainer's own
+client. Per prompt:
 
     plain GRPO, G responses the original responses alone
     plain GRPO, 2G responses    as many trained rows as REA-RL, without revision
     barriers                G responses; then all labels (whole replies); then all answers
     chain                   each response by itself; the reply is left once the cut is decided
     chain, waves            the same, but --label_wave responses labelled, then finished, at a time
+
+`revision_overhead` in the JSON file is what labels and revisions cost, as a fraction of plain GRPO
+with 2G responses: the faster of both chains against it. With one GPU, start both servers on it.
 """
 
 from __future__ import annotations
@@ -36,12 +40,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
 
+from rea_core.json_text import read_json
 from rea_rl.rollout.endpoint import Endpoint
 from rea_rl.rollout.labeller import TOP_LOGPROBS
 from rea_rl.rollout.stage_batching import Waves
 
 TOKENS_PER_LABEL = 7  # "\n[12]. Think"
 IDS = range(20, 400)  # ordinary ids of all presets
+CUTS = Path(__file__).with_name("detector_cuts.json")
 
 
 @dataclass(frozen=True)
@@ -59,19 +65,18 @@ class Plan:
 def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
     """A plan for each response of the batch."""
     rng = random.Random(seed)
+    shares = read_json(CUTS)["shares"]
     plans = []
     for _ in range(preset.prompts * group):
         sample = int(
             min(max(rng.lognormvariate(0, 0.5) * preset.median_tokens, 20), preset.max_tokens)
         )
-        kept = rng.uniform(0.3, 0.9) * sample
-        labels, read = (
-            TOKENS_PER_LABEL * (1 + int(tokens) // preset.paragraph_tokens)
-            for tokens in (sample, kept)
-        )
-        plans.append(
-            Plan(preset.prompt_tokens, sample, int(kept), labels, read, preset.finish_tokens)
-        )
+        kept, read = rng.choice(shares)
+        num_labels = 1 + sample // preset.paragraph_tokens
+        labels = TOKENS_PER_LABEL * num_labels
+        labels_read = TOKENS_PER_LABEL * max(round(num_labels * read), 1)
+        lengths = sample, int(sample * kept), labels, labels_read
+        plans.append(Plan(preset.prompt_tokens, *lengths, preset.finish_tokens))
     return plans
 
 
@@ -178,6 +183,7 @@ async def measure(
     read, whole = sum(plan.labels_read for plan in plans), sum(plan.labels for plan in plans)
     return {
         "seconds": {name: min(times) for name, times in seconds.items()},
+        "runs": seconds,
         "cached_prompt": cached / prompts,
         "label_tokens_saved": 1 - read / whole,
     }
@@ -240,6 +246,10 @@ def main() -> None:
     results["label_wave"] = arguments.label_wave
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["chain_waves_of_plain_2G"] = seconds["chain, waves"] / seconds["plain, 2G"]
+    results["revision_overhead"] = (
+        min(seconds["chain"], seconds["chain, waves"]) / seconds["plain, 2G"] - 1
+    )
+    results["cuts"] = read_json(CUTS)["source"]
     results["barriers_of_chain"] = seconds["barriers"] / seconds["chain"]
     report("rollout_chain", table, results, arguments.json)
 

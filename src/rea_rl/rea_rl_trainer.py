@@ -67,6 +67,7 @@ from rea_rl.rollout.weight_sync import AdapterSync, FullSync
 from rea_rl.run.continued import Continued
 from rea_rl.run.monitors import Monitored
 from rea_rl.run.numerics import FiniteSteps
+from rea_rl.run.step_clock import StepClock
 from rea_rl.trl_trainer import GRPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self.lookahead = Lookahead(engine, upcoming_rows(self), args.max_rollout_lag)
         self._policy_version = ""
         self._synced_step = -1
+        self._clock = StepClock()
         self._work: StepInWork
         leave_load_balancing(self)
         self.packed_step = self._make_packed_step() if args.packing != "none" else None
@@ -211,11 +213,14 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function. `prompts` repeats what the rows in work say with answers."""
         step, work = self.state.global_step, self._work
+        metrics = self._clock.begin()
         batch = Batch(step, self._publish(), self.args.revision)
+        self._clock.mark("weight_sync")
         self.lookahead.start(work.rows, batch, self.state.max_steps)
         with failing_together():
-            work.rollouts, metrics = self.lookahead.take(step, work.rows)
-        for key, value in metrics.items():
+            work.rollouts, of_batch = self.lookahead.take(step, work.rows)
+        self._clock.mark("rollout_wait")
+        for key, value in (metrics | of_batch).items():
             self._metrics["train"][key].append(value)
         work.trained = work.rollouts
         if self.args.revision:
@@ -345,6 +350,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         their metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
+        self._clock.mark("train")
         self.model.eval()
         self.lookahead.wait()  # an evaluation has the servers for itself
         batch = Batch(self.state.global_step, self._publish(), revision=False)
@@ -355,6 +361,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         metrics = self._record(rollouts, f"eval-{self.state.global_step}", revision=False)
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         self.log(metrics)
+        self._clock.mark("evaluation")
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -573,6 +573,9 @@ def test_metrics_by_hand():
             "timing/sample": 3,
             "timing/label": 3,
             "timing/verify": 2,
+            "share/sample": 6 / 20,
+            "share/label": 6 / 20,
+            "share/verify": 8 / 20,
         }
     )
 

@@ -162,8 +162,8 @@ class Lookahead:
                 self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
 
     def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
-        """Responses of a step, and metrics: its seconds, those waited for it, its lag. Raises what
-        its chain raised."""
+        """Responses of a step, and metrics: its seconds, those waited for it, its lag, and
+        responses of later steps that are made meanwhile. Raises what its chain raised."""
         flight = self._flights.pop(step)
         assert flight.rows == rows, (
             f"step {step} was looked up with other rows than the dataloader deals"
@@ -174,6 +174,7 @@ class Lookahead:
             "timing/rollout": seconds,
             "timing/rollout_wait": time.perf_counter() - start,
             "rollout/lag": float(step - flight.policy_step),
+            "rollout/carried": float(sum(len(f.rows) for f in self._flights.values())),
         }
 
     def wait(self) -> None:

@@ -128,9 +128,17 @@ def rollout_metrics(
         # cut or not
         labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]
         metrics |= _label_metrics(labelled) if labelled else {}
-    for stage in {stage for r in rollouts for stage in r.seconds}:
-        metrics[f"timing/{stage}"] = _mean(r.seconds[stage] for r in rollouts if stage in r.seconds)
-    return metrics
+    return metrics | _stage_metrics(rollouts)
+
+
+def _stage_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean seconds of a response in each stage, and the stage's share of the seconds of all."""
+    stages = sorted({stage for r in rollouts for stage in r.seconds})
+    seconds = {s: [r.seconds[s] for r in rollouts if s in r.seconds] for s in stages}
+    total = sum(map(sum, seconds.values()))
+    means = {f"timing/{stage}": _mean(values) for stage, values in seconds.items()}
+    shares = {f"share/{stage}": sum(values) / total for stage, values in seconds.items() if total}
+    return means | shares
 
 
 def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
