@@ -7,7 +7,7 @@ no content                  an empty response, which is unanswered; counted in t
 content_filter              what is left of the response, which the server withheld; counted in the
                             log
 a refusal of this request, such as a prompt over the context    unanswered, unless all are refused,
-                            or many in a row, which ends the run
+                            or many in a row, which ends the run, see `generation.unanswered`
 no choice, aborted, or an end that is not known    asked again, and after the last try the run stops
 """
 
@@ -21,9 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from generation.generation_file import MOST_TOKENS, NO_ROOM
+from generation.generation_file import MOST_TOKENS, NO_ROOM, REFUSED
 from generation.markers import R1, Markers
 from generation.rendering import encode_continuation
+from generation.unanswered import without_answer
 from rea_core.checks import is_a
 from rea_core.clients import async_openai_client
 from rea_core.row_files import Row
@@ -43,7 +44,6 @@ OVER_CONTEXT = re.compile(
 )
 WITHHELD = re.compile(r"(?i)content.?(filter|policy|management)|moderation|safety")
 REFUSALS = (400, 413, 422)  # statuses of such an answer
-MOST_REFUSED = 16  # rows in a row
 ENDS = ("stop", "length", "content_filter")  # finish_reason of a reply that is a response
 # keys under which servers return a thinking by itself
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -153,8 +153,8 @@ def ask_server(
 ) -> None:
     """Run the tasks on a server.
 
-    Raises ConnectionError when a request failed for good, ValueError if tokens cannot be
-    counted.
+    Raises ConnectionError when a request failed for good, or rows in a row are refused; ValueError
+    if tokens cannot be counted.
     """
     import openai
 
@@ -170,15 +170,13 @@ def ask_server(
                 ),
             )
         )
-    # the first one stopped the run; or no row was answered
+    # the first one stopped the run
     except (ExceptionGroup, openai.APIStatusError) as failure:
         error = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
         if isinstance(error, openai.APIConnectionError):
             raise ConnectionError(f"api_base: {args.api_base} does not answer: {error}") from error
         if isinstance(error, openai.APIError):
-            raise ConnectionError(
-                f"api_base: {args.api_base} refuses a request: {error}"
-            ) from error
+            raise ConnectionError(_refusal(args, error)) from error
         raise error from None
     finally:
         for what, number in sorted(counts.items()):
@@ -191,49 +189,25 @@ def _known(task: Task) -> str | None:
 
 
 def _is_about_one(error: openai.APIStatusError) -> bool:
-    """Whether a refusal concerns one request alone."""
-    says = OVER_CONTEXT.search(str(error)) or WITHHELD.search(str(error))
-    return error.status_code in REFUSALS and (error.status_code == 413 or bool(says))
+    """Whether a refusal may concern one request alone, and not the key or the model."""
+    return error.status_code in REFUSALS or (
+        400 < error.status_code < 500 and WITHHELD.search(str(error)) is not None
+    )
 
 
-class _Refusals:
-    """Rows that the server has refused since the last one that it answered.
+def _is_clear(error: openai.APIStatusError) -> bool:
+    """Whether a refusal says that it is about its request."""
+    return _end(error) == NO_ROOM or WITHHELD.search(str(error)) is not None
 
-    They are unanswered, once the server has answered another one.
-    """
 
-    def __init__(self, args: GenerateArguments, keep: Keep):
-        self._args, self._keep, self._has_answered = args, keep, False
-        self._open: list[tuple[Task, openai.APIStatusError]] = []
-        self._ids: list[str] = []
+def _end(error: openai.APIStatusError) -> str:
+    """`finish_reason` of a response that was refused."""
+    is_long = error.status_code == 413 or OVER_CONTEXT.search(str(error))
+    return NO_ROOM if is_long and not WITHHELD.search(str(error)) else REFUSED
 
-    def answered(self) -> None:
-        """The server has answered a row."""
-        self._has_answered = True
-        for task, error in self._open:
-            end = "refused" if WITHHELD.search(str(error)) else NO_ROOM
-            unanswered = {"text": "", "num_tokens": 0, "finish_reason": end}
-            self._keep(task.index, [unanswered] * self._args.n_generate_sample)
-            self._ids.append(str(task.row["id"]))
-            logger.info("api: row %r is refused: %.300s", task.row["id"], error)
-        self._open.clear()
 
-    def refused(self, task: Task, error: openai.APIStatusError) -> None:
-        """The server has refused a row. Raises its error after many rows in a row."""
-        self._open.append((task, error))
-        if len(self._open) >= MOST_REFUSED:
-            raise error
-
-    def close(self) -> None:
-        """Count them. Raises the first error if no row was answered."""
-        if self._open and not self._has_answered:
-            raise self._open[0][1]
-        self.answered()
-        if self._ids:
-            logger.warning(
-                "api: %d rows are refused and count as unanswered: %s",
-                *(len(self._ids), ", ".join(self._ids[:10])),
-            )
+def _refusal(args: GenerateArguments, error: openai.APIError) -> str:
+    return f"api_base: {args.api_base} refuses a request: {error}"
 
 
 async def _ask_all(
@@ -248,22 +222,28 @@ async def _ask_all(
             samples = (_ask(client, args, task, seed, slots, read) for seed in task.seeds(args))
             replies = await asyncio.gather(*samples)
             if errors := [reply for reply in replies if not isinstance(reply, dict)]:
-                refusals.refused(task, errors[0])
-            else:
-                keep(task.index, replies)
-                refusals.answered()
+                replies = without_answer(args, _end(errors[0]), _refusal(args, errors[0]))
+            unclear[:] = [error for error in errors[:1] if not _is_clear(error)]
+            keep(task.index, replies)
             rows.release()
 
         # that are open, each with at least one request
         rows = asyncio.Semaphore(args.max_concurrent_requests)
-        refusals = _Refusals(args, keep)
+        unclear: list[openai.APIStatusError] = []  # of the last row, if it is a refusal
         async with asyncio.TaskGroup() as group:
             while (
                 await rows.acquire()
                 and (task := await asyncio.to_thread(next, tasks, None)) is not None
             ):
                 group.create_task(respond(task))
-    refusals.close()
+        if unclear:  # no row came after it that would show
+            await _check_answers(client, args)
+
+
+async def _check_answers(client: openai.AsyncOpenAI, args: GenerateArguments) -> None:
+    """Raise openai.APIStatusError if the server refuses a request that no server can mind."""
+    messages = [{"role": "user", "content": "1"}]
+    await client.chat.completions.create(model=args.api_model, messages=messages, max_tokens=1)
 
 
 async def _ask(

@@ -135,6 +135,11 @@ class GenerateArguments:
     request_timeout: PositiveFloat = option(1800.0, "Seconds before a request is given up.")
     request_retries: Count = option(2, "Retries of a failed request before the run stops.")
 
+    max_unanswered: Count = option(
+        16,
+        "Rows next to each other that may get no answer, too long or refused, before the run ends.",
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
         check_paragraph_tokens(self.paragraph_min_tokens, self.paragraph_max_tokens)

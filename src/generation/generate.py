@@ -41,12 +41,13 @@ from tqdm import tqdm
 
 from generation.api_worker import ask_server
 from generation.arguments import GenerateArguments
-from generation.generation_file import NO_ROOM, GenerationFile
+from generation.generation_file import NO_ROOM, REFUSED, GenerationFile
 from generation.parallel import map_rows
 from generation.provenance import read_settings, weights_digest
 from generation.shards import Shard, join, shards_of
 from generation.stages import SPLITS
 from generation.tasks import Keep, Making, Respond, Task
+from generation.unanswered import Unanswered, without_answer
 from generation.vllm_worker import EngineError
 from rea_core import moved
 from rea_core.checks import check_output
@@ -176,6 +177,7 @@ def _answer(
                     partial(ask_server, tokenizer=making().model) if args.api else _run_engines
                 )
             respond(args, chain([first], tasks), run.keep)
+        run.close()
         assert run.is_done and next(tasks, None) is None, "a task was left unanswered"
 
 
@@ -192,6 +194,7 @@ class _Run:
         self._args, self._output, self._bar = args, output, bar
         self._open: dict[int, Task] = {}
         self._lock = threading.Lock()  # tasks may be made in another thread than they are kept
+        self._unanswered = Unanswered(args, self._keep, bool(output.finished))
 
     @property
     def is_done(self) -> bool:
@@ -209,19 +212,35 @@ class _Run:
             for task in tasks:
                 if index not in self._output.finished:
                     self._open[index] = task = replace(task, index=index)
-                    if task.prompt.responses is None:
-                        yield task
-                    else:
+                    if task.prompt.responses is not None:
                         self.keep(index, task.prompt.responses)
+                    elif task.refusal:
+                        self.keep(index, without_answer(self._args, REFUSED, task.refusal))
+                    else:
+                        yield task
                 index += 1
 
     def keep(self, index: int, responses: list[Row]) -> None:
-        """Keep the responses to a task, and what is known of its prompt."""
-        with self._lock:
-            self._keep(self._open.pop(index), index, responses)
+        """Keep the responses to a task, and what is known of its prompt.
 
-    def _keep(self, task: Task, index: int, responses: list[Row]) -> None:
-        args = self._args
+        Raises ValueError, with a server ConnectionError, if too many rows in a row get no answer.
+        """
+        with self._lock:
+            if "cause" in responses[0]:
+                self._unanswered.leave(index, self._open[index].row["id"], responses)
+                return
+            is_asked = self._open[index].prompt.responses is None
+            self._keep(index, responses)
+            if is_asked:
+                self._unanswered.answered()
+
+    def close(self) -> None:
+        """Keep the rows that get no answer. Raises as `keep` if all are refused."""
+        with self._lock:
+            self._unanswered.close()
+
+    def _keep(self, index: int, responses: list[Row]) -> None:
+        task, args = self._open.pop(index), self._args
         is_asked = args.split == "math_cot" and task.prompt.responses is None
         markers = task.markers.column
         known = markers | ({"prompt_thinking": task.rendered.thinking} if task.rendered else {})
@@ -243,7 +262,8 @@ def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -
     """
     speed_only = (  # and how requests are made
         "n_gpu compile max_num_seqs gpu_memory_utilization kv_cache_gib api_base api_key_env "
-        "max_concurrent_requests request_timeout request_retries output_dir num_workers shard"
+        "max_concurrent_requests request_timeout request_retries output_dir num_workers shard "
+        "max_unanswered"
     ).split()
     settings = {key: value for key, value in asdict(args).items() if key not in speed_only}
     making = replace(making, model=None)()
@@ -270,16 +290,13 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
     check_sockets()
 
     given: dict[int, tuple[str, int]] = {}  # of open tasks: begin of the reply, and its tokens
-    num_without_room = 0
     context = args.max_model_len or context_of(args.model_dir)
 
     def with_room() -> Iterator[EngineTask]:
-        nonlocal num_without_room
         for task in tasks:
             if context and len(task.prompt_ids) >= context:
-                num_without_room += 1
-                unasked = {"text": "", "num_tokens": 0, "finish_reason": NO_ROOM, "logprobs": []}
-                keep(task.index, [unasked] * args.n_generate_sample)
+                cause = f"{len(task.prompt_ids)} tokens leave no room in max_model_len ({context})"
+                keep(task.index, without_answer(args, NO_ROOM, cause))
             else:
                 given[task.index] = task.prompt.prefill, task.num_given
                 yield EngineTask(task.index, task.prompt_ids, task.seeds(args))
@@ -288,18 +305,12 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
     if (first := next(engine_tasks, None)) is not None:
         for index, responses in run_engines(chain([first], engine_tasks), args):
             text, num_given = given.pop(index)
-            keep(
-                index,
-                [
+            if "cause" not in responses[0]:
+                responses = [
                     {**r, "text": text + r["text"], "num_tokens": num_given + r["num_tokens"]}
                     for r in responses
-                ],
-            )
-    if num_without_room:
-        logger.warning(
-            "%s: %d prompts leave no room in max_model_len (%d tokens); they count as unanswered",
-            *(args.qaf, num_without_room, context),
-        )
+                ]
+            keep(index, responses)
 
 
 @command(ConnectionError, EngineError)

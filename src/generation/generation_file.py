@@ -45,9 +45,16 @@ class GenerationFile:
         self._settings = path.with_suffix(".settings.json"), settings
         self._check_settings(*self._settings)
         self.num_tokens = 0  # of the responses that this run has added
+        self._unanswered: dict[int, str] = {}  # ids of rows
         self.finished = set() if self.complete else {index for index, *_ in self._read_part()}
         if self.finished:
             logger.info("%s: continuing after %d finished rows", self._part, len(self.finished))
+        if self._unanswered:
+            logger.warning(
+                "%s: %d of them are unanswered, and are not asked again: %s; delete the file to "
+                "ask all rows again",
+                *(self._part, len(self._unanswered), ", ".join(self._unanswered.values())[:300]),
+            )
 
     @property
     def complete(self) -> bool:
@@ -133,7 +140,9 @@ class GenerationFile:
                     )
                     file.truncate(start)
                     return
-                index, _ = parse_json(line.decode("utf-8"), self._part, number)
+                index, row = parse_json(line.decode("utf-8"), self._part, number)
+                if row.get("responses") and is_unanswered(row["responses"][0]):
+                    self._unanswered[index] = str(row["id"])
                 begin = _PLACE.match(line).end()
                 yield index, start + begin, len(line) - begin - len("]\n")
                 start += len(line)
@@ -145,8 +154,14 @@ PROMPT_THINKING = ("open", "closed", "unknown")  # see `generation.rendering`
 GENERATION = {"id": (str, int), "problem": str, "answer": (str, list), "responses": list}
 RESPONSE = {"text": str, "num_tokens": int, "finish_reason": str}
 MOST_TOKENS = 1 << 40  # no count of tokens is larger
-# finish_reason of a response that was not asked for: its prompt alone fills the context
-NO_ROOM = "no_room"
+# finish_reason of a missing response: its prompt alone fills the context; or it was refused,
+# by the model's template, the engine or the server, and `cause` says why
+NO_ROOM, REFUSED = "no_room", "refused"
+
+
+def is_unanswered(response: Row) -> bool:
+    """Whether there is no response: it was not asked for, or was refused."""
+    return response["finish_reason"] in (NO_ROOM, REFUSED)
 
 
 def sample_seed(seed: int, row_id: str, sample: int) -> int:

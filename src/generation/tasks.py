@@ -33,6 +33,7 @@ class Task:
     # Ids of the prompt with the begin of the reply, and the number of the latter; for engines only.
     prompt_ids: list[int] | None = None
     num_given: int = 0
+    refusal: str = ""  # why no prompt can be made of the row
 
     @property
     def row(self) -> Row:
@@ -90,13 +91,16 @@ class Making:
 
     def tasks(self, rows: Iterable[Row]) -> list[list[Task]]:
         """Tasks of each row, as the model sees them if its tokenizer is known. Their indices
-        are still 0."""
+        are still 0, and one whose messages the model's template refuses says so."""
         return [[self._render(Task(0, prompt)) for prompt in self.prompts(row)] for row in rows]
 
     def _render(self, task: Task) -> Task:
         if task.prompt.responses is not None:
             return task
-        (task,) = render_tasks(self.args, [task], self.model)
+        try:
+            (task,) = render_tasks(self.args, [task], self.model)
+        except ValueError as error:
+            return replace(task, refusal=str(error))
         if self.args.api or self.model is None:
             return task
         # What the model continues from is encoded by itself, as in training, where it is sampled or

@@ -16,8 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from generation.generation_file import REFUSED
 from generation.markers import Markers, marker_decoder
 from generation.parallel import end_with_parent
+from generation.unanswered import without_answer
 from rea_core.interruption import out_of_reach
 from rea_core.models import load_tokenizer, resolve_dtype
 
@@ -168,8 +170,10 @@ def _work(
     responses: dict[str, dict[int, Response]] = {}
     for tasks in _orders(engine, args, orders, results):
         responses |= {str(task.index): {} for task in tasks}
-        _submit(engine, tasks, args)
-        for output in engine.step():
+        for index, cause in _submit(engine, tasks, args):
+            del responses[str(index)]
+            results.send((index, without_answer(args, REFUSED, cause)))
+        for output in engine.step() if engine.has_unfinished_requests() else ():
             if output.finished:
                 index, _, sample = output.request_id.partition("/")
                 responses[index][int(sample)] = _response(output.outputs[0], decode)
@@ -254,13 +258,17 @@ def _start_engine(args: GenerateArguments, num_gpus: int) -> LLMEngine:
     )
 
 
-def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments) -> None:
+def _submit(
+    engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments
+) -> list[tuple[int, str]]:
+    """Give tasks to an engine; index and cause of those that it refuses."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
     lora = LoRARequest("lora", 1, str(Path(args.lora).resolve())) if args.lora else None
+    refused = []
     for task in tasks:
         for sample, seed in enumerate(task.seeds):
             params = SamplingParams(
@@ -274,7 +282,12 @@ def _submit(engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments)
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)
-            engine.add_request(f"{task.index}/{sample}", prompt, params, lora_request=lora)
+            try:
+                engine.add_request(f"{task.index}/{sample}", prompt, params, lora_request=lora)
+            except ValueError as error:  # all samples have one prompt
+                refused.append((task.index, f"the engine refuses the prompt: {error}"))
+                break
+    return refused
 
 
 def _response(output: Any, decode: Callable[[list[int]], str] | None) -> Response:
