@@ -59,6 +59,10 @@ class RenderedPrompt(NamedTuple):
     thinking: Thinking
 
 
+class TemplateRefusal(ValueError):
+    """Messages that a model's chat template does not take."""
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """How a problem becomes a prompt. Raises ValueError for a setting that no prompt can have.
@@ -147,7 +151,7 @@ class PromptFormat:
             text = tokenizer.apply_chat_template(messages, **keywords)
         except Exception as error:  # a template is foreign code: it raises what it likes
             roles = ", ".join(str(message.get("role")) for message in messages)
-            raise ValueError(
+            raise TemplateRefusal(
                 f"the model's chat template refuses messages of the roles {roles} ({error}); "
                 "change these messages (system_prompt makes one), or give the model another "
                 "template"
@@ -182,7 +186,7 @@ def _check_whole(messages: Messages, text: str, think_end: str) -> None:
         if role == "assistant":
             content = content.rpartition(think_end)[2]
         if content.strip() not in text:
-            raise ValueError(
+            raise TemplateRefusal(
                 f"the model's chat template leaves out a message of the role {role!r}, "
                 f"{content.strip()[:60]!r}; roles are system, user and assistant: change that "
                 "message (system_prompt makes one), or give the model another template"

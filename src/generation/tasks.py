@@ -10,7 +10,7 @@ from generation.arguments import LABELING_SPLITS, GenerateArguments
 from generation.generation_file import sample_seed
 from generation.markers import R1, Markers
 from generation.parallel import Shared
-from generation.rendering import RenderedPrompt, encode_continuation, encode_text
+from generation.rendering import RenderedPrompt, TemplateRefusal, encode_continuation, encode_text
 from generation.stages import SPLITS, Prompt
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row
@@ -99,7 +99,7 @@ class Making:
             return task
         try:
             (task,) = render_tasks(self.args, [task], self.model)
-        except ValueError as error:
+        except TemplateRefusal as error:
             return replace(task, refusal=str(error))
         if self.args.api or self.model is None:
             return task
@@ -140,7 +140,7 @@ def render_tasks(
     for task in tasks:
         try:
             prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
+        except TemplateRefusal as error:
+            raise TemplateRefusal(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
         rendered.append(replace(task, rendered=prompt, markers=markers))
     return rendered

@@ -1,7 +1,7 @@
 """Rows that get no answer while others do: each is kept without a text, counted and named.
 
 A prompt is too long, the model's template does not take its messages, or a server or an engine
-refuses it. The run goes on. It ends if many rows in a row are refused, or all of them: then the
+refuses it. The run continues. It ends if many rows in a row are refused, or all of them: then the
 cause is most likely none of these rows.
 """
 

@@ -242,12 +242,14 @@ def load_rows(
     verifier: str,
 ) -> list[dict[str, Any]]:
     """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and
-    `answer`; with `facts`, all columns as JSON, if the verifier is a function."""
+    `answer`; without problems that the model's template refuses, which the log names. With `facts`,
+    all columns as JSON, if the verifier is a function."""
     from generation.verifiers import is_function, needs_gold
     from generation.verifiers.names import check_golds
     from generation.verifiers.pool import facts_of
     from rea_core.golds import as_list
     from rea_core.problems import load_problems
+    from rea_rl.run.left_out import made_of_rows
 
     problems = load_problems(
         name,
@@ -260,11 +262,8 @@ def load_rows(
     check_golds(verifier, problems, name)
     rows = []
     has_several = any(isinstance(row["answer"], list) for row in problems)  # a column has one type
-    for i, row in enumerate(problems):
-        try:
-            prompt = prompts.ask(row["problem"], tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{name}: row {i} ({row['id']!r}): {error}") from error
+    asked = made_of_rows(name, problems, lambda row: prompts.ask(row["problem"], tokenizer))
+    for _, row, prompt in asked:
         answer = as_list(row["answer"]) if has_several else row["answer"]
         facts = {"problem": row["problem"], "problem_id": row["id"], "answer": answer}
         facts |= {"facts": facts_of(row)} if is_function(verifier) else {}
@@ -272,14 +271,11 @@ def load_rows(
     return rows
 
 
-def longest_prompt(inputs: Inputs) -> tuple[int, str]:
-    """Tokens of the longest prompt, and the id of its problem."""
+def prompt_lengths(inputs: Inputs) -> list[tuple[int, str]]:
+    """Tokens of each prompt, and the id of its problem."""
     rows = inputs.train_rows + inputs.eval_rows
     ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
-    return max(
-        zip(map(len, ids), (row["problem_id"] for row in rows), strict=True),
-        key=lambda pair: pair[0],
-    )
+    return [*zip(map(len, ids), (row["problem_id"] for row in rows), strict=True)]
 
 
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
@@ -308,35 +304,68 @@ def join_servers(args: REARLConfig) -> None:
         setattr(args, key, urls if len(urls) > 1 else urls[0])
 
 
-def build_engine(args: REARLConfig, model_name: str, inputs: Inputs) -> RolloutEngine:
-    """Connect to the servers. Raises ConnectionError or ValueError unless all serve what the
-    recipe needs."""
-    from generation.markers import Markers
+def build_engine(
+    args: REARLConfig, model_name: str, inputs: Inputs, lora_rank: int | None = None
+) -> RolloutEngine:
+    """Connect to the servers; with `lora_rank` the policy server is offered adapters.
+
+    Raises ConnectionError or ValueError unless all serve what the recipe needs.
+    """
     from generation.verifiers.opening import open_verifier
     from rea_rl.rollout.engine import RolloutEngine
-    from rea_rl.rollout.reflection_check import check_context
-    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
-    num_tokens, problem_id = longest_prompt(inputs)
-    markers = Markers.of(vars(args), inputs.tokenizer)
-    forced = len(inputs.tokenizer.encode(markers.forced_answer, add_special_tokens=False))
-    finish = forced + args.finish_max_tokens if args.revision else 0
-    needed = num_tokens + args.max_completion_length + finish
-    why = f"{num_tokens} of them in the longest prompt, of problem {problem_id!r}"
-    for url in args.policy_servers:
-        check_server(url, model_name, needed, why=why)
-        check_vocabulary(url, model_name, inputs.tokenizer)
+    check_policy_servers(args, model_name, inputs, lora_rank)
     reflection_tokenizer = check_reflection_model(args)
-    for url in args.reflection_servers if reflection_tokenizer is not None else []:
-        check_server(url, args.reflection_model, max_model_len=1)
-        check_vocabulary(url, args.reflection_model, reflection_tokenizer)
-        longest = max((row["problem"] for row in inputs.train_rows), key=len)
-        context = served_contexts(url)[args.reflection_model]
-        check_context(args, reflection_tokenizer, longest, context)
+    if reflection_tokenizer is not None:
+        check_reflection_servers(args, reflection_tokenizer, inputs)
     verifier = open_verifier(
         args.verifier, args.verifier_workers, args.verifier_timeout, markers=args.answer_markers
     )
     return RolloutEngine(args, inputs.tokenizer, reflection_tokenizer, verifier)
+
+
+def check_policy_servers(
+    args: REARLConfig, model_name: str, inputs: Inputs, lora_rank: int | None
+) -> None:
+    """Raise ConnectionError or ValueError for a policy server that cannot do what it must."""
+    from generation.markers import Markers
+    from rea_rl.rollout import server_check
+    from rea_rl.rollout.endpoint import adapter_folder
+    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
+
+    tokenizer = inputs.tokenizer
+    markers = Markers.of(vars(args), tokenizer)
+    forced = len(tokenizer.encode(markers.forced_answer, add_special_tokens=False))
+    finish = forced + args.finish_max_tokens if args.revision else 0
+    prompts = prompt_lengths(inputs)
+    for url in args.policy_servers:
+        check_server(url, model_name)
+        context = served_contexts(url)[model_name]
+        needed, why = server_check.needed_context(
+            prompts, args.max_completion_length + finish, context, url
+        )
+        check_server(url, model_name, needed, why=why)
+        check_vocabulary(url, model_name, tokenizer)
+        if lora_rank is not None and args.process_index == 0:
+            server_check.check_adapters(url, adapter_folder(args.output_dir), lora_rank)
+        server_check.check_sampled_logprobs(url, model_name, tokenizer, args)
+
+
+def check_reflection_servers(
+    args: REARLConfig, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
+) -> None:
+    """The same for reflection servers."""
+    from rea_rl.rollout.reflection_check import check_context
+    from rea_rl.rollout.server_check import check_alternatives_of
+    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
+
+    model = args.reflection_model
+    for url in args.reflection_servers:
+        check_server(url, model, max_model_len=1)
+        check_vocabulary(url, model, tokenizer)
+        longest = max((row["problem"] for row in inputs.train_rows), key=len)
+        check_context(args, tokenizer, longest, served_contexts(url)[model])
+        check_alternatives_of(url, model, tokenizer)
 
 
 def probe_ids(inputs: Inputs, limit: int) -> list[int]:
@@ -352,7 +381,10 @@ def probe_ids(inputs: Inputs, limit: int) -> list[int]:
 def build_trainer(
     args: REARLConfig, model_args: ModelConfig, inputs: Inputs, engine: RolloutEngine
 ) -> REARLTrainer:
-    """Load the policy, and with `use_peft` wrap it with a fresh adapter."""
+    """Load the policy, and with `use_peft` wrap it with a fresh adapter.
+
+    Raises ValueError if a policy server has other weights.
+    """
     from datasets import Dataset
 
     from rea_rl.rea_rl_trainer import REARLTrainer
@@ -383,6 +415,8 @@ def build_trainer(
         peft_config=lora_config(model, model_args, served=True),
     )
     trainer.plan = inputs.plan
+    if model_args.use_peft:
+        sync.check_weights(trainer.accelerator.unwrap_model(trainer.model))
     return trainer
 
 
@@ -423,7 +457,8 @@ def main(argv: list[str] | None = None) -> None:
             check_reflection_model(args)
             return
         join_servers(args)
-        engine = build_engine(args, model_args.model_name_or_path, inputs)
+        rank = model_args.lora_r if model_args.use_peft else None
+        engine = build_engine(args, model_args.model_name_or_path, inputs, rank)
     except (ValueError, ConnectionError) as error:
         training.leave(error)
     except RunComplete as complete:

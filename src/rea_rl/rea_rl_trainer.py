@@ -7,7 +7,7 @@
    revision are two rows of one group, which has 2G rows; they alternate and stay on one rank. The
    sampler still deals G rows per prompt.
 3. A revision with a wrong answer is replaced by its original. A group without a right answer has
-   advantage 0.
+   advantage 0, and so has one with a response that the server refused; that one is not trained.
 4. The correction for the server's log-probs (truncated importance sampling per token) uses the
    log-probs of the loss's own forward pass. With one inner iteration these are the old policy's, so
    TRL's extra pass for them is not needed.
@@ -182,6 +182,12 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             self.num_generations,
             scale={"none": False, "batch": "batch"}.get(self.scale_rewards, True),
         )
+        there = torch.tensor(gather_object([not r.is_missing for r in work.trained]))  # (B,)
+        if not there.all():
+            there = there.to(advantages.device)
+            whole = there.view(-1, self.num_generations).all(dim=1)  # (N,)
+            advantages *= whole.repeat_interleave(self.num_generations)
+            self._leave_out(output, self._of_this_rank(there))
         no_signal = (advantages.view(-1, self.num_generations) == 0).all(dim=1)  # (N,)
         self._metrics["train"]["groups/no_signal"].append(no_signal.float().mean().item())
         output["advantages"] = self._of_this_rank(advantages)
@@ -205,10 +211,14 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
                 output["advantages"], signals, *shape, self.args.overthinking_loss
             )
         if self.args.dynamic_sampling:
-            differs = self._of_this_rank(differing_groups(rewards, self.num_generations))
-            output["completion_mask"] *= differs.unsqueeze(1)
-            num_tokens = self.accelerator.gather(output["completion_mask"].sum())
-            output["num_items_in_batch"] = num_tokens.sum()
+            differs = differing_groups(rewards, self.num_generations)
+            self._leave_out(output, self._of_this_rank(differs))
+
+    def _leave_out(self, output: dict[str, torch.Tensor], kept: torch.Tensor) -> None:
+        """Train no token of the rows (b,) that are not kept. All ranks do it together."""
+        output["completion_mask"] *= kept.unsqueeze(1)
+        num_tokens = self.accelerator.gather(output["completion_mask"].sum())
+        output["num_items_in_batch"] = num_tokens.sum().clamp(min=1)  # which is divided by
 
     def _rollout_columns(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function. `prompts` repeats what the rows in work say with answers."""

@@ -23,6 +23,7 @@ from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuati
 from rea_core.checks import is_dialogue
 from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
+from rea_rl.run.left_out import made_of_rows, named
 from rea_rl.run.training import (
     check_buildable,
     check_evaluation,
@@ -157,31 +158,25 @@ def load_encoded(
 ) -> Dataset:
     """Encoded rows, and their number in the file as `row`.
 
-    Rows with a sequence of more than `max_length` ids are left out and counted in the log: the
-    end of a completion must not be missing. Raises ValueError if no row is left.
+    Rows with a sequence of more than `max_length` ids are left out, counted and named in the log:
+    the end of a completion must not be missing. So are those that the model's template refuses.
+    Raises ValueError if no row is left.
     """
     from datasets import Dataset
 
-    encoded = []
-    for i, row in enumerate(rows):
-        try:
-            encoded.append(encode(row) | {"row": i})
-        except ValueError as error:
-            raise ValueError(f"{name}: row {i}: {error}") from error
+    encoded = [example | {"row": i} for i, _, example in made_of_rows(name, rows, encode)]
     kept = [
         example for example in encoded if max_length is None or num_tokens(example) <= max_length
     ]
+    long = [str(row) for row in sorted({e["row"] for e in encoded} - {e["row"] for e in kept})]
     if not kept:
         raise ValueError(
             f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens; "
             "raise max_length"
         )
     logger.info(
-        "%s: %d rows; %d over %s tokens are left out",
-        name,
-        len(kept),
-        len(rows) - len(kept),
-        max_length,
+        "%s: %d rows; %d over %s tokens are left out%s",
+        *(name, len(kept), len(long), max_length, long and f": rows {named(long)}"),
     )
     return Dataset.from_list(kept)
 

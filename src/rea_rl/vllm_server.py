@@ -615,18 +615,7 @@ def request(
 ) -> httpx.Response:
     """GET a route of the server, or POST a body. Raises ConnectionError if it is not up,
     ValueError if it refuses."""
-    headers = {"Authorization": f"Bearer {key or api_key()}"}
-    try:
-        # trust_env: the servers are ours, no proxy of the environment is to be asked for them
-        method, url = "POST" if body else "GET", base_url.removesuffix("/v1") + route
-        response = httpx.request(
-            method, url, json=body, headers=headers, timeout=10.0, trust_env=False
-        )
-    except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise ConnectionError(
-            f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, "
-            "scripts/vllm_reflection.sh) and see its log under logs/, or give another address"
-        ) from error
+    response = ask(base_url, route, key, body)
     if response.status_code == 401:
         raise ValueError(
             f"the server at {base_url} refuses the key; set VLLM_API_KEY to the one it was started "
@@ -639,6 +628,28 @@ def request(
     if response.status_code != 200:
         raise _no_vllm(base_url, route, str(response.status_code))
     return response
+
+
+def ask(
+    base_url: str,
+    route: str,
+    key: str | None,
+    body: dict[str, Any] | None = None,
+    timeout: float = 10.0,
+) -> httpx.Response:
+    """The same, with an answer of any status, after at most `timeout` seconds."""
+    headers = {"Authorization": f"Bearer {key or api_key()}"}
+    try:
+        # trust_env: the servers are ours, no proxy of the environment is to be asked for them
+        method, url = "POST" if body else "GET", base_url.removesuffix("/v1") + route
+        return httpx.request(
+            method, url, json=body, headers=headers, timeout=timeout, trust_env=False
+        )
+    except (httpx.RequestError, httpx.InvalidURL) as error:
+        raise ConnectionError(
+            f"no server answers at {base_url} ({error}); start it (scripts/vllm.sh, "
+            "scripts/vllm_reflection.sh) and see its log under logs/, or give another address"
+        ) from error
 
 
 def recipe_args(path: str, role: str, index: int = 0) -> list[str]:

@@ -65,8 +65,8 @@ class ServerWatch:
         adapters: folder of the adapters that it must serve; None if it serves a plain model.
 
     Attributes:
-        counts: since the start: `failed_requests`; `outages` and their `downtime_seconds`;
-            `reloaded_adapters`.
+        counts: since the start: `failed_requests`; `refused_requests`, which are not repeated;
+            `outages` and their `downtime_seconds`; `reloaded_adapters`.
         away_since: when it was found to be away, by `time.monotonic`; None while it is well.
     """
 
@@ -74,12 +74,13 @@ class ServerWatch:
         self.name = f"{key} ({url})"
         self.counts = {
             "failed_requests": 0,
+            "refused_requests": 0,
             "outages": 0,
             "downtime_seconds": 0.0,
             "reloaded_adapters": 0,
         }
         self.away_since: float | None = None
-        self._url, self._deadline, self._adapters = url, deadline, adapters
+        self.url, self._deadline, self._adapters = url, deadline, adapters
         self._lock = asyncio.Lock()
         self._back = 0.0  # when it was last known to be well, in the clock's seconds
         self._given_up: ConnectionError | None = None
@@ -195,7 +196,7 @@ class ServerWatch:
         )
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
-        (await client.get(f"{self._url.removesuffix('/v1')}/health")).raise_for_status()
+        (await client.get(f"{self.url.removesuffix('/v1')}/health")).raise_for_status()
 
     async def _reload(self, client: httpx.AsyncClient, model: str) -> None:
         """Load a version that the server does not list. Raises ConnectionError if it is well and
@@ -220,14 +221,14 @@ class ServerWatch:
         deadline = time.monotonic() + VISIBLE_SECONDS
         while True:
             answer = await client.post(
-                f"{self._url}/load_lora_adapter", json=body, timeout=LOAD_TIMEOUT
+                f"{self.url}/load_lora_adapter", json=body, timeout=LOAD_TIMEOUT
             )
             if NOT_SEEN not in answer.text or time.monotonic() > deadline:
                 return answer
             await asyncio.sleep(POLL_SECONDS)
 
     async def _served(self, client: httpx.AsyncClient) -> set[str]:
-        answer = (await client.get(f"{self._url}/models")).raise_for_status()
+        answer = (await client.get(f"{self.url}/models")).raise_for_status()
         return {card["id"] for card in answer.json()["data"]}
 
 
@@ -370,6 +371,12 @@ def token_logprobs(choice: Any) -> list[float]:
             f"a reply with {len(bad)} log-probs that are missing or not finite, such as {bad[0]}"
         )
     return logprobs
+
+
+def is_about_one(error: Exception) -> bool:
+    """Whether a server may refuse one request alone, such as one over its context, so that its
+    response is missing and all others can be had."""
+    return isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422)
 
 
 def check_finished(choice: Any) -> None:

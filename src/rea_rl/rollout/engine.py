@@ -11,11 +11,13 @@ import asyncio
 import copy
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import openai
 from tqdm import tqdm
 
 from generation.cuts import (
@@ -33,9 +35,10 @@ from generation.rendering import (
 )
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.revision import serial_cuts
-from rea_rl.rollout.endpoint import adapter_folder, token_logprobs
+from rea_rl.rollout.endpoint import adapter_folder, is_about_one, token_logprobs, words
 from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout
+from rea_rl.rollout.refusals import Refusals
 from rea_rl.rollout.servers import Seat, Servers
 from rea_rl.rollout.stage_batching import Waves
 
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from generation.math_verify.extract import Thinking
     from generation.verifiers.pool import FunctionPool
     from rea_rl.configs import REARLConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,7 @@ class RolloutEngine:
         self._find_think_end = think_end_finder(self.tokenizer, self._markers)
         self._encode_forced = cache(lambda text: encode_continuation(text, self.tokenizer))
         self._is_cancelled = False
+        self._refusals = Refusals()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -113,9 +120,11 @@ class RolloutEngine:
                 function; one row per sampled response, also with serial cuts, where the first of
                 a prompt's rows is sampled and the others are its exits.
 
-        Raises ConnectionError or openai.APIError when a request failed for good; the other
-        responses are cancelled. Raises CancelledError if `cancel` ended the batch, ConnectionError
-        if it came before.
+        A response that the policy server refuses is missing, see `Rollout.missing`.
+
+        Raises ConnectionError or openai.APIError when a request failed for good, or all were
+        refused; the other responses are cancelled. Raises CancelledError if `cancel` ended the
+        batch, ConnectionError if it came before, and for many problems in a row without a response.
         """
         return self._wait(self._run(rows, batch))
 
@@ -177,7 +186,9 @@ class RolloutEngine:
                     tasks = [group.create_task(self._path(each, waves, progress)) for each in work]
         except ExceptionGroup as failures:  # the first one stopped the batch
             raise failures.exceptions[0] from None
-        return [rollout for task in tasks for rollout in task.result()]
+        paths = [task.result() for task in tasks]
+        self._refusals.note(batch.step, [path[0] for path in paths])
+        return [rollout for path in paths for rollout in path]
 
     async def _deal(self, rows: list[dict[str, Any]], batch: Batch) -> list[_Work]:
         """Deal prompts to the servers that are alive; rows of a prompt follow each other."""
@@ -197,19 +208,30 @@ class RolloutEngine:
         ]
 
     async def _path(self, work: _Work, waves: Waves, progress: tqdm) -> list[Rollout]:
-        row, original = work.row, await self._sample(work)
-        if work.batch.revision:
+        row, original = work.row, await self._sample_or_miss(work)
+        if original.is_missing:
+            waves.skip()
+            revisions = [None] * max(self.args.num_serial_cuts, 1) if work.batch.revision else []
+        elif work.batch.revision:
             revising = self._revise(original, work, waves)
             _, revisions = await asyncio.gather(self._verify(original, row), revising)
-            rollouts = [
-                original,
-                *(revision or dataclasses.replace(original, seconds={}) for revision in revisions),
-            ]
         else:
             await self._verify(original, row)
-            rollouts = [original]
+            revisions = []
         progress.update()
-        return rollouts
+        again = dataclasses.replace(original, seconds={})
+        return [original, *(revision or dataclasses.replace(again) for revision in revisions)]
+
+    async def _sample_or_miss(self, work: _Work) -> Rollout:
+        """A sampled response, or its place if the server refuses this one."""
+        try:
+            return await self._sample(work)
+        except openai.APIStatusError as error:
+            if not is_about_one(error):
+                raise
+            self._refusals.cause = error
+        prompt_ids, end = self._encode_prompt(work.row), self.tokenizer.eos_token_id
+        return Rollout.missing(work.row, work.batch, prompt_ids, end)
 
     async def _sample(self, work: _Work) -> Rollout:
         row, batch = work.row, work.batch
@@ -271,7 +293,7 @@ class RolloutEngine:
         cut: int,
     ) -> Rollout | None:
         """The original up to a cut, the forced end of its thinking, and the answer that the
-        policy gives then."""
+        policy gives then; None if nothing can be cut off, or the server refuses to finish it."""
         prefix = cut_completion_ids(
             original.completion_ids,
             self.tokenizer,
@@ -284,13 +306,19 @@ class RolloutEngine:
             return None
         start = time.perf_counter()
         kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
-        response = await work.policy.complete(
-            work.batch.policy_version,
-            original.prompt_ids + kept_ids + forced_ids,
-            self._sampling_extra,
-            max_tokens=self.args.finish_max_tokens,
-            **self._sampling,
-        )
+        try:
+            response = await work.policy.complete(
+                work.batch.policy_version,
+                original.prompt_ids + kept_ids + forced_ids,
+                self._sampling_extra,
+                max_tokens=self.args.finish_max_tokens,
+                **self._sampling,
+            )
+        except openai.APIStatusError as error:
+            if not is_about_one(error):
+                raise
+            logger.warning("problem %r has no revision: %.300s", original.problem_id, words(error))
+            return None
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
         logprobs = (
             original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)

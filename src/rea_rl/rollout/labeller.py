@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import openai
+
 from generation.cuts import Step, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
 from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text
-from rea_rl.rollout.endpoint import check_alternatives, check_finished
+from rea_rl.rollout.endpoint import check_alternatives, check_finished, is_about_one, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rea_rl.configs import REARLConfig
     from rea_rl.rollout.servers import Seat
+
+logger = logging.getLogger(__name__)
 
 TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
 GREEDY_EXTRA = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -58,7 +63,7 @@ class Labeller:
         """Labels of a response, up to the one that decides its cut, by the server of a seat.
 
         There are none if the cut is certain without them, or if the request does not fit into the
-        model's context. Raises what `Seat.repeated` raises.
+        model's context, or is refused. Raises what else `Seat.repeated` raises.
         """
         start = time.perf_counter()
         steps = await self._ask(problem, paragraphs, seat)
@@ -80,7 +85,13 @@ class Labeller:
             reply = seat.stream(model, prompt_ids, GREEDY_EXTRA, **greedy)
             return await self._read(reply, num_paragraphs)
 
-        return await seat.repeated(model, attempt)
+        try:
+            return await seat.repeated(model, attempt)
+        except openai.APIStatusError as error:
+            if not is_about_one(error):
+                raise
+            logger.warning("a response has no labels: %.300s", words(error))
+            return []
 
     async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
         steps: list[Step] = []

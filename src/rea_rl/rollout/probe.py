@@ -1,5 +1,5 @@
-"""Whether an adapter has an effect on the policy server: a server may load one, say so, and sample
-from the base model.
+"""Whether the policy server has the trainer's weights, and an adapter has an effect there: a server
+may load one, say so, and sample from the base model.
 
 The log-probs of a prompt are asked from trainer and server, with the adapter and without. The
 change d of each token is known with an error only: both compute in low precision, each in its own
@@ -29,6 +29,8 @@ NOISES = 3.0
 # root mean square of log-probs, below which nothing is judged
 SMALLEST_CHANGE = 1e-4
 SLOPES = (0.5, 1.5)  # of a server that has the adapter
+# Median difference of log-probs that rounding makes, also of a server with eight bits a weight.
+MOST_ROUNDING = 0.1
 
 
 class Probe:
@@ -78,6 +80,20 @@ class Probe:
             size,
         )
         return True
+
+    def check_weights(self, model: PeftModel, client: openai.OpenAI, url: str) -> None:
+        """Raise ValueError if a server has other weights of the base model than the trainer; and as
+        `check`."""
+        with model.disable_adapter():
+            trainer = trainer_logps(model, self._ids)
+        difference = (trainer - self._ask_base(client)).abs().median().item()
+        if difference > MOST_ROUNDING:
+            raise ValueError(
+                f"policy_server: the server at {url} serves {self._base!r}, but with other weights "
+                f"than model_name_or_path: the log-probs of a prompt's tokens differ by "
+                f"{difference:.2f} (median), and rounding makes at most {MOST_ROUNDING}; start it "
+                "with the same files of the model"
+            )
 
     def _ask_base(self, client: openai.OpenAI) -> torch.Tensor:
         if self._without is None:

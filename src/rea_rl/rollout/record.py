@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from generation.generation_file import REFUSED
 from rea_rl.revision import keep_or_replace, replaced_revisions
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Rollout:
     # of the server under its sampling temperature; None for forced ids
     logprobs: list[float | None]
     text: str
-    finish_reason: str  # "stop", or "length" for a truncated response
+    finish_reason: str  # "stop", "length" for a truncated response, or REFUSED
     num_tokens: int
     num_think_tokens: int
     num_reflections: int
@@ -60,6 +61,40 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage of the chain
+
+    @classmethod
+    def missing(cls, row: Mapping[str, Any], batch: Batch, ids: list[int], end: int) -> Rollout:
+        """Place of a response that the policy server refused.
+
+        It has the first id of its prompt, which may be too long to be trained on, and an end of
+        sequence; neither is trained.
+
+        Args:
+            row: of the response.
+            batch: that it belongs to.
+            ids: of its prompt.
+            end: id of the end of sequence.
+        """
+        return cls(
+            problem_id=row["problem_id"],
+            step=batch.step,
+            policy_version=batch.policy_version,
+            kind="original",
+            prompt_ids=ids[:1],
+            completion_ids=[end],
+            logprobs=[None],
+            text="",
+            finish_reason=REFUSED,
+            num_tokens=0,
+            num_think_tokens=0,
+            num_reflections=0,
+            correct=False,
+        )
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no response, since the server refused to make one."""
+        return self.finish_reason == REFUSED
 
     def take_labels(self, labels: Labels, paragraphs: Sequence[Paragraph]) -> None:
         """Record the labels of the original's paragraphs, from which its cut followed."""
@@ -104,13 +139,14 @@ def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> li
 def rollout_metrics(
     rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1
 ) -> dict[str, float]:
-    """Means over the responses of a batch, all finite; `rollout/*` of the originals, `revision/*`
-    of the revisions.
+    """Means over the responses of a batch, all finite; `rollout/*` of the originals that there
+    are, `revision/*` of the revisions.
 
     With `revision`, `num_revisions` responses follow each original.
     """
     stride = num_revisions + 1 if revision else 1
-    originals = rollouts[::stride]
+    every = rollouts[::stride]
+    originals = [original for original in every if not original.is_missing]
     metrics = {
         "rollout/accuracy": _mean(r.correct for r in originals),
         "rollout/num_tokens": _mean(r.num_tokens for r in originals),
@@ -119,11 +155,11 @@ def rollout_metrics(
         "reflection/density": sum(r.num_reflections for r in originals)
         / max(sum(r.num_think_tokens for r in originals), 1),
     }
+    if len(originals) < len(every):
+        metrics["rollout/unanswered"] = 1 - len(originals) / len(every)
     if revision:
-        pairs = [
-            (originals[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"
-        ]
-        metrics["revision/missing"] = 1 - len(pairs) / (len(rollouts) - len(originals))
+        pairs = [(every[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"]
+        metrics["revision/missing"] = 1 - len(pairs) / (len(rollouts) - len(every))
         metrics |= _revision_metrics(pairs) if pairs else {}
         # cut or not
         labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]

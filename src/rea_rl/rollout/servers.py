@@ -150,6 +150,7 @@ class Seat:
             except (openai.APIError, UnusableReply) as error:
                 watch = endpoint.watch
                 if not watch.is_passing(error):
+                    watch.counts["refused_requests"] += 1
                     raise refused(watch.name, error) from error
                 if tried == self._servers.retries:
                     raise ConnectionError(

@@ -40,6 +40,7 @@ from rea_rl.rollout.endpoint import (
     first_back,
     refusal,
     refused,
+    words,
 )
 from rea_rl.rollout.probe import NoLogprobs, Probe
 from rea_rl.vllm_server import request
@@ -122,6 +123,13 @@ class AdapterSync:
                 for server in self._swap(name[0], in_use):
                     server.check_effect(model, name[0])
         return broadcast_object_list(name)[0]
+
+    def check_weights(self, model: PeftModel) -> None:
+        """Raise ValueError for a server that has other weights of the base model. Called on all
+        ranks."""
+        if PartialState().is_main_process:
+            for server in self._servers:
+                server.check_weights(model)
 
     def cancel(self) -> None:
         """Wait for the servers no longer: the run is being ended."""
@@ -235,6 +243,16 @@ class _AdapterServer:
         with suppress(openai.APIError):
             if name in self._versions():
                 self._unload(name)
+
+    def check_weights(self, model: PeftModel) -> None:
+        """Raise ValueError if the server has other weights of the base model, as far as it tells
+        log-probs."""
+        if self.probe is None or is_deepspeed_zero3_enabled():
+            return
+        try:
+            self.probe.check_weights(model, self.client, self.watch.url)
+        except (NoLogprobs, openai.APIError) as error:
+            logger.warning("%s: its weights are not checked: %s", self.watch.name, words(error))
 
     def check_effect(self, model: PeftModel, name: str) -> None:
         """Once the adapter can be told from numerics, raise ConnectionError if the server's

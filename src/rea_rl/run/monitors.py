@@ -1,4 +1,4 @@
-"""Monitors of a policy in training: reflections, truncation, accuracy, the detector, signal,
+"""Monitors of a policy in training: reflections, truncation, accuracy, detector, signal, sampler,
 entropy.
 
 A monitor compares the mean of a metric over the last steps with a threshold, or with its mean over
@@ -79,6 +79,11 @@ MONITORS = (
         "kept reflects: cut later (cut_second_half), or weigh the reflect reward less",
     ),
     Monitor(
+        "sampler", "sampling/logp_difference", "monitor_sampler", True, None,
+        "the policy server's log-probs are not those of the trainer: see that it has "
+        "--logprobs-mode processed_logprobs and the same model, and that max_rollout_lag is low",
+    ),
+    Monitor(
         "accuracy", "eval_rollout/accuracy", "monitor_accuracy", False, "best",
         "the policy forgets: go back to the best checkpoint, with a lower learning_rate",
     ),
@@ -111,6 +116,9 @@ class MonitorKeys:
     )
     monitor_gain: float | None = option(
         0.0, "Warn below this advantage of right revisions over their right originals."
+    )
+    monitor_sampler: float | None = option(
+        0.2, "Warn above this difference of the log-probs of trainer and server."
     )
     monitor_accuracy: float | None = option(
         0.1, "Warn if validation accuracy is so much below its best."
