@@ -226,10 +226,11 @@ class _Run:
         Raises ValueError, with a server ConnectionError, if too many rows in a row get no answer.
         """
         with self._lock:
-            if "cause" in responses[0]:
-                self._unanswered.leave(index, self._open[index].row["id"], responses)
+            task = self._open[index]
+            is_asked = task.prompt.responses is None
+            if is_asked and "cause" in responses[0]:
+                self._unanswered.leave(index, task.row["id"], responses)
                 return
-            is_asked = self._open[index].prompt.responses is None
             self._keep(index, responses)
             if is_asked:
                 self._unanswered.answered()

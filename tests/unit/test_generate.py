@@ -189,14 +189,19 @@ TOO_LONG = "This model's maximum context length is 64 tokens. However, you reque
 WITHHELD = "The response was filtered due to the prompt triggering a content management policy"
 
 
-@pytest.mark.parametrize(("message", "end"), [(TOO_LONG, "no_room"), (WITHHELD, "refused")])
+UNCLEAR = "Half a character in the 17th message"
+
+
+@pytest.mark.parametrize(
+    ("message", "end"), [(TOO_LONG, "no_room"), (WITHHELD, "refused"), (UNCLEAR, "refused")]
+)
 @pytest.mark.parametrize(
     "refused", [["p0"], ["p11"], ["p3", "p4", "p5"], [f"p{i}" for i in range(11)]]
 )
 def test_a_request_that_is_refused_is_unanswered(problems, serve, caplog, message, end, refused):
     asked = {row["problem"]: row["id"] for row in ROWS}
     server = serve(
-        refuse=lambda body: message if asked[body["messages"][0]["content"]] in refused else ""
+        refuse=lambda body: message if asked.get(body["messages"][0]["content"]) in refused else ""
     )
     rows = read_generations(generate(arguments(problems, server.url)))
     ends = {row["id"]: {r["finish_reason"] for r in row["responses"]} for row in rows}
