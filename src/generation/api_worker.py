@@ -243,7 +243,8 @@ async def _ask_all(
 async def _check_answers(client: openai.AsyncOpenAI, args: GenerateArguments) -> None:
     """Raise openai.APIStatusError if the server refuses a request that no server can mind."""
     messages = [{"role": "user", "content": "1"}]
-    await client.chat.completions.create(model=args.api_model, messages=messages, max_tokens=1)
+    settings = {"max_tokens": 1, "seed": args.seed}
+    await client.chat.completions.create(model=args.api_model, messages=messages, **settings)
 
 
 async def _ask(
