@@ -10,6 +10,8 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -86,6 +88,12 @@ def bypass_proxies(url: str) -> None:
     if is_own(host := urlsplit(url).hostname or ""):
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), host])
+
+
+def http_errors() -> tuple[type[Exception], ...]:
+    """Errors of the Hub's client, whose HTTP library depends on its version, and of the system."""
+    libraries = [import_module(name) for name in ("httpx", "httpx2") if find_spec(name)]
+    return OSError, ValueError, *(library.HTTPError for library in libraries)
 
 
 def openai_client(

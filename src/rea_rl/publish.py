@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rea_core.checks import user_path
+from rea_core.clients import http_errors
 from rea_core.command import add_flags, command
 from rea_rl.run.card import data_card, model_card
 
@@ -114,7 +115,6 @@ def upload(
 
     Raises ConnectionError if the Hub is not reached, or refuses.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
@@ -131,7 +131,7 @@ def upload(
             repo_type=found.kind,
             revision=revision,
         )
-    except (OSError, httpx.HTTPError, ValueError) as error:
+    except http_errors() as error:
         raise ConnectionError(
             f"the Hub does not take {repo} ({' '.join(str(error).split())[:200]})"
         ) from error

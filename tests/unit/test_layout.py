@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,37 @@ def test_a_circle_and_its_files_are_found():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
     assert circle(graph) in (["b", "c", "b"], ["c", "b", "c"])
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+def test_every_package_that_is_imported_is_declared():
+    """A package that comes with another one today may not do so tomorrow, as httpx did."""
+    names = {"yaml": "pyyaml"}
+    found = {
+        module.partition(".")[0]
+        for path in FILES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for module in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    packages = found - {*sys.stdlib_module_names, *FLOORS}
+    declared = (SRC.parent / "setup.py").read_text()
+    missing = {
+        name
+        for name in (names.get(package, package).replace("_", "-") for package in packages)
+        if not re.search(rf'"{name}(?:[<>=]=?[^"]*)?"', declared)
+    }
+    assert packages >= {"httpx", "numpy", "torch"} and missing == set()
+
+
+def test_experimental_parts_of_trl_are_imported_in_one_file():
+    """They move between its versions."""
+    found = [name for name, path in FILES.items() if "trl.experimental" in path.read_text()]
+    assert found == ["rea_rl.trl_experimental"]
 
 
 def test_the_ground_floor_does_without_torch():

@@ -307,21 +307,15 @@ def test_the_example_and_the_one_of_the_page_can_be_named(workplace, tmp_path, m
     page = (ROOT / "docs/verifiers.md").read_text()
     (tmp_path / "my_verifier.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
     example = ROOT / "examples/custom_verifier.py"
-    with FunctionPool(f"{example}:json_answer", 1) as pool:
-        facts = facts_of({"answer": "4"})
-        texts = [
-            'Hm.</think>It is {"answer": 4}.',
-            '{"answer": 4}</think>It is 4.',
-            "",
-            "</think>{",
-        ]
-        assert [pool.submit(facts, Asked(text, "open")).result() for text in texts] == [
-            True, False, False, False,
-        ]  # fmt: skip
+    with FunctionPool(f"{example}:near", 1) as pool:
+        facts = facts_of({"answer": "3.14"})
+        texts = ["Hm.</think>So \\boxed{3.15}.", "3.14</think>\\boxed{3}", "", "</think>3.14 or so"]
+        verdicts = [pool.submit(facts, Asked(text, "open")).result() for text in texts]
+    assert verdicts == [True, False, False, True]
     monkeypatch.chdir(tmp_path)
     for name in (
-        f"{example}:json_answer",
-        "my_verifier.py:short_answer",
-        "my_verifier:short_answer",
+        f"{example}:near",
+        "my_verifier.py:short_and_right",
+        "my_verifier:short_and_right",
     ):
         grpo.main([*small_runs.arguments("grpo", workplace, verifier=name), "--dry_run"])

@@ -43,11 +43,11 @@ from rea_rl.rollout.endpoint import (
     words,
 )
 from rea_rl.rollout.probe import NoLogprobs, Probe
+from rea_rl.trl_experimental import WeightTransfer, weight_transfer
 from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
     import torch
-    from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
 
 
 logger = logging.getLogger(__name__)
@@ -365,7 +365,7 @@ class FullSync:
             ) from error
         bypass_proxies(server)  # TRL's client asks them
         self._server, self._model_name, self._timeout = server, model_name, timeout
-        self._client: WeightTransferClient | None = None
+        self._client: WeightTransfer | None = None
 
     def publish(self, model: torch.nn.Module, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the name
@@ -398,21 +398,16 @@ class FullSync:
                 "must run on other GPUs than the trainer, and be started with --full_weights true"
             ) from error
 
-    def _join(self, model: torch.nn.Module) -> WeightTransferClient:
+    def _join(self, model: torch.nn.Module) -> WeightTransfer:
         """Form an NCCL group with the server, which learns names, types and shapes of what it
         will get."""
-        from trl.experimental.async_grpo.vllm_client import VLLMClient
-        from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
-
         weights = list(model.named_parameters())
         manifest = {
             "names": [name for name, _ in weights],
             "dtype_names": [str(weight.dtype).removeprefix("torch.") for _, weight in weights],
             "shapes": [list(weight.shape) for _, weight in weights],
         }
-        client = WeightTransferClient(
-            VLLMClient(self._server.removesuffix("/v1")), manifest, int(self._timeout)
-        )
+        client = weight_transfer(self._server.removesuffix("/v1"), manifest, int(self._timeout))
         client.init_weight_transfer()
         return client
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from rea_core.clients import http_errors
+
 SERVED = "responses are sampled by policy_server, as rea_rl.vllm_server starts it"
 RECORDED = "every response is recorded under output_dir/rollouts"
 SHUFFLED = "the order of problems follows seed"
@@ -332,12 +334,11 @@ def check_hub(config: Any) -> None:
     not know the user."""
     if not config.push_to_hub:
         return
-    import httpx
     from huggingface_hub import HfApi
 
     try:
         HfApi(token=config.hub_token).whoami()
-    except (OSError, httpx.HTTPError, ValueError) as error:
+    except http_errors() as error:
         raise ValueError(
             "push_to_hub is true, but the Hub does not take the run "
             f"({' '.join(str(error).split())[:160]}); leave it out, and upload output_dir later"
