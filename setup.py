@@ -83,7 +83,7 @@ setup(
         "pyarrow>=26",
         "pyyaml>=6",
         "safetensors>=0.8",
-        "tokenizers>=0.23",
+        "tokenizers>=0.22",
         "tqdm>=4.70",
     ],
     extras_require={

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,12 +27,16 @@ from rea_rl import grpo
 
 ROOT = Path(__file__).parents[2]
 OWN = """
-import os, sys, time
+import os, subprocess, sys, time
 
 def right(responses, rows):
     print("printed by a verifier")
     for response in responses:
         if response == "hang":
+            time.sleep(60)
+        if response.startswith("spawn"):
+            child = subprocess.Popen(["sleep", "60"])
+            open(response.partition(" ")[2], "w").write(f"{child.pid} {os.getpid()}")
             time.sleep(60)
         if response == "die":
             os._exit(3)
@@ -84,6 +90,47 @@ def test_one_bad_response_costs_no_other_and_is_counted(own, caplog, capfd):
     )
     assert len(workers) >= 2 and not any(worker.is_running() for worker in workers)
     assert "printed" not in capfd.readouterr().out
+
+
+def has_ended(*pids: int) -> bool:
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_children_of_a_verifier_end_with_its_time(own, tmp_path):
+    with FunctionPool(f"{own}:right", 1, timeout=1) as pool:
+        assert judge(pool, f"spawn {tmp_path}/pids") == [False] and pool.stats["timeouts"] == 1
+        assert has_ended(*map(int, (tmp_path / "pids").read_text().split()))
+        assert judge(pool, "4") == [True]
+
+
+def test_a_verifier_that_hangs_ends_with_a_killed_trainer(own, tmp_path):
+    program = (
+        "from generation.verifiers.pool import *\n"
+        f"pool = FunctionPool('{own}:right', 1, timeout=60)\n"
+        f"pool.submit('{{}}', Asked('spawn {tmp_path}/pids')).result()"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 30
+    while not ((tmp_path / "pids").exists() and (tmp_path / "pids").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    trainer.kill()
+    trainer.wait()
+    assert has_ended(*map(int, (tmp_path / "pids").read_text().split()))
+
+
+def test_closing_leaves_no_verdict_open(own):
+    pool = FunctionPool(f"{own}:right", 2, timeout=60)
+    verdicts = [pool.submit(facts_of({"answer": "4"}), Asked("hang")) for _ in range(9)]
+    pool.close()
+    assert [verdict.result(timeout=5) for verdict in verdicts] == [False] * 9
+    with pytest.raises(RuntimeError, match="not active"):
+        pool.submit("{}", Asked("4"))
 
 
 def test_the_event_loop_goes_on_while_a_verifier_works(own):
