@@ -40,11 +40,13 @@ from generation.cuts import CutRule
 from generation.evaluation.strategies import open_judged
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
+from generation.identity import Identities, identity
 from generation.labeling_distill_utils import add_paragraph_arguments
 from generation.labeling_to_prefix import PathFile, label_probabilities
 from generation.measured import read_tokens_per_reflection
 from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
+from generation.provenance import model_in, read_settings
 from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
 from generation.scoring import Interval, ratio_interval
@@ -478,12 +480,21 @@ def run_choose(args: argparse.Namespace) -> str:
     )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     columns = {"path_id": str, "last_kept": int, "thinking": list}
-    rows = read_generations(args.file, columns, "finish a file of `generation.calibrate rows`")
-    p_result = label_probabilities(args.labels)
+    labelled, judged = Identities(args.labels), Identities(args.judge_cuts)
+    p_result = label_probabilities(args.labels, lambda row: labelled.add(row["id"], identity(row)))
     confirmed: dict[str, set[int]] = {}
-    open_judged(
-        args.judge_cuts, lambda row, _: confirmed.update({row["id"]: set(row["confirmed"])})
-    )
+
+    def look_at_judged(row: Row, _: int) -> None:
+        confirmed[row["id"]] = set(row["confirmed"])
+        judged.add(row["id"], identity(row))
+
+    def look(row: Row) -> None:
+        for others in (labelled, judged):
+            others.check(f"{args.file}: {row['id']!r}", row["path_id"], identity(row))
+
+    open_judged(args.judge_cuts, look_at_judged)
+    remedy = "finish a file of `generation.calibrate rows`"
+    rows = read_generations(args.file, columns, remedy, look=look)
     check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
     with open_verifier(args.verifier, args.num_workers or num_cores(), args.timeout) as pool:
         correct = first_verdicts(rows, pool, args.num_workers)
@@ -527,6 +538,7 @@ def report(
         "detector": detector_figures(responses, rule.threshold),
         "cuts": figures,
         "reliability": reliability(responses),
+        "labelled_by": model_in(read_settings(args.labels)),
     }
 
 

@@ -15,7 +15,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from generation.math_verify_all import check_problems, read_problems, read_scores
+from generation.identity import match_problems
+from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import known_parts
 from generation.verifiers import MATH
 from rea_core.checks import check_numbers, check_output, user_path
@@ -49,23 +50,18 @@ its {num_paths} responses.
 """
 
 
-def solved_problems(problems: list[Row], scored: list[Row]) -> list[Row]:
-    """Problems with at least one right response. Raises ValueError if a problem has no verdict,
-    or another problem's."""
-    solved = {p["id"]: any(r["correct"] for r in p["responses"]) for p in scored}
-    by_id = {p["id"]: p for p in scored}
-    if missing := [row["id"] for row in problems if row["id"] not in solved]:
-        raise ValueError(
-            f"verdicts: {len(missing)} of {len(problems)} problems have none, the first is "
-            f"{missing[0]}; score responses to these problems, or give the --limit that they were "
-            "sampled with"
-        )
+def solved_problems(
+    problems: list[Row], scored: list[Row], file: str | Path = "verdicts"
+) -> list[Row]:
+    """Problems with at least one right response, in their order; verdicts may have another one.
+    Raises ValueError if a problem has no verdict, or another problem's."""
     digests = {row["id"]: problem_digest(row["problem"]) for row in problems}
-    remedy = "give the dataset, in the order, that the responses were sampled for"
-    check_problems(by_id, digests, "verdicts are about problems", remedy)
-    if not (kept := [row for row in problems if solved[row["id"]]]):
+    remedy = "score responses to these problems, or give the --limit that they were sampled with"
+    verdicts = match_problems(digests, scored, file, remedy)
+    kept = [row for row in problems if any(r["correct"] for r in verdicts[row["id"]]["responses"])]
+    if not kept:
         raise ValueError(
-            f"verdicts: none of the {len(problems)} problems has a right response; check the "
+            f"{file}: none of the {len(problems)} problems has a right response; check the "
             "scored file"
         )
     return kept
@@ -85,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
     keys = {key: getattr(args, key) for key in ("problem_column", "answer_column")}
     problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
     problems = problems[: args.limit]
-    kept = solved_problems(problems, read_problems(args.verdicts, {"id": str, "responses": list}))
+    verdicts = read_problems(args.verdicts, {"id": str, "responses": list})
+    kept = solved_problems(problems, verdicts, args.verdicts)
     write_json(args.out, kept)
     facts = {
         "name": args.out.stem,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MOST_ASKED = 256  # whole responses that wait for their verdicts
 Judged = str | Asked | None  # an extracted answer, or a whole response
-HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format")
+HEAD = ("id", "problem_id", "answer", "level", "benchmark", "prompt_format", "answered_by")
 
 
 def head_of(row: Row) -> Row:

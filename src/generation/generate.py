@@ -54,6 +54,7 @@ from rea_core.checks import check_output
 from rea_core.clients import split_url
 from rea_core.command import command
 from rea_core.models import load_tokenizer
+from rea_core.problems import problem_digest
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row, Rows, digest
 
@@ -246,7 +247,10 @@ class _Run:
         markers = task.markers.column
         known = markers | ({"prompt_thinking": task.rendered.thinking} if task.rendered else {})
         asked = args.prompt_format.record | markers.get("markers", {})
-        columns = {"prompt_format": asked} if is_asked else {}
+        columns: dict[str, Any] = {}
+        if is_asked:
+            columns = {"prompt_format": asked, "answered_by": self._output.model}
+            columns["problem_digest"] = problem_digest(task.row["problem"])
         self._output.append(
             index, {**task.row, **columns, "responses": [{**r, **known} for r in responses]}
         )

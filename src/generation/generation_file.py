@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from generation.identity import check_edited
 from generation.markers import known_markers
 from rea_core.checks import is_a, short_json
 from rea_core.json_text import parse_json, read_json
@@ -43,6 +44,7 @@ class GenerationFile:
         self._part = path.with_suffix(".part.jsonl")
         self.settings = settings
         self._settings = path.with_suffix(".settings.json"), settings
+        self.model = {key: settings[key] for key in MODEL if settings.get(key) is not None}
         self._check_settings(*self._settings)
         self.num_tokens = 0  # of the responses that this run has added
         self._unanswered: dict[int, str] = {}  # ids of rows
@@ -148,6 +150,8 @@ class GenerationFile:
                 start += len(line)
 
 
+# settings that say which model answered
+MODEL = ("model_dir", "model_digest", "lora", "lora_digest", "api_model")
 PROMPT_THINKING = ("open", "closed", "unknown")  # see `generation.rendering`
 # Keys of a row of a generation file and of its responses, with their types. Several golds are a
 # list.
@@ -198,6 +202,7 @@ def read_generations(
         _check_generation(row, i, path)
         check_id(row, i, path, first)
         check_row(row, i, columns or {}, path, remedy)
+        check_edited(row, f"{path}: row {i}")
         if single:
             check_single([row], path, i)
         look(row)

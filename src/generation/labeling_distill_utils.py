@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from generation import prompts
 from generation.generation_file import read_generations
+from generation.identity import check_same, identity
 from generation.parallel import Shared, ordered_map, processes_for
 from generation.path_cutting import Splitting, check_paragraphs, cut_row, to_json
 from generation.provenance import check_same_prompts
@@ -334,6 +335,11 @@ def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bo
     """Share that is kept, whether it is cut, row and training example of each response, the latter
     two as JSON."""
     paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
+    about = {row["id"]: identity(row, response) for row, response in path_rows(batch.paths)}
+    for path in paths:
+        if path.row["id"] in about:
+            places = [f"{path.row['id']!r} of {file.path}" for file in (batch.labels, batch.paths)]
+            check_same(places[0], identity(path.row), places[1], about[path.row["id"]])
     rows, examples = clean(
         paths, batch.confirmations, responses, splitting.tokenizer, splitting.paragraphs
     )

@@ -155,12 +155,10 @@ class PathFile:
 
         self.rows = read_generations(file, look=look)
         check_same_prompts(self.rows, file, labels, labels_file)
-        # Cuts of a judge, which were compared before, have no paragraphs.
-        has_paragraphs = "paragraphs" in labels[0]
         places = {path: i for i, path in enumerate(ids) if path is not None}
         self._num_processes = processes_for(self.rows, num_workers)
-        label = (lambda i: labels[i : i + 1]) if has_paragraphs else (lambda i: None)
-        self.paths = list(self._map(split_labelled, splitting, places, label, "paragraphs"))
+        about = lambda i: labels[i : i + 1]  # noqa: E731
+        self.paths = list(self._map(split_labelled, splitting, places, about, "paragraphs"))
         num_paths = sum(map(len, self._ids))
         if not self.paths:
             raise ValueError(

@@ -42,6 +42,7 @@ from generation.counting import (
 )
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
+from generation.identity import match_problems
 from generation.parallel import Shared, map_rows, num_cores
 from generation.provenance import (
     check_comparable,
@@ -62,6 +63,7 @@ from rea_core.command import add_flags, command
 from rea_core.golds import as_list
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
+from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows, RowWriter, write_json
 from rea_core.rows import check_columns
 
@@ -187,15 +189,14 @@ def open_file(path: Path, verifier: str = MATH) -> tuple[Rows, list[Row]]:
     Raises ValueError for a row from which a shipped verifier could not tell right from wrong.
     """
     heads: list[Row] = []
-    formats: dict[str, Any] = {}  # one object for all rows that were asked alike
+    shared: dict[str, Any] = {}  # one object for all rows that were asked alike
 
     def look(row: Row) -> None:
         check_golds(verifier, [row], str(path))
         head = head_of(row)
-        if "prompt_format" in head:
-            head["prompt_format"] = formats.setdefault(
-                json.dumps(head["prompt_format"]), head["prompt_format"]
-            )
+        for key in ("prompt_format", "answered_by"):
+            if key in head:
+                head[key] = shared.setdefault(json.dumps(head[key]), head[key])
         head["lacking"] = sum("prompt_thinking" not in response for response in row["responses"])
         heads.append(head)
 
@@ -233,6 +234,7 @@ def score_counted(
                     responses.append(scored := replace(counts, correct=verdict.result()))
                     place = {
                         "id": row.head["id"],
+                        "problem_digest": row.head["problem_digest"],
                         "sample": sample,
                         "budget": budget,
                         "gold": row.head["answer"],
@@ -286,7 +288,14 @@ def check_rows(path: Path, rows: Sequence[Row], args: Scoring) -> None:
             known_parts(read_scores(args.base)), known, (str(args.base), str(path)), remedy
         )
     check_groups(path, rows)
+    first: dict[str, int] = {}
     for i, row in enumerate(rows):
+        before = first.setdefault(problem_id(row), i)
+        if rows[before]["problem_digest"] != row["problem_digest"]:
+            raise ValueError(
+                f"{path}: rows {before} and {i} have the problem_id {problem_id(row)!r}, but two "
+                "problems; give each problem an id of its own"
+            )
         golds = as_list(row["answer"])
         if args.slips and not (len(golds) == 1 and golds[0].removeprefix("-").isdecimal()):
             raise ValueError(
@@ -388,11 +397,36 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
     """Problems of scores that an earlier run wrote, with these columns. Raises ValueError if
     one is missing."""
-    problems = read_scores(path).get("problems")
+    scores = read_scores(path)
+    problems = scores.get("problems")
     if not isinstance(problems, list):
         raise ValueError(f"{path} has no problems; score its generation file again")
     check_columns(problems, columns, path, "score its generation file again")
-    return problems
+    return _with_digests(problems, scores.get("file"))
+
+
+def _with_digests(problems: list[Row], file: Any) -> list[Row]:
+    """Problems of scores; those of an earlier version get their digests from the generation file,
+    if it is still there."""
+    is_old = not any("problem_digest" in problem for problem in problems)
+    if not (is_old and isinstance(file, str) and Path(file).is_file()):
+        return problems
+    known = {problem_id(row): problem_digest(row["problem"]) for row in read_generations(file)}
+    return [{**row, "problem_digest": known.get(row.get("id"))} for row in problems]
+
+
+def check_same_problems(one: str | Path, other: str | Path) -> None:
+    """Raise ValueError for two scores of different problems; those without problems are passed
+    over."""
+    if any("problems" not in read_scores(path) for path in (one, other)):
+        return
+    digests = {p["id"]: p.get("problem_digest") for p in read_problems(one, {"id": str})}
+    problems = read_problems(other, {"id": str})
+    remedy = f"score both files on the problems of {one}"
+    if len(match_problems(digests, problems, other, remedy)) != len(problems):
+        raise ValueError(
+            f"{other} has {len(problems)} problems, and {one} {len(digests)}; {remedy}"
+        )
 
 
 def read_base_tokens(
@@ -401,39 +435,21 @@ def read_base_tokens(
     """Mean tokens of the base model by problem.
 
     Args:
-        path: scores of the base model.
+        path: scores of the base model, in any order.
         problems: ids of this file's problems, with their digests if they are known.
 
     Raises ValueError if the base was scored on other problems.
     """
     digests = problems if isinstance(problems, Mapping) else dict.fromkeys(problems)
-    base = {p["id"]: p for p in read_problems(path, {"id": str, "mean_tokens": NUMBER})}
-    if base.keys() != digests.keys():
-        shared = len(base.keys() & digests.keys())
+    base = read_problems(path, {"id": str, "mean_tokens": NUMBER})
+    remedy = "score the base on the same"
+    found = match_problems(digests, base, path, remedy)
+    if len(base) != len(found):
         raise ValueError(
-            f"{path} was scored on other problems: {len(base) - shared} of its {len(base)} "
-            f"are not in this file, and {len(digests) - shared} of this file's {len(digests)} are "
-            "not in it; score the base on the same"
+            f"{path} was scored on other problems: it has {len(base)}, and this file {len(found)}; "
+            f"{remedy}"
         )
-    check_problems(base, digests, f"{path}: problems were scored", "score the base on the same")
-    return {problem: row["mean_tokens"] for problem, row in base.items()}
-
-
-def check_problems(
-    scored: Mapping[str, Row], digests: Mapping[str, str | None], what: str, remedy: str
-) -> None:
-    """Raise ValueError where one id means two problems. `scored` are rows of scores by id; those
-    of an earlier version have no digest."""
-    others = [
-        name
-        for name, digest in digests.items()
-        if digest and scored[name].get("problem_digest", digest) not in (digest, None)
-    ]
-    if others:
-        raise ValueError(
-            f"{what} that are others here, {len(others)} of {len(digests)}, the first is "
-            f"{others[0]}; {remedy}"
-        )
+    return {problem: row["mean_tokens"] for problem, row in found.items()}
 
 
 COLUMNS = (

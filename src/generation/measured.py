@@ -10,13 +10,16 @@ from rea_core.json_text import read_json
 
 
 def read_tokens_per_reflection(
-    path: str | Path, word_bounded: bool, prompt_format: dict[str, Any] | None = None
+    path: str | Path,
+    word_bounded: bool,
+    prompt_format: dict[str, Any] | None = None,
+    model: str | None = None,
 ) -> float:
     """Threshold of the reflect reward from the JSON file of a measurement.
 
-    The file holds `tokens_per_reflection`, `word_bounded`, the way the words were counted, and how
-    the prompts were made. Raises ValueError if it is missing, or was measured another way than
-    training counts words and makes prompts.
+    The file holds `tokens_per_reflection`, `word_bounded`, the way the words were counted, how
+    the prompts were made, and the model. Raises ValueError if it is missing, or was measured
+    another way than training counts words and makes prompts, or on another model.
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -55,13 +58,29 @@ def read_tokens_per_reflection(
             "the recipe"
         )
         check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
+    if model is not None:
+        name = f"tokens_per_reflection_file: {path}"
+        _check_model(name, known_parts(measured).get("model", {}), model)
     return float(measured["tokens_per_reflection"])
 
 
-def read_cut_file(path: str | Path) -> dict[str, float]:
+def _check_model(name: str, measured_on: dict[str, Any], model: str) -> None:
+    """Raise ValueError for a file of other weights than those of a local model."""
+    from generation.provenance import weights_digest
+
+    known, own = measured_on.get("model_digest"), weights_digest(model)
+    if known and own and known != own and not measured_on.get("lora"):
+        raise ValueError(
+            f"{name} was measured on the model {measured_on.get('model_dir')}, whose weights are "
+            f"not those of {model}; measure again, or give the numbers as keys of the recipe"
+        )
+
+
+def read_cut_file(path: str | Path, reflection_model: str | None = None) -> dict[str, float]:
     """`cut_threshold` and `cut_second_half` that `generation.calibrate` chose.
 
-    Raises ValueError if the file is missing or holds something else.
+    Raises ValueError if the file is missing or holds something else, or if it was chosen with the
+    labels of another reflection model.
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -77,4 +96,7 @@ def read_cut_file(path: str | Path) -> dict[str, float]:
             f"cut_file: {path} has no {' and '.join(keys)}; it must be a file of "
             "generation.calibrate"
         )
+    labelled_by = chosen.get("labelled_by")
+    if reflection_model is not None and isinstance(labelled_by, dict):
+        _check_model(f"cut_file: {path}", labelled_by, reflection_model)
     return {key: float(chosen[key]) for key in keys}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from generation.cuts import PathCuts
+from generation.identity import check_same, identity
 from generation.markers import known_markers
 from generation.parallel import BATCH_BYTES, Shared
 from generation.rendering import known_thinking
@@ -121,13 +122,15 @@ class Labelled:
 
 
 def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
-    """Labelled responses, split. `known` are places of their labels, whose paragraphs must be the
-    same; None for no check."""
+    """Labelled responses, split. `known` are places of their labels, which must be about the same
+    response and the same paragraphs, if they have any."""
     found = []
     for row, response in labelled.paths():
-        paragraphs = splitting.paragraphs(response)
-        if (labels := labelled.known[row["id"]]) is not None:
-            check_paragraphs(row["id"], paragraphs, labels[0]["paragraphs"])
+        paragraphs, label = splitting.paragraphs(response), labelled.known[row["id"]]
+        labels, place = label[0], f"{row['id']!r} of {labelled.rows.path}"
+        check_same(label.place, identity(labels), place, identity(row, response))
+        if "paragraphs" in labels:  # cuts of a judge, which were compared before, have none
+            check_paragraphs(row["id"], paragraphs, labels["paragraphs"])
         tokens, ends = (
             array("I", values)
             for values in ([p.num_tokens for p in paragraphs], [p.end for p in paragraphs])

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from generation.generation_file import MODEL
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import R1
 from generation.rendering import PromptFormat
@@ -27,7 +28,8 @@ from rea_core import boxes
 from rea_core.json_text import read_json
 from rea_core.row_files import Row
 
-MODEL = ("model_dir", "model_digest", "lora", "lora_digest", "api_model")
+# what tells two models apart, whatever their folders are called
+WEIGHTS = ("model_digest", "lora_digest", "api_model")
 INPUT = ("qaf", "qaf_limit", "n_generate_sample")
 SAMPLING = ("temperature", "top_p", "max_tokens")
 COMPARED = ("sampling", "prompt_format", "scoring")
@@ -59,6 +61,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return read_json(settings) if settings.is_file() else {}
 
 
+def model_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that settings of a file name."""
+    return {key: settings[key] for key in MODEL if settings.get(key) is not None}
+
+
 def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
     """How the prompts of a file were made; empty if that is not known. Raises ValueError
     if rows differ."""
@@ -87,7 +94,26 @@ def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
         part: {key: settings[key] for key in keys if settings.get(key) is not None}
         for part, keys in parts.items()
     }
+    known["model"] = model_of(rows, path) | known["model"]
     return known | {"prompt_format": prompt_format_of(rows, path)}
+
+
+def model_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
+    """The model that answered the rows of a file, as they say it; empty if they do not. Raises
+    ValueError for rows of two models."""
+    model: dict[str, Any] = {}
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows):
+        given = row.get("answered_by") or {}
+        for key in given.keys() & model.keys() & {*WEIGHTS}:
+            if given[key] != model[key]:
+                raise ValueError(
+                    f"{path}: rows {first[key]} and {i} are of two models, {key} {model[key]!r} "
+                    f"and {given[key]!r}; split the file"
+                )
+        first |= {key: i for key in given.keys() - first.keys()}
+        model = given | model
+    return model
 
 
 def differences(

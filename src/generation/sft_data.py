@@ -20,6 +20,7 @@ from types import NoneType
 
 from generation.counting import first_verdicts
 from generation.generation_file import read_generations
+from generation.identity import Identities, identity
 from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
@@ -106,20 +107,18 @@ def run(args: argparse.Namespace) -> None:
     rows = read_generations(args.finished, columns, remedy, single=True)
     tokens: dict[str, Row] = {}  # of the original responses, and where they are
     numbers = count()
+    originals = Identities(args.paths)
 
     def look(row: Row) -> None:
         place = next(numbers)
         for k, response in enumerate(row["responses"]):
             tokens[f"{row['id']}/{k}"] = {"num_tokens": response["num_tokens"], "place": (place, k)}
+            originals.add(f"{row['id']}/{k}", identity(row, response))
 
     written = read_generations(args.paths, look=look)
     check_prompts(rows, written, args)
-    for row in rows:
-        if row["id"] not in tokens:
-            raise ValueError(
-                f"{args.finished}: response {row['id']} is not in {args.paths}; give the file that "
-                "was cut"
-            )
+    for i, row in enumerate(rows):
+        originals.check(f"{args.finished}: row {i} ({row['id']!r})", row["id"], identity(row))
     check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
     with open_verifier(args.verifier, args.num_workers or num_cores(), args.timeout) as pool:
         correct = first_verdicts(rows, pool, args.num_workers)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from generation.generation_file import read_generations
+from generation.identity import path_digest
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import known_markers
 from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
@@ -183,10 +184,8 @@ def path_rows(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
     for row in rows:
         columns = {key: value for key, value in row.items() if key != "responses"}
         for k, response in enumerate(row["responses"]):
-            yield (
-                {**columns, "id": f"{row['id']}/{k}", "problem_id": row["id"], "path": k},
-                response,
-            )
+            place = {"id": f"{row['id']}/{k}", "problem_id": row["id"], "path": k}
+            yield {**columns, **place, "path_digest": path_digest(response)}, response
 
 
 def _open_paths(args: GenerateArguments) -> Rows:

@@ -121,6 +121,11 @@ class Rows(Sequence[Row]):
             yield self[start:]
 
     @property
+    def place(self) -> str:
+        """The file and the number of the first row, for messages."""
+        return f"{self.path}: row {self._numbers[0]}"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all rows."""
         return sum(self._sizes)

@@ -86,7 +86,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     training.check_buildable(model_args, args.trust_remote_code)
     training.check_master_weights(args, model_args)
     prompts = prompts.of_model(tokenizer)
-    threshold = read_threshold(args, prompts)
+    threshold = read_threshold(args, prompts, model_args.model_name_or_path)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path, Markers.of(vars(prompts)))
@@ -115,14 +115,14 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
 
 
-def read_threshold(args: REARLConfig, prompts: PromptFormat) -> float | None:
+def read_threshold(args: REARLConfig, prompts: PromptFormat, model: str) -> float | None:
     """Threshold of the reflect reward. Raises ValueError for a file that was measured on other
-    prompts."""
+    prompts, or on another model."""
     from generation.measured import read_tokens_per_reflection
 
     if (file := args.tokens_per_reflection_file) is None:
         return args.tokens_per_reflection
-    return read_tokens_per_reflection(file, args.word_bounded_reflections, prompts.record)
+    return read_tokens_per_reflection(file, args.word_bounded_reflections, prompts.record, model)
 
 
 def take_cut_file(args: REARLConfig) -> None:
@@ -133,7 +133,7 @@ def take_cut_file(args: REARLConfig) -> None:
     """
     from generation.measured import read_cut_file
 
-    for key, value in read_cut_file(args.cut_file).items():
+    for key, value in read_cut_file(args.cut_file, args.reflection_model).items():
         setattr(args, key, value)
     args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
 

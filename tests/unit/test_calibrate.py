@@ -181,6 +181,7 @@ def test_the_recipe_takes_the_cut_of_the_file(tmp_path):
 
     (tmp_path / "cut.json").write_text('{"cut_threshold": 0.2, "cut_second_half": 0.25}')
     args = SimpleNamespace(cut_file=str(tmp_path / "cut.json"), cut_strong_threshold=0.25)
+    args.reflection_model = None
     take_cut_file(args)
     assert (args.cut_threshold, args.cut_second_half, args.cut_strong_threshold) == (0.2, 0.25, 0.2)
     args.cut_file = str(tmp_path / "none.json")

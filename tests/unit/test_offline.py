@@ -41,6 +41,7 @@ from generation.stages import SPLITS, path_rows
 from generation.tasks import build_tasks
 from generation.vllm_worker import _best_first
 from miniature import judge, label
+from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 
 # Three paragraphs of 16, 16 and 17 bytes: a plan, a wrong result, the right result.
@@ -108,7 +109,9 @@ def test_judge_gets_one_prompt_per_chunk(paths, model):
     assert [task.row["id"] for task in tasks] == ["p/0/0", "p/0/1", "p/1/0", "q/0/0", "q/0/1"]
     assert tasks[0].row["paragraphs"] == ["Add the numbers.", "result is 6 now."]
     assert tasks[1].row["paragraphs"] == ["result is 7 now.\n"]
-    assert tasks[0].row | {"paragraphs": 0} == {
+    assert tasks[0].row["path_digest"] == tasks[1].row["path_digest"] != tasks[2].row["path_digest"]
+    assert tasks[0].row | {"paragraphs": 0, "path_digest": 0} == {
+        "path_digest": 0,
         "id": "p/0/0", "problem": "3+4?", "answer": "7", "level": 1, "problem_id": "p", "path": 0,
         "chunk": 0,
         "use_answer": True, "paragraphs": 0,
@@ -463,7 +466,11 @@ def test_unsolved_problems_are_dropped(tmp_path):
     problems = [{"problem": str(i), "answer": "1"} for i in range(3)]
     write_json(tmp_path / "d.json", problems)
     verdicts = [
-        {"id": str(i), "responses": [{"correct": c} for c in row]}
+        {
+            "id": str(i),
+            "problem_digest": problem_digest(str(i)),
+            "responses": [{"correct": c} for c in row],
+        }
         for i, row in enumerate([[1, 0], [0, 0], [0, 1]])
     ]
     scores = {
@@ -488,7 +495,9 @@ def test_unsolved_problems_are_dropped(tmp_path):
     card = " ".join((tmp_path / "clean/README.md").read_text().split())
     assert "2 of the 3 problems" in card and "one of its 2 responses" in card
     write_json(tmp_path / "s.scores.json", {**scores, "problems": verdicts[:2]})
-    with pytest.raises(SystemExit, match="1 of 3 problems have none, the first is 2"):
+    with pytest.raises(
+        SystemExit, match="s.scores.json: 1 of 3 problems are not .* row 2; "
+    ):
         clean_dataset.main(flags)
 
 

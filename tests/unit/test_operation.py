@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from generation import clean_dataset, math_verify_all, parallel
+from generation import math_verify_all, parallel
 from generation.arguments import GenerateArguments
 from generation.evaluation import plots
 from generation.generate import generate
@@ -141,39 +141,6 @@ def test_control_characters_of_problems_are_counted(tmp_path, caplog):
     rows = load_problems(str(tmp_path / "p.json"))
     assert [row["problem"] for row in rows] == texts
     assert "2 problems have control characters" in caplog.text and "row 2 '\\x0c'" in caplog.text
-
-
-# --- Rows that belong together --------------------------------------------------------------------
-
-
-def test_verdicts_are_matched_by_the_problem(tmp_path):
-    problems = ["1+6?", "2+5?", "3+4?"]
-    scores = scored(generated(tmp_path / "a.json", problems, ["7", "0", "7"]))
-    for order, message in (
-        ([0, 1, 2], None),
-        ([1, 0, 2], "2 of 3, the first is 0"),
-        ([2, 1, 0], "2 of 3"),
-    ):
-        rows = [{"problem": problems[i], "answer": "7"} for i in order]
-        write_json(tmp_path / "d.json", rows)
-        flags = ["--dataset", str(tmp_path / "d.json"), "--verdicts", str(scores)]
-        flags += ["--out", str(tmp_path / "clean/c.json")]
-        if message is None:
-            clean_dataset.main(flags)
-            kept = json.loads((tmp_path / "clean/c.json").read_text())
-            assert [row["problem"] for row in kept] == ["1+6?", "3+4?"]
-        else:
-            with pytest.raises(SystemExit, match=f"error: verdicts are about problems .*{message}"):
-                clean_dataset.main(flags)
-
-
-def test_a_base_of_other_problems_is_refused(tmp_path):
-    base = scored(generated(tmp_path / "base.json", ["1+6?", "2+5?"], ["7", "7"]))
-    same = generated(tmp_path / "same.json", ["1+6? ", "2+5?"], ["7", "0"])  # blanks do not count
-    assert json.loads(scored(same, "--base", str(base)).read_text())["groups"]["all"]["tr"]
-    other = generated(tmp_path / "other.json", ["9-2?", "8-1?"], ["7", "7"])
-    with pytest.raises(SystemExit, match="error: .*base.scores.json: .*2 of 2, the first is 0"):
-        scored(other, "--base", str(base))
 
 
 # --- Tables ---------------------------------------------------------------------------------------

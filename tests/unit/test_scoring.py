@@ -324,7 +324,7 @@ def test_base_scored_on_other_problems_is_refused(tmp_path):
     write_json(tmp_path / "s.json", {"groups": {}, "problems": [{"id": "a", "mean_tokens": 5.0}]})
     assert read_base_tokens(tmp_path / "s.json", {"a"}) == {"a": 5.0}
     with pytest.raises(
-        ValueError, match="1 of its 1 are not in this file, and 2 of this file's 2 are not in it"
+        ValueError, match="s.json: 2 of 2 problems are not in it, the first is row [bc]; score"
     ):
         read_base_tokens(tmp_path / "s.json", {"b", "c"})
 

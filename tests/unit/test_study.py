@@ -356,7 +356,7 @@ def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
     tokens = np.array(tokens, dtype=float)
     zeros = np.zeros_like(tokens)
     return RowCounts(
-        name, f"row {name}", [f"p{i}" for i in range(tokens.shape[1])], levels,
+        name, f"row {name}", [(f"p{i}", None) for i in range(tokens.shape[1])], levels,
         {
             "responses": zeros + 1, "correct": np.array(correct, dtype=float), "num_tokens": tokens,
             "num_think_tokens": tokens, "num_reflections": zeros + (1 if words is None else words),

@@ -219,7 +219,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "fetch":
         fetch(args.sets, args.out)
     else:
-        collected = collect(args.folder, dict(args.extra), args.num_samples, args.limit)
+        extra = dict(args.extra)
+        if len(extra) < len(args.extra) or extra.keys() & {*BENCHMARKS}:
+            raise ValueError(
+                f"extra is {[name for name, _ in args.extra]}; give each benchmark a name of its "
+                f"own, and none of {', '.join(BENCHMARKS)}"
+            )
+        collected = collect(args.folder, extra, args.num_samples, args.limit)
         for samples, rows in collected.items():
             write_json(args.out / f"x{samples}.json", rows)
         for left_over in {*args.out.glob("x*.json")} - {

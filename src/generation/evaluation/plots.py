@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.math_verify_all import read_scores
+from generation.math_verify_all import check_same_problems, read_scores
 from generation.provenance import check_all_comparable, distinct_names, known_parts
 from generation.scoring import ALL, Interval
-from rea_core.checks import check_output
+from rea_core.checks import check_output, user_path
 from rea_core.command import command
 from rea_core.json_text import read_json
 
@@ -284,14 +284,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Draw training curves and accuracy against tokens."
     )
-    parser.add_argument("--trainer_state", help="trainer_state.json of a run of rea_rl.grpo")
     parser.add_argument(
-        "--scores", nargs="*", default=[], help=".scores.json files of generation.math_verify_all"
+        "--trainer_state", type=user_path, help="trainer_state.json of a run of rea_rl.grpo"
     )
+    parser.add_argument(
+        "--scores", nargs="*", type=user_path, default=[],
+        help=".scores.json files of generation.math_verify_all",
+    )  # fmt: skip
     parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
-    parser.add_argument("--save_to", required=True, help="image file, such as run.png")
+    parser.add_argument(
+        "--save_to", type=user_path, required=True, help="image file, such as run.png"
+    )
     args = parser.parse_args(argv)
-    named = distinct_names([Path(path) for path in args.scores]) if args.scores else {}
+    named = distinct_names(args.scores) if args.scores else {}
     names = args.names or list(named.values())
     if len(set(names)) < len(names):
         raise ValueError(f"names are {names}; give each a name of its own")
@@ -304,10 +309,12 @@ def main(argv: list[str] | None = None) -> None:
     history = read_log(args.trainer_state) if args.trainer_state else None
     scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
     made = (
-        (path, known_parts(scores))
+        (str(path), known_parts(scores))
         for path, scores in zip(args.scores, scored.values(), strict=True)
     )
     check_all_comparable(made, "evaluate or score them again with the same settings")
+    for path in args.scores[1:]:
+        check_same_problems(args.scores[0], path)
     draw(history, scored, args.save_to)
     logger.info("wrote %s", args.save_to)
 

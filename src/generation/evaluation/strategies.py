@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 from generation.evaluation.plots import draw
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
+from generation.identity import Identities, identity
 from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
@@ -195,7 +197,10 @@ def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
     """Scores by name, from NAME=FILE. Raises ValueError for another form."""
     if wrong := [model for model in models if "=" not in model]:
         raise ValueError(f"models has {wrong[0]!r}; write it as NAME=FILE.scores.json")
-    return {name: read_scores(file) for name, _, file in (model.partition("=") for model in models)}
+    pairs = [model.split("=", 1) for model in models]
+    if twice := [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]:
+        raise ValueError(f"models has {twice[0]!r} twice; give each model a name of its own")
+    return {name: read_scores(file) for name, file in pairs}
 
 
 def report(args: argparse.Namespace) -> str:
@@ -215,6 +220,8 @@ def report(args: argparse.Namespace) -> str:
     look = lambda row: heads.append({key: row[key] for key in kept if key in row})  # noqa: E731
     rows = read_generations(args.finished, columns, remedy, look=look)
     models = read_models(args.models)
+    if taken := models.keys() & {row["strategy"] for row in heads}:
+        raise ValueError(f"models has {min(taken)!r}, which is a strategy; give it another name")
     # The responses are finished with fewer tokens than models are sampled with.
     known = {"prompt_format": prompt_format_of(rows, args.finished)}
     known["scoring"] = scoring_of(args).record
@@ -225,8 +232,16 @@ def report(args: argparse.Namespace) -> str:
     check_all_comparable(made, "evaluate and score the models as the responses")
     paths = None
     if args.labels:
-        judged = open_judged(args.judge_cuts)
-        paths = detected_paths(label_probabilities(args.labels), judged, args.cut_threshold)
+        labelled = Identities(args.labels)
+        p_result = label_probabilities(
+            args.labels, lambda row: labelled.add(str(row["id"]), identity(row))
+        )
+
+        def check(row: Row, i: int) -> None:
+            if row["id"] in p_result:
+                labelled.check(f"{args.judge_cuts}: row {i}", row["id"], identity(row))
+
+        paths = detected_paths(p_result, open_judged(args.judge_cuts, check), args.cut_threshold)
     scored = score_strategies(rows, heads, args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}

@@ -70,6 +70,12 @@ class ScoredFile:
             str(self.path.parent),
         )
 
+    @property
+    def weights(self) -> str:
+        """What tells a model or adapter from another one of its name."""
+        known = self.made_by.get("model", {})
+        return str(known.get("lora_digest") or known.get("model_digest") or self.path.parent.name)
+
 
 def read_models(folder: Path) -> dict[str, Benchmarks]:
     """Scored problems by model and benchmark.
@@ -87,10 +93,33 @@ def read_models(folder: Path) -> dict[str, Benchmarks]:
         )
     check_same_way(files)
     models = {name: _benchmarks(group) for name, group in by_model(files).items()}
+    check_same_problems(models)
     return {
         name: dict(sorted(b.items(), key=lambda item: _place(item[0])))
         for name, b in models.items()
     }
+
+
+def check_same_problems(models: dict[str, Benchmarks]) -> None:
+    """Log which models have other problems of a benchmark than the first one that has it. Raises
+    ValueError for one id that means two problems."""
+    first: dict[str, tuple[str, dict[str, str | None]]] = {}
+    for name, benchmarks in models.items():
+        for benchmark, problems in benchmarks.items():
+            own = {p["id"]: p.get("problem_digest") for p in problems}
+            other, known = first.setdefault(benchmark, (name, own))
+            for key in own.keys() & known.keys():
+                if None not in (own[key], known[key]) and own[key] != known[key]:
+                    raise ValueError(
+                        f"{benchmark}: {other} and {name} were asked two problems {key!r}; "
+                        "evaluate one of them again"
+                    )
+            if own.keys() != known.keys():
+                logger.warning(
+                    "%s: %s has %d problems and %s %d, %d of them the same",
+                    *(benchmark, other, len(known), name, len(own)),
+                    len(own.keys() & known.keys()),
+                )
 
 
 def read_file(path: Path, folder: Path) -> ScoredFile:
@@ -152,11 +181,13 @@ def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
         for key, group in rows.items()
     ]
     twice = Counter(names)
-    numbered = [
-        name if twice[name] == 1 else f"{name} {names[: i + 1].count(name)}"
-        for i, name in enumerate(names)
+    whole = [
+        name if twice[name] == 1 else f"{name} {group[0].weights}"
+        for name, group in zip(names, rows.values(), strict=True)
     ]
-    return dict(zip(numbered, rows.values(), strict=True))
+    if len({*whole}) < len(whole):
+        whole = [f"{name} {i}" for i, name in enumerate(whole, 1)]
+    return dict(zip(whole, rows.values(), strict=True))
 
 
 def _benchmarks(files: list[ScoredFile]) -> Benchmarks:

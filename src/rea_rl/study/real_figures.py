@@ -7,7 +7,6 @@ same problems.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from generation.prompts import RIGHT_RESULT, WRONG_RESULT
 from generation.reflection_words import count_reflections
 from generation.rendering import thinking_in
 from generation.scoring import Interval, aes, interval, resampled_ratios
+from rea_core.problems import problem_digest
 from rea_core.row_files import Row
+from rea_core.rows import read_rows
 
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 TITLES = {
@@ -157,13 +158,15 @@ class Counter:
         """Counts by problem and answer, problems in the order of `problems`."""
         verdicts = read_verdicts(path)
         by_problem: dict[str, list[dict[str, float]]] = {}
+        asked: dict[str, str] = {}
         for row in read_generations(path):
             key = row.get("problem_id", row["id"])
+            asked[key] = problem_digest(row["problem"])
             for sample, response in enumerate(row["responses"]):
-                correct = verdicts[row["id"], sample]
+                correct = verdict_on(row, sample, verdicts, path)
                 counts = self._count({**response, "correct": correct}, row["answer"], thinks)
                 by_problem.setdefault(key, []).append(counts)
-        if by_problem.keys() != {row["id"] for row in problems}:
+        if asked != {row["id"]: problem_digest(row["problem"]) for row in problems}:
             raise ValueError(f"{path} has other problems than the other rows; evaluate it again")
         return [by_problem[row["id"]] for row in problems]
 
@@ -182,15 +185,31 @@ class Counter:
         )
 
 
-def read_verdicts(path: Path) -> dict[tuple[str, int], bool]:
-    """Whether each response is right, by row and sample."""
+Verdicts = dict[tuple[str, int], Row]  # lines by row and sample
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """Verdicts on the responses of a generation file."""
     file = path.with_suffix(".verdicts.jsonl")
     if not file.is_file():
         raise ValueError(
             f"{file} does not exist; score {path} first, with generation.math_verify_all"
         )
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {(line["id"], line["sample"]): line["correct"] for line in lines}
+    return {(line["id"], line["sample"]): line for line in read_rows(str(file))}
+
+
+def verdict_on(row: Row, sample: int, verdicts: Verdicts, path: Path) -> bool:
+    """Whether a response is right. Raises ValueError for the verdict on another one."""
+    found = verdicts.get((row["id"], sample), {})
+    about: Row = {"problem_digest": problem_digest(row["problem"])}
+    if found.get("budget") is None:
+        about["num_tokens"] = row["responses"][sample]["num_tokens"]
+    if not found or any(found.get(key, value) != value for key, value in about.items()):
+        raise ValueError(
+            f"{path}: the verdict on response {sample} of row {row['id']!r} is missing, or on "
+            "another response; score the file again"
+        )
+    return found["correct"]
 
 
 # --- Figures --------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from rea_rl.study.real_figures import (
     make_report,
     read_row,
     read_verdicts,
+    verdict_on,
 )
 
 if TYPE_CHECKING:
@@ -274,7 +275,12 @@ def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, In
         by_budget: dict[int, np.ndarray] = {}
         for row in read_generations(path):
             counts = by_budget.setdefault(row["budget"], np.zeros((2, 1, len(problems), 1)))
-            counts[:, 0, order[row["problem_id"]], 0] += (verdicts[row["id"], 0], 1)
+            if row["problem_id"] not in order:
+                raise ValueError(
+                    f"{path}: problem {row['problem_id']!r} is not in the test set; make it again"
+                )
+            correct = verdict_on(row, 0, verdicts, path)
+            counts[:, 0, order[row["problem_id"]], 0] += (correct, 1)
         shares = {}
         for budget, counts in by_budget.items():
             sums = resample(np.moveaxis(counts[..., 0], 0, -1))  # (1 + R, 2)

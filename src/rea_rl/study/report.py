@@ -65,6 +65,7 @@ MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", 
 METHODS = MAIN_ROWS[:-1]  # density is there to be caught, not to be compared
 PALE = "#B5B5B5"
 AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
+Problems = list[tuple[str, str | None]]  # ids and digests
 Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
 
 
@@ -77,7 +78,7 @@ class RowCounts:
 
     name: str
     title: str
-    ids: list[str]
+    ids: Problems
     levels: list[int | None]
     counts: dict[str, np.ndarray]
     made_by: MadeBy = field(default_factory=dict)
@@ -91,9 +92,9 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
     """Counts of the runs of one row. Raises ValueError if they were evaluated on different
     problems, or in other ways."""
     scored = [read_scores(run.scores) for run in runs]
-    ids = [problem["id"] for problem in scored[0]["problems"]]
+    ids = problems_of(scored[0])
     for run, scores in zip(runs, scored, strict=True):
-        if [problem["id"] for problem in scores["problems"]] != ids:
+        if not same_problems(problems_of(scores), ids):
             raise ValueError(
                 f"{run.scores} has other problems than {runs[0].scores}; delete one, or use "
                 "another --work"
@@ -110,6 +111,19 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
     levels = [problem["level"] for problem in scored[0]["problems"]]
     return RowCounts(
         runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0])
+    )
+
+
+def problems_of(scores: dict[str, Any]) -> Problems:
+    """Ids and digests of the problems of scores; of those of an earlier version no digests."""
+    return [(problem["id"], problem.get("problem_digest")) for problem in scores["problems"]]
+
+
+def same_problems(one: Problems, other: Problems) -> bool:
+    """Whether two lists have the same problems in the same order, as far as it is known."""
+    return len(one) == len(other) and all(
+        a == b and (None in (first, second) or first == second)
+        for (a, first), (b, second) in zip(one, other, strict=True)
     )
 
 
@@ -136,7 +150,7 @@ def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
     """Figures by row, group and name; the first row is the base. Raises ValueError if rows
     have other problems."""
     base = rows[0]
-    if other := [row.name for row in rows if row.ids != base.ids]:
+    if other := [row.name for row in rows if not same_problems(row.ids, base.ids)]:
         raise ValueError(
             f"rows {other} were evaluated on other problems than the base; delete their evaluations"
         )
