@@ -94,8 +94,8 @@ def match_problems(
         file: name of that file, for the error.
         remedy: end of the error.
 
-    Raises ValueError naming the file and the first row that is missing, that is another problem,
-    or of which nothing is known but its place.
+    Raises ValueError naming the file and the first row that is missing, or is another problem
+    there; and for a file of an earlier version that only knows places.
     """
     by_id = {problem["id"]: problem for problem in scored}
     has_digests = any(problem.get("problem_digest") is not None for problem in scored)

@@ -750,7 +750,7 @@ COMMANDS = [
      "paths.json --model_dir {model} --reflection_quantile 20", "20.0", "0 to 1"),
     ("base of others", "generation.math_verify_all",
      "paths.json --model_dir {model} --base other.scores.json",
-     "scored on other problems", "score the base on the same"),
+     "other.scores.json: 1 of 1 problems are not in it", "score the base on the same"),
     ("slips in words", "generation.math_verify_all", "words.json --model_dir {model} --slips",
      "row 0", "'seven'", "leave it out"),
     ("oracle in words", "miniature.judge",

@@ -25,6 +25,7 @@ from generation.generate import generate, main
 from generation.generation_file import GenerationFile, read_generations, sample_seed
 from generation.tasks import build_tasks
 from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
+from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 
 ROWS = [
@@ -283,8 +284,12 @@ def test_server_is_asked_once_per_response(problems, serve):
         "chat_template_kwargs": {},
         "prefill": "",
     }
+    by = {"model_dir": "model/Some-LRM", "api_model": "policy-7"}
     assert [{k: v for k, v in row.items() if k != "responses"} for row in rows] == [
-        row | {"prompt_format": asked} for row in ROWS
+        row
+        | {"prompt_format": asked, "answered_by": by}
+        | {"problem_digest": problem_digest(row["problem"])}
+        for row in ROWS
     ]
     assert len(server.bodies) == 24
     seeds = [sample_seed(0, "p5", 0), sample_seed(0, "p5", 1)]

@@ -145,9 +145,7 @@ def test_rows_carry_their_problem_and_their_model(tmp_path):
     with pytest.raises(SystemExit, match="joined.json: rows 0 and 3 are of two models, model_dig"):
         scored(tmp_path / "joined.json")
     edit(files[0], lambda row: row.update(problem=row["problem"].replace("2+5", "2+4")))
-    with pytest.raises(
-        SystemExit, match="p_math_cot.json: row 1 has another problem than"
-    ):
+    with pytest.raises(SystemExit, match="p_math_cot.json: row 1 has another problem than"):
         scored(files[0])
     twice = [row | {"problem_id": "a"} for row in rows[0][:2]]
     write_json(tmp_path / "twice.json", twice)
@@ -276,9 +274,7 @@ def test_a_picture_is_of_one_set_of_problems(tmp_path):
     flags = ["--save_to", str(tmp_path / "x.png"), "--scores", str(one)]
     plots.main([*flags, str(two)])
     other = scored(generated(tmp_path / "other.json", ["9-2?", *PROBLEMS[1:]], ["7"] * 3))
-    with pytest.raises(
-        SystemExit, match="other.scores.json: 1 of 3 problems are not in it"
-    ):
+    with pytest.raises(SystemExit, match="other.scores.json: 1 of 3 problems are not in it"):
         plots.main([*flags, str(other)])
 
 

@@ -495,9 +495,7 @@ def test_unsolved_problems_are_dropped(tmp_path):
     card = " ".join((tmp_path / "clean/README.md").read_text().split())
     assert "2 of the 3 problems" in card and "one of its 2 responses" in card
     write_json(tmp_path / "s.scores.json", {**scores, "problems": verdicts[:2]})
-    with pytest.raises(
-        SystemExit, match="s.scores.json: 1 of 3 problems are not .* row 2; "
-    ):
+    with pytest.raises(SystemExit, match="s.scores.json: 1 of 3 problems are not .* row 2; "):
         clean_dataset.main(flags)
 
 
