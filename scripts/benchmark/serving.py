@@ -95,17 +95,22 @@ def model_folder(arguments: argparse.Namespace, folder: Path) -> str:
     return arguments.model or str(MINIATURE if dimensions is None else folder)
 
 
-def make_model(dimensions: dict[str, int], folder: Path) -> None:
-    """Write a Qwen2 with random weights in bfloat16, and its tokenizer."""
+def make_model(
+    dimensions: dict[str, int], folder: Path, family: str = "qwen2", template: str | None = None
+) -> None:
+    """Write a model of a family with random weights in bfloat16, and the miniature's tokenizer,
+    with another chat template if one is given."""
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MINIATURE)
+    tokenizer.chat_template = template or tokenizer.chat_template
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.device(resolve_device("auto")):
         torch.set_default_dtype(torch.bfloat16)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(**dimensions, **ids, bos_token_id=tokenizer.bos_token_id)
+        ids["bos_token_id"] = tokenizer.bos_token_id
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **dimensions, **ids), dtype=torch.bfloat16
         )
         torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
