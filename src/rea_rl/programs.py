@@ -21,6 +21,7 @@ PROGRAMS = {
     "vllm-server": ("rea_rl.vllm_server", "start or check a server"),
     "merge-lora": ("rea_rl.merge_lora", "merge an adapter into its base model"),
     "adapter-pack": ("rea_rl.adapter_pack", "pack an adapter to ship it"),
+    "check-gpu": ("rea_rl.check_gpu", "whether training and servers compute right here"),
     "placement": ("rea_rl.run.placement", "which GPUs train and which serve"),
     "publish": ("rea_rl.publish", "weights or responses to the Hub, with a card"),
     "viewer": ("rea_rl.viewer", "a page of the rollouts of a run"),
