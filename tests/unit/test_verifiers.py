@@ -240,12 +240,13 @@ CHOICES = {"choices": ["red", "dark blue", "green"]}
         (program, SUM.replace("return", "while True: pass"), ASSERTS, False),
         (program, SUM.replace("    return", "    bytearray(3 << 30)\n    return"), ASSERTS, False),
         (program, SCRIPT, PAIRS, True),
+        (program, SCRIPT.replace("))))", "))))\nimport sys; sys.exit()"), PAIRS, True),
         (program, SCRIPT.replace("sum", "max"), PAIRS, False),
         (program, "", PAIRS, False),
     ],
 )
 def test_shipped_verifiers_tell_right_from_wrong(verifier, text, row, right):
-    row = {"verifier_timeout": 1.2, "prompt_thinking": "open", **row}
+    row = {"verifier_timeout": 3.0, "prompt_thinking": "open", **row}
     responses = [f"Is it so?</think>{text}", text]  # the second never ended its thinking
     assert verifier(responses, [row, row]) == [right, False]
 
