@@ -3,7 +3,7 @@
 #   bash scripts/setup.sh             # gpu where nvidia-smi finds one that CUDA_VISIBLE_DEVICES does not hide, else cpu
 #   bash scripts/setup.sh cpu|gpu
 # Variables: VENV, the environment (default .venv); PYTHON, the interpreter (default: the first that fits).
-# Safe to run again: it returns at once if nothing of what it installs has changed.
+# Safe to run again: it returns at once if nothing of what it installs has changed. Of two at once the second waits.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -108,18 +108,37 @@ if (sys.argv[1] == "gpu") != torch.cuda.is_available():
 PY
 }
 
+# wait_turn PYTHON: until no other setup installs into the same environment, however that one ends
+wait_turn() {
+    exec 9>>"$VENV.lock"
+    "$1" - <<'PY'
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print("setup: waiting for another setup of this environment", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PY
+}
+
+# is_done FINGERPRINT STAMP: whether it is installed
+is_done() { [[ -f $2 && $(<"$2") == "$1" ]]; }
+
 main() {
     local mode=${1:-} gpus='' python fingerprint stamp=$VENV/installed.txt
     [[ $mode == cpu ]] || gpus=$(visible_gpus)
     [[ -n $mode ]] || mode=$([[ -n $gpus ]] && echo gpu || echo cpu)
     [[ $mode == cpu || $mode == gpu ]] || die "'$mode' is neither cpu nor gpu; usage: bash scripts/setup.sh [cpu|gpu]"
     fingerprint="$mode $PWD $(cat setup.py scripts/setup.sh | sha256sum)"
-    if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
+    if ! is_done "$fingerprint" "$stamp"; then
+        python=$(find_python)
+        check_machine "$mode" "$python" "$gpus"
+        wait_turn "$python"
+    fi
+    if is_done "$fingerprint" "$stamp"; then
         echo "setup: $VENV is up to date ($mode); remove $stamp to install again"
         return
     fi
-    python=$(find_python)
-    check_machine "$mode" "$python" "$gpus"
     mkdir -p logs
     : >"$LOG"
     echo "setup: $("$python" --version), $mode, into $VENV; pip's output is in $LOG"
