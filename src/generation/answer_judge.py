@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
+from generation.generation_file import REFUSED
 from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
 from generation.tasks import Keep, Task
+from generation.unanswered import without_answer
 from generation.verifiers import MATH, check_name
 from generation.verifiers.opening import check_verifier, open_verifier
 from generation.verifiers.pool import Asked, FunctionPool, facts_of
@@ -226,6 +228,12 @@ class JudgeArguments(GenerateArguments):
             )
 
 
+def missing_columns(row: Row) -> list[str]:
+    """Columns that a judge needs, and the row has not as texts."""
+    values = {"answer": (str, list)} | ({} if "paragraphs" in row else {"paragraph": str})
+    return [repr(key) for key, kind in values.items() if not isinstance(row.get(key), kind)]
+
+
 def respond(args: JudgeArguments, tasks: Iterator[Task], keep: Keep) -> None:
     """Answer all tasks of both judgements. Raises ValueError for splits that are no judgement, and
     for a verifier that cannot judge."""
@@ -245,6 +253,10 @@ def respond(args: JudgeArguments, tasks: Iterator[Task], keep: Keep) -> None:
             keep(index, [{"text": reply(), "num_tokens": 0, "finish_reason": "stop"}])
 
         for task in chain([first], tasks):
+            if missing := missing_columns(task.row):
+                cause = f"{args.qaf}: row {task.row['id']!r} has no {' and no '.join(missing)}"
+                keep(task.index, without_answer(args, REFUSED, f"{cause}, which is judged"))
+                continue
             waiting.append((task.index, judge.open_reply(task.row)))
             if len(waiting) > MOST_WAITING:
                 settle()

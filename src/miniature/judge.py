@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from generation.answer_judge import missing_columns
 from generation.arguments import GenerateArguments
 from generation.generate import generate
+from generation.generation_file import REFUSED
 from generation.tasks import Keep, Task
+from generation.unanswered import without_answer
 from miniature.oracle import confirm_reply, judge_reply
 from rea_core.command import command
 from rea_core.recipe import RecipeParser
@@ -29,19 +32,29 @@ def reply(row: Row) -> str:
     return confirm_reply(row["paragraph"], int(row["answer"]))
 
 
+def refusal(args: GenerateArguments, row: Row) -> str:
+    """Why a row cannot be judged, or nothing."""
+    if missing := missing_columns(row):
+        return f"{args.qaf}: row {row['id']!r} has no {' and no '.join(missing)}, which is judged"
+    if str(row["answer"]).removeprefix("-").isdecimal():
+        return ""
+    return (
+        f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges the "
+        "miniature's problems, whose answers are whole numbers; take a large judge"
+    )
+
+
 def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
-    """Answer all tasks; what the oracle writes costs no tokens. Raises ValueError for rows that
-    it cannot judge."""
+    """Answer all tasks that the oracle can judge; what it writes costs no tokens. Raises ValueError
+    for splits that are no judgement."""
     if args.split in ("math_cot", "labeling"):
         raise ValueError(
             f"split is {args.split}, but the oracle is a judge: give labeling_distill* or json"
         )
     for task in tasks:
-        if not str((row := task.row)["answer"]).removeprefix("-").isdecimal():
-            raise ValueError(
-                f"{args.qaf}: {row['id']} has the answer {row['answer']!r}, but the oracle judges "
-                "the miniature's problems, whose answers are whole numbers; take a large judge"
-            )
+        if cause := refusal(args, task.row):
+            keep(task.index, without_answer(args, REFUSED, cause))
+            continue
         keep(task.index, [{"text": reply(task.row), "num_tokens": 0, "finish_reason": "stop"}])
 
 

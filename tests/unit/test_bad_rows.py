@@ -14,10 +14,11 @@ from small_runs import logged, make_workplace, policy_server, refusal, run
 from test_rollout import VERSION, ended, labels, make_engine, make_row, policy
 from tiny import make_tokenizer, save_model
 
-from generation import generate
+from generation import answer_judge, generate
 from generation.arguments import GenerateArguments
 from generation.generation_file import GenerationFile
 from generation.vllm_worker import EngineTask, _submit
+from miniature import judge as oracle
 from rea_core.row_files import write_json
 from rea_rl.rollout.record import Batch, rollout_metrics
 
@@ -89,6 +90,24 @@ def test_many_rows_that_the_template_refuses_end_the_run(
     with pytest.raises(ValueError, match=says):
         generated(tmp_path, picky, texts, monkeypatch, **changes)
     assert not (tmp_path / "o/model/p_math_cot.json").exists()
+
+
+@pytest.mark.parametrize("judge", [answer_judge, oracle])
+def test_a_row_that_cannot_be_judged_is_unanswered(tmp_path, judge, capsys):
+    asked = {"messages": [{"role": "user", "content": "?"}], "answer": "7"}
+    rows = [{**asked, "id": f"r{i}", "paragraph": "The result is 7."} for i in range(3)]
+    del rows[1]["paragraph"]
+    write_json(tmp_path / "c.json", rows)
+    flags = ["--qaf", str(tmp_path / "c.json"), "--split", "json", "--model_dir", "judge"]
+    judge.main([*flags, "--output_dir", str(tmp_path)])
+    made = json.loads((tmp_path / "judge/c_json.json").read_text())
+    assert [row["responses"][0]["finish_reason"] for row in made] == ["stop", "refused", "stop"]
+    assert made[0]["responses"][0]["text"].startswith("Yes")
+    assert "row 'r1' has no 'paragraph', which is judged" in capsys.readouterr().err
+    write_json(tmp_path / "d.json", rows[1:2])
+    flags[1] = str(tmp_path / "d.json")
+    with pytest.raises(SystemExit, match="error: no row gets an answer: .*row 'r1' has no 'parag"):
+        judge.main([*flags, "--output_dir", str(tmp_path)])
 
 
 def test_many_prompts_without_room_end_the_run(tmp_path, picky, monkeypatch):
