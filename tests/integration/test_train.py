@@ -87,7 +87,7 @@ def run(recipe, tmp_path_factory):
             return compute_loss(model, batch)
 
         trainer._compute_loss = recording
-        train(trainer, data.dataset_name)
+        train(trainer)
     return SimpleNamespace(
         output=output, trained=trained, log=trainer.state.log_history, inputs=inputs, told=told
     )
