@@ -30,13 +30,13 @@ stage() {
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    die "no Python 3.11 or 3.12 among: ${PYTHON:-python3.11 python3.12 python3}; install one, or set PYTHON to its path"
+    die "no Python 3.11, 3.12 or 3.13 among: ${PYTHON:-python3.11 python3.12 python3.13 python3}; install one, or set PYTHON to its path"
 }
 
 # check_machine MODE PYTHON GPUS: whatever would otherwise fail after minutes

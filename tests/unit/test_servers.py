@@ -123,7 +123,8 @@ def test_several_servers_and_ranks_make_the_responses_of_one(tmp_path, monkeypat
             made[servers] = [replace(r, seconds={}, num_cached_tokens=0) for r in found], cached
     assert made[1][0] == made[2][0] == made[3][0] and len(made[1][0]) == 32
     assert made[1][1] > 0.6
-    assert made[2][1] == made[3][1] == pytest.approx(made[1][1])
+    # a finishing request may come before the prompt of its group is in the cache
+    assert [made[2][1], made[3][1]] == pytest.approx([made[1][1]] * 2, abs=0.1)
 
 
 @pytest.mark.parametrize(("ranks", "prompts", "servers"), [(2, 8, 3), (4, 4, 3), (1, 16, 3)])
