@@ -30,6 +30,7 @@ KNOWN = (
         "<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|channel|>",
     ),
+    ("<|channel>thought\n", "<channel|>", "<channel|>"),  # Gemma 4
     ("<thought>", "</thought>", "</thought>"),  # EXAONE Deep
     ("<seed:think>", "</seed:think>", "</seed:think>"),  # Seed-OSS
 )

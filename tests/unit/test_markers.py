@@ -63,6 +63,8 @@ def tokenizer_of(template, special=(), tokens=("<think>", "</think>")):
 
 GPT_OSS = tokenizer_of(HARMONY, CHANNELS, ())
 BRACKETED = tokenizer_of(PLAIN, BRACKETS, ())
+EMPTY = "{{ '<|channel>thought\\n<channel|>' }}"
+GEMMA = PLAIN.replace("<A>", "<A>{% if not enable_thinking %}" + EMPTY + "{% endif %}")
 FOUND = [
     ("R1: a token, which the template writes", make_tokenizer(), "<think>", "</think>"),
     ("Qwen3: the template writes both", tokenizer_of(HYBRID), "<think>", "</think>"),
@@ -73,6 +75,7 @@ FOUND = [
     ("Magistral by its vocabulary", BRACKETED, *BRACKETS),
     ("gpt-oss by its template", tokenizer_of(HARMONY, (), ()), ANALYSIS, FINAL),
     ("gpt-oss by its vocabulary", tokenizer_of(PLAIN, CHANNELS, ()), ANALYSIS, FINAL),
+    ("Gemma 4", tokenizer_of(GEMMA, (), ()), "<|channel>thought\n", "<channel|>"),
     ("R1's template, others' tokens", tokenizer_of(CHAT_TEMPLATE, BRACKETS), "<think>", "</think>"),
 ]  # fmt: skip
 
@@ -130,6 +133,9 @@ def test_a_switch_of_the_template_says_whether_the_model_thinks():
     ):
         prompts = PromptFormat("{problem}", system, keywords)
         assert prompts.ask("1+1?", tokenizer_of(SMOLLM3)).thinking == thinking
+    for keywords, thinking in (({}, "closed"), ({"enable_thinking": True}, "unknown")):
+        prompts = PromptFormat("{problem}", None, keywords)
+        assert prompts.ask("1+1?", tokenizer_of(GEMMA)).thinking == thinking
     opened = PromptFormat("{problem}", prefill="[THINK]")
     assert opened.ask("1+1?", BRACKETED).thinking == "open"
     closed = PromptFormat("{problem}", prefill=f"{ANALYSIS}It is easy.{FINAL}")
