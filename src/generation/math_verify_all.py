@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FAILURES = ("timeouts", "crashes", "errors")  # counts of a verifier
 MOST_WAITING = 4096  # rows whose verdicts are open
 
 
@@ -180,6 +181,10 @@ def score_files(
             by_budget = score_counted(path, counted, counting.budgets, pool)
             scores = file_scores(path, by_budget, args)
             yield path, scores | {"made_by": made_by(path, heads) | {"scoring": args.record}}
+        failed = {key: n for key, n in pool.stats.items() if n and key in FAILURES}
+        if failed:
+            counted = ", ".join(f"{key} {n}" for key, n in failed.items())
+            logger.warning("the verifier failed on responses, which count as wrong: %s", counted)
 
 
 def open_file(path: Path, verifier: str = MATH) -> tuple[Rows, list[Row]]:
@@ -343,6 +348,7 @@ def file_scores(
         "num_problems": len(problems),
         "num_responses": sum(len(p.responses) for p in problems),
         "mode": args.mode,
+        "verifier": args.record["verifier"],
         "word_bounded": args.word_bounded,
         "groups": _figures_by_group(problems, base),
         "problems": [{**asdict(p), "mean_tokens": p.mean_tokens} for p in problems],

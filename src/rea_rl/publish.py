@@ -25,6 +25,7 @@ from rea_core.checks import user_path
 from rea_core.clients import http_errors
 from rea_core.command import add_flags, command
 from rea_rl.run.card import data_card, model_card
+from rea_rl.run.endings import NotPublished
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def upload(
 def publish_run(args: Any, repo: str) -> None:
     """Publish the output_dir of a run that has ended, as its recipe says (`push_to_hub`).
 
-    Raises ConnectionError with the command to do it later.
+    Raises NotPublished with the command to do it later.
     """
     found = gather([Path(args.output_dir)], repo.rpartition("/")[2])
     try:
@@ -153,7 +154,7 @@ def publish_run(args: Any, repo: str) -> None:
             revision=args.hub_revision,
         )
     except ConnectionError as error:
-        raise ConnectionError(
+        raise NotPublished(
             f"{error}; the run is complete: publish it later with `python -m rea_rl.publish "
             f"{args.output_dir} {repo}`"
         ) from error

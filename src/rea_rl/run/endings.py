@@ -18,5 +18,9 @@ class Interrupted(RunEnded):
         return str(self.args[0])
 
 
+class NotPublished(RunEnded):
+    """A run is complete, but the Hub does not take it."""
+
+
 class MonitorError(RunEnded):
     """A monitor that the recipe's `monitor_stop` names was crossed."""
