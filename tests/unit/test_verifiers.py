@@ -296,12 +296,12 @@ def test_scores_are_of_the_verifier_that_was_named_and_say_so(own, tmp_path):
     assert [line["answer"] for line in lines] == ["The answer is B.", "No."]
 
 
-def test_scoring_says_how_often_a_verifier_failed(own, tmp_path, caplog):
+def test_scoring_says_how_often_a_verifier_failed(own, tmp_path, capsys):
     model = str(save_model(tmp_path / "model"))
     file = write_responses(tmp_path / "a.json", {}, "raise", "It is B", "raise")
     flags = ["--verifier", f"{own}:right", "--results", str(tmp_path / "log.json")]
     math_verify_all.main([file, "--model_dir", model, *flags])
-    assert "count as wrong: errors 2" in caplog.text
+    assert "count as wrong: errors 2" in capsys.readouterr().err
     scores = json.loads((tmp_path / "a.scores.json").read_text())
     assert scores["verifier"] == "own.py:right"
     assert scores["groups"]["all"]["accuracy"]["value"] == pytest.approx(1 / 3)
