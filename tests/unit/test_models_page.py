@@ -56,8 +56,9 @@ def vllm_takes_adapters(architecture: str) -> str:
     if not places:
         return "no such model"
     module, name = places[0]
-    if module == "transformers":
-        return "generic"
+    if module == "transformers":  # any model with transformers' code
+        generic = (models / "transformers" / "base.py").read_text()
+        return "generic" if "SupportsLoRA" in generic else "no"
     return "yes" if "SupportsLoRA" in bases(models, module, name) else "no"
 
 

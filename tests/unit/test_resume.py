@@ -97,6 +97,7 @@ REFUSED = [
     ("grpo", {"beta": "0.04"}, "beta was 0.0 and is 0.04"),
     ("grpo", {"num_generations": "4"}, "num_generations was 2 and is 4"),
     ("grpo", {"prompt_template": "{problem}!"}, "prompt_template was {problem} and is {problem}!"),
+    ("grpo", {"forced_answer": "</think>So:"}, "forced_answer was null and is </think>So:"),
     ("grpo", {"learning_rate": "0.1", "seed": "7"},
      "learning_rate was 0.01 and is 0.1; seed was 42 and is 7. Give the old values"),
 ]  # fmt: skip

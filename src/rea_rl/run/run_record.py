@@ -74,7 +74,7 @@ FREE = LOGGING + SAVING + SERVERS + MEMORY + MONITORING
 DATA = tuple(
     """
     dataset_name dataset_config dataset_train_split problem_column answer_column prompt_template
-    chat_template_kwargs system_prompt prefill think_start think_end forced_answer
+    chat_template_kwargs system_prompt prefill
     """.split()
 )
 MODELS = ("model_name_or_path", "model_revision", "reflection_model")
