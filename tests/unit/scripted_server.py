@@ -44,6 +44,7 @@ class ScriptedServer:
         self.encode: Callable[[str], list[int]] = lambda text: []
         self.open_requests, self.most_open = 0, 0
         self.pause = 0.0  # seconds before each token of a stream
+        self.tokens_an_event = 1  # of a stream
         self.stream_limit: int | None = None  # tokens after which the connection breaks
         self.streamed: list[int] = []  # tokens that were sent of each stream
         self._lock = threading.Lock()
@@ -123,7 +124,7 @@ class ScriptedServer:
                     self.send(*answer)
 
             def stream(self, answer: Any):
-                """One event per token, until the client goes."""
+                """Events of a token or more, until the client goes."""
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
@@ -131,14 +132,16 @@ class ScriptedServer:
                 choice = answer["choices"][0]
                 sent = 0
                 try:
-                    for sent, step in enumerate(choice["logprobs"]["top_logprobs"]):
+                    steps = choice["logprobs"]["top_logprobs"]
+                    for sent in range(0, len(steps), script.tokens_an_event):
                         if sent == script.stream_limit:
                             self.connection.shutdown(socket.SHUT_RDWR)
                         time.sleep(script.pause)
+                        part = steps[sent : sent + script.tokens_an_event]
                         self.event(
                             json.dumps(
                                 answer
-                                | {"choices": [choice | {"logprobs": {"top_logprobs": [step]}}]}
+                                | {"choices": [choice | {"logprobs": {"top_logprobs": part}}]}
                             )
                         )
                     sent += 1

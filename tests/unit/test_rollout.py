@@ -170,7 +170,44 @@ def test_requests_say_everything_about_sampling(tmp_path):
         "top_k": 0,
         "logprobs": 5,
         "model": "refl",
+        "stream_interval": 14,
+        "return_token_ids": False,
     }.items() <= label.items()
+    assert sampled["prompt"] == encode("<U>2+2? 0<A><think>\n")
+
+
+def test_the_client_does_not_look_at_every_id_of_a_prompt(tmp_path, monkeypatch):
+    """It takes 10 us an id to do so, which was most of what a rollout cost the trainer."""
+    from openai._utils import _transform
+
+    seen = []
+    plain = _transform._async_transform_recursive
+
+    async def counted(data, **kwargs):
+        seen.append(data)
+        return await plain(data, **kwargs)
+
+    monkeypatch.setattr(_transform, "_async_transform_recursive", counted)
+    row = make_row() | {"prompt": f"<U>{'x' * 500}<A><think>\n"}
+    _, server, _ = run(tmp_path, policy(), labels(0.2, 0.9, 0.1, 0.9), [row])
+    assert len(server.bodies("completions")[0]["prompt"]) > 500
+    assert len(seen) < 100
+
+
+@pytest.mark.parametrize("interval", [1, 3, 14, 100])
+def test_events_of_several_tokens_have_the_same_labels(tmp_path, interval):
+    """The server sends so many tokens at a time; what is unread is counted by labels."""
+    reply = labels(0.2, 0.1, 0.9, 0.1)
+
+    with (
+        ScriptedServer(policy(), [VERSION]) as first,
+        ScriptedServer(reply, ["refl"]) as second,
+        make_engine(tmp_path, first.url, second.url) as engine,
+    ):
+        second.tokens_an_event = interval
+        _, revision = engine.run([make_row()], Batch(7, VERSION, True))
+    expected = [0.2, 0.1, 0.9, 0.1][: 4 if interval > 6 else 3]
+    assert revision.p_result == pytest.approx(expected) and revision.cut == 2
 
 
 def test_labels_are_asked_in_the_training_format(tmp_path):

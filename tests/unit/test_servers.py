@@ -99,7 +99,8 @@ class PrefixCache:
         cached = max((n for n in shared if n > start), default=0)
         sample, finish = SAMPLE.replace("Set up", "Set up" + "p" * number), f"\\boxed{{{number}}}"
         reply = ended(finish if is_finish(body) else sample)
-        self.seen += [ids, ids + reply]
+        if not is_finish(body):  # what two finishing prompts share depends on who is first
+            self.seen.append(ids + reply)
         return completion(reply, cached=cached)
 
 

@@ -292,8 +292,11 @@ class Endpoint:
     async def _create(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
     ) -> Any:
+        # The client looks at every id of its argument `prompt`, 10 us each. What is in `extra_body`
+        # it sends as it is, and it goes before the arguments.
+        sent = {"return_token_ids": True, **extra, "prompt": prompt_ids}
         return await self._client.completions.create(
-            model=model, prompt=prompt_ids, extra_body={"return_token_ids": True, **extra}, **body
+            model=model, prompt="", extra_body=sent, **body
         )
 
 

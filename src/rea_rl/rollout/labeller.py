@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOP_LOGPROBS = 5  # alternatives of a label token that the probability of a result is read from
-GREEDY_EXTRA = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+# Tokens that the server sends at a time, about two labels of seven: to read an event costs the
+# trainer's process as much as to read several labels in it.
+STREAM_INTERVAL = 14
+GREEDY_EXTRA = {
+    "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stream_interval": STREAM_INTERVAL,
+    "return_token_ids": False,  # nor those of the prompt, which are as long as the response
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
