@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from families import make_model
 from test_trainer_units import RecordedPaths, adapter, make_trainer
 from tiny import save_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -116,6 +117,22 @@ def test_all_weights_get_the_gradients_of_padded_rows(tied, tmp_path, monkeypatc
         torch.testing.assert_close(
             gradients["shared_prefix"][name], value, atol=2e-6, rtol=1e-3, msg=name
         )
+
+
+def test_trained_routers_keep_their_loss_and_padded_rows(tmp_path):
+    """Full fine-tuning of a model with experts, whose config has the coefficient."""
+    make_model("qwen3_moe", router_aux_loss_coef=0.1).save_pretrained(tmp_path / "model")
+    for coefficient, is_packed in ((None, False), (0.0, True)):
+        trainer = make_trainer(
+            tmp_path / "model", tmp_path / str(coefficient), RelatedPaths(), targets=(),
+            packing="shared_prefix", router_aux_loss_coef=coefficient, max_steps=1,
+        )  # fmt: skip
+        assert (trainer.packed_step is not None) == is_packed, trainer.padded_because
+        trainer.train()
+        assert ("aux_loss" in trainer.state.log_history[0]) != is_packed
+    assert "routers" in make_trainer(
+        tmp_path / "model", tmp_path / "again", targets=(), packing="shared_prefix"
+    ).padded_because  # fmt: skip
 
 
 def test_reference_pass_shares_too_and_no_other_pass_is_made(model_folder, tmp_path, monkeypatch):

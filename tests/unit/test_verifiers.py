@@ -185,6 +185,7 @@ def test_own_verdicts_are_what_rewards_and_advantages_are_made_of(own, workplace
             verifier=f"{file}:right",
             policy_server=server.url,
             output_dir=tmp_path / "out",
+            lr_scheduler_type="constant",
         )
     lines = [
         json.loads(line)
@@ -199,6 +200,12 @@ def test_own_verdicts_are_what_rewards_and_advantages_are_made_of(own, workplace
         max_steps=4, lr_scheduler_type="constant",
     )  # fmt: skip
     assert "verifier" in words and "every_other.py:right" in words
+    file.write_text(f"{file.read_text()}# changed\n")
+    words = small_runs.refusal(
+        "grpo", workplace, policy_server="http://127.0.0.1:9/v1", output_dir=tmp_path / "out",
+        max_steps=4, lr_scheduler_type="constant", verifier=f"{file}:right",
+    )  # fmt: skip
+    assert "verifier_version was" in words
 
 
 SUM = "```python\ndef add(a, b):\n    return a + b\n```"

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +50,6 @@ def recorded_name(name: str) -> str:
     return f"{Path(place).name}{colon}{function}" if place.endswith(".py") else name
 
 
-@cache
 def function_version(name: str) -> str:
     """Fingerprint of the file that a verifier's function stands in. Raises ValueError if it is not
     found."""

@@ -48,6 +48,8 @@ def why_not_packed(trainer: GRPOTrainer) -> str | None:
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
     if sharded:
         return "its weights are sharded"
+    if trainer.aux_loss_enabled:  # of full fine-tuning; with an adapter it is left out
+        return "its routers have a loss of their own (router_aux_loss_coef: 0 leaves it out)"
     model = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
     if reason := unsupported(model):
         return reason
