@@ -63,6 +63,7 @@ class Family:
     kv_heads: int
     vocabulary: int
     template: str | None = None
+    tied: bool = False  # the head's weights are the embedding's
 
     def dimensions(self, tiny: bool) -> dict[str, Any]:
         """Keys of its config; the tiny one has layers of the same form."""
@@ -72,13 +73,13 @@ class Family:
         )
         real = (self.hidden, self.intermediate, self.layers, self.heads, self.kv_heads)
         sizes = TINY if tiny else (*real, self.vocabulary, 128, 32768)
-        return dict(zip(keys, sizes, strict=True))
+        return {**dict(zip(keys, sizes, strict=True)), "tie_word_embeddings": self.tied}
 
 
 FAMILIES = {
     "DeepSeek-R1-Distill-Qwen-1.5B": Family("qwen2", 1536, 8960, 28, 12, 2, 151936),
     "DeepSeek-R1-Distill-Llama-8B": Family("llama", 4096, 14336, 32, 32, 8, 128256),
-    "Qwen3-1.7B": Family("qwen3", 2048, 6144, 28, 16, 8, 151936, HYBRID),
+    "Qwen3-1.7B": Family("qwen3", 2048, 6144, 28, 16, 8, 151936, HYBRID, tied=True),
     "Qwen3-8B": Family("qwen3", 4096, 12288, 36, 32, 8, 151936, HYBRID),
 }
 

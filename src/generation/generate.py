@@ -42,6 +42,7 @@ from tqdm import tqdm
 from generation.api_worker import ask_server
 from generation.arguments import GenerateArguments
 from generation.generation_file import NO_ROOM, REFUSED, GenerationFile
+from generation.markers import Markers, special_marker_ids
 from generation.parallel import map_rows
 from generation.provenance import read_settings, weights_digest
 from generation.shards import Shard, join, shards_of
@@ -76,7 +77,9 @@ def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
         folder = _cached_folder(folder)
     try:
         if folder is not None:
-            return load_tokenizer(folder, "model_dir")
+            tokenizer = load_tokenizer(folder, "model_dir")
+            _warn_of_hidden_markers(args, tokenizer)
+            return tokenizer
     except ValueError as error:
         cause = str(error)
     if args.split == "math_cot":  # the thinking of a judge does not matter
@@ -87,6 +90,16 @@ def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
             cause,
         )
     return None
+
+
+def _warn_of_hidden_markers(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> None:
+    markers = Markers.of(vars(args), tokenizer)
+    if args.split == "math_cot" and special_marker_ids(tokenizer, markers):
+        logger.warning(
+            "api: %r and %r are special tokens of %s, which servers leave out of a reply; let the "
+            "server return the thinking apart (vLLM: a reasoning parser), or no end of it is found",
+            *(markers.think_start, markers.think_end, args.model_dir),
+        )
 
 
 def _cached_folder(name: str) -> str | None:

@@ -227,10 +227,15 @@ def save_with(folder, tokenizer):
     return folder
 
 
-def test_a_file_says_its_markers_and_every_reader_takes_them(tmp_path, generated):  # noqa: F811
+def test_a_file_says_its_markers_and_every_reader_takes_them(
+    tmp_path,
+    generated,  # noqa: F811
+    capfd,
+):
     model = save_with(tmp_path / "gpt_oss", tokenizer_of(HARMONY, CHANNELS))
     text = f"{ANALYSIS}{THINKING}{FINAL}It is \\boxed{{2}}"
     file = generated(text, model)
+    assert "special tokens" in capfd.readouterr().err  # as the real tokenizer has them
     (row,) = read_generations(file)
     (response,) = row["responses"]
     assert row["prompt_format"]["think_end"] == response["markers"]["think_end"] == FINAL
@@ -248,8 +253,9 @@ def test_a_file_says_its_markers_and_every_reader_takes_them(tmp_path, generated
     assert not cut["truncated"] and cut["prefix"].startswith(f"{ANALYSIS}Set up.")
 
 
-def test_an_r1_like_file_is_written_as_before(tmp_path, generated):  # noqa: F811
+def test_an_r1_like_file_is_written_as_before(tmp_path, generated, capfd):  # noqa: F811
     (row,) = read_generations(generated(UNFINISHED, save_model(tmp_path / "model")))
+    assert "special tokens" not in capfd.readouterr().err
     assert row["prompt_format"].keys() == {
         *("prompt_template", "system_prompt", "chat_template_kwargs", "prefill")
     }
