@@ -262,7 +262,7 @@ def _submit(
     engine: LLMEngine, tasks: list[EngineTask], args: GenerateArguments
 ) -> list[tuple[int, str]]:
     """Give tasks to an engine; index and cause of those that it refuses."""
-    from vllm import SamplingParams
+    from vllm import SamplingParams, exceptions
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
@@ -284,7 +284,8 @@ def _submit(
             prompt = TokensPrompt(prompt_token_ids=task.prompt_ids)
             try:
                 engine.add_request(f"{task.index}/{sample}", prompt, params, lora_request=lora)
-            except ValueError as error:  # all samples have one prompt
+            # the first in earlier versions of vLLM; all samples have one prompt
+            except (ValueError, getattr(exceptions, "VLLMClientError", ValueError)) as error:
                 refused.append((task.index, f"the engine refuses the prompt: {error}"))
                 break
     return refused

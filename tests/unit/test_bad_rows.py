@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scripted_server import ScriptedServer
+from scripted_server import ScriptedServer, completion
 from small_runs import logged, make_workplace, policy_server, refusal, run
 from test_rollout import VERSION, ended, labels, make_engine, make_row, policy
 from tiny import make_tokenizer, save_model
@@ -130,12 +131,15 @@ def test_a_resumed_run_tells_the_rows_that_it_does_not_ask_again(tmp_path, caplo
     assert "1 of them are unanswered, and are not asked again: p1; delete the file" in caplog.text
 
 
-def test_a_prompt_that_an_engine_refuses_ends_no_other():
-    asked = []
+@pytest.mark.parametrize("kind", ["ValueError", "VLLMValidationError"])
+def test_a_prompt_that_an_engine_refuses_ends_no_other(kind):
+    from vllm import exceptions
+
+    asked, refusal_of = [], {"ValueError": ValueError, **vars(exceptions)}[kind]
 
     def add_request(name, prompt, params, lora_request):
         if prompt["prompt_token_ids"] == []:
-            raise ValueError("The decoder prompt cannot be empty")
+            raise refusal_of("The decoder prompt cannot be empty")
         asked.append(name)
 
     args = SimpleNamespace(
@@ -216,27 +220,34 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-def test_grpo_trains_on_all_other_problems(tmp_path, workplace, capsys):
+@pytest.mark.parametrize("packing", ["none", "shared_prefix"])
+@pytest.mark.parametrize("bad", [{3}, {1, 2, 3, 5, 6, 7}])  # of eight, two in a step
+def test_grpo_trains_on_all_other_problems(tmp_path, workplace, capsys, bad, packing):
     with policy_server(workplace / "model") as server:
         answer = server.complete
 
         def complete(body):
+            if body["max_tokens"] == 1:  # whether it answers at all
+                return completion([1])
             text = make_tokenizer().decode(body["prompt"])
-            return TOO_LONG if "3+1" in text else answer(body)
+            return TOO_LONG if any(f"{i}+1" in text for i in bad) else answer(body)
 
         server.complete = complete
-        run("grpo", workplace, output_dir=tmp_path, policy_server=server.url, max_steps="4")
+        changes = {"max_steps": "4", "packing": packing, "beta": "0.1"}
+        run("grpo", workplace, output_dir=tmp_path, policy_server=server.url, **changes)
     found = [
-        [json.loads(line) for line in file.read_text().splitlines()]
+        json.loads(line)
         for file in sorted(tmp_path.glob("rollouts/step-*.jsonl"))
+        for line in file.read_text().splitlines()
     ]
-    missing = [row for step in found for row in step if row["finish_reason"] == "refused"]
-    assert [(r["problem_id"], r["advantage"], len(r["prompt_ids"])) for r in missing] == [
-        ("p3", 0.0, 1)
-    ] * 2
-    assert "of problems p3; " in capsys.readouterr().err
-    assert logged(tmp_path, "servers/refused_requests")[-1] == 2
-    assert len(logged(tmp_path)) == 4
+    missing = [row for row in found if row["finish_reason"] == "refused"]
+    assert {row["problem_id"] for row in missing} == {f"p{i}" for i in bad}
+    assert {(row["advantage"], len(row["prompt_ids"])) for row in missing} == {(0.0, 1)}
+    assert "of problems p" in capsys.readouterr().err
+    assert logged(tmp_path, "servers/refused_requests")[-1] == len(missing) == 2 * len(bad)
+    losses = logged(tmp_path)
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
+    assert logged(tmp_path, "non_finite_steps") == [0.0] * 4
 
 
 @pytest.mark.parametrize("program", ["sft", "dpo", "grpo"])

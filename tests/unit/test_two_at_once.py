@@ -14,9 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rea_core.ownership import own_port
+
 ROOT = Path(__file__).parents[2]
 # Plans are real, checks pass, what works for long says so and stays.
 PYTHON = """#!/usr/bin/env bash
+case "$REAL_CHECKS $*" in
+    yes*vllm_server*--dry_run*) exec {python} "$@" ;;
+esac
 case "$*" in
     -\\ * | -c\\ * | *rea_rl.run.placement*) exec {python} "$@" ;;
     *--dry_run* | *--wait* | *benchmarks*) exit 0 ;;
@@ -98,6 +103,24 @@ def test_a_closed_terminal_ends_all_that_a_script_started(begun, line):
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 129, output
     assert not [p for p in programs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_second_of_two_launchers_is_told_who_serves_on_its_port(checkout, tmp_path, free_port):
+    """What the first one's server holds is held by this test."""
+    port = free_port()
+    environment = {
+        **{"PATH": os.environ["PATH"], "VENV": str(tmp_path / "venv"), "SAID": f"{tmp_path}/said"},
+        **{"NUM_GPUS": "0", "RECIPE_SET": "miniature", "CUDA_VISIBLE_DEVICES": ""},
+        **{"PYTHONPATH": str(ROOT / "src"), "SERVER_PORT": str(port), "REAL_CHECKS": "yes"},
+    }
+    with own_port(port):
+        done = subprocess.run(
+            ["bash", f"{checkout}/scripts/grpo.sh"],
+            env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1 and not (tmp_path / "said").exists()  # nothing was started
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"error: port {port} is in use by process {os.getpid()} since ")
 
 
 def test_of_two_setups_the_second_waits(tmp_path):

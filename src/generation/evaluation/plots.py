@@ -21,6 +21,7 @@ from generation.scoring import ALL, Interval
 from rea_core.checks import check_output, user_path
 from rea_core.command import command
 from rea_core.json_text import read_json
+from rea_core.ownership import own_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -273,7 +274,8 @@ def save_panels(
         for cell in axes.flat[len(panels) :]:
             cell.set_axis_off()
         save_to.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save_to, dpi=150)
+        with own_file(save_to):
+            figure.savefig(save_to, dpi=150)
         pyplot.close(figure)
 
 

@@ -424,6 +424,7 @@ REFUSALS = {
     NOT_SEEN: "it must see that folder under the same path, also from another host",
     "Not Found": "start it as rea_rl.vllm_server does: --enable-lora and "
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    "not enabled": "start it with --enable-lora",
     "modules": "vLLM serves adapters of linear layers only: see lora_target_modules and "
     "lora_modules_to_save",
 }

@@ -187,8 +187,18 @@ class RolloutEngine:
         except ExceptionGroup as failures:  # the first one stopped the batch
             raise failures.exceptions[0] from None
         paths = [task.result() for task in tasks]
-        self._refusals.note(batch.step, [path[0] for path in paths])
+        originals = [path[0] for path in paths]
+        if not self._refusals.has_answered and all(each.is_missing for each in originals):
+            await self._check_answers(work[0])
+        self._refusals.note(batch.step, originals)
         return [rollout for path in paths for rollout in path]
+
+    async def _check_answers(self, work: _Work) -> None:
+        """Raise openai.APIStatusError if the policy server refuses a prompt of one token, too."""
+        begin, settings = self._encode_prompt(work.row)[:1], self._sampling_extra
+        version = work.batch.policy_version
+        await work.policy.complete(version, begin, settings, max_tokens=1, **self._sampling)
+        self._refusals.has_answered = True
 
     async def _deal(self, rows: list[dict[str, Any]], batch: Batch) -> list[_Work]:
         """Deal prompts to the servers that are alive; rows of a prompt follow each other."""

@@ -21,30 +21,28 @@ class Refusals:
 
     Attributes:
         cause: the last refusal.
+        has_answered: whether the server has answered anything.
     """
 
     def __init__(self) -> None:
         self.cause: Exception | None = None
+        self.has_answered = False
         self._in_a_row = 0
-        self._has_answered = False
 
     def note(self, step: int, originals: Sequence[Rollout]) -> None:
         """Count and name the problems of a batch that have no response.
 
-        Raises the refusal itself if the server never answered, ConnectionError if many problems in
-        a row have none.
+        Raises ConnectionError if many problems in a row have none.
         """
         answered: dict[str, bool] = {}
         for original in originals:
             before = answered.get(original.problem_id, False)
             answered[original.problem_id] = before or not original.is_missing
-        self._has_answered |= any(answered.values())
+        self.has_answered |= any(answered.values())
         missing = [str(r.problem_id) for r in originals if r.is_missing]
         if missing:
             assert self.cause is not None
             self._log(step, list(dict.fromkeys(missing)), len(missing))
-            if not self._has_answered:
-                raise self.cause
         for is_answered in answered.values():
             self._in_a_row = 0 if is_answered else self._in_a_row + 1
             if self._in_a_row > MOST_IN_A_ROW:
