@@ -48,8 +48,9 @@ class StopAtSigterm(TrainerCallback):
         # behind transformers' own, whose plans for the end of a step it changes
         self._trainer.add_callback(self)
         for number in (signal.SIGTERM, signal.SIGINT):
-            # ignored if a script runs this in its background
-            if (before := signal.getsignal(number)) != signal.SIG_IGN:
+            before = signal.getsignal(number)
+            # a script's background ignores Ctrl-C, and an earlier training both at its end
+            if number == signal.SIGTERM or before != signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._note)
         return self
