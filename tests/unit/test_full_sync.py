@@ -2,6 +2,7 @@
 failure says."""
 
 import pytest
+import small_runs
 import torch
 from scripted_server import ScriptedServer
 
@@ -86,3 +87,15 @@ def test_a_transfer_that_fails_is_named_with_the_remedy(client):
         match=r"\(http://127.0.0.1:1/v1\) does not take .* invalid usage.* --full_weights true",
     ):
         sync.publish(model, 1)
+
+
+def test_all_weights_with_a_list_of_servers_are_one_line(tmp_path):
+    workplace = small_runs.make_workplace(tmp_path)
+    line = small_runs.refusal(
+        "grpo",
+        workplace,
+        use_peft="false",
+        policy_server="http://127.0.0.1:1/v1 http://127.0.0.1:2/v1",
+    )
+    assert "use_peft is false, but policy_server names 2 servers" in line
+    assert "name one, with more GPUs if need be" in line

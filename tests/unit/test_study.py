@@ -127,7 +127,7 @@ def test_places_on_gpus_have_servers_and_ports_of_their_own(tmp_path):
     assert on_cpu.environment["CUDA_VISIBLE_DEVICES"] == "" and "--use_cpu" in on_cpu.flags
 
 
-def test_runs_are_dealt_to_pairs_of_servers_and_gpus(tmp_path):
+def test_runs_are_dealt_to_pairs_of_servers_and_gpus(tmp_path, monkeypatch):
     servers = [
         "--policy_server",
         "http://a/v1",
@@ -145,6 +145,10 @@ def test_runs_are_dealt_to_pairs_of_servers_and_gpus(tmp_path):
     assert [place.policy_server[7] for place in places] == ["a", "b", "a"]
     assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0"]
     assert "--use_cpu" not in places[0].flags
+    monkeypatch.setenv("TRAIN_GPUS", "0,1")
+    assert "TRAIN_GPUS" not in places[1].environment
+    (plain,) = make_places(arguments(tmp_path, "--rows", "base")).queue
+    assert plain.environment["TRAIN_GPUS"] == "0,1"
 
 
 @pytest.mark.parametrize(

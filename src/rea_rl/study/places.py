@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
+from rea_rl.run.placement import KEYS
+
 if TYPE_CHECKING:
     from rea_rl.study.rows import Run
     from rea_rl.vllm_server import VLLMServer
 
 CPU = "cpu"  # in place of a GPU
 FIRST_PORT = 12400  # of servers that a study starts itself: two for each place
+PLANNED = (*KEYS, "NUM_GPUS", "NUM_PROCESSES", "POLICY_TP", "REFLECTION_TP")
 # Shares of a GPU that vLLM asks to be free at its start; the caches have a fixed size
 # (--kv_cache_gib).
 MEMORY_SHARE = 0.05
@@ -43,10 +46,11 @@ class Place:
     def environment(self) -> dict[str, str]:
         """Variables of a training process here."""
         gpu = self.gpu or self.train_gpu
-        visible = {None: {}, CPU: {"CUDA_VISIBLE_DEVICES": ""}}.get(
-            gpu, {"CUDA_VISIBLE_DEVICES": gpu}
-        )
-        return os.environ | visible
+        if gpu is None:
+            return dict(os.environ)
+        # wishes of the study's own plan are not those of a script that sees one GPU
+        kept = {key: value for key, value in os.environ.items() if key not in PLANNED}
+        return kept | {"CUDA_VISIBLE_DEVICES": "" if gpu == CPU else gpu}
 
     @property
     def flags(self) -> list[str]:
