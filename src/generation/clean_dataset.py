@@ -23,10 +23,12 @@ from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import add_flags, command
 from rea_core.problems import load_problems, problem_digest
 from rea_core.row_files import Row, write_json
-from rea_core.rows import write_atomically
+from rea_core.rows import check_columns, write_atomically
 
 logger = logging.getLogger(__name__)
 
+# what the card says of the scores
+COUNTED = {"mode": str, "num_responses": int, "num_problems": int}
 DATASET = "agentica-org/DeepScaleR-Preview-Dataset"
 CARD = """---
 license: mit
@@ -82,6 +84,12 @@ def run(args: argparse.Namespace) -> None:
     problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
     problems = problems[: args.limit]
     verdicts = read_problems(args.verdicts, {"id": str, "responses": list})
+    for i, problem in enumerate(verdicts):
+        place = f"{args.verdicts}: problem {i}"
+        check_columns(
+            problem["responses"], {"correct": (bool, int)}, place, "score the responses again"
+        )
+    check_columns([scores], COUNTED, args.verdicts, "score the responses again")
     kept = solved_problems(problems, verdicts, args.verdicts)
     write_json(args.out, kept)
     facts = {
@@ -91,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         "verifier": _verifier_of(scores),
     }
     facts |= {"num_kept": len(kept), "num_all": len(problems)}
-    facts["num_paths"] = scores["num_responses"] // scores["num_problems"]
+    facts["num_paths"] = scores["num_responses"] // max(scores["num_problems"], 1)
     write_atomically(args.out.with_name("README.md"), CARD.format(**facts).splitlines())
     logger.info("wrote %s: %d of %d problems", args.out, len(kept), len(problems))
 

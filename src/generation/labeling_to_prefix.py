@@ -49,7 +49,7 @@ from generation.path_cutting import (
 from generation.provenance import check_same_prompts
 from generation.segments import check_paragraph_tokens
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
@@ -77,16 +77,24 @@ def label_probabilities(
 
     def look_up(row: Row) -> None:
         steps = row["responses"][0].get("logprobs")
-        if not isinstance(steps, list):
+        if not isinstance(steps, list) or not all(map(is_step, steps)):
             raise ValueError(
-                f"{file}: row {len(found)} has no logprobs; it must come from split labeling with "
-                "--logprobs 5"
+                f"{file}: row {len(found)} has no logprobs, or other ones than [[number, text]] a "
+                "step; it must come from split labeling with --logprobs 5"
             )
         found[str(row["id"])] = array("d", result_probabilities(steps))
         look(row)
 
     read_generations(file, single=True, look=look_up)
     return found
+
+
+def is_step(step: Any) -> bool:
+    """Whether a value holds log-probs and texts of the alternatives of one step."""
+    return isinstance(step, list) and bool(step) and all(
+        isinstance(pair, list) and len(pair) == 2 and is_a(pair[0], NUMBER)
+        and isinstance(pair[1], str) for pair in step
+    )  # fmt: skip
 
 
 def reflection_cuts(
@@ -99,7 +107,14 @@ def reflection_cuts(
 
 def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> list[int]:
     """Last kept paragraph of every response by what `labeling_distill_utils --clean` cut."""
-    return [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
+    chosen = [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
+    for path, cut in zip(paths, chosen, strict=True):
+        if cut >= len(path.tokens):
+            raise ValueError(
+                f"judge_cuts: {path.id!r} has {len(path.tokens)} paragraphs, but is cut after "
+                f"number {cut}; give the settings of its paragraphs, or judge it again"
+            )
+    return chosen
 
 
 def with_controls(
@@ -248,6 +263,8 @@ def run(args: argparse.Namespace) -> None:
 
         def look(row: Row, i: int) -> None:
             check_row(row, i, columns, args.judge_cuts, remedy)
+            if row["cut"] is not None and row["cut"] < 0:
+                raise ValueError(f"{args.judge_cuts}: row {i} has the cut {row['cut']}; {remedy}")
             judged[row["id"]] = row["cut"]
 
         labels = open_rows(args.judge_cuts, look)

@@ -65,7 +65,7 @@ from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows, RowWriter, write_json
-from rea_core.rows import check_columns
+from rea_core.rows import check_columns, check_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -408,6 +408,9 @@ def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, A
     if not isinstance(problems, list):
         raise ValueError(f"{path} has no problems; score its generation file again")
     check_columns(problems, columns, path, "score its generation file again")
+    for i, problem in enumerate(problems):
+        known = {"problem_digest": None, **problem}
+        check_row(known, i, {"problem_digest": (str, NoneType)}, path, "score its file again")
     return _with_digests(problems, scores.get("file"))
 
 

@@ -104,7 +104,9 @@ def model_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
     model: dict[str, Any] = {}
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
-        given = row.get("answered_by") or {}
+        given = row.get("answered_by")
+        if not isinstance(given, dict):  # a column of the user's
+            continue
         for key in given.keys() & model.keys() & {*WEIGHTS}:
             if given[key] != model[key]:
                 raise ValueError(

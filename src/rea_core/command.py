@@ -39,10 +39,10 @@ def command(
     with exit code 1 and one line; Ctrl-C with 130.
 
     Args:
-        errors: these errors, next to ValueError.
+        errors: these errors, next to ValueError and OSError.
     """
 
-    mendable: tuple[type[Exception], ...] = (ValueError, *errors)
+    mendable: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
 
     def frame(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
         @functools.wraps(main)
@@ -52,11 +52,18 @@ def command(
             try:
                 main(argv)
             except mendable as error:
-                sys.exit(f"error: {error}")
+                sys.exit(f"error: {in_words(error)}")
 
         return framed
 
     return frame
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line; one of the system names the file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; correct the name, or give another place"
+    return " ".join(str(error).splitlines())
 
 
 def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> None:

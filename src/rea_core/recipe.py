@@ -165,7 +165,9 @@ def _kinds(hint: Any) -> set[Any]:
 def _converted(action: argparse.Action, kinds: set[Any], value: Any, what: str) -> Any:
     words = next((words for kind, words in WORDS.items() if kind in kinds), "of another type")
     if isinstance(value, bool) and action.type is str and not action.choices:
-        return value  # as for `scale_rewards`, a text that may also be a truth value
+        if bool in kinds or action.dest == "scale_rewards":  # a text, or a truth value
+            return value
+        raise ValueError(f"{what}; it must be {words}, in quotes if it is one")
     convert: Any = action.type
     try:
         if isinstance(value, (list, dict)):

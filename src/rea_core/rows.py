@@ -72,7 +72,9 @@ def check_row(
     row: Row, i: int, columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
 ) -> None:
     """Raise ValueError for row `i` without all of the columns, or with a value of another type
-    in one."""
+    in one, or that is no object."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{name}: row {i} must be an object, but is {short_json(row)}; {remedy}")
     for column, kind in columns.items():
         if column not in row:
             raise ValueError(f"{name}: row {i} has no {column!r}; {remedy}")

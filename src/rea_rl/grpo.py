@@ -459,7 +459,7 @@ def main(argv: list[str] | None = None) -> None:
         join_servers(args)
         rank = model_args.lora_r if model_args.use_peft else None
         engine = build_engine(args, model_args.model_name_or_path, inputs, rank)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         training.leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)

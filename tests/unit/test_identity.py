@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from stage_files import make_stages, response
 
 from generation import (
     calibrate,
@@ -19,7 +20,6 @@ from generation import (
 from generation.arguments import GenerateArguments
 from generation.evaluation import benchmarks, plots, strategies, table
 from generation.generate import generate
-from generation.identity import path_digest
 from generation.measured import read_cut_file, read_tokens_per_reflection
 from generation.provenance import made_by, weights_digest
 from rea_core.problems import problem_digest
@@ -28,12 +28,6 @@ from rea_core.row_files import write_json
 ROOT = Path(__file__).parents[2]
 LRM = str(ROOT / "model/Miniature-LRM")
 PROBLEMS = ["1+6?", "2+5?", "3+4?"]
-TEXT = "Add the numbers.\n\nThe result is 7.\n\nYes.\n</think>\n\n\\boxed{7}"
-
-
-def response(answer: str = "7", text: str = "") -> dict:
-    text = text or f"So {answer}.\n\n</think>\\boxed{{{answer}}}"
-    return {"text": text, "num_tokens": 9, "finish_reason": "stop"}
 
 
 def generated(file: Path, problems: list[str], answers: list[str], **columns: object) -> Path:
@@ -158,31 +152,7 @@ def test_rows_carry_their_problem_and_their_model(tmp_path):
 
 @pytest.fixture
 def stages(tmp_path: Path) -> dict[str, Path]:
-    """Files of all stages for one response."""
-    row = {"id": "p", "problem": "3+4?", "answer": "7", "responses": [response(text=TEXT)]}
-    path = {"id": "p/0", "problem": "3+4?", "answer": "7", "problem_id": "p", "path": 0}
-    path["path_digest"] = path_digest(row["responses"][0])
-    parts = ["Add the numbers.", "The result is 7.", "Yes.\n"]
-    cut = {**path, "cut": 1, "num_paragraphs": 3, "kept": 0.5, "prefix": "Add", "confirmed": [1],
-           "truncated": False}  # fmt: skip
-    steps = [[[-0.1, "Think"]], [[-0.1, "Result"]], [[-0.1, "Think"]]]
-    judged = "\n".join(
-        f"[{i}]. Think: x\nLabel: {label}"
-        for i, label in enumerate(("Reasoning", "Right Result", "Reasoning"), 1)
-    )
-    files = {
-        "paths": [row],
-        "labels": [{**path, "paragraphs": parts, "responses": [response() | {"logprobs": steps}]}],
-        "chunks": [{**path, "id": "p/0/0", "chunk": 0, "use_answer": True, "paragraphs": parts,
-                    "responses": [response(text=judged)]}],
-        "confirmed": [{**path, "id": "p/0/1", "responses": [response(text="Yes")]}],
-        "cuts": [cut],
-        "finished": [{**cut, "responses": [response() | {"num_tokens": 5}], "path_id": "p/0",
-                      "strategy": "none", "thinking": [4, 4, 4], "last_kept": 2}],
-    }  # fmt: skip
-    for name, rows in files.items():
-        write_json(tmp_path / f"{name}.json", rows)
-    return {name: tmp_path / f"{name}.json" for name in files}
+    return make_stages(tmp_path)
 
 
 # program, arguments, file that is about something else, file that is named

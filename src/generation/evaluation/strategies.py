@@ -30,7 +30,15 @@ from generation.math_verify_all import Scoring, problem_id, read_scores, score_f
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, ratio_interval
 from generation.verifiers import MATH
-from rea_core.checks import NUMBER, check_finite, check_numbers, check_output_folder, user_path
+from rea_core.checks import (
+    NUMBER,
+    check_finite,
+    check_numbers,
+    check_output_folder,
+    is_a,
+    short_json,
+    user_path,
+)
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -188,6 +196,11 @@ def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: No
 
     def check(row: Row, i: int) -> None:
         check_row(row, i, columns, file, "give a file of labeling_distill_utils --clean")
+        if not all(is_a(p, int) and 0 <= p < row["num_paragraphs"] for p in row["confirmed"]):
+            raise ValueError(
+                f"{file}: row {i} has the 'confirmed' {short_json(row['confirmed'])}, not "
+                f"numbers of its {row['num_paragraphs']} paragraphs; make the file again"
+            )
         look(row, i)
 
     return open_rows(file, check)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rea_core.checks import check_output_folder
+from rea_core.command import in_words
 from rea_core.ownership import check_folder_free, own_folder
 from rea_rl.run.endings import Interrupted, RunEnded
 
@@ -276,7 +277,7 @@ def run(
         own_output_dir(next(part for part in parts if hasattr(part, "output_dir")))
         trainer = build(*parts)
     # TRL raises both for keys that do not go together
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:
         leave(error)
     except RunComplete as complete:
         logger.info("%s", complete)
@@ -314,4 +315,4 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
 
 def leave(error: Exception) -> NoReturn:
     """End with exit code 1; the first rank says why, in one line."""
-    sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    sys.exit(f"error: {in_words(error)}" if os.environ.get("RANK", "0") == "0" else 1)
