@@ -113,7 +113,7 @@ def test_the_configuration_of_a_hub_dataset_reaches_every_program(tmp_path, monk
             ["--config", str(tmp_path / "recipe.yaml")]
         )
     read_examples("o/s", "test", ("prompt", "completion"), "main")
-    with pytest.raises(SystemExit, match="verdicts"):
+    with pytest.raises(SystemExit, match="1 of 1 problems are not in it"):
         scores = {"groups": {}, "mode": "strict", "problems": [{"id": "9", "responses": []}]}
         scores |= {"num_responses": 0, "num_problems": 1}
         write_json(tmp_path / "v.scores.json", scores)
