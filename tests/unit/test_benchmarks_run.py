@@ -22,6 +22,7 @@ SAMPLE = "First, go.\n10+5=15\n\nSo the result is 15.\n\nWait, 10+5=15.\n\n</thi
 ELSEWHERE = {
     "train_step.py": "test_benchmark_train_step.py", "trl_tree.py": "test_benchmark_train_step.py",
     "end_to_end.py": "../integration/test_benchmarks.py",
+    "two_steps.py": "../integration/test_two_steps.py",
 }  # fmt: skip
 
 
@@ -94,10 +95,10 @@ def test_rollout_chain(run, servers):
     assert 0 < results["label_tokens_saved"] < 1
 
 
-def test_cuts_are_those_of_a_trained_detector():
+def test_cuts_are_those_of_a_trained_detector(monkeypatch):
     shares = json.loads((BENCHMARKS / "detector_cuts.json").read_text())["shares"]
     assert len(shares) == 400 and all(0 < kept <= 1 and 0 < read <= 1 for kept, read in shares)
-    sys.path.insert(0, str(BENCHMARKS))
+    monkeypatch.syspath_prepend(BENCHMARKS)
     from rollout_chain import draw_plans
     from serving import PRESETS
 
@@ -151,7 +152,8 @@ def test_gold_pairs(monkeypatch, capsys, tmp_path):
 
 
 def test_serving_makes_a_model(monkeypatch, tmp_path):
-    from serving import make_model  # of the path that the tests above have set
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from serving import make_model
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 800}
