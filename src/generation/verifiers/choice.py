@@ -11,17 +11,22 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from generation.verifiers.answers import answer_part, final_answer
+from generation.verifiers.answers import final_answer
 from generation.verifiers.exact import golds, plain
 
-_LETTER = r"\(?([A-Za-z])\)?"
-_ALONE = re.compile(rf"\**{_LETTER}(?:[.:)\s*].*)?", re.DOTALL)
-_OPTION = re.compile(rf"(?:option|choice|answer)\s*:?\s*\**{_LETTER}\**\W*", re.IGNORECASE)
-_AT_END = re.compile(r"\s[*$(]*([A-Z])[)*$]*[.!]?$")
-_STATED = re.compile(
-    r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*:?\s*[*$(]*"
-    r"(?:option\s+|choice\s+)?[*$(]*([A-Z])\b(?!['\w])"
+# A letter, and not the word `A` or `I` of a sentence: `A because ...`, but not `A red fox`.
+_UPPER = (
+    r"([A-Z])\b(?!['\w])(?!(?<=[AI])\s+(?!because|since|as\b|for\b|due|which|is\b|and\b|or\b)[a-z])"
 )
+_LOWER = r"([a-z])(?=[)*$]*(?:[.,;!]|\s*$))"
+_STATED = re.compile(
+    r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be|must be))?)\s*:?\s*[*$(]*"
+    rf"(?i:option\s+|choice\s+)?[*$(]*(?:{_UPPER}|{_LOWER})"
+    r"|\b([A-Z])\b[)*$]*\s+is\s+(?:the\s+)?(?:correct|right)\b",
+    re.MULTILINE,
+)
+_ALONE = re.compile(r"\(?([A-Za-z])(?:[.:)].*)?")
+_AT_END = re.compile(r".*\s[*$(]*([A-Z])[)*$]*[.!]?")
 
 
 def choice(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
@@ -41,26 +46,11 @@ def chosen(response: str, row: Mapping[str, Any]) -> str | None:
     answer = final_answer(response, row)
     if (letter := _letter_of_text(answer, row)) is not None:
         return letter
-    last_line = answer.rstrip().rpartition("\n")[2].strip()
-    for text in (answer, last_line):
-        if match := _OPTION.fullmatch(text):
-            return match[1].upper()
-    if (match := _ALONE.fullmatch(answer)) and _is_letter(match, answer):
-        return match[1].upper()
-    stated = _STATED.findall(answer_part(response, row))
-    if stated:
-        return stated[-1]
-    match = _ALONE.fullmatch(last_line)
-    if match and _is_letter(match, last_line):
-        return match[1].upper()
-    ends = _AT_END.search(last_line)
-    return ends[1] if ends else None
-
-
-def _is_letter(match: re.Match[str], text: str) -> bool:
-    """Whether a first letter names a choice, and is not the word `A` or `I` of a sentence."""
-    rest = text[match.end(1) :]
-    return rest[:1] in ("", ")", ".", ":", "*") or not rest.strip()
+    if stated := [*_STATED.finditer(answer)]:
+        return next(letter for letter in stated[-1].groups() if letter).upper()
+    last_line = answer.rpartition("\n")[2].strip("*$ \t")
+    match = _ALONE.fullmatch(last_line) or _AT_END.fullmatch(last_line)
+    return match[1].upper() if match else None
 
 
 def _letter_of_text(answer: str, row: Mapping[str, Any]) -> str | None:
