@@ -49,7 +49,7 @@ from generation.path_cutting import SplitPath, Splitting, Wanted
 from generation.provenance import model_in, read_settings
 from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
-from generation.scoring import Interval, ratio_interval
+from generation.scoring import Interval, at_an_end, ratio_interval
 from generation.segments import check_paragraph_tokens
 from generation.verifiers import MATH
 from generation.verifiers.opening import check_verifier, open_verifier
@@ -189,6 +189,7 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
         [sum(chosen[i].correct for i in group) for group in groups.values()],
         [len(group) for group in groups.values()],
     )
+    accuracy = at_an_end(accuracy, len(groups))
     at_risk = [
         cut >= min(response.confirmed)
         for response, cut in zip(responses, cuts, strict=True)

@@ -379,7 +379,7 @@ def append_result(results: Path, scores: dict[str, Any]) -> None:
     so at once."""
     results.parent.mkdir(parents=True, exist_ok=True)
     entry = {key: value for key, value in scores.items() if key != "problems"}
-    with FileLock(f"{results}.lock"), results.open("a") as file:
+    with FileLock(f"{results}.lock"), results.open("a", encoding="utf-8") as file:
         file.write(
             json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds")} | entry) + "\n"
         )

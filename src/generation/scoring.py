@@ -21,7 +21,10 @@ BLOCK = 1 << 22  # draws that are held at once
 # numerators and denominators, one of each per problem
 Ratio = tuple[Sequence[float], Sequence[float]]
 Numbers = float | np.ndarray
-SHARES = ("accuracy", "truncated", "answered", "no_room", "first_right", "corrected")
+SHARES = (
+    *("accuracy", "truncated", "answered", "no_room", "first_right", "corrected"),
+    *("slips_corrected", "mistakes"),
+)
 ALL = "all"  # the group of all responses, next to one group per level
 
 
@@ -107,12 +110,6 @@ def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
     """
     rng = np.random.default_rng(seed)
     return interval(np.mean([_ratios([ratio], rng)[:, 0] for ratio in benchmarks], axis=0))
-
-
-def ratio_intervals(ratios: Sequence[Ratio], seed: int = 0) -> list[Interval]:
-    """`ratio_interval` of several pairs of numerators and denominators of the same problems,
-    which are drawn once."""
-    return [interval(column) for column in _ratios(ratios, np.random.default_rng(seed)).T]
 
 
 def _ratios(ratios: Sequence[Ratio], rng: np.random.Generator) -> np.ndarray:
@@ -243,17 +240,22 @@ def figures(
         result |= {"first_right": over("first_right"), "corrected": over("corrected")}
     if base is not None:
         result["tr"] = [100 * p.mean_tokens for p in problems], [base[p.id] for p in problems]
-    intervals = dict(zip(result, ratio_intervals(list(result.values())), strict=True))
+    columns = _ratios(list(result.values()), np.random.default_rng(0)).T
+    return intervals(dict(zip(result, columns, strict=True)), len(problems))
+
+
+def intervals(values: Mapping[str, np.ndarray], num_problems: int) -> dict[str, Interval]:
+    """`interval` of each figure, (1 + R,) by name; of shares of 0 and 1 Wilson's."""
+    found = {name: interval(column) for name, column in values.items()}
     return {
-        key: _at_an_end(interval, len(problems))
-        if key in SHARES or key.startswith("pass@")
-        else interval
-        for key, interval in intervals.items()
+        name: at_an_end(one, num_problems) if name in SHARES or name.startswith("pass@") else one
+        for name, one in found.items()
     }
 
 
-def _at_an_end(interval: Interval, num_problems: int) -> Interval:
-    """Wilson's interval for a share of 0 or 1: all its resamples are alike."""
+def at_an_end(interval: Interval, num_problems: int) -> Interval:
+    """Wilson's interval for a share of 0 or 1 over so many problems: all its resamples are
+    alike."""
     if interval.value not in (0, 1):
         return interval
     from scipy.stats import binomtest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import functools
+import io
 import logging
 import os
 import sys
@@ -14,6 +16,9 @@ from typing import Any
 from rea_core.checks import user_path
 from rea_core.interruption import interruptible
 
+# characters of tables and logs, as an old terminal can write them
+PLAIN = {"±": "+-", "—": "-", "→": "->"}
+
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Log to stderr with time and module; ranks other than the first only warn.
@@ -23,6 +28,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     the cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _write_to_any_terminal()
     if os.environ.get("RANK", "0") != "0":
         level = logging.WARNING
     logging.basicConfig(
@@ -30,6 +36,22 @@ def setup_logging(level: int = logging.INFO) -> None:
     )
     for chatty in ("httpx", "httpx2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _write_to_any_terminal() -> None:
+    """Let output have a plain form of a character that the terminal's encoding lacks."""
+    codecs.register_error("plain", _plain_form)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain_form(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError), "only output is plain"
+    begin = error.object[error.start]
+    return (
+        (PLAIN[begin], error.start + 1) if begin in PLAIN else codecs.backslashreplace_errors(error)
+    )
 
 
 def command(

@@ -4,6 +4,7 @@ what differs. Each kind is tried by the functions behind the commands.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,15 +12,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from generation import math_verify_all, parallel
+from generation import calibrate, math_verify_all, parallel
 from generation.arguments import GenerateArguments
-from generation.evaluation import plots
+from generation.evaluation import plots, strategies, table
 from generation.generate import generate
 from generation.provenance import distinct_names
 from generation.rendering import PromptFormat
-from generation.scoring import Interval, ScoredProblem, ScoredResponse, figures
+from generation.scoring import Interval, ScoredProblem, ScoredResponse, figures, intervals
 from rea_core.checks import check_output, check_output_folder, user_path
 from rea_core.problems import load_problems
 from rea_core.recipe import RecipeParser
@@ -187,6 +189,41 @@ def test_all_right_and_all_wrong_have_an_interval(correct, written):
     assert found["accuracy"].format(100) == written
     assert found["tokens"].format() == "5.0 ± 0.0"
     assert Interval(0.5, 0.4, 0.6).format(100) == "50.0 ± 10.0"
+
+
+def test_every_table_has_an_interval_at_100_percent():
+    right = {"num_tokens": 5, "correct": True, "truncated": False, "answered": True}
+    problems = [{"id": str(i), "mean_tokens": 5.0, "responses": [right]} for i in range(10)]
+    assert table.average({"s": problems}, "correct").format(100) == "100.0 [72.2, 100.0]"
+    assert table.average({"s": problems}, "num_tokens").format() == "5.0 ± 0.0"
+    found = strategies.detector_figures(
+        [strategies.DetectedPath(str(i), {1}, {1}) for i in range(10)]
+    )
+    assert found["recall"].format(100) == "100.0 [72.2, 100.0]"
+    assert found["missed"].format(100) == "0.0 [0.0, 27.8]"
+    assert found["position_error"].format() == "0.0 ± 0.0"
+    whole = calibrate.CutResponse(True, 5)
+    held = [calibrate.HeldOut(str(i), [5], [0.1], set(), {0: whole}) for i in range(10)]
+    assert calibrate.outcome(held, [0] * 10).accuracy.format(100) == "100.0 [72.2, 100.0]"
+    ones = np.ones(20)
+    found = intervals({"mistakes": ones, "tr": ones}, 10)
+    assert {key: one.format() for key, one in found.items()} == {
+        "mistakes": "1.0 [0.7, 1.0]",
+        "tr": "1.0 ± 0.0",
+    }
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_tables_are_written_to_any_terminal(tmp_path, monkeypatch, encoding):
+    buffer = io.BytesIO()
+    file = generated(tmp_path / "é.json", ["1+6?", "2+5?"], ["7", "0"])
+    with monkeypatch.context() as patched:
+        patched.setenv("COLUMNS", "20")
+        patched.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding))
+        scored(file)
+        sys.stdout.flush()
+        written = buffer.getvalue().decode(encoding)
+    assert "accuracy %" in written and "50.0 " + ("+-" if encoding == "ascii" else "±") in written
 
 
 def test_one_problem_warns_of_nothing():

@@ -17,7 +17,7 @@ from scripted_server import ScriptedServer
 from test_generate import serve  # noqa: F401
 
 from generation.evaluation.plots import pareto_front
-from generation.scoring import ALL, ratio_interval
+from generation.scoring import ALL, interval, ratio_interval
 from generation.stated_results import count_empty_checks, count_rechecks, recomputes
 from rea_core.row_files import write_json
 from rea_rl.study import run as study
@@ -26,7 +26,6 @@ from rea_rl.study.report import (
     RowCounts,
     aes,
     all_figures,
-    interval,
     json_row,
     row_ratios,
     seconds,

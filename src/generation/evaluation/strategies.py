@@ -28,7 +28,7 @@ from generation.identity import Identities, identity
 from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
-from generation.scoring import ALL, Interval, ratio_interval
+from generation.scoring import ALL, Interval, at_an_end, ratio_interval
 from generation.verifiers import MATH
 from rea_core.checks import (
     NUMBER,
@@ -77,11 +77,12 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
         problems.setdefault(path.problem, []).append(path)
     groups = list(problems.values())
 
-    def over(numerator, denominator) -> Interval:
-        return ratio_interval(
+    def over(numerator, denominator, is_share: bool = True) -> Interval:
+        found = ratio_interval(
             [sum(map(numerator, group)) for group in groups],
             [sum(map(denominator, group)) for group in groups],
         )
+        return at_an_end(found, len(groups)) if is_share else found
 
     def right(path: DetectedPath) -> int:
         return len(path.confirmed & path.found)
@@ -90,7 +91,7 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
         "precision": over(right, lambda p: len(p.found)),
         "recall": over(right, lambda p: len(p.confirmed)),
         "position_error": over(
-            lambda p: p.position_error or 0, lambda p: p.position_error is not None
+            lambda p: p.position_error or 0, lambda p: p.position_error is not None, is_share=False
         ),
         "missed": over(lambda p: bool(p.confirmed) and not p.found, lambda p: 1),
         "spurious": over(lambda p: bool(p.found) and not p.confirmed, lambda p: 1),

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from generation.evaluation.plots import draw
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import MadeBy, check_all_comparable, known_parts
-from generation.scoring import ALL, Interval, aes, mean_interval
+from generation.scoring import ALL, Interval, aes, at_an_end, mean_interval
 from rea_core.checks import NUMBER, check_output, user_path
 from rea_core.command import command
 from rea_core.rows import check_row
@@ -227,7 +227,7 @@ def _place(benchmark: str) -> int:
 def average(benchmarks: Benchmarks, key: str) -> Interval:
     """Mean over benchmarks of the mean over responses of a count, `correct` or `num_tokens` for
     example."""
-    return mean_interval(
+    found = mean_interval(
         [
             (
                 [sum(r[key] for r in p["responses"]) for p in problems],
@@ -236,6 +236,7 @@ def average(benchmarks: Benchmarks, key: str) -> Interval:
             for problems in benchmarks.values()
         ]
     )
+    return found if COUNTED[key] is int else at_an_end(found, sum(map(len, benchmarks.values())))
 
 
 def relative_tokens(benchmarks: Benchmarks, base: Benchmarks) -> Interval | None:

@@ -19,7 +19,7 @@ from generation.generation_file import read_generations
 from generation.prompts import RIGHT_RESULT, WRONG_RESULT
 from generation.reflection_words import count_reflections
 from generation.rendering import thinking_in
-from generation.scoring import Interval, aes, interval, resampled_ratios
+from generation.scoring import Interval, aes, interval, intervals, resampled_ratios
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row
 from rea_core.rows import read_rows
@@ -268,7 +268,7 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
                 curves[row.name] = {b: interval(values) for b, values in curve.items()}
                 overall[row.name] = ratios | {"area": area(curve)}
                 ratios = overall[row.name]
-            figures[row.name][group] = {name: interval(values) for name, values in ratios.items()}
+            figures[row.name][group] = intervals(ratios, int(inside.sum()))
     if (inside := groups.get("GSM8K")) is not None:
         for name, ratios in overall.items():
             ratios["accuracy, GSM8K"] = by_name[name].ratios(inside)["accuracy"]

@@ -33,7 +33,7 @@ from generation.generation_file import read_generations
 from generation.math_verify_all import read_scores
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import thinking_in
-from generation.scoring import ALL, Interval, aes, interval, resampled_ratios
+from generation.scoring import ALL, Interval, aes, intervals, resampled_ratios
 from generation.stated_results import count_empty_checks, count_rechecks
 from rea_core.row_files import write_json
 from rea_core.rows import write_atomically
@@ -166,14 +166,18 @@ def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
             accuracy, tokens = (against[group][name] for name in ("accuracy", "tokens"))
             ratios["tr"] = 100 * ratios["tokens"] / tokens
             ratios["aes"] = aes(ratios["accuracy"], ratios["tokens"], accuracy, tokens)
-            result[row.name][group] = {name: interval(values) for name, values in ratios.items()}
+            result[row.name][group] = intervals(ratios, int(inside(row, group).sum()))
     return result
 
 
 def row_ratios(row: RowCounts, group: str) -> dict[str, np.ndarray]:
     """(1 + R,) values of every figure of `RATIOS` over the problems of a group."""
-    inside = [group == ALL or level in DIFFICULTIES[group] for level in row.levels]
-    return resampled_ratios(row.counts, RATIOS, np.array(inside))
+    return resampled_ratios(row.counts, RATIOS, inside(row, group))
+
+
+def inside(row: RowCounts, group: str) -> np.ndarray:
+    """(P,) whether each problem is of a group."""
+    return np.array([group == ALL or level in DIFFICULTIES[group] for level in row.levels])
 
 
 def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
