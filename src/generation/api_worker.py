@@ -14,6 +14,7 @@ no choice, aborted, or an end that is not known    asked again, and after the la
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -21,12 +22,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from generation.generation_file import MOST_TOKENS, NO_ROOM, REFUSED
 from generation.markers import R1, Markers
 from generation.rendering import encode_continuation
 from generation.unanswered import without_answer
 from rea_core.checks import is_a
-from rea_core.clients import async_openai_client
+from rea_core.clients import async_openai_client, openai_client
 from rea_core.row_files import Row
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 10.0  # in which a server tells its models
 # what servers say of a request that they do not take, while they take others
 OVER_CONTEXT = re.compile(
     r"(?i)context.(length|window|size)|maximum.*(length|tokens)|too (long|large)"
@@ -145,6 +149,43 @@ def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | N
     return len(encode_continuation(text, tokenizer)) + (finish_reason == "stop")
 
 
+def _served(args: GenerateArguments) -> dict[str, int | None]:
+    """Models and adapters that a vLLM server tells, and the contexts of the former in tokens; none
+    of other servers, which may take further names."""
+    import openai
+
+    key = os.environ.get(args.api_key_env, "EMPTY")
+    settings: dict[str, Any] = {"timeout": LOOK_SECONDS, "max_retries": 0}
+    try:
+        with openai_client(args.api_base, key=key, proxies=True, **settings) as client:
+            told = client.get("/models", cast_to=httpx.Response).json()
+    except (openai.APIError, json.JSONDecodeError):  # a request shows what is wrong
+        return {}
+    cards = told.get("data") if isinstance(told, dict) else None
+    return {
+        card["id"]: card.get("max_model_len")
+        for card in (cards if isinstance(cards, list) else [])
+        if isinstance(card, dict) and card.get("owned_by") == "vllm" and is_a(card.get("id"), str)
+    }
+
+
+def check_served(args: GenerateArguments, served: dict[str, int | None]) -> None:
+    """Raise ValueError for a model that a server does not serve, or a context without room for
+    `max_tokens`. `served` are models and contexts; nothing is known if it is empty."""
+    if served and args.api_model not in served:
+        raise ValueError(
+            f"api_model is {args.api_model!r}, but the server at {args.api_base} serves "
+            f"{', '.join(map(repr, served))}; name one of these, or start the server with it"
+        )
+    context = served.get(str(args.api_model))
+    if is_a(context, int) and args.max_tokens >= context:
+        raise ValueError(
+            f"max_tokens is {args.max_tokens}, but the server at {args.api_base} has a context of "
+            f"{context} tokens, for prompt and response; lower it, or start the server with a "
+            "larger max_model_len"
+        )
+
+
 def ask_server(
     args: GenerateArguments,
     tasks: Iterator[Task],
@@ -154,10 +195,11 @@ def ask_server(
     """Run the tasks on a server.
 
     Raises ConnectionError when a request failed for good, or rows in a row are refused; ValueError
-    if tokens cannot be counted.
+    if tokens cannot be counted, or a vLLM server cannot do what is asked.
     """
     import openai
 
+    check_served(args, _served(args))
     counts: Counter[str] = Counter()
     try:
         asyncio.run(

@@ -12,6 +12,8 @@ from scripted_server import ScriptedServer, completion
 from small_runs import make_workplace, policy_server, refusal, run
 from tiny import make_tokenizer
 
+from generation import generate
+from rea_core.row_files import write_json
 from rea_rl.rollout.server_check import check_alternatives_of, needed_context
 
 NOT_ENABLED = "LoRA is not enabled. Use --enable-lora to enable LoRA."
@@ -116,6 +118,47 @@ def test_a_reflection_server_without_alternatives_is_noticed():
                 ValueError, match="max allowed: 2.*; start it with --max-logprobs 5"
             ):
                 check_alternatives_of(server.url, "refl", make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("served", "changes", "says"),
+    [
+        (
+            "vllm",
+            {"api_model": "other"},
+            "api_model is 'other', but the server at .*serves 'm', 'adapter'",
+        ),
+        (
+            "vllm",
+            {"max_tokens": 1024},
+            "max_tokens is 1024, .*a context of 1024 tokens, .*lower it",
+        ),
+        ("vllm", {}, None),
+        ("vllm", {"api_model": "adapter"}, None),  # whose context vLLM does not tell
+        ("else", {"api_model": "other", "max_tokens": 1024}, None),  # it may know further names
+    ],
+)
+def test_a_server_of_generate_is_asked_before_any_row(tmp_path, served, changes, says):
+    def complete(body: dict[str, Any]) -> tuple[int, Any]:
+        message = {"role": "assistant", "content": "7"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        shared = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        return 200, {**shared, "choices": [choice], "usage": {"completion_tokens": 1}}
+
+    write_json(tmp_path / "p.json", [{"problem": "3+4?", "answer": "7"}])
+    cards = [{"id": "m", "owned_by": served, "max_model_len": 1024}]
+    cards.append({"id": "adapter", "owned_by": served, "max_model_len": None})
+    with ScriptedServer(complete, ["m"]) as server:
+        server.first = {"/v1/models": [(200, {"object": "list", "data": cards})]}
+        flags = {"qaf": tmp_path / "p.json", "output_dir": tmp_path, "model_dir": "m", "api": True}
+        flags |= {"api_base": server.url, "api_model": "m", "max_tokens": 100, **changes}
+        line = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+        if says is None:
+            generate.main(line)
+            return
+        with pytest.raises(SystemExit, match=f"error: {says}"):
+            generate.main(line)
+        assert not server.bodies("chat/completions")
 
 
 def test_few_prompts_over_the_context_are_named_and_do_not_decide(caplog):
