@@ -180,6 +180,11 @@ def run(asked: dict[str, Any], files: list[int], executable: str) -> NoReturn:
     os.environ.clear()
     os.environ.update(asked["env"])
     sys.executable = executable
+    # The old ones took the server's files for what can be wound back.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(
+        2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     try:
         code = answer(list(itertools.dropwhile(("-u", "-B", "-s").__contains__, asked["argv"])))

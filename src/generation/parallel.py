@@ -126,7 +126,8 @@ def ordered_map(
     waiting: deque[Any] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_run, work, item))
+            with out_of_reach():  # a process that is half started would not be waited for
+                waiting.append(pool.submit(_run, work, item))
             if len(waiting) >= 2 * num_processes:
                 yield waiting.popleft().result()
         while waiting:
