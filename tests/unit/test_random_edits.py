@@ -45,7 +45,7 @@ from rea_rl import grpo, viewer
 
 ROOT = Path(__file__).parents[2]
 LRM = str(ROOT / "model/Miniature-LRM")
-NUMBER = int(os.environ.get("RANDOM_EDITS", "25"))
+NUMBER = int(os.environ.get("RANDOM_EDITS", "10"))
 # the same edits each time
 SEEDED = settings(
     max_examples=NUMBER, derandomize=True, database=None, print_blob=False,
