@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -39,11 +40,20 @@ def out_of_reach() -> Iterator[None]:
     """Processes that are started here do not get Ctrl-C: their parent ends them. If it comes
     meanwhile, this process has it afterwards."""
     resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    came, handler = [], signal.getsignal(signal.SIGINT)
+    # Another thread may take a signal that this one blocks; the handler still runs in the main one.
+    is_held = callable(handler) and threading.current_thread() is threading.main_thread()
+    if is_held:
+        signal.signal(signal.SIGINT, lambda *_: came.append(True))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        if is_held:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def watch_imports() -> None:
