@@ -62,6 +62,13 @@ odd = st.sampled_from(range(len(ODD))).map(lambda i: copy.deepcopy(ODD[i]))
 place = st.integers(0, 1 << 20)
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """An edited name may be a Hub id, and asking for it takes half a minute without a network."""
+    for place in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with valid inputs of all programs."""
