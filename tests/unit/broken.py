@@ -99,7 +99,7 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 def hide_marker(folder: Path) -> None:
-    """Make `</think>` a text of which the vocabulary lacks a character."""
+    """Make `</think>` a text with a character that the vocabulary lacks."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokens = tokenizer["added_tokens"]
     tokenizer["added_tokens"] = [token for token in tokens if token["content"] != "</think>"]

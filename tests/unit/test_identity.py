@@ -221,7 +221,7 @@ def test_a_threshold_of_another_model_is_refused(tmp_path):
         read_cut_file(tmp_path / "c.json", LRM)
     shipped = f"{LRM}/tokens_per_reflection.json"
     assert read_tokens_per_reflection(shipped, True, model=LRM) > 0
-    read_cut_file(tmp_path / "c.json", "owner/on-the-hub")  # of which nothing is known
+    read_cut_file(tmp_path / "c.json", "owner/on-the-hub")  # nothing is known of it
 
 
 def test_no_two_models_become_one(tmp_path, stages):

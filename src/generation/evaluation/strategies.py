@@ -217,6 +217,21 @@ def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
     return {name: read_scores(file) for name, file in pairs}
 
 
+def detected(args: argparse.Namespace) -> list[DetectedPath]:
+    """Results that the reflection model finds next to the judge's, response by response. Raises
+    ValueError for files about different responses."""
+    labelled = Identities(args.labels)
+    p_result = label_probabilities(
+        args.labels, lambda row: labelled.add(str(row["id"]), identity(row))
+    )
+
+    def check(row: Row, i: int) -> None:
+        if row["id"] in p_result:
+            labelled.check(f"{args.judge_cuts}: row {i}", row["id"], identity(row))
+
+    return detected_paths(p_result, open_judged(args.judge_cuts, check), args.cut_threshold)
+
+
 def report(args: argparse.Namespace) -> str:
     """Write all files of the report; returns its tables."""
     if (args.labels is None) != (args.judge_cuts is None):
@@ -244,18 +259,7 @@ def report(args: argparse.Namespace) -> str:
         *((f"models: {name}", known_parts(scores)) for name, scores in models.items()),
     ]
     check_all_comparable(made, "evaluate and score the models as the responses")
-    paths = None
-    if args.labels:
-        labelled = Identities(args.labels)
-        p_result = label_probabilities(
-            args.labels, lambda row: labelled.add(str(row["id"]), identity(row))
-        )
-
-        def check(row: Row, i: int) -> None:
-            if row["id"] in p_result:
-                labelled.check(f"{args.judge_cuts}: row {i}", row["id"], identity(row))
-
-        paths = detected_paths(p_result, open_judged(args.judge_cuts, check), args.cut_threshold)
+    paths = detected(args) if args.labels else None
     scored = score_strategies(rows, heads, args)
     whole = {name: s for name, s in scored.items() if not name.endswith(TRUNCATED)} | models
     truncated = {name: s for name, s in scored.items() if name.endswith(TRUNCATED)}

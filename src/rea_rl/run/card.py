@@ -1,4 +1,4 @@
-"""Cards of what a run, a merged model or a generation file is: recipe, code, figures and citation,
+"""Cards of runs, merged models and generation files: recipe, code, scores and citation,
 from the files next to it."""
 
 from __future__ import annotations
