@@ -101,18 +101,23 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
             *(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts),
             args.verifier,
         )
-    prompts_per_step = args.generation_batch_size // args.num_generations
-    if len(train_rows) < prompts_per_step:
-        raise ValueError(
-            f"dataset_name: {data.dataset_name} has {len(train_rows)} problems, but a step takes "
-            f"{prompts_per_step}; give more problems, or a smaller prompts_per_step"
-        )
+    check_number(len(train_rows), data.dataset_name, args)
     measured = {"tokens_per_reflection": threshold, "verifier": args.verifier}
     if is_function(args.verifier):
         check_verifier(args.verifier, train_rows[0]["facts"], args.verifier_timeout)
         measured |= verifier_record(args.verifier)
     plan = plan_run("grpo", (data, args, model_args), train_rows, **measured)
     return Inputs(tokenizer, reward_funcs, train_rows, eval_rows[: data.max_eval_problems], plan)
+
+
+def check_number(num_problems: int, name: str, args: REARLConfig) -> None:
+    """Raise ValueError for fewer problems than a step takes."""
+    prompts_per_step = args.generation_batch_size // args.num_generations
+    if num_problems < prompts_per_step:
+        raise ValueError(
+            f"dataset_name: {name} has {num_problems} problems, but a step takes "
+            f"{prompts_per_step}; give more problems, or a smaller prompts_per_step"
+        )
 
 
 def read_threshold(args: REARLConfig, prompts: PromptFormat, model: str) -> float | None:

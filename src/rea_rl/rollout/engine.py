@@ -316,18 +316,8 @@ class RolloutEngine:
             return None
         start = time.perf_counter()
         kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
-        try:
-            response = await work.policy.complete(
-                work.batch.policy_version,
-                original.prompt_ids + kept_ids + forced_ids,
-                self._sampling_extra,
-                max_tokens=self.args.finish_max_tokens,
-                **self._sampling,
-            )
-        except openai.APIStatusError as error:
-            if not is_about_one(error):
-                raise
-            logger.warning("problem %r has no revision: %.300s", original.problem_id, words(error))
+        response = await self._answer(original, work, kept_ids + forced_ids)
+        if response is None:
             return None
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
         logprobs = (
@@ -349,6 +339,22 @@ class RolloutEngine:
         )
         await self._verify(revision, work.row)
         return revision
+
+    async def _answer(self, original: Rollout, work: _Work, begun: list[int]) -> Any:
+        """The policy's reply to a begun completion; None if the server refuses this one."""
+        try:
+            return await work.policy.complete(
+                work.batch.policy_version,
+                original.prompt_ids + begun,
+                self._sampling_extra,
+                max_tokens=self.args.finish_max_tokens,
+                **self._sampling,
+            )
+        except openai.APIStatusError as error:
+            if not is_about_one(error):
+                raise
+            logger.warning("problem %r has no revision: %.300s", original.problem_id, words(error))
+            return None
 
     async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
         start = time.perf_counter()
