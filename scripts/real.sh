@@ -59,6 +59,16 @@ stage() {
     echo "real: $file took $((SECONDS - begin)) s"
 }
 
+# check_settings: what would end the run hours later
+check_settings() {
+    local name stages="problems lrm detector cut rows extras report"
+    [[ -z ${UNTIL:-} || " $stages " == *" $UNTIL "* ]] || die "UNTIL is '$UNTIL'; it is one of: $stages"
+    for name in SEEDS STEPS SFT_ROWS RUNS_PER_GPU LIMIT SFT_STEPS EVAL_SAMPLES BASE_SAMPLES SOLVER_SAMPLES DETECTOR_SAMPLES HELDOUT_SAMPLES; do
+        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "$name is '${!name}'; give a number of 1 or more"
+    done
+    study --dry_run >/dev/null
+}
+
 # until STAGE: end here if UNTIL names this stage
 until_() {
     [[ ${UNTIL:-} != "$1" ]] || { echo "real: stopped after $1, as UNTIL says"; exit 0; }
@@ -183,13 +193,13 @@ choose_cut() {
         --tokens_per_reflection_file "$S/tokens_per_reflection.json"
 }
 
-# train_rows: reinforcement learning of all rows, and their answers to the test problems
-train_rows() {
+# study [OPTIONS]: the study of the rows that are trained
+study() {
     local rows seeds=(${SEEDS:+--seeds "$SEEDS"}) steps=(${STEPS:+--steps "$STEPS"})
     read -ra rows <<<"${ROWS:-base grpo grpo_len rea_rl reward_only model_only sigmoid l1_max}"
     attend python -m rea_rl.study --recipe_set "$RECIPE_SET" --rows "${rows[@]}" "${seeds[@]}" "${steps[@]}" --model "$POLICY" \
         --work "$S/study" --out "$S/study_report" --eval_dataset "$DATA/test.json" --eval_problems "${LIMIT:-1919}" \
-        --eval_samples "${EVAL_SAMPLES:-4}" --gpus "${GPUS[@]}" --runs_per_gpu "${RUNS_PER_GPU:-2}" --server_context 3072
+        --eval_samples "${EVAL_SAMPLES:-4}" --gpus "${GPUS[@]}" --runs_per_gpu "${RUNS_PER_GPU:-2}" --server_context 3072 "$@"
 }
 
 # answers NAME MODEL [OPTIONS]: answers of a model without reinforcement learning to the test problems
@@ -245,11 +255,19 @@ make_report() {
         --out "${REPORT:-docs/real}"
 }
 
+# One command a line: behind `&&` a stage that fails would not end the script.
 stop_in_order
-make_problems && until_ problems
-make_lrm && until_ lrm
-make_detector && until_ detector
-choose_cut && until_ cut
-train_rows && until_ rows
-make_extras && until_ extras
+check_settings
+make_problems
+until_ problems
+make_lrm
+until_ lrm
+make_detector
+until_ detector
+choose_cut
+until_ cut
+study
+until_ rows
+make_extras
+until_ extras
 make_report

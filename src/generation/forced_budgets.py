@@ -104,8 +104,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
     args = parse_arguments(argv)
-    if min(args.budgets) < 1:
-        raise ValueError(f"budgets are {args.budgets}; each must be at least 1 token")
+    if min(args.budgets) < 1 or len(set(args.budgets)) < len(args.budgets):
+        raise ValueError(f"budgets are {args.budgets}; give each once, and at least 1 token")
     check_numbers(vars(args), positive=("num_samples", "num_workers"))
     check_output(args.out, "out", (args.file,))
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
