@@ -52,7 +52,7 @@ MOVED = {
     "rea_rl.tree_attention": ["rea_rl.packing.attention"],
     "rea_rl.utils": "rea_core.models rea_core.problems rea_core.rows rea_core.command "
     "rea_core.clients rea_rl.run.checkpoints generation.measured".split(),
-    "rea_rl.vllm_server": ["rea_core.models"],
+    "rea_rl.vllm_server": ["rea_core.models", "rea_rl.rollout.server_answers"],
 }
 # Old module -> program that is no part of the packages any more, in a checkout.
 SCRIPTS = {"generation.gguf_to_hf": "scripts/gguf_to_hf.py"}

@@ -336,7 +336,7 @@ def check_policy_servers(
     from generation.markers import Markers
     from rea_rl.rollout import server_check
     from rea_rl.rollout.endpoint import adapter_folder
-    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
+    from rea_rl.rollout.server_answers import check_server, check_vocabulary, served_contexts
 
     tokenizer = inputs.tokenizer
     markers = Markers.of(vars(args), tokenizer)
@@ -361,8 +361,8 @@ def check_reflection_servers(
 ) -> None:
     """The same for reflection servers."""
     from rea_rl.rollout.reflection_check import check_context
+    from rea_rl.rollout.server_answers import check_server, check_vocabulary, served_contexts
     from rea_rl.rollout.server_check import check_alternatives_of
-    from rea_rl.vllm_server import check_server, check_vocabulary, served_contexts
 
     model = args.reflection_model
     for url in args.reflection_servers:

@@ -1,8 +1,8 @@
 """What a vLLM server must do that was started by somebody else: asked before the policy is loaded.
 
 `rea_rl.vllm_server` starts one that passes. Each check has a line of its own, and blames what it
-has seen. Name, context and vocabulary are checked there; the weights by `rollout.probe`, since that
-needs the trainer's model.
+has seen. Name, context and vocabulary are checked by `rollout.server_answers`; the weights by
+`rollout.probe`, since that needs the trainer's model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rea_core.models import LORA_RANKS
 from rea_rl.rollout.endpoint import LOAD_TIMEOUT, NOT_SEEN
 from rea_rl.rollout.labeller import TOP_LOGPROBS
+from rea_rl.rollout.server_answers import PROBE, ask
 from rea_rl.run.left_out import named
-from rea_rl.vllm_server import PROBE, ask
 
 if TYPE_CHECKING:
     import httpx

@@ -43,8 +43,8 @@ from rea_rl.rollout.endpoint import (
     words,
 )
 from rea_rl.rollout.probe import NoLogprobs, Probe
+from rea_rl.rollout.server_answers import request
 from rea_rl.trl_experimental import WeightTransfer, weight_transfer
-from rea_rl.vllm_server import request
 
 if TYPE_CHECKING:
     import torch

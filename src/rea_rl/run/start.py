@@ -86,7 +86,7 @@ def _servers(urls: list[str]) -> str:
 
 def server_version(url: str) -> str:
     """Version of a server's vLLM."""
-    from rea_rl.vllm_server import told_by
+    from rea_rl.rollout.server_answers import told_by
 
     try:
         return str(told_by(url, "/version", key=None)["version"])
