@@ -21,47 +21,56 @@ def read_tokens_per_reflection(
     the prompts were made, and the model. Raises ValueError if it is missing, or was measured
     another way than training counts words and makes prompts, or on another model.
     """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"tokens_per_reflection_file: {path} does not exist; measure the base model first, or "
-            "give tokens_per_reflection instead"
-        )
-    from generation.provenance import check_comparable, known_parts
+    from generation.provenance import known_parts
 
-    measured = read_json(path, finite=True)
-    if (
-        not isinstance(measured, dict)
-        or not {"tokens_per_reflection", "word_bounded"} <= measured.keys()
-    ):
-        raise ValueError(
-            f"tokens_per_reflection_file: {path} has no tokens_per_reflection; write it by scoring "
-            "the base model's responses with --reflection_quantile"
-        )
+    name = f"tokens_per_reflection_file: {path}"
+    measured = _read_measurement(name, Path(path))
     if measured["word_bounded"] != word_bounded:
         raise ValueError(
-            f"tokens_per_reflection_file: {path} was measured with word_bounded "
-            f"{measured['word_bounded']}, but word_bounded_reflections is {word_bounded}; measure "
-            "again or change the key"
+            f"{name} was measured with word_bounded {measured['word_bounded']}, but "
+            f"word_bounded_reflections is {word_bounded}; measure again or change the key"
+        )
+    if prompt_format is not None:
+        _check_prompts(path, measured, prompt_format)
+    if model is not None:
+        _check_model(name, known_parts(measured).get("model", {}), model)
+    return float(measured["tokens_per_reflection"])
+
+
+def _read_measurement(name: str, path: Path) -> dict[str, Any]:
+    """A file of `tokens_per_reflection`, which is a number. Raises ValueError for another one."""
+    if not path.is_file():
+        raise ValueError(
+            f"{name} does not exist; measure the base model first, or give tokens_per_reflection "
+            "instead"
+        )
+    measured = read_json(path, finite=True)
+    keys = {"tokens_per_reflection", "word_bounded"}
+    if not isinstance(measured, dict) or not keys <= measured.keys():
+        raise ValueError(
+            f"{name} has no tokens_per_reflection; write it by scoring the base model's responses "
+            "with --reflection_quantile"
         )
     if not is_a(measured["tokens_per_reflection"], NUMBER):
         raise ValueError(
-            f"tokens_per_reflection_file: {path} has the tokens_per_reflection "
-            f"{measured['tokens_per_reflection']!r}, which is no number; measure again"
+            f"{name} has the tokens_per_reflection {measured['tokens_per_reflection']!r}, which is "
+            "no number; measure again"
         )
-    if prompt_format is not None:
-        names = (
-            f"tokens_per_reflection_file: the responses of {path}",
-            "the prompts of the recipe",
-        )
-        remedy = (
-            "sample the base model's responses with the recipe's keys and measure again, or change "
-            "the recipe"
-        )
-        check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
-    if model is not None:
-        name = f"tokens_per_reflection_file: {path}"
-        _check_model(name, known_parts(measured).get("model", {}), model)
-    return float(measured["tokens_per_reflection"])
+    return measured
+
+
+def _check_prompts(
+    path: str | Path, measured: dict[str, Any], prompt_format: dict[str, Any]
+) -> None:
+    """Raise ValueError if the measured responses had other prompts than training makes."""
+    from generation.provenance import check_comparable, known_parts
+
+    names = f"tokens_per_reflection_file: the responses of {path}", "the prompts of the recipe"
+    remedy = (
+        "sample the base model's responses with the recipe's keys and measure again, or change "
+        "the recipe"
+    )
+    check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
 
 
 def _check_model(name: str, measured_on: dict[str, Any], model: str) -> None:
