@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
-from rea_rl.run.training import check_buildable, check_evaluation, load_model, parse, run
+from rea_rl.run.training import parse, run
 from rea_rl.sft import (
     Example,
+    assemble,
     encode_completion,
     encode_prompt,
     load_encoded,
@@ -95,54 +96,12 @@ def trainer_class() -> type[DPOTrainer]:
 def build_trainer(
     script: SFTScriptArguments, args: REARLDPOConfig, model_args: ModelConfig
 ) -> DPOTrainer:
-    """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model
-    loads.
-
-    Raises RunComplete if the run in output_dir needs nothing more.
-    """
-    from rea_core.models import load_tokenizer
-    from rea_rl.run.lora import check_lora_keys, lora_config
-    from rea_rl.run.resume import plan_run
-
-    check_lora_keys(model_args, served=False)
-    check_evaluation(args, script.eval_dataset_name)
+    """Trainer of a recipe, see `rea_rl.sft.assemble`. Raises ValueError without an adapter, too."""
     if not model_args.use_peft:
         raise ValueError(
             "use_peft must be true: the reference model is the base model without the adapter"
         )
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
-    )
-    check_buildable(model_args, args.trust_remote_code)
-    train_dataset = load_pairs(
-        script.dataset_name,
-        script.dataset_train_split,
-        tokenizer,
-        args.max_length,
-        config=script.dataset_config,
-    )
-    eval_dataset = None
-    if script.eval_dataset_name is not None:
-        eval_dataset = load_pairs(
-            script.eval_dataset_name,
-            script.dataset_eval_split,
-            tokenizer,
-            args.max_length,
-            script.max_eval_rows,
-            script.dataset_config,
-        )
-    plan = plan_run("dpo", (script, args, model_args), train_dataset)
-    model = load_model(model_args, args.trust_remote_code, script.torch_threads)
-    trainer = trainer_class()(
-        model=model,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        peft_config=lora_config(model, model_args, served=False),
-    )
-    trainer.plan = plan
-    return trainer
+    return assemble("dpo", trainer_class, load_pairs, (script, args, model_args))
 
 
 @interruptible

@@ -35,7 +35,7 @@ from rea_rl.run.training import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
     from trl import ModelConfig, SFTTrainer
 
     from rea_rl.configs import REARLSFTConfig, SFTScriptArguments
@@ -204,11 +204,38 @@ def trainer_class() -> type[SFTTrainer]:
     return RowTrainer
 
 
-def build_trainer(
-    script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig
-) -> SFTTrainer:
+def load_data(
+    load: Callable[..., Dataset],
+    script: SFTScriptArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+) -> tuple[Dataset, Dataset | None]:
+    """Rows to train on, and those to evaluate on if the recipe names any, each by `load`."""
+    lengths = tokenizer, max_length
+    config = script.dataset_config
+    rows = load(script.dataset_name, script.dataset_train_split, *lengths, config=config)
+    if script.eval_dataset_name is None:
+        return rows, None
+    place = script.eval_dataset_name, script.dataset_eval_split
+    return rows, load(*place, *lengths, script.max_eval_rows, config)
+
+
+def assemble(
+    method: str,
+    trainer_class: Callable[[], type[Trainer]],
+    load: Callable[..., Dataset],
+    parts: tuple[SFTScriptArguments, Any, ModelConfig],
+    chat_template: str | None = None,
+) -> Trainer:
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model
     loads.
+
+    Args:
+        method: name under which the run is recorded.
+        trainer_class: imports the class of the trainer, after all checks.
+        load: encodes the rows of a file, as `load_examples`.
+        parts: recipe.
+        chat_template: replaces the model's own.
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """
@@ -216,33 +243,18 @@ def build_trainer(
     from rea_rl.run.lora import check_lora_keys, lora_config
     from rea_rl.run.resume import plan_run
 
+    script, args, model_args = parts
     check_lora_keys(model_args, served=False)
     check_evaluation(args, script.eval_dataset_name)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, trust_remote_code=args.trust_remote_code, trained=True
     )
-    if args.chat_template_path is not None:
-        tokenizer.chat_template = read_chat_template(args.chat_template_path)
+    if chat_template is not None:
+        tokenizer.chat_template = read_chat_template(chat_template)
     check_buildable(model_args, args.trust_remote_code)
     check_master_weights(args, model_args)
-    train_dataset = load_examples(
-        script.dataset_name,
-        script.dataset_train_split,
-        tokenizer,
-        args.max_length,
-        config=script.dataset_config,
-    )
-    eval_dataset = None
-    if script.eval_dataset_name is not None:
-        eval_dataset = load_examples(
-            script.eval_dataset_name,
-            script.dataset_eval_split,
-            tokenizer,
-            args.max_length,
-            script.max_eval_rows,
-            script.dataset_config,
-        )
-    plan = plan_run("sft", (script, args, model_args), train_dataset)
+    train_dataset, eval_dataset = load_data(load, script, tokenizer, args.max_length)
+    plan = plan_run(method, parts, train_dataset)
     model = load_model(model_args, args.trust_remote_code, script.torch_threads)
     trainer = trainer_class()(
         model=model,
@@ -254,6 +266,14 @@ def build_trainer(
     )
     trainer.plan = plan
     return trainer
+
+
+def build_trainer(
+    script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig
+) -> SFTTrainer:
+    """Trainer of a recipe, see `assemble`."""
+    parts = script, args, model_args
+    return assemble("sft", trainer_class, load_examples, parts, args.chat_template_path)
 
 
 @interruptible
