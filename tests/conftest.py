@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +25,16 @@ POLICY = ROOT / "model" / "Miniature-LRM"
 REFLECTION = ROOT / "model" / "Miniature-Instruct"
 
 
+def ignored(*_: object) -> None:
+    """A handler, as opposed to SIG_IGN, is not inherited by programs that tests start."""
+
+
 def pytest_configure() -> None:
-    """Before torch is loaded: threads that spin would take a core from servers and other ranks."""
+    """Signals that `nohup` or a shell's background ignores end programs of tests all the same."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, ignored)
+    # Before torch is loaded: threads that spin would take a core from servers and other ranks.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # An example may take longer than 200 ms if other processes have the cores.

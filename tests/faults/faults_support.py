@@ -134,6 +134,7 @@ class Run:
     recipe: Path
     output: Path
     rows_per_path: int
+    python: str = sys.executable
     logs: list[Path] = field(default_factory=list)
     processes: list[subprocess.Popen] = field(default_factory=list)
 
@@ -142,7 +143,7 @@ class Run:
     ) -> subprocess.Popen:
         self.logs.append(self.output.with_name(f"{self.output.name}-{len(self.logs)}.log"))
         command = [
-            sys.executable,
+            self.python,
             *program,
             "--config",
             str(self.recipe),

@@ -40,9 +40,6 @@ def launcher(free_port, tmp_path):
             cwd=ROOT, env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL, stdout=file,
             stderr=file,
             start_new_session=True,
-            # What runs in a script's background is born with SIGINT ignored, and bash cannot trap
-            # what it was born with.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
     yield SimpleNamespace(process=process, output=output, log=log)
     if process.poll() is None:

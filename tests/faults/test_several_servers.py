@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
+from pathlib import Path
 
 import httpx
 import pytest
-from faults_support import ENVIRONMENT, POLICY, REFLECTION, ROOT, Server, wait_for, write_recipe
+from faults_support import ENVIRONMENT, ROOT, wait_for, write_recipe
 
 pytestmark = pytest.mark.faults
 TWO_RANKS = (
@@ -20,41 +20,35 @@ TWO_RANKS = (
 STEPS = 2
 
 
-@pytest.fixture(scope="session")
-def seconds(free_port, tmp_path_factory):
-    """A second policy server and a second reflection server, started again when killed."""
-    folder = tmp_path_factory.mktemp("second")
-    servers = (
-        Server("policy", POLICY, free_port(), folder, "--max_lora_rank", "8"),
-        Server("reflection", REFLECTION, free_port(), folder),
-    )
-    yield servers
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop()
+@pytest.fixture
+def make_run(make_run, fast_python):
+    """As of all faults, but for the start: processes are killed here as a whole."""
+
+    def make(*servers, **changes):
+        run = make_run(*servers, **changes)
+        run.python = fast_python
+        return run
+
+    return make
 
 
-@pytest.fixture(scope="session")
-def both(pair, seconds):
-    for server in seconds:
-        server.wait_ready()
-    return [[first, second] for first, second in zip(pair, seconds, strict=True)]
+@pytest.fixture
+def both(policy_server, reflection_server, pair):
+    """URLs of two policy servers and of two reflection servers; the second ones are started again
+    when they are killed."""
+    firsts = (policy_server, reflection_server)
+    return [[first.base_url, second.url] for first, second in zip(firsts, pair, strict=True)]
 
 
 @pytest.fixture
 def run(make_run, pair, both):
     """A run on all four servers."""
-    lists = {
-        f"{role}_server": [server.url for server in servers]
-        for role, servers in zip(("policy", "reflection"), both, strict=True)
-    }
-    return make_run(*pair, **lists, max_steps=STEPS)
+    return make_run(*pair, policy_server=both[0], reflection_server=both[1], max_steps=STEPS)
 
 
-def served(server):
+def served(url):
     """Completions that a server has ended since it started."""
-    url = server.url.removesuffix("/v1") + "/metrics"
-    text = httpx.get(url, timeout=10.0, trust_env=False).text
+    text = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=10.0, trust_env=False).text
     return sum(float(n) for n in re.findall(r"^vllm:request_success_total\S* (\S+)$", text, re.M))
 
 
@@ -65,12 +59,12 @@ def problems(run, step):
 def test_four_servers_and_two_ranks_train_what_two_servers_and_one_rank_do(
     run, make_run, pair, both
 ):
-    before = [[served(server) for server in servers] for servers in both]
+    before = [[served(url) for url in urls] for urls in both]
     assert run.finish(run.start(program=TWO_RANKS)) == 0, run.log
     run.check_complete(STEPS)
     grown = [
-        [served(server) - count for server, count in zip(servers, counts, strict=True)]
-        for servers, counts in zip(both, before, strict=True)
+        [served(url) - count for url, count in zip(urls, counts, strict=True)]
+        for urls, counts in zip(both, before, strict=True)
     ]
     policies, reflections = grown
     assert policies[0] == policies[1] > 0, grown  # each has half of them
@@ -86,25 +80,23 @@ def test_four_servers_and_two_ranks_train_what_two_servers_and_one_rank_do(
 
 
 @pytest.fixture
-def hosts(both, free_port, tmp_path):
+def hosts(pair, both, fast_python, free_port, tmp_path):
     """Function that trains with a launcher for each of two hosts, and returns their results; each
     names a policy and a reflection server of its own."""
-    recipe = write_recipe(
-        tmp_path / "config_ReflectRL.yaml", *both[0], lr_scheduler_type="constant"
-    )
+    recipe = write_recipe(tmp_path / "config_ReflectRL.yaml", *pair, lr_scheduler_type="constant")
     policies, reflections = both
 
     def train(*folders, max_steps):
         variables = {
             "RECIPE_SET": os.path.relpath(recipe.parent, ROOT / "recipes"), "NUM_GPUS": "0",
-            "VENV": sys.prefix, "NUM_MACHINES": "2", "MAIN_ADDRESS": "127.0.0.1",
-            "MAIN_PORT": str(free_port()),
+            "VENV": str(Path(fast_python).parents[1]), "NUM_MACHINES": "2",
+            "MAIN_ADDRESS": "127.0.0.1", "MAIN_PORT": str(free_port()),
         }  # fmt: skip
         launched = []
         for i, folder in enumerate(folders):
             command = ["bash", "scripts/reflect_rl.sh", "--output_dir", str(folder)]
-            command += ["--policy_server", policies[i].url, "--max_steps", str(max_steps)]
-            command += ["--reflection_server", reflections[i].url]
+            command += ["--policy_server", policies[i], "--max_steps", str(max_steps)]
+            command += ["--reflection_server", reflections[i]]
             environment = ENVIRONMENT | variables | {"MACHINE_RANK": str(i)}
             launched.append(
                 subprocess.Popen(
@@ -124,7 +116,7 @@ def hosts(both, free_port, tmp_path):
 
 
 def test_two_hosts_train_and_resume(hosts, both, make_run, pair, tmp_path):
-    before = [served(server) for server in both[0]]
+    before = [served(url) for url in both[0]]
     run = make_run(*pair)
     codes, outputs = hosts(run.output, run.output, max_steps=1)
     assert codes == [0, 0], outputs
@@ -132,7 +124,7 @@ def test_two_hosts_train_and_resume(hosts, both, make_run, pair, tmp_path):
     assert codes == [0, 0], outputs
     run.check_complete(2)
     assert "resumed from" in outputs[0] and "checkpoint-1" in outputs[0]
-    assert all(served(server) > count for server, count in zip(both[0], before, strict=True))
+    assert all(served(url) > count for url, count in zip(both[0], before, strict=True))
 
 
 def test_two_hosts_without_a_shared_folder_end_with_one_line(hosts, tmp_path):
@@ -141,13 +133,13 @@ def test_two_hosts_without_a_shared_folder_end_with_one_line(hosts, tmp_path):
     assert "cannot see what rank 0 writes there" in outputs[0], outputs
 
 
-def test_a_policy_server_that_is_back_serves_again(run, both):
-    server = both[0][1]
+def test_a_policy_server_that_is_back_serves_again(run, policy):
+    starts = policy.log.count("ready after")
     process = run.start("--max_steps", "1000")
     wait_for(lambda: (run.output / "rollouts" / "step-0.jsonl").exists() or process.poll())
-    server.signal(signal.SIGKILL)
-    server.wait_ready(2)
-    wait_for(lambda: served(server) > 0 or process.poll() is not None)
+    policy.signal(signal.SIGKILL)
+    policy.wait_ready(starts + 1)
+    wait_for(lambda: served(policy.url) > 0 or process.poll() is not None)
     assert process.poll() is None, run.log
     process.send_signal(signal.SIGTERM)
     assert run.finish(process) == 143, run.log
@@ -156,12 +148,14 @@ def test_a_policy_server_that_is_back_serves_again(run, both):
     assert all(len(names) == 1 for names in versions)
 
 
-def test_a_policy_server_that_is_gone_for_good_is_done_without(run, both):
-    server = both[0][1]
+def test_a_policy_server_that_is_gone_for_good_is_done_without(run, policy):
     process = run.start("--max_steps", "4", program=TWO_RANKS)
     wait_for(lambda: (run.output / "rollouts" / "step-0.jsonl").exists() or process.poll())
-    server.process.kill()  # which starts it again otherwise
-    server.process.wait()
-    assert run.finish(process) == 0, run.log
+    policy.process.send_signal(signal.SIGSTOP)  # which starts it again otherwise
+    try:
+        policy.signal(signal.SIGKILL)
+        assert run.finish(process) == 0, run.log
+    finally:
+        policy.process.send_signal(signal.SIGCONT)
     run.check_complete(4)
     assert run.steps()[-1]["servers/alive"] == 3

@@ -71,15 +71,17 @@ def test_ctrl_c_ends_a_program_in_one_line(tmp_path, name):
         [sys.executable, "-m", module, *line.format(tmp_path).split()],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        # ignored by tests that run in the background
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not is_time(tmp_path, process.pid) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    try:
+        out, said = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 130 and out == ""
     assert said.splitlines()[-1] == "error: interrupted by Ctrl-C; what was finished is kept"
     assert "Traceback" not in said and "Process " not in said

@@ -363,7 +363,6 @@ def test_a_signal_ends_the_training_before_the_servers_and_waits_for_both(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 30
     while (

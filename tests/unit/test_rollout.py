@@ -352,7 +352,7 @@ def test_closing_the_engine_ends_what_is_under_way(tmp_path):
         engine = make_engine(tmp_path, server.url)
         with ThreadPoolExecutor(1) as executor:
             batch = executor.submit(engine.run, [make_row()], Batch(0, VERSION, False))
-            while not server.requests:
+            while not (server.requests or batch.done()):
                 time.sleep(0.01)
             start = time.perf_counter()
             with engine:

@@ -3,6 +3,7 @@ programs are stand-ins."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,9 +57,10 @@ def checkout(tmp_path) -> Path:
 def begun(checkout, tmp_path) -> Iterator:
     """Function that starts a script, and returns it once a program of some name works."""
     started: list[subprocess.Popen] = []
+    working: list[psutil.Process] = []
+    said, output = tmp_path / "said", tmp_path / "output.log"
 
     def start(line: str, works: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
-        said = tmp_path / "said"
         process = subprocess.Popen(
             ["bash", *line.format(checkout).split()],
             env={
@@ -66,21 +68,26 @@ def begun(checkout, tmp_path) -> Iterator:
                 **{"NUM_GPUS": "0", "RECIPE_SET": "miniature", "CUDA_VISIBLE_DEVICES": ""},
                 "PYTHONPATH": str(ROOT / "src"),
             },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # not a pipe, which ends only with the last program that holds it
+            stdout=output.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         started.append(process)
         deadline = time.monotonic() + 60
         while not (said.exists() and works in said.read_text()):
-            assert time.monotonic() < deadline and process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline and process.poll() is None, output.read_text()
             time.sleep(0.05)
-        pids = [int(told.split()[0]) for told in said.read_text().splitlines()]
-        return process, [psutil.Process(pid) for pid in pids]
+        programs = [psutil.Process(int(told.split()[0])) for told in said.open()]
+        working.extend(programs)
+        return process, programs
 
     yield start
     for process in started:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+    for program in working:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            program.kill()
 
 
 SCRIPTS = {
@@ -95,13 +102,12 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("line", SCRIPTS)
-def test_a_closed_terminal_ends_all_that_a_script_started(begun, line):
+def test_a_closed_terminal_ends_all_that_a_script_started(begun, line, tmp_path):
     process, programs = begun(line, SCRIPTS[line])
     if SCRIPTS[line] == "rea_rl.grpo":
         assert any("vllm_server" in " ".join(p.cmdline()) for p in programs) or len(programs) > 1
     process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 129, output
+    assert process.wait(30) == 129, (tmp_path / "output.log").read_text()
     assert not [p for p in programs if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -376,7 +376,7 @@ def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(
 def command(model, tmp_path, free_port):
     """Function that starts `rea_rl.vllm_server` as a process, with a Python program in vLLM's
     place."""
-    started = []
+    started, timers = [], []
 
     def start(program=SERVE_WITH_CHILD, *flags):
         served = f"MODEL = {model!r}\n" + program
@@ -402,12 +402,15 @@ vllm_server.main(sys.argv[1:])
         ]
         line = [sys.executable, "-c", main, *given, "--log_dir", str(tmp_path)]
         started.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
+        timers.append(threading.Timer(60, started[-1].kill))  # so that no test reads for ever
+        timers[-1].start()
         return started[-1]
 
     yield start
-    for process in started:
+    for process, timer in zip(started, timers, strict=True):
         process.terminate()
         process.wait(30)
+        timer.cancel()
 
 
 def read_until(process, text):
