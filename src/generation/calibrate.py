@@ -42,7 +42,7 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, identity
 from generation.labeling_distill_utils import add_paragraph_arguments
-from generation.labeling_to_prefix import PathFile, label_probabilities
+from generation.labeling_to_prefix import CAP_FLAGS, PathFile, label_probabilities
 from generation.measured import read_tokens_per_reflection
 from generation.parallel import Shared, num_cores, ordered_map
 from generation.path_cutting import SplitPath, Splitting, Wanted
@@ -51,11 +51,10 @@ from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
 from generation.scoring import Interval, at_an_end, ratio_interval
 from generation.segments import check_paragraph_tokens
-from generation.verifiers import MATH
-from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, check_output, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
@@ -552,25 +551,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, words in (("rows", "generation file"), ("choose", "finished file of the first step")):
         step = steps.add_parser(name)
         step.add_argument("file", type=user_path, help=words)
-        step.add_argument("--labels", type=user_path, required=True, help="file of split labeling")
-        step.add_argument(
-            "--judge_cuts",
-            type=user_path,
-            required=True,
-            help="file of labeling_distill_utils --clean",
-        )
-        step.add_argument(
-            "--out",
-            type=user_path,
-            required=True,
-            help="rows for split math_cot, or the chosen setting",
-        )
         add_flags(
             step,
-            cut_cap_share=(0.05, "at least min((n + offset) * this, max) go"),
-            cut_cap_offset=(10, "see cut_cap_share"),
-            cut_cap_max=(5, "see cut_cap_share"),
+            labels=(Needed(Path), "file of split labeling"),
+            judge_cuts=(Needed(Path), "file of labeling_distill_utils --clean"),
+            out=(Needed(Path), "rows for split math_cot, or the chosen setting"),
             seed=(0, "of the random controls"),
+            **CAP_FLAGS,
         )
         if name == "rows":
             add_paragraph_arguments(step)
@@ -580,9 +567,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         min_safe=(0.97, "share of right responses that must keep their result"),
         tokens_per_reflection_file=(Path, "threshold of the reward `reflect`"),
         min_reflect=(0.7, "share of the reflection reward that cut responses must keep"),
-        num_workers=(int, "processes; default: one a core"),
-        timeout=(5.0, "seconds before an answer counts as wrong"),
-        verifier=(MATH, "which response is right, as in the training recipe"),
+        **VERIFIER_FLAGS,
     )
     return parser.parse_args(argv)
 

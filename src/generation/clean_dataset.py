@@ -19,8 +19,8 @@ from generation.identity import match_problems
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import known_parts
 from generation.verifiers import MATH
-from rea_core.checks import check_numbers, check_output, user_path
-from rea_core.command import add_flags, command
+from rea_core.checks import check_numbers, check_output
+from rea_core.command import Needed, add_flags, command
 from rea_core.problems import load_problems, problem_digest
 from rea_core.row_files import Row, write_json
 from rea_core.rows import check_columns, write_atomically
@@ -121,18 +121,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         problem_column=(str, "as in training recipes"),
         answer_column=("answer", "as in training recipes"),
         limit=(int, "first N problems only, as in qaf_limit of the responses"),
-    )
-    parser.add_argument(
-        "--verdicts",
-        type=user_path,
-        required=True,
-        help=".scores.json of responses to the same problems",
-    )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("dataset/DeepScaleR/DeepScaleR_clean.json"),
-        help="result",
+        verdicts=(Needed(Path), ".scores.json of responses to the same problems"),
+        out=(Path("dataset/DeepScaleR/DeepScaleR_clean.json"), "result"),
     )
     return parser.parse_args(argv)
 

@@ -15,6 +15,7 @@ import argparse
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generation.generation_file import read_generations
@@ -24,7 +25,7 @@ from generation.path_cutting import to_json
 from generation.rendering import thinking_in
 from generation.stages import path_rows
 from rea_core.checks import check_numbers, check_output, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter
 
@@ -83,17 +84,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Rows that force an answer after so many tokens of thinking."
     )
     parser.add_argument("file", type=user_path, help="generation file of a reasoning model")
-    parser.add_argument("--out", type=user_path, required=True, help="rows for split math_cot")
-    parser.add_argument(
-        "--model_dir",
-        required=True,
-        help="model that wrote the responses; its tokenizer counts tokens",
-    )
     parser.add_argument(
         "--budgets", type=int, nargs="+", required=True, help="tokens of the thinking"
     )
     add_flags(
         parser,
+        out=(Needed(Path), "rows for split math_cot"),
+        model_dir=(Needed(str), "model that wrote the responses; its tokenizer counts tokens"),
         num_samples=(1, "responses of each problem that are taken"),
         num_workers=(int, "processes; default: one a core"),
     )

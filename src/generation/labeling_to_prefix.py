@@ -50,7 +50,7 @@ from generation.provenance import check_same_prompts
 from generation.segments import check_paragraph_tokens
 from rea_core import moved
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
@@ -63,6 +63,11 @@ __getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
 RANDOM_PERCENT = (50, 60, 70, 80, 90)
+CAP_FLAGS = {
+    "cut_cap_share": (0.05, "at least min((n + offset) * this, max) go"),
+    "cut_cap_offset": (10, "see cut_cap_share"),
+    "cut_cap_max": (5, "see cut_cap_share"),
+}
 
 
 def label_probabilities(
@@ -287,15 +292,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         labels=(Path, "file of split labeling"),
         judge_cuts=(Path, "file of labeling_distill_utils --clean"),
     )
-    parser.add_argument("--out", type=user_path, required=True, help="rows for split math_cot")
     add_flags(
         parser,
+        out=(Needed(Path), "rows for split math_cot"),
+        seed=(0, "of the random controls"),
         cut_second_half=(0.5, "share of paragraphs before a normal cut"),
         cut_strong_threshold=(0.25, "P(Result) of a strong cut"),
         cut_threshold=(0.5, "P(Result) of a normal cut"),
-        cut_cap_share=(0.05, "at least min((n + offset) * this, max) go"),
-        cut_cap_offset=(10, "see cut_cap_share"),
-        cut_cap_max=(5, "see cut_cap_share"),
+        **CAP_FLAGS,
         cut_file=(Path, "file of generation.calibrate: its threshold and second half"),
     )
     parser.add_argument(
@@ -304,7 +308,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=STRENGTHS,
         help="only these, without controls; default: all",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random controls")
     add_paragraph_arguments(parser)
     return parser.parse_args(argv)
 

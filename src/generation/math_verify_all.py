@@ -56,10 +56,15 @@ from generation.rendering import PromptFormat, after_thinking
 from generation.scoring import ALL, ScoredProblem, figures, groups
 from generation.verifiers import MATH, check_name, is_function
 from generation.verifiers.names import check_golds
-from generation.verifiers.opening import check_verifier, open_verifier, verifier_record
+from generation.verifiers.opening import (
+    VERIFIER_FLAGS,
+    check_verifier,
+    open_verifier,
+    verifier_record,
+)
 from generation.verifiers.pool import Asked, facts_of
 from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.golds import as_list
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
@@ -504,33 +509,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score files of generation.generate.")
     parser.add_argument("files", nargs="+", type=user_path, help="generation files")
-    parser.add_argument(
-        "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
-    )
+    budgets = {"nargs": "+", "type": int, "default": []}
+    parser.add_argument("--budgets", help="cut responses to so many tokens; several", **budgets)
     add_flags(
         parser,
+        model_dir=(Needed(str), "model whose tokenizer counts thinking tokens"),
         base=(Path, ".scores.json file of the base model, for TR"),
         mode=("strict", "how answers are compared: strict or original"),
-    )
-    parser.add_argument(
-        "--budgets",
-        nargs="+",
-        type=int,
-        default=[],
-        help="cut responses to so many tokens; several",
-    )
-    add_flags(
-        parser,
         results=(Path("output/verify.json"), "log of all scored files"),
         slips=(False, "miniature: count corrected wrong first results"),
         word_bounded=(False, "count whole reflection words only"),
-        reflection_quantile=(
-            float,
-            "also write tokens_per_reflection, the reflect reward's threshold",
-        ),
-        num_workers=(int, "processes; default: one a core"),
-        timeout=(5.0, "seconds before an answer counts as wrong"),
-        verifier=(MATH, "math, exact, choice, program, module:function or path.py:function"),
+        reflection_quantile=(float, "also write the reflect reward's tokens_per_reflection"),
+        **VERIFIER_FLAGS,
     )
     return parser.parse_args(argv)
 

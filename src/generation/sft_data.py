@@ -25,11 +25,10 @@ from generation.parallel import num_cores
 from generation.prompts import format_problem
 from generation.provenance import check_comparable, check_same_prompts, prompt_format_of
 from generation.rendering import PromptFormat
-from generation.verifiers import MATH
-from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, check_output, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
@@ -148,11 +147,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "finished", type=user_path, help="finished file of labeling_distill_utils --clean"
     )
-    parser.add_argument(
-        "--paths", type=user_path, required=True, help="generation file of the original responses"
-    )
     add_flags(
         parser,
+        paths=(Needed(Path), "generation file of the original responses"),
         sft_out=(Path("dataset/labeling/SFT.json"), "SFT rows"),
         rpo_out=(Path("dataset/labeling/RPO.json"), "preference pairs"),
         max_per_problem=(4, "responses of one problem at most"),
@@ -160,9 +157,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             str,
             "as in the training recipe, for files that do not say how their prompts were made",
         ),
-        num_workers=(int, "processes; default: one a core"),
-        timeout=(5.0, "seconds before an answer counts as wrong"),
-        verifier=(MATH, "which response is right, as in the training recipe"),
+        **VERIFIER_FLAGS,
     )
     return parser.parse_args(argv)
 

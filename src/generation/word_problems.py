@@ -27,8 +27,8 @@ import random
 import re
 from pathlib import Path
 
-from rea_core.checks import check_numbers, check_output_folder, user_path
-from rea_core.command import add_flags, command
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import read_rows
@@ -169,9 +169,9 @@ def _row(name: str, i: int, row: Row) -> Row:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Word problems for scripts/real.sh.")
-    parser.add_argument("--out", type=user_path, required=True, help="folder of the five files")
     add_flags(
         parser,
+        out=(Needed(Path), "folder of the five files"),
         source=(Path, "folder with the six files; default: from the Hub"),
         num_heldout=(400, "held-out problems from GSM8K's training split"),
     )

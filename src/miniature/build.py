@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miniature.world import LEVELS, Problem, make_problem
-from rea_core.checks import check_numbers, check_output_folder, user_path
-from rea_core.command import command
+from rea_core.checks import check_numbers, check_output_folder
+from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 
@@ -44,29 +44,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("model"),
-        help="folder for Miniature-LRM and Miniature-Instruct",
+    add_flags(
+        parser,
+        out=(Path("model"), "folder for Miniature-LRM and Miniature-Instruct"),
+        problems=(Path("dataset/miniature"), "folder for the problem files"),
+        minutes=(120.0, "training time of both models together"),
+        seed=(0, "of problems and weights"),
+        workers=(max(1, (os.cpu_count() or 2) - 2), "processes that draw training data"),
     )
-    parser.add_argument(
-        "--problems",
-        type=user_path,
-        default=Path("dataset/miniature"),
-        help="folder for the problem files",
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=120, help="training time of both models together"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=max(1, (os.cpu_count() or 2) - 2),
-        help="processes that draw training data",
-    )
     parser.add_argument(
         "--tokens-per-batch",
         type=int,

@@ -19,8 +19,8 @@ from generation.labeling_distill_utils import Cleaning, write_candidates
 from generation.parallel import Shared
 from generation.path_cutting import Splitting
 from miniature.judge import respond
-from rea_core.checks import check_output, user_path
-from rea_core.command import add_flags, command
+from rea_core.checks import check_output
+from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 
 
@@ -50,11 +50,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Label the miniature's responses with the oracle judge."
     )
     parser.add_argument("file", help="generation file of miniature problems")
-    parser.add_argument(
-        "--out", type=user_path, required=True, help="training file of the reflection model"
-    )
     add_flags(
         parser,
+        out=(Needed(Path), "training file of the reflection model"),
         model_dir=("model/Miniature-LRM", "model whose tokenizer counts paragraph tokens"),
         paragraph_min_tokens=(1, "as in the training recipe"),
         paragraph_max_tokens=(128, "as in the training recipe"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from generation.evaluation.plots import draw, read_log
@@ -18,8 +19,8 @@ from generation.math_verify_all import read_scores, table
 from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from miniature.world import LEVELS
-from rea_core.checks import check_output_folder, user_path
-from rea_core.command import command
+from rea_core.checks import check_output_folder
+from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 
@@ -60,16 +61,13 @@ def stage_seconds(text: str) -> tuple[str, float]:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Compare the trained miniature with its base.")
-    parser.add_argument("--base", required=True, help=".scores.json of the base model")
-    parser.add_argument("--trained", required=True, help=".scores.json of the trained model")
-    parser.add_argument(
-        "--run", type=user_path, required=True, help="output_dir of the training run"
-    )
-    parser.add_argument(
-        "--name", default="REA-RL", help="what the trained model is called in table and picture"
-    )
-    parser.add_argument(
-        "--out", type=user_path, required=True, help="folder for summary.json and the picture"
+    add_flags(
+        parser,
+        base=(Needed(str), ".scores.json of the base model"),
+        trained=(Needed(str), ".scores.json of the trained model"),
+        run=(Needed(Path), "output_dir of the training run"),
+        name=("REA-RL", "what the trained model is called in table and picture"),
+        out=(Needed(Path), "folder for summary.json and the picture"),
     )
     parser.add_argument(
         "--seconds", nargs="*", type=stage_seconds, default=[], help="stage=seconds"

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,26 @@ def in_words(error: Exception) -> str:
     return " ".join(str(error).splitlines())
 
 
+@dataclass(frozen=True)
+class Needed:
+    """In place of a flag's default: the type of one that must be given."""
+
+    type: type
+
+
 def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> None:
-    """Add optional flags by name: their default, or their type if there is none, and their help.
+    """Add flags by name: their default, or their type if there is none, and their help.
 
     False makes a switch.
     """
     for name, (value, words) in flags.items():
-        settings: dict[str, Any] = {"type": type(value), "default": value}
         if value is False:
-            settings = {"action": "store_true"}
+            parser.add_argument(f"--{name}", action="store_true", help=words)
+            continue
+        kind, settings = type(value), {"default": value}
+        if isinstance(value, Needed):
+            kind, settings = value.type, {"required": True}
         elif isinstance(value, type):
-            settings = {"type": user_path if value is Path else value}
-        parser.add_argument(f"--{name}", help=words, **settings)
+            kind, settings = value, {}
+        reader = user_path if issubclass(kind, Path) else kind
+        parser.add_argument(f"--{name}", type=reader, help=words, **settings)

@@ -19,7 +19,7 @@ from generation.math_verify_all import check_same_problems, read_scores
 from generation.provenance import check_all_comparable, distinct_names, known_parts
 from generation.scoring import ALL, Interval
 from rea_core.checks import check_output, user_path
-from rea_core.command import command
+from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_file
 
@@ -286,17 +286,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Draw training curves and accuracy against tokens."
     )
-    parser.add_argument(
-        "--trainer_state", type=user_path, help="trainer_state.json of a run of rea_rl.grpo"
+    add_flags(
+        parser,
+        trainer_state=(Path, "trainer_state.json of a run of rea_rl.grpo"),
+        save_to=(Needed(Path), "image file, such as run.png"),
     )
     parser.add_argument(
         "--scores", nargs="*", type=user_path, default=[],
         help=".scores.json files of generation.math_verify_all",
     )  # fmt: skip
     parser.add_argument("--names", nargs="*", help="their names in the legend; default: the files'")
-    parser.add_argument(
-        "--save_to", type=user_path, required=True, help="image file, such as run.png"
-    )
     args = parser.parse_args(argv)
     named = distinct_names(args.scores) if args.scores else {}
     names = args.names or list(named.values())

@@ -29,7 +29,7 @@ from generation.labeling_to_prefix import label_probabilities
 from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, at_an_end, ratio_interval
-from generation.verifiers import MATH
+from generation.verifiers.opening import VERIFIER_FLAGS
 from rea_core.checks import (
     NUMBER,
     check_finite,
@@ -39,7 +39,7 @@ from rea_core.checks import (
     short_json,
     user_path,
 )
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, Rows, open_rows, write_json
@@ -291,29 +291,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "finished", type=user_path, help="finished file of generation.labeling_to_prefix"
     )
-    parser.add_argument(
-        "--model_dir", required=True, help="model whose tokenizer counts thinking tokens"
-    )
-    parser.add_argument("--out", type=user_path, required=True, help="folder of the report")
     add_flags(
         parser,
+        model_dir=(Needed(str), "model whose tokenizer counts thinking tokens"),
+        out=(Needed(Path), "folder of the report"),
         labels=(Path, "file of split labeling; with judge_cuts: precision and recall"),
         judge_cuts=(Path, "file of labeling_distill_utils --clean for the same paths"),
-    )
-    parser.add_argument(
-        "--cut_threshold",
-        type=float,
-        default=0.5,
-        help="P(Result) from which the reflection model has found a result: that of the cuts",
+        cut_threshold=(0.5, "P(Result) from which there is a result, as in the cuts"),
+        word_bounded=(False, "count whole reflection words only"),
+        verifier=VERIFIER_FLAGS["verifier"],
     )
     parser.add_argument(
         "--models", nargs="*", default=[], help="NAME=FILE.scores.json of trained models: more rows"
-    )
-    parser.add_argument(
-        "--verifier", default=MATH, help="which response is right, as in the training recipe"
-    )
-    parser.add_argument(
-        "--word_bounded", action="store_true", help="count whole reflection words only"
     )
     return parser.parse_args(argv)
 

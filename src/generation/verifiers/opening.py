@@ -10,6 +10,17 @@ from generation.provenance import verifier_version
 from generation.verifiers.names import MATH, check_name, function_version, recorded_name
 from generation.verifiers.pool import FunctionPool
 
+# of commands that judge responses, see `rea_core.command.add_flags`
+VERIFIER_FLAGS = {
+    "num_workers": (int, "processes; default: one a core"),
+    "timeout": (5.0, "seconds before an answer counts as wrong"),
+    "verifier": (
+        MATH,
+        "which response is right, as in the training recipe: math, exact, choice, program, "
+        "module:function or path.py:function",
+    ),
+}
+
 
 def open_verifier(
     name: str = MATH,

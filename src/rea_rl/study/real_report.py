@@ -33,7 +33,7 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.scoring import Interval, interval, resample
 from rea_core.checks import check_output_folder, user_path
-from rea_core.command import add_flags, command
+from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
@@ -498,11 +498,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
     parser.add_argument("work", type=user_path, help="folder of the stages, output/<recipe set>")
-    parser.add_argument(
-        "--model_dir", required=True, help="reasoning model; its tokenizer counts tokens"
-    )
     add_flags(
         parser,
+        model_dir=(Needed(str), "reasoning model; its tokenizer counts tokens"),
         train_problems=(Path, "training problems, for examples of revisions"),
         out=(Path("docs/real"), "folder of the report"),
         notes=("", "sentences that the page says of this run"),
