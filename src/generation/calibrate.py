@@ -41,21 +41,19 @@ from generation.evaluation.strategies import open_judged
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, identity
-from generation.labeling_distill_utils import add_paragraph_arguments
+from generation.labeling_distill_utils import add_paragraph_arguments, splitting_of
 from generation.labeling_to_prefix import CAP_FLAGS, PathFile, label_probabilities
 from generation.measured import read_tokens_per_reflection
-from generation.parallel import Shared, num_cores, ordered_map
-from generation.path_cutting import SplitPath, Splitting, Wanted
+from generation.parallel import num_cores, ordered_map
+from generation.path_cutting import SplitPath, Wanted
 from generation.provenance import model_in, read_settings
 from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
 from generation.scoring import Interval, at_an_end, ratio_interval
-from generation.segments import check_paragraph_tokens
 from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, check_output, user_path
 from rea_core.command import Needed, add_flags, command
-from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -435,15 +433,8 @@ def draw(
 
 def run_rows(args: argparse.Namespace) -> None:
     """Write the cuts that are to be finished."""
-    check_numbers(vars(args), positive=("num_workers",))
-    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
-    if not args.paragraph_tokenizer:
-        raise ValueError(
-            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
-            "responses"
-        )
     check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
-    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
+    splitting = splitting_of(args)
     judged: dict[str, int | None] = {}  # first right result of each response
     open_judged(
         args.judge_cuts,
@@ -451,7 +442,6 @@ def run_rows(args: argparse.Namespace) -> None:
     )
     p_result = label_probabilities(args.labels)
     ids = [path if path in judged else None for path in p_result]
-    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
     file = PathFile(
         args.file, open_rows(args.labels), args.labels, ids, splitting, args.num_workers
     )
@@ -465,7 +455,7 @@ def run_rows(args: argparse.Namespace) -> None:
         ]
 
     with RowWriter(args.out) as out:
-        for line in chain.from_iterable(file.cut(wanted, tokenizer)):
+        for line in chain.from_iterable(file.cut(wanted, splitting.tokenizer)):
             out.add_text(line)
     logger.info("wrote %s: %d cuts of %d responses", args.out, out.num_rows, len(file.paths))
 

@@ -254,6 +254,20 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def splitting_of(args: argparse.Namespace) -> Splitting:
+    """How these flags split responses. Raises ValueError if they name no tokenizer, or if a
+    number is out of its range."""
+    check_numbers(vars(args), positive=("num_workers",))
+    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
+    if not args.paragraph_tokenizer:
+        raise ValueError(
+            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
+            "responses"
+        )
+    tokenizer = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
+    return Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens)
+
+
 def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
     """Responses of a generation file by id."""
     return {row["id"]: response for row, response in path_rows(rows)}
@@ -444,22 +458,8 @@ def cleaning(args: argparse.Namespace) -> Cleaning:
     for key in ("confirmations", "paths", "out"):
         if getattr(args, key) is None:
             raise ValueError(f"clean needs {key}; give --{key}")
-    if not args.paragraph_tokenizer:
-        raise ValueError(
-            "clean needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the "
-            "responses"
-        )
-    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
-    tokenizer = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))
-    return Cleaning(
-        args.labels,
-        args.confirmations,
-        args.paths,
-        args.out,
-        Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens),
-        args.train_file,
-        args.num_workers,
-    )
+    files = args.labels, args.confirmations, args.paths, args.out
+    return Cleaning(*files, splitting_of(args), args.train_file, args.num_workers)
 
 
 def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> None:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from generation.cuts import STRENGTHS, CutRule, result_probabilities
 from generation.generation_file import read_generations
-from generation.labeling_distill_utils import add_paragraph_arguments
+from generation.labeling_distill_utils import add_paragraph_arguments, splitting_of
 from generation.measured import read_cut_file
 from generation.parallel import Shared, ordered_map, processes_for
 from generation.path_cutting import (
@@ -47,16 +47,14 @@ from generation.path_cutting import (
     split_labelled,
 )
 from generation.provenance import check_same_prompts
-from generation.segments import check_paragraph_tokens
 from rea_core import moved
-from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
+from rea_core.checks import NUMBER, check_output, is_a, user_path
 from rea_core.command import Needed, add_flags, command
-from rea_core.models import load_tokenizer
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 __getattr__ = moved.names_of(__name__)  # names that have left this module
@@ -188,12 +186,12 @@ class PathFile:
         logger.info("%s: %d of %d responses have labels", file, len(self.paths), num_paths)
 
     def cut(
-        self, wanted: Callable[[int], list[Wanted]], tokenizer: PreTrainedTokenizerBase
+        self, wanted: Callable[[int], list[Wanted]], tokenizer: Shared
     ) -> Iterator[list[bytes]]:
         """Rows, as JSON, of all cuts that are wanted of each response, by its number."""
         places = {path.id: i for i, path in enumerate(self.paths)}
         return self._map(
-            cut_labelled, Shared(tokenizer), places, lambda i: (self.paths[i], wanted(i)), "cuts"
+            cut_labelled, tokenizer, places, lambda i: (self.paths[i], wanted(i)), "cuts"
         )
 
     def _map(
@@ -214,7 +212,7 @@ class PathFile:
 def write_strategies(
     file: PathFile,
     strategies: Mapping[str, Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Shared,
     out: Path,
 ) -> int:
     """Write one row per response and strategy, all responses of a strategy together; the `id` ends
@@ -243,16 +241,8 @@ def run(args: argparse.Namespace) -> None:
         vars(args).update(read_cut_file(args.cut_file))
         args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
     rule = CutRule.of(vars(args))
-    check_numbers(vars(args), positive=("num_workers",))
-    check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
-    if not args.paragraph_tokenizer:
-        raise ValueError(
-            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
-            "paths"
-        )
     check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
-    tokenizer = load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer")
-    splitting = Splitting(Shared(tokenizer), args.paragraph_min_tokens, args.paragraph_max_tokens)
+    splitting = splitting_of(args)
     if args.labels is not None:
         p_result = label_probabilities(args.labels)
         labels = open_rows(args.labels)
@@ -278,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
         )
         cuts = {"judge": judge_cuts(file.paths, judged)}
     strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
-    num_rows = write_strategies(file, strategies, tokenizer, args.out)
+    num_rows = write_strategies(file, strategies, splitting.tokenizer, args.out)
     logger.info("wrote %s: %d responses, %d rows", args.out, len(file.paths), num_rows)
 
 

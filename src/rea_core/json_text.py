@@ -10,8 +10,9 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def read_text(path: str | Path) -> str:
@@ -19,23 +20,35 @@ def read_text(path: str | Path) -> str:
 
     Raises ValueError naming the file, and the line that is not UTF-8.
     """
+    with open_text(Path(path)) as file:
+        data = file.read()
     try:
-        data = Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, data.count(b"\n", 0, error.start) + 1, error.reason) from None
+
+
+def open_text(path: Path, buffering: int = -1) -> BufferedReader:
+    """Open a file of text for its bytes. Raises ValueError if it cannot be read, or is not UTF-8
+    from its first letters on."""
+    try:
+        file = cast(BufferedReader, path.open("rb", buffering=buffering))
+        begin = file.peek(64)[:64]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}); give a file that can"
         ) from None
-    if wide := wide_encoding(data):
-        raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from None
+    if wide := wide_encoding(begin):
+        file.close()
+        raise not_utf8(path, 1, f"it is {wide}")
+    return file
+
+
+def not_utf8(path: str | Path, line: int, reason: str) -> ValueError:
+    """Error of a file in another encoding."""
+    return ValueError(f"{path}, line {line}: not UTF-8 ({reason}); save the file as UTF-8")
 
 
 def wide_encoding(data: bytes) -> str | None:
@@ -80,12 +93,15 @@ def parse_json(text: str, path: str | Path, line: int | None = None, finite: boo
             f"{path}, {place}: not JSON ({error.msg}); mend that place, or make the file again"
         ) from None
     except RecursionError:
-        raise ValueError(
-            f"{path}: lists or objects in each other, hundreds deep; make the file again"
-        ) from None
+        raise too_deep(path) from None
     except ValueError:  # a number that none is, or with more digits than Python reads
         place = _place_of_number(text, line, finite)
         raise ValueError(f"{path}: {place}; write a number, a text or null") from None
+
+
+def too_deep(path: str | Path) -> ValueError:
+    """Error of a file whose values Python cannot read."""
+    return ValueError(f"{path}: lists or objects in each other, hundreds deep; make the file again")
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")

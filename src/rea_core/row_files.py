@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from io import BufferedReader
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from rea_core.formats import is_lines, plain_json
 from rea_core.json_text import (
@@ -28,9 +28,11 @@ from rea_core.json_text import (
     check_characters,
     finite_number,
     no_number,
+    not_utf8,
+    open_text,
     parse_json,
     read_json,
-    wide_encoding,
+    too_deep,
     wrong_number,
 )
 from rea_core.ownership import own_file
@@ -175,7 +177,7 @@ def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, 
 
 
 def _look_at_all(path: Path, check: Callable[[Row, int], None]) -> Rows:
-    with _open(path) as file:
+    with open_text(path, BUFFER) as file:
         version = _version(os.fstat(file.fileno()))
     starts, sizes = array("Q"), array("Q")
     refused: ValueError | None = None
@@ -210,30 +212,13 @@ def _no_rows(path: Path, found: str) -> ValueError:
     )
 
 
-def _open(path: Path) -> BufferedReader:
-    """Open a file of text. Raises ValueError if it cannot be read, or is not UTF-8 from its
-    first letters on."""
-    try:
-        file = cast(BufferedReader, path.open("rb", buffering=BUFFER))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; make it first, or correct the name") from None
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}); give a file that can"
-        ) from None
-    if wide := wide_encoding(file.peek(64)[:64]):
-        file.close()
-        raise ValueError(f"{path}, line 1: not UTF-8 (it is {wide}); save the file as UTF-8")
-    return file
-
-
 # --- A row a line ---------------------------------------------------------------------------------
 
 
 def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
     """First byte, bytes and value of every line. Blank lines may only be at the end."""
     blank: int | None = None
-    with _open(path) as file:
+    with open_text(path, BUFFER) as file:
         for number, (start, data) in enumerate(_lines(file), 1):
             if not data.strip(b" \t\r\n"):
                 blank = blank or number
@@ -246,7 +231,7 @@ def _scan_lines(path: Path) -> Iterator[tuple[int, int, Any]]:
             try:
                 text = data[mark:].decode("utf-8")
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from None
+                raise not_utf8(path, number, error.reason) from None
             row = parse_json(text, path, number, finite=True)
             check_characters(row, text, f"{path}: line {number}, row {number - 1}")
             yield start + mark, len(data) - mark, row
@@ -259,10 +244,6 @@ def _lines(file: BufferedReader) -> Iterator[tuple[int, bytes]]:
         for part in re.findall(rb"[^\r\n]*(?:\r?\n|\r)|[^\r\n]+", line):
             yield start, part
             start += len(part)
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8")
 
 
 # --- A list ---------------------------------------------------------------------------------------
@@ -288,7 +269,8 @@ class _Window:
             self.text, self.position = left + self._decoder.decode(data, final=self.ended), 0
         except UnicodeDecodeError as error:
             place = self._file.tell() - len(data) + error.start
-            raise _not_utf8(self._path, _place(self._path, max(place, 0))[0], error) from None
+            line = _place(self._path, max(place, 0))[0]
+            raise not_utf8(self._path, line, error.reason) from None
 
     def pass_over(self, end: int) -> int:
         """Go to a position; returns the bytes up to there."""
@@ -326,7 +308,7 @@ _DECODER = json.JSONDecoder(parse_constant=no_number, parse_float=finite_number)
 
 def _scan_list(path: Path) -> Iterator[tuple[int, int, Any]]:
     """First byte, bytes and value of every element of the list."""
-    with _open(path) as file:
+    with open_text(path, BUFFER) as file:
         window = _Window(path, file)
         if window.next_character() != "[":
             value = read_json(path, finite=True)  # raises for a file that is empty or no JSON
@@ -363,9 +345,7 @@ def _decode(window: _Window, path: Path, number: int) -> tuple[Any, int]:
             if window.ended or not may_go_on:
                 raise window.error(error.msg, error.pos) from None
         except RecursionError:
-            raise ValueError(
-                f"{path}: lists or objects in each other, hundreds deep; make the file again"
-            ) from None
+            raise too_deep(path) from None
         window.grow()
 
 
