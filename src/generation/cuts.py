@@ -49,6 +49,7 @@ def result_probabilities(steps: list[Step]) -> list[float]:
 def _result_probability(step: Step) -> float:
     result = sum(math.exp(logprob) for logprob, token in step if "result" in token.casefold())
     think = sum(math.exp(logprob) for logprob, token in step if "think" in token.casefold())
+    # Alternatives that are no label, such as a line break, say nothing of the result.
     return result / (result + think)
 
 
@@ -289,6 +290,7 @@ class PathCuts:
         self._ends = array("Q")
         if tokenizer.is_fast:
             backend = tokenizer.backend_tokenizer
+            # Settings of an earlier call stay in the tokenizer.
             backend.no_truncation()
             backend.no_padding()
             encoding = backend.encode(text, add_special_tokens=False)

@@ -102,9 +102,12 @@ def attend_run_by_run(
         num_q, num_k = queries.stop - queries.start, keys.stop - keys.start
         # (1, H, num, D)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[queries], key[keys], value[keys]))
+        # The queries are the last of the keys: query i sees the first num_k - num_q + i + 1.
         mask = torch.ones(num_q, num_k, dtype=torch.bool, device=q.device).tril(num_k - num_q)
         if window is not None:
+            # and of these the last `window`, itself among them
             mask = mask.triu(num_k - num_q - window + 1)
+        # A run from the root: the causal mask of the kernel is this one, without writing it out.
         chain = num_q == num_k and window is None
         out = F.scaled_dot_product_attention(
             q,
@@ -129,6 +132,7 @@ def attend_varlen(
 ) -> torch.Tensor:
     """One call of a variable-length kernel: FlashAttention if it is installed, torch's own
     otherwise."""
+    # A window counts the token itself, the kernel counts those to its left; -1 is all of them.
     left = -1 if window is None else window - 1
     arrays = (query, key, value, tree.cu_q, tree.cu_k, *tree.max_lengths)
     return _varlen_kernel()(*arrays, scale=scale, window=(left, 0))
@@ -172,11 +176,14 @@ def tree_attention(
     """Attention function for transformers; returns (1, N, H, D). Without a tree, that of the
     name `plain`."""
     if tree is None:
+        # None would take the place of a default of the other function.
         kwargs |= {} if scaling is None else {"scaling": scaling}
         kwargs |= {} if sliding_window is None else {"sliding_window": sliding_window}
         return _plain_attention(module, plain)(module, query, key, value, attention_mask, **kwargs)
+    # (1, H, N, D) -> (N, H, D): a packed row is alone in its batch.
     query, key, value = (x.transpose(1, 2)[0] for x in (query, key, value))
     key, value = (_GatherRows.apply(x, tree.kv_index) for x in (key, value))
+    # The kernels of variable length are for 16 bits on GPUs.
     attend = (
         attend_varlen
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)

@@ -74,6 +74,7 @@ def _try(trainer: GRPOTrainer) -> str | None:
 
 def _compare(trainer: GRPOTrainer, paths: list[TokenPath], packed: PackedPaths) -> str | None:
     model, dtype = trainer.model, _computing_dtype(trainer)
+    # Another length changes the order of a kernel's sums: this shows the noise of rounding alone.
     halves = [
         TokenPath(path.ids[: (path.num_prompt + len(path.ids)) // 2], path.num_prompt)
         for path in paths
@@ -95,6 +96,7 @@ def _compare(trainer: GRPOTrainer, paths: list[TokenPath], packed: PackedPaths) 
     noise = _difference(
         [row[: len(half)] for row, half in zip(plain, shorter, strict=True)], shorter
     )
+    # (not `>`: NaN differs, too)
     if not difference <= 5 * noise + KERNELS[dtype]:
         return (
             f"its log-probs are others when packed: on average by {difference:.2g} for a fork of "

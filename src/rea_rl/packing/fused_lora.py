@@ -44,6 +44,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the input (N, in), of A and of B."""
     grad_low = grad @ w.b.to(grad.dtype)  # (N, r)
+    # Added in place: one tensor of the input's size instead of two.
     grad_x = (grad @ w.weight).addmm_(grad_low, w.a.to(grad.dtype), alpha=w.scaling)
     grad_a, grad_b = (
         (out.T @ into).to(w.a.dtype) * w.scaling for out, into in ((grad_low, x), (grad, low))
@@ -90,6 +91,7 @@ class _SwiGLULoraLinear(torch.autograd.Function):
         grad_x, grad_a, grad_b = _backward(grad.flatten(0, -2), x, low, weights)
         grad_x = grad_x.view_as(gate)
         grad_gate = torch.ops.aten.silu_backward(grad_x * up, gate)
+        # In place: nothing needs it afterwards.
         return grad_gate, activated.mul_(grad_x), None, None, grad_a, grad_b, None
 
 
@@ -112,6 +114,7 @@ def _weights(layer: nn.Module) -> _Weights | None:
         or name in layer.lora_variant
     ):
         return None
+    # Gradients of these two are not computed here.
     if base.weight.requires_grad or layer.lora_bias[name]:
         return None
     return _Weights(

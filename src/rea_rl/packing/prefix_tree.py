@@ -31,7 +31,10 @@ from transformers.modeling_outputs import ModelOutput
 from rea_rl.packing.attention import Tree, packing, register_tree_attention
 from rea_rl.packing.logprobs import chunked_logps
 
+# of the shorter completion that relatives share, see `related`
 RELATED = 0.25
+# Layers in which a token sees others by attention alone. A recurrent layer would carry the state
+# of one response into the next.
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Settings of models whose attention scores or logits are not a plain product.
 SCALES = (
@@ -115,8 +118,10 @@ def fold(paths: Sequence[TokenPath]) -> PackedPaths:
     return PackedPaths(
         input_ids=packed["input_ids"].unsqueeze(0),
         position_ids=packed["position_ids"].unsqueeze(0),
+        # labels are shifted: a place has the token that follows it, so it is the predictor
         predictors=trained.nonzero().squeeze(1),
         targets=labels[trained],
+        # from a place in the row to its number among the trained places; shared tokens have one
         token_index=(trained.cumsum(0) - 1)[packed["token_index"]],
         tree=_join_segments(
             *(packed[f"tree_{name}"] for name in ("kv_index", "cu_seqlens_q", "cu_seqlens_k"))
@@ -170,12 +175,14 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
             # the prefix that the first one shares with the pass before is not in this one
             load = novel + family[0][1]
         packs[-1] += [i for i, _ in family]
+    # `PackedStep` puts results back in the order of the rows.
     return [sorted(pack) for pack in packs]
 
 
 def num_unique(paths: Sequence[TokenPath]) -> int:
     """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts
     once."""
+    # The tree forks one token before responses differ, so that each place predicts one token.
     order = order_by_ids(paths)
     shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
     return sum(len(path.ids) for path in paths) - shared
@@ -222,6 +229,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     """Number of leading ids that both have."""
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]
+    # argmax finds the first True, but gives 0 without any, too
     return int(differ.argmax()) if differ.any() else length
 
 
@@ -236,6 +244,7 @@ def unsupported(model: PreTrainedModel) -> str | None:
     `fork_check` tries the rest."""
     config = model.config.get_text_config()
     reasons = {
+        # it does not ask transformers for its attention
         "its attention cannot be exchanged": not model._supports_attention_backend
         or config.is_encoder_decoder,
         "it has layers that are not attention": not LAYER_TYPES.issuperset(
@@ -244,10 +253,13 @@ def unsupported(model: PreTrainedModel) -> str | None:
         "it changes its scores or logits": any(
             getattr(config, key, None) not in (None, 1.0) for key in SCALES
         ),
+        # learned weights in each softmax that `tree_attention` does not know
         "its attention has sinks": any(
             name.endswith(".sinks") for name, _ in model.named_parameters()
         ),
+        # `chunked_logps` takes the weight alone
         "its language model head has a bias": model.get_output_embeddings().bias is not None,
+        # shared tokens would be drawn once for all responses
         "it drops out attention": getattr(config, "attention_dropout", 0.0) > 0,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
@@ -270,6 +282,7 @@ def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Call
     plain, original = model.config._attn_implementation, model.forward
     model.set_attn_implementation(register_tree_attention(plain))
 
+    # TRL looks at the signature for arguments that the model takes, such as `logits_to_keep`.
     @functools.wraps(type(model).forward)
     def forward(
         self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any

@@ -61,6 +61,7 @@ class Recompute:
 
     def _use(self, first: _FirstStep) -> None:
         layer_bytes, step_bytes = first.finish()
+        # The first step may have had few tokens; activations grow with them.
         growth = max(self.tokens_per_forward / first.num_tokens, 1.0)
         free, _ = torch.cuda.mem_get_info()  # servers may hold a part of this GPU
         spare = (

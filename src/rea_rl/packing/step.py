@@ -45,6 +45,7 @@ Inputs = dict[str, Any]
 def why_not_packed(trainer: GRPOTrainer) -> str | None:
     """Why the rows of a trainer cannot be packed; None if they can: its model, and that of its KL
     term, then have a packed forward pass."""
+    # The head is used by its weight, of which a shard is only a part.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
     if sharded:
         return "its weights are sharded"
@@ -107,6 +108,7 @@ class PackedStep:
             packed = fold([paths[i] for i in rows]).to(input_ids.device)
             with self.accelerator.autocast():
                 output = model(packed=packed)
+            # `masked_scatter` fills row by row, and `rows` ascend: the order of `token_index`.
             places = torch.zeros_like(mask)
             places[list(rows)] = mask[list(rows)]
             logps = logps.masked_scatter(places, output.logps[packed.token_index])
@@ -144,6 +146,7 @@ class PackedStep:
         if len(packs) > 1:
             counts = torch.stack([pack["completion_mask"].sum() for pack in packs])
             merge_metrics(metrics, before, self.accelerator.reduce(counts).tolist())
+        # The value is that of the micro-batch; the gradient is that of the last pass.
         return loss + total
 
     def _packs(self, inputs: Inputs) -> list[Inputs]:
@@ -159,6 +162,8 @@ class PackedStep:
 
     def _same_on_all_ranks(self, packs: list[list[int]]) -> list[tuple[list[int], int]]:
         """Passes of this rank, empty ones first, with the most rows that any rank has in each."""
+        # Ranks meet in each pass: in the gathered metrics, and in the last one for the gradients. A
+        # rank without a pass would keep the others waiting; so it has empty ones, before its own.
         device = self.accelerator.device
         most = int(self.accelerator.gather(torch.tensor([len(packs)], device=device)).max())
         packs = [[]] * (most - len(packs)) + packs
@@ -176,6 +181,7 @@ class PackedStep:
     @contextmanager
     def _without_sync(self, model: torch.nn.Module) -> Iterator[None]:
         """Accumulate gradients on this rank, as in a micro-step before the last."""
+        # DeepSpeed looks at the flag, DDP at the context.
         state = self.accelerator.gradient_state
         synchronizes = state.sync_gradients
         state._set_sync_gradients(False)
@@ -210,6 +216,7 @@ def pad_rows(inputs: Inputs, rows: list[int], total: int) -> Inputs:
 
     TRL gathers a value for each row, so ranks must have the same number of them.
     """
+    # A row of the pass is repeated, or for an empty pass the first one of the micro-batch.
     filled = select_rows(inputs, rows + [*rows, 0][:1] * (total - len(rows)))
     filled["completion_mask"][len(rows) :] = 0
     return filled

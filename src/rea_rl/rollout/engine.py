@@ -229,6 +229,7 @@ class RolloutEngine:
             await self._verify(original, row)
             revisions = []
         progress.update()
+        # An original that takes the place of a revision: its seconds count once.
         again = dataclasses.replace(original, seconds={})
         return [original, *(revision or dataclasses.replace(again) for revision in revisions)]
 
@@ -320,6 +321,7 @@ class RolloutEngine:
         if response is None:
             return None
         choice, cached = response.choices[0], response.usage.prompt_tokens_details
+        # The forced ids were not sampled, so the server has no log-probs of them.
         logprobs = (
             original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
         )

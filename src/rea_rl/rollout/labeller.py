@@ -82,6 +82,7 @@ class Labeller:
         if self._is_decided([], num_paragraphs):
             return []
         prompt_ids = self._encode(problem, paragraphs)
+        # The two labels may have different numbers of tokens.
         needed = max(self._reply_length(num_paragraphs, label) for label in (False, True))
         if len(prompt_ids) + needed > self._context:
             return []

@@ -75,6 +75,7 @@ class UpcomingRows:
         self._dataset = dataset
         # Two epochs: batches ahead may already be of the next one.
         self._order = lru_cache(maxsize=2)(lambda epoch: list(sampler(epoch)))
+        # Indices of the sampler for one optimizer step, of all ranks.
         self._step_size = micro_steps * rows_per_rank * ranks
         self._first, self._rows_per_rank = rank * rows_per_rank, rows_per_rank
 
@@ -82,6 +83,7 @@ class UpcomingRows:
         """Rows of optimizer step `step`, counted from 0 over all epochs."""
         # Every epoch has as many whole steps; rows beyond them are not dealt.
         epoch, place = divmod(step, len(self._order(0)) // self._step_size)
+        # The first micro-step has every row once, rank after rank; the others repeat them.
         start = place * self._step_size + self._first
         return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
 
@@ -134,6 +136,7 @@ class Lookahead:
 
     def __init__(self, engine: RolloutEngine, upcoming: Callable[[int], list[Row]], lag: int):
         self._engine, self._upcoming, self._lag = engine, upcoming, lag
+        # One thread a batch: this step and those ahead. A thread only waits for its event loop.
         self._executor = ThreadPoolExecutor(lag + 1, thread_name_prefix="lookahead")
         self._flights: dict[int, _Flight] = {}
 
@@ -164,6 +167,7 @@ class Lookahead:
     def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
         """Responses of a step, and metrics: its seconds, those waited for it, its lag, and
         responses of later steps that are made meanwhile. Raises what its chain raised."""
+        # Taken out first: `rollout/carried` counts the others.
         flight = self._flights.pop(step)
         assert flight.rows == rows, (
             f"step {step} was looked up with other rows than the dataloader deals"
