@@ -261,7 +261,7 @@ def splitting_of(args: argparse.Namespace) -> Splitting:
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
         raise ValueError(
-            "paragraph_tokenizer is missing; give --paragraph_tokenizer, the model that wrote the "
+            "this needs paragraph_tokenizer; give --paragraph_tokenizer, the model that wrote the "
             "responses"
         )
     tokenizer = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))

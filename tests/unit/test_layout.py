@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,25 @@ def test_a_circle_and_its_files_are_found():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
     assert circle(graph) in (["b", "c", "b"], ["c", "b", "c"])
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 52} == {}
+    assert statistics.median(lengths.values()) <= 12
+
+
+def test_the_page_on_architecture_names_every_file():
+    page = (SRC.parent / "docs/architecture.md").read_text()
+    tree = page[page.index("## Tree") : page.index("## A step")]
+    in_rooms = ("rea_rl.run.", "rea_rl.study.", "generation.math_verify.", "generation.verifiers.")
+    files = {name.rpartition(".")[2] for name in FILES if not name.startswith(in_rooms)}
+    assert {name for name in files if name not in re.findall(r"\w+", tree)} == set()
 
 
 def test_every_package_that_is_imported_is_declared():
