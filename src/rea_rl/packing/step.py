@@ -45,7 +45,7 @@ Inputs = dict[str, Any]
 def why_not_packed(trainer: GRPOTrainer) -> str | None:
     """Why the rows of a trainer cannot be packed; None if they can: its model, and that of its KL
     term, then have a packed forward pass."""
-    # The head is used by its weight, of which a shard is only a part.
+    # The head is used by its weight, and a shard is only a part of it.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
     if sharded:
         return "its weights are sharded"
