@@ -43,6 +43,7 @@ from serving import PRESETS, Preset, add_arguments, model_folder, report, runnin
 from rea_core.json_text import read_json
 from rea_rl.rollout.endpoint import Endpoint
 from rea_rl.rollout.labeller import TOP_LOGPROBS
+from rea_rl.rollout.replies import Completion
 from rea_rl.rollout.stage_batching import Waves
 
 TOKENS_PER_LABEL = 7  # "\n[12]. Think"
@@ -97,7 +98,7 @@ class Work:
         return self.rng.choices(IDS, k=length)
 
     async def sample(self, prompt: list[int], plan: Plan) -> list[int]:
-        return (await self._complete(prompt, plan.sample)).choices[0].token_ids
+        return (await self._complete(prompt, plan.sample)).token_ids
 
     async def label(self, plan: Plan, until_decided: bool) -> None:
         body = {"max_tokens": plan.labels, "temperature": 0.0, "logprobs": TOP_LOGPROBS}
@@ -105,17 +106,17 @@ class Work:
         reply = self.reflection.stream(self.model, prompt, {"ignore_eos": True}, **body)
         read = 0
         async with aclosing(reply):
-            async for piece in reply:
-                read += len(piece.logprobs.top_logprobs)
+            async for steps in reply:
+                read += len(steps)
                 if until_decided and read >= plan.labels_read:
                     break
 
     async def finish(self, prompt: list[int], sampled: list[int], plan: Plan) -> None:
         prompt = prompt + sampled[: plan.kept]
-        usage = (await self._complete(prompt, plan.finish)).usage
-        self.cached.append((usage.prompt_tokens_details.cached_tokens, len(prompt)))
+        cached = (await self._complete(prompt, plan.finish)).num_cached
+        self.cached.append((cached or 0, len(prompt)))
 
-    async def _complete(self, prompt: list[int], tokens: int):
+    async def _complete(self, prompt: list[int], tokens: int) -> Completion:
         body = {"max_tokens": tokens, "temperature": 1.0, "logprobs": 0}
         return await self.policy.complete(self.model, prompt, {"ignore_eos": True}, **body)
 

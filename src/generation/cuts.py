@@ -124,10 +124,10 @@ class CutRule:
         given = len(p_result)
         until_normal = max(math.ceil(num_paragraphs * self.second_half) - given, 0)
         rest = max(num_paragraphs - given, 0)
-        tails: list[list[float]] = [[], [0.0] * until_normal + [1.0], [1.0] * rest]
+        tails: list[list[float]] = [[1.0] * rest, [0.0] * until_normal + [1.0]]
+        cut = getattr(self.choose(p_result, num_paragraphs), strength)
         chosen = (self.choose([*p_result, *tail], num_paragraphs) for tail in tails)
-        cuts = {getattr(each, strength) for each in chosen}
-        return cuts.pop() if len(cuts) == 1 else None
+        return cut if all(getattr(each, strength) == cut for each in chosen) else None
 
 
 def choose_cuts(p_result: Sequence[float], num_paragraphs: int, **settings: Any) -> Cuts:

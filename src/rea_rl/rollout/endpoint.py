@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ import httpx
 import openai
 
 from rea_core.clients import api_key, async_openai_client
+from rea_rl.rollout.replies import Completion, UnusableReply, alternatives
 
 if TYPE_CHECKING:
     from rea_rl.configs import REARLConfig
@@ -44,10 +44,6 @@ VISIBLE_SECONDS = (
 )
 NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is missing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
-
-
-class UnusableReply(Exception):
-    """A server's reply that says it is one, but cannot be trained on. It is asked for again."""
 
 
 def adapter_folder(output_dir: str | Path) -> Path:
@@ -261,43 +257,39 @@ class Endpoint:
 
     async def complete(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
-    ) -> Any:
-        """Completion of token ids: one choice with `token_ids` and a log-prob for each, and
-        `usage`. Raises openai.APIError and UnusableReply."""
+    ) -> Completion:
+        """Completion of token ids. Raises openai.APIError and UnusableReply."""
+        sent = self._body(model, prompt_ids, extra, body)
         async with self._slots:
-            response = await self._create(model, prompt_ids, extra, **body)
-        token_logprobs(response.choices[0])
-        check_finished(response.choices[0])
-        return response
+            told = await self._client.post("/completions", cast_to=object, body=sent)
+        return Completion.of(told)
 
     async def stream(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
-    ) -> AsyncIterator[Any]:
-        """The choice of a completion in pieces, as they come. Closed early, the server stops
-        generating.
+    ) -> AsyncIterator[list[dict[str, float]]]:
+        """Alternatives to the tokens of a completion, event by event. Closed early, the server
+        stops generating.
 
-        Raises openai.APIError.
+        Raises openai.APIError and UnusableReply.
         """
+        sent = self._body(model, prompt_ids, extra, body) | {"stream": True}
+        settings: dict[str, Any] = {"stream": True, "stream_cls": openai.AsyncStream[object]}
         async with self._slots:
-            stream = await self._create(model, prompt_ids, extra, stream=True, **body)
+            stream = await self._client.post("/completions", cast_to=object, body=sent, **settings)
             # Stream and generator hold each other: left open, Python's collector ends them, perhaps
             # in the trainer's thread while this one is at it, and complains.
-            async with stream, aclosing(stream._iterator) as chunks:
-                async for chunk in chunks:
-                    yield chunk.choices[0]
+            async with stream, aclosing(stream._iterator) as events:
+                async for event in events:
+                    yield alternatives(event)
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _create(
-        self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
-    ) -> Any:
-        # The client looks at every id of its argument `prompt`, 10 us each. What is in `extra_body`
-        # it sends as it is, and it goes before the arguments.
-        sent = {"return_token_ids": True, **extra, "prompt": prompt_ids}
-        return await self._client.completions.create(
-            model=model, prompt="", extra_body=sent, **body
-        )
+    @staticmethod
+    def _body(
+        model: str, prompt_ids: list[int], extra: dict[str, Any], body: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {"return_token_ids": True, **extra, "model": model, "prompt": prompt_ids, **body}
 
 
 async def first_back(
@@ -356,49 +348,10 @@ def failing_together() -> Iterator[None]:
         ) from failure
 
 
-def token_logprobs(choice: Any) -> list[float]:
-    """Log-prob of each token of a choice.
-
-    Raises UnusableReply unless all are finite, since there is no importance ratio without, and
-    where there is no token: even a model that says nothing says that it has ended.
-    """
-    if not choice.token_ids:
-        raise UnusableReply("a reply without a token")
-    logprobs = (choice.logprobs and choice.logprobs.token_logprobs) or []
-    if len(logprobs) != len(choice.token_ids):
-        raise UnusableReply(
-            f"a reply of {len(choice.token_ids)} tokens with {len(logprobs)} log-probs"
-        )
-    if bad := [value for value in logprobs if value is None or not math.isfinite(value)]:
-        raise UnusableReply(
-            f"a reply with {len(bad)} log-probs that are missing or not finite, such as {bad[0]}"
-        )
-    return logprobs
-
-
 def is_about_one(error: Exception) -> bool:
     """Whether a server may refuse one request alone, such as one over its context, so that its
     response is missing and all others can be had."""
     return isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422)
-
-
-def check_finished(choice: Any) -> None:
-    """Raise UnusableReply for a choice that its server broke off: one that shuts down ends its
-    requests as `abort`."""
-    # None: a piece of a stream, but the last
-    if choice.finish_reason not in (None, "stop", "length"):
-        raise UnusableReply(f"a reply that ended as {choice.finish_reason!r}")
-
-
-def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
-    """Raise UnusableReply unless there are alternatives to a token, each with a log-prob that
-    can be compared."""
-    if not alternatives:
-        raise UnusableReply("a reply without alternatives to a token")
-    if any(value is None or math.isnan(value) for value in alternatives.values()):
-        raise UnusableReply(
-            f"a reply with log-probs that are missing or not finite: {alternatives}"
-        )
 
 
 def refused(name: str, error: openai.APIError) -> Exception:

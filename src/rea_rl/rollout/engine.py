@@ -35,10 +35,11 @@ from generation.rendering import (
 )
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.revision import serial_cuts
-from rea_rl.rollout.endpoint import adapter_folder, is_about_one, token_logprobs, words
+from rea_rl.rollout.endpoint import adapter_folder, is_about_one, words
 from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout
 from rea_rl.rollout.refusals import Refusals
+from rea_rl.rollout.replies import Completion
 from rea_rl.rollout.servers import Seat, Servers
 from rea_rl.rollout.stage_batching import Waves
 
@@ -255,7 +256,6 @@ class RolloutEngine:
             max_tokens=self.args.max_completion_length,
             **self._sampling,
         )
-        choice = response.choices[0]
         thinking = row.get("prompt_thinking") or prompt_thinking(
             row["prompt"], row.get("problem", ""), self._markers
         )
@@ -265,12 +265,12 @@ class RolloutEngine:
             policy_version=batch.policy_version,
             kind="original",
             prompt_ids=prompt_ids,
-            logprobs=token_logprobs(choice),
-            finish_reason=choice.finish_reason,
+            logprobs=response.logprobs,
+            finish_reason=response.finish_reason,
             seconds={"sample": time.perf_counter() - start},
             prompt_thinking=thinking,
             **self._markers.column,
-            **self._text_fields(choice.token_ids, thinking),
+            **self._text_fields(response.token_ids, thinking),
         )
 
     async def _revise(self, original: Rollout, work: _Work, waves: Waves) -> list[Rollout | None]:
@@ -320,29 +320,26 @@ class RolloutEngine:
         response = await self._answer(original, work, kept_ids + forced_ids)
         if response is None:
             return None
-        choice, cached = response.choices[0], response.usage.prompt_tokens_details
         # The forced ids were not sampled, so the server has no log-probs of them.
-        logprobs = (
-            original.logprobs[: len(kept_ids)] + [None] * len(forced_ids) + token_logprobs(choice)
-        )
+        logprobs = original.logprobs[: len(kept_ids)] + [None] * len(forced_ids)
         revision = dataclasses.replace(
             original,
             kind="revision",
-            logprobs=logprobs,
-            finish_reason=choice.finish_reason,
+            logprobs=logprobs + response.logprobs,
+            finish_reason=response.finish_reason,
             num_paragraphs=len(paragraphs),
             paragraph_ends=[paragraph.end for paragraph in paragraphs],
             cut=cut,
             num_kept_tokens=len(kept_ids),
-            num_cached_tokens=cached and cached.cached_tokens,
+            num_cached_tokens=response.num_cached,
             correct=None,
             seconds={"finish": time.perf_counter() - start},
-            **self._text_fields(kept_ids + forced_ids + choice.token_ids, original.prompt_thinking),
+            **self._text_fields(kept_ids + forced_ids + response.token_ids, original.prompt_thinking),
         )
         await self._verify(revision, work.row)
         return revision
 
-    async def _answer(self, original: Rollout, work: _Work, begun: list[int]) -> Any:
+    async def _answer(self, original: Rollout, work: _Work, begun: list[int]) -> Completion | None:
         """The policy's reply to a begun completion; None if the server refuses this one."""
         try:
             return await work.policy.complete(

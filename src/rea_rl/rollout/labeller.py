@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 import openai
 
 from generation.cuts import Step, result_probabilities
 from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
 from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text
-from rea_rl.rollout.endpoint import check_alternatives, check_finished, is_about_one, words
+from rea_rl.rollout.endpoint import is_about_one, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,8 @@ class Labeller:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, args: REARLConfig):
         self._tokenizer, self._context = tokenizer, context
         self._args, self._rule = args, args.cut_rule
+        self._prefill = encode_continuation(REFLECTION_PREFILL, tokenizer)
+        self._reply_length = cache(self._count_reply)
 
     async def label(self, problem: str, paragraphs: list[str], seat: Seat) -> Labels:
         """Labels of a response, up to the one that decides its cut, by the server of a seat.
@@ -72,23 +75,25 @@ class Labeller:
         model's context, or is refused. Raises what else `Seat.repeated` raises.
         """
         start = time.perf_counter()
-        steps = await self._ask(problem, paragraphs, seat)
-        p_result = result_probabilities(steps)
+        p_result, num_tokens = await self._ask(problem, paragraphs, seat)
         unread = self._num_unread(p_result, len(paragraphs))
-        return Labels(p_result, len(steps), unread, time.perf_counter() - start)
+        return Labels(p_result, num_tokens, unread, time.perf_counter() - start)
 
-    async def _ask(self, problem: str, paragraphs: list[str], seat: Seat) -> list[Step]:
+    async def _ask(
+        self, problem: str, paragraphs: list[str], seat: Seat
+    ) -> tuple[list[float], int]:
+        """P(Result) of each label that was read, and the tokens of the reply that were."""
         num_paragraphs, model = len(paragraphs), self._args.reflection_model
         if self._is_decided([], num_paragraphs):
-            return []
+            return [], 0
         prompt_ids = self._encode(problem, paragraphs)
         # The two labels may have different numbers of tokens.
         needed = max(self._reply_length(num_paragraphs, label) for label in (False, True))
         if len(prompt_ids) + needed > self._context:
-            return []
+            return [], 0
         greedy = {"temperature": 0.0, "top_p": 1.0, "logprobs": TOP_LOGPROBS, "max_tokens": needed}
 
-        async def attempt() -> list[Step]:
+        async def attempt() -> tuple[list[float], int]:
             reply = seat.stream(model, prompt_ids, GREEDY_EXTRA, **greedy)
             return await self._read(reply, num_paragraphs)
 
@@ -98,30 +103,28 @@ class Labeller:
             if not is_about_one(error):
                 raise
             logger.warning("a response has no labels: %.300s", words(error))
-            return []
+            return [], 0
 
-    async def _read(self, reply: AsyncIterator[Any], num_paragraphs: int) -> list[Step]:
-        steps: list[Step] = []
+    async def _read(
+        self, reply: AsyncIterator[list[dict[str, float]]], num_paragraphs: int
+    ) -> tuple[list[float], int]:
         p_result: list[float] = []
+        num_tokens = 0
         async with aclosing(reply):
-            async for choice in reply:
-                check_finished(choice)
-                alternatives = choice.logprobs.top_logprobs if choice.logprobs else [None]
-                for step in alternatives:
-                    check_alternatives(step)
-                new = [_best_first(step) for step in alternatives]
-                steps += new
-                p_result += (found := result_probabilities(new))
+            async for steps in reply:
+                num_tokens += len(steps)
+                found = result_probabilities([_best_first(each) for each in steps if _may_be(each)])
+                p_result += found
                 # Only a label can decide the cut; most tokens of a reply are none.
                 if found and self._is_decided(p_result, num_paragraphs):
                     break
-        return steps
+        return p_result, num_tokens
 
     def _is_decided(self, p_result: list[float], num_paragraphs: int) -> bool:
         cut = self._rule.decided(self._args.revision_strength, p_result, num_paragraphs)
         return self._args.label_until_decided and cut is not None
 
-    def _reply_length(self, num_labels: int, label: bool) -> int:
+    def _count_reply(self, num_labels: int, label: bool) -> int:
         """Tokens of a reply in which all labels are the same."""
         reply = reflection_labels([label] * num_labels)
         return len(self._tokenizer.encode(reply, add_special_tokens=False))
@@ -135,9 +138,13 @@ class Labeller:
     def _encode(self, problem: str, paragraphs: list[str]) -> list[int]:
         messages = reflection_messages(problem, paragraphs)
         prompt = DEFAULT_FORMAT.text(messages, self._tokenizer)
-        begin = encode_continuation(REFLECTION_PREFILL, self._tokenizer)
-        return encode_text(prompt, self._tokenizer) + begin
+        return encode_text(prompt, self._tokenizer) + self._prefill
 
 
-def _best_first(alternatives: dict[str, float]) -> Step:
+def _may_be(alternatives: Mapping[str, float]) -> bool:
+    """Whether a token may be a label; most of a reply are numbers and line ends."""
+    return any("Think" in token or "Result" in token for token in alternatives)
+
+
+def _best_first(alternatives: Mapping[str, float]) -> Step:
     return sorted(((logprob, token) for token, logprob in alternatives.items()), reverse=True)

@@ -24,12 +24,12 @@ import openai
 from rea_rl.rollout.endpoint import (
     Endpoint,
     ServerWatch,
-    UnusableReply,
     first_back,
     pause,
     refused,
     words,
 )
+from rea_rl.rollout.replies import Completion, UnusableReply
 
 if TYPE_CHECKING:
     from rea_rl.configs import REARLConfig
@@ -124,7 +124,7 @@ class Seat:
 
     async def complete(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
-    ) -> Any:
+    ) -> Completion:
         """As `Endpoint.complete`, repeated."""
         return await self.repeated(
             model, lambda: self.endpoint.complete(model, prompt_ids, extra, **body)
@@ -132,7 +132,7 @@ class Seat:
 
     def stream(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncIterator[list[dict[str, float]]]:
         """As `Endpoint.stream`; a reader that shall be repeated goes through `repeated`."""
         return self.endpoint.stream(model, prompt_ids, extra, **body)
 
