@@ -1,8 +1,9 @@
-"""Number of tokens of long texts, in a third of the time that encoding takes."""
+"""Number of tokens of long texts, in a fifth of the time that encoding takes."""
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 1 << 18  # that are remembered
 MOST_ADDED = 1000  # added tokens; each is searched for in every text
+# Properties of characters in an expression, and their ASCII characters.
+PROPERTY = re.compile(r"\\p\{(\w+)\}")
+CLASSES = re.compile(r"(?s)((?<!\\)\[(?:\\.|[^\]\\])*\])")
+ASCII = {"L": "a-zA-Z", "N": "0-9"}
 # Places of a character that decide how a text is split there, also next to an apostrophe.
 PROBE = "a{0}b {0}1{0}\n{0} {0}{0}.'{0} '{0}{0} '{0}e '{0}l 'l{0} 'r{0} 'v{0}\n\n{0}"
 
@@ -25,7 +30,9 @@ class WordCounts:
 
     A tokenizer of bytes splits a text with a regular expression, and no token crosses a split. The
     same expression is used here. A character that the two libraries do not treat alike, as each
-    has the letters of its own version of Unicode, is found when it is first seen.
+    has the letters of its own version of Unicode, is found when it is first seen. In ASCII texts,
+    which are most, properties of characters can be written out; `re` then needs a third of the
+    time.
 
     Args:
         backend: tokenizer.
@@ -34,6 +41,7 @@ class WordCounts:
 
     def __init__(self, backend: Tokenizer, pattern: str):
         self._backend, self._pattern = backend, regex.compile(pattern)
+        self._ascii_pattern = in_ascii(pattern)
         self._to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._added = [token.content for token in backend.get_added_tokens_decoder().values()]
         self._counts: dict[str, int] = {}
@@ -43,7 +51,8 @@ class WordCounts:
         """Tokens of a text; None if it has to be encoded."""
         if not self._is_plain(text):
             return None
-        words, counts = self._pattern.findall(text), self._counts
+        pattern = self._ascii_pattern if text.isascii() else None
+        words, counts = (pattern or self._pattern).findall(text), self._counts
         if len(counts) > MOST_WORDS:
             counts.clear()
         for word in set(words).difference(counts):
@@ -66,11 +75,29 @@ class WordCounts:
             return False
         probe = PROBE.format(character)
         places = [place for _, place in self._backend.pre_tokenizer.pre_tokenize_str(probe)]
-        return places == [match.span() for match in self._pattern.finditer(probe)]
+        patterns = [self._pattern, *filter(None, [probe.isascii() and self._ascii_pattern])]
+        return all(
+            places == [match.span() for match in pattern.finditer(probe)] for pattern in patterns
+        )
 
     def _count_word(self, word: str) -> int:
         ((letters, _),) = self._to_letters.pre_tokenize_str(word)
         return len(self._backend.model.tokenize(letters))
+
+
+def in_ascii(pattern: str) -> re.Pattern[str] | None:
+    """The same expression for ASCII texts; None if it has more than `re` knows."""
+    parts = CLASSES.split(pattern)  # a class of characters is each second one
+    if not set(PROPERTY.findall(pattern)) <= ASCII.keys():
+        return None
+    written = [
+        PROPERTY.sub(lambda found: ASCII[found[1]] if i % 2 else f"[{ASCII[found[1]]}]", part)
+        for i, part in enumerate(parts)
+    ]
+    try:
+        return re.compile("".join(written), re.ASCII)
+    except re.error:
+        return None
 
 
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, WordCounts | None] = WeakKeyDictionary()

@@ -18,7 +18,7 @@ from generation.cuts import PathCuts, cut_completion_ids, decode_completion, thi
 from generation.generation_file import read_generations
 from generation.parallel import Shared, map_rows
 from generation.segments import num_tokens, split_paragraphs
-from generation.word_counts import word_counts
+from generation.word_counts import in_ascii, word_counts
 from rea_core.models import load_tokenizer
 from rea_core.row_files import write_json
 
@@ -126,6 +126,36 @@ def test_tokens_counted_by_words_are_those_of_the_encoding(name):
     assert known == [n for n, count in zip(encoded, counts, strict=True) if count is not None]
     assert len(known) > 200  # many texts are counted, and some have to be encoded
     assert None in counts
+
+
+def test_an_ascii_text_is_counted_as_it_is_encoded():
+    """Every ASCII character next to every other one, and runs of them."""
+    tokenizer = load_tokenizer(str(ROOT / "model" / "Miniature-LRM"))
+    rng, ascii_texts = random.Random(3), [chr(i) for i in range(128)]
+    texts = [f"x{a}{b}y" for a in ascii_texts for b in ascii_texts]
+    texts += ["".join(rng.choices("ab1 \n\t'.-", k=rng.randint(1, 40))) for _ in range(2000)]
+    counts = [word_counts(tokenizer).count(one) for one in texts]
+    encoded = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    wrong = [
+        one for one, n, m in zip(texts, counts, encoded, strict=True) if n is not None and n != m
+    ]
+    assert wrong == [] and sum(n is not None for n in counts) > 15_000
+
+
+@pytest.mark.parametrize(
+    "pattern, written",
+    [
+        (r" ?[^\s\p{L}\p{N}]+|\p{N}{1,3}", r" ?[^\sa-zA-Z0-9]+|[0-9]{1,3}"),
+        (r"\[\p{L}\]", r"\[[a-zA-Z]\]"),  # brackets that are no class
+        (r"[\]\p{L}]", r"[\]a-zA-Z]"),
+        (r"\p{Lu}+", None),
+        (r"\P{L}+", None),
+        (r"\pL+", None),
+    ],
+)
+def test_properties_of_characters_are_written_out_for_ascii_texts(pattern, written):
+    made = in_ascii(pattern)
+    assert (made and made.pattern) == written
 
 
 def test_a_tokenizer_without_words_encodes():
