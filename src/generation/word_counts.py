@@ -87,15 +87,13 @@ class WordCounts:
 
 def in_ascii(pattern: str) -> re.Pattern[str] | None:
     """The same expression for ASCII texts; None if it has more than `re` knows."""
-    parts = CLASSES.split(pattern)  # a class of characters is each second one
     if not set(PROPERTY.findall(pattern)) <= ASCII.keys():
         return None
-    written = [
-        PROPERTY.sub(lambda found: ASCII[found[1]] if i % 2 else f"[{ASCII[found[1]]}]", part)
-        for i, part in enumerate(parts)
-    ]
+    parts = CLASSES.split(pattern)  # each second one is a class of characters
+    parts[::2] = [PROPERTY.sub(lambda found: f"[{ASCII[found[1]]}]", part) for part in parts[::2]]
+    parts[1::2] = [PROPERTY.sub(lambda found: ASCII[found[1]], part) for part in parts[1::2]]
     try:
-        return re.compile("".join(written), re.ASCII)
+        return re.compile("".join(parts), re.ASCII)
     except re.error:
         return None
 

@@ -334,7 +334,9 @@ class RolloutEngine:
             num_cached_tokens=response.num_cached,
             correct=None,
             seconds={"finish": time.perf_counter() - start},
-            **self._text_fields(kept_ids + forced_ids + response.token_ids, original.prompt_thinking),
+            **self._text_fields(
+                kept_ids + forced_ids + response.token_ids, original.prompt_thinking
+            ),
         )
         await self._verify(revision, work.row)
         return revision
