@@ -366,21 +366,32 @@ def controls(
     return {name: outcome(responses, chosen) for name, chosen in by_name.items()}
 
 
-def table(by_name: dict[str, Outcome]) -> str:
-    """One line per kind of cut."""
-    rows = {
-        name: {"accuracy": o.accuracy}
-        | {key: f"{100 * getattr(o, key):.1f}" for key in ("tokens", "safe", "cut", "reflect")}
+def cut_figures(by_name: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
+    """Figures of each kind of cut, as `cut.json` has them: shares."""
+    keys = ("drop", "tokens", "safe", "cut", "reflect")
+    bounds = {"accuracy": "value", "accuracy_low": "low", "accuracy_high": "high"}
+    return {
+        name: {key: getattr(o.accuracy, bound) for key, bound in bounds.items()}
+        | {key: getattr(o, key) for key in keys}
         for name, o in by_name.items()
     }
+
+
+def cut_table(cuts: dict[str, dict[str, Any]], corner: str, **style: bool) -> str:
+    """One line per kind of cut, from the figures of `cut_figures`."""
     columns = (
         percent("accuracy %", "accuracy"),
-        Column("tokens %", "tokens"),
+        Column("tokens kept %", "tokens"),
         Column("safe %", "safe"),
         Column("responses cut %", "cut"),
         Column("reflection reward kept %", "reflect"),
     )
-    return render(rows, columns, "cut") + "\n"
+    rows = {
+        name: {"accuracy": Interval(*(values[f"accuracy{end}"] for end in ("", "_low", "_high")))}
+        | {column.key: f"{100 * values[column.key]:.1f}" for column in columns[1:]}
+        for name, values in cuts.items()
+    }
+    return render(rows, columns, corner, **style)
 
 
 def draw(
@@ -501,21 +512,13 @@ def run_choose(args: argparse.Namespace) -> str:
     logger.info(
         "wrote %s: cut_threshold %s, cut_second_half %s", args.out, rule.threshold, rule.second_half
     )
-    return table(names)
+    return cut_table(cut_figures(names), "cut") + "\n"
 
 
 def report(
     responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Content of `cut.json`: the chosen keys, and the measurements behind the choice."""
-    figures = {
-        name: {
-            "accuracy": o.accuracy.value, "accuracy_low": o.accuracy.low,
-            "accuracy_high": o.accuracy.high,
-            "drop": o.drop, "tokens": o.tokens, "safe": o.safe, "cut": o.cut, "reflect": o.reflect,
-        }
-        for name, o in names.items()
-    }  # fmt: skip
     return {
         "cut_threshold": rule.threshold,
         "cut_second_half": rule.second_half,
@@ -526,7 +529,7 @@ def report(
         "problems": len({r.problem for r in responses}),
         "settings_tried": len(RULES),
         "detector": detector_figures(responses, rule.threshold),
-        "cuts": figures,
+        "cuts": cut_figures(names),
         "reliability": reliability(responses),
         "labelled_by": model_in(read_settings(args.labels)),
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,36 +160,42 @@ def label_points(
         )
 
 
-def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
-    """Accuracy against mean tokens, one point with its 95 % intervals per scored model, and the
-    Pareto front."""
-    figures = [
-        (s["groups"][ALL]["tokens"]["value"], 100 * s["groups"][ALL]["accuracy"]["value"])
-        for s in scored.values()
-    ]
-    if len(front := pareto_front(figures)) > 1:
-        axes.plot(
-            *zip(*front, strict=True),
-            color=GREY,
-            linewidth=1,
-            linestyle="--",
-            zorder=0,
-            label="Pareto front",
-        )
-    for i, (name, scores) in enumerate(scored.items()):
-        accuracy, tokens = scores["groups"][ALL]["accuracy"], scores["groups"][ALL]["tokens"]
-        axes.errorbar(
-            tokens["value"],
-            100 * accuracy["value"],
-            xerr=error_bar(Interval(**tokens)),
-            yerr=error_bar(Interval(**accuracy), 100),
-            **point_style(i),
-            markersize=8,
-            capsize=3,
-            linestyle="none",
-            label=name,
-        )
+def plot_points(
+    axes: Axes, points: Mapping[str, tuple[Interval, Interval]], styles: Mapping[str, Any]
+) -> dict[str, Point]:
+    """Tokens and accuracy of each row with their 95 % intervals, and the Pareto front.
+
+    Args:
+        axes: of the panel.
+        points: tokens and accuracy, a share, by row.
+        styles: of each row's point, as pyplot takes them.
+
+    Returns each row's place: tokens, and accuracy in percent.
+    """
+    places = {name: (tokens.value, 100 * share.value) for name, (tokens, share) in points.items()}
+    front = pareto_front(list(places.values()))
+    label = "Pareto front" if len(front) > 1 else None
+    dashed = {"color": GREY, "linewidth": 1, "linestyle": "--", "zorder": 0}
+    axes.plot(*zip(*front, strict=True), **dashed, label=label)
+    for name, (tokens, share) in points.items():
+        errors = {"xerr": error_bar(tokens), "yerr": error_bar(share, 100)}
+        axes.errorbar(*places[name], **errors, **styles[name], linestyle="none")
     axes.set(xlabel="tokens per response", ylabel="accuracy (%)")
+    return places
+
+
+def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
+    """Accuracy against mean tokens of scored models."""
+    groups = {name: scores["groups"][ALL] for name, scores in scored.items()}
+    points = {
+        name: (Interval(**group["tokens"]), Interval(**group["accuracy"]))
+        for name, group in groups.items()
+    }
+    styles = {
+        name: {**point_style(i), "markersize": 8, "capsize": 3, "label": name}
+        for i, name in enumerate(scored)
+    }
+    plot_points(axes, points, styles)
     axes.margins(0.2)
     axes.legend(frameon=False)
 

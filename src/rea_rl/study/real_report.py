@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generation.answer_judge import AnswerJudge
+from generation.calibrate import cut_table
 from generation.evaluation.plots import (
-    GREY,
-    error_bar,
-    pareto_front,
+    plot_points,
     point_style,
     running_mean,
     save_panels,
@@ -175,15 +174,11 @@ Styles = dict[str, dict[str, str]]  # of rows, see `point_style`
 
 def _plot_tradeoff(axes: Axes, report: Report, styles: Styles) -> None:
     overall = {name: report.figures[name]["all"] for name in styles}
-    points = {name: (f["tokens"].value, 100 * f["accuracy"].value) for name, f in overall.items()}
-    front = pareto_front(list(points.values()))
-    axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=0)
-    for name, point in points.items():
-        tokens, accuracy = overall[name]["tokens"], overall[name]["accuracy"]
-        errors = {"xerr": error_bar(tokens), "yerr": error_bar(accuracy, 100)}
-        axes.errorbar(*point, **errors, **styles[name], capsize=2, linestyle="")
-        axes.annotate(f" {TITLES.get(name, name)}", point, fontsize=8)
-    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title="dashed: Pareto front")
+    points = {name: (f["tokens"], f["accuracy"]) for name, f in overall.items()}
+    places = plot_points(axes, points, {name: {**s, "capsize": 2} for name, s in styles.items()})
+    for name, place in places.items():
+        axes.annotate(f" {TITLES.get(name, name)}", place, fontsize=8)
+    axes.set_title("dashed: Pareto front")
 
 
 def _plot_budgets(
@@ -390,21 +385,7 @@ def detector_section(cut: dict[str, Any] | None) -> str:
     """Quality of the reflection model and of its cuts, from the file of `generation.calibrate`."""
     if cut is None:
         return ""
-    rows = {
-        name: {
-            "accuracy": Interval(*(values[f"accuracy{end}"] for end in ("", "_low", "_high"))),
-            **{key: f"{100 * values[key]:.1f}" for key in ("tokens", "safe", "cut", "reflect")},
-        }
-        for name, values in cut["cuts"].items()
-    }
-    columns = (
-        percent("accuracy %", "accuracy"),
-        Column("tokens kept %", "tokens"),
-        Column("safe %", "safe"),
-        Column("responses cut %", "cut"),
-        Column("reflection reward kept %", "reflect"),
-    )
-    cuts = render(rows, columns, "cuts by", markdown=True, bounds=True)
+    cuts = cut_table(cut["cuts"], "cuts by", markdown=True, bounds=True)
     return DETECTOR.format(**cut | cut["detector"] | {"cuts": cuts})
 
 

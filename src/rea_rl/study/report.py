@@ -19,9 +19,8 @@ import numpy as np
 from generation.evaluation.plots import (
     COLOURS,
     GREY,
-    error_bar,
     label_points,
-    pareto_front,
+    plot_points,
     point_style,
     read_log,
     running_mean,
@@ -294,22 +293,18 @@ def plot_pareto(
 ) -> None:
     """Tokens and accuracy of each row on the group's problems with intervals, and the front that
     no row beats. The main rows have colours and names, the others are grey."""
-    points = [
-        (figures[row.name][group]["tokens"], figures[row.name][group]["accuracy"]) for row in rows
-    ]
-    values = [(tokens.value, 100 * accuracy.value) for tokens, accuracy in points]
-    axes.plot(*zip(*pareto_front(values), strict=True), color=GREY, linestyle="--", zorder=0)
-    labels = []
-    for row, (tokens, accuracy), value in zip(rows, points, values, strict=True):
-        style: dict[str, Any] = {"color": PALE, "marker": ".", "zorder": 1}
-        if row.name in METHODS:
-            style = {**point_style(MAIN_ROWS.index(row.name)), "markersize": 7, "zorder": 2}
-            labels.append((value, row.title, style["color"]))
-        errors = {"xerr": error_bar(tokens), "yerr": error_bar(accuracy, 100)}
-        axes.errorbar(*value, **errors, **style, capsize=2, elinewidth=1, linestyle="")
-    label_points(axes, labels, values)
-    which = "all problems" if group == ALL else f"{group} problems"
-    axes.set(xlabel="tokens per response", ylabel="accuracy (%)", title=which)
+    of_group = {row.name: figures[row.name][group] for row in rows}
+    points = {name: (f["tokens"], f["accuracy"]) for name, f in of_group.items()}
+    line = {"capsize": 2, "elinewidth": 1}
+    styles = {row.name: {**line, "color": PALE, "marker": ".", "zorder": 1} for row in rows}
+    main = {row.name: row.title for row in rows if row.name in METHODS}
+    for name in main:
+        style = point_style(MAIN_ROWS.index(name))
+        styles[name] = {**line, **style, "markersize": 7, "zorder": 2}
+    places = plot_points(axes, points, styles)
+    labels = [(places[name], title, styles[name]["color"]) for name, title in main.items()]
+    label_points(axes, labels, list(places.values()))
+    axes.set_title("all problems" if group == ALL else f"{group} problems")
 
 
 def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:
