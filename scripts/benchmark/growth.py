@@ -30,9 +30,10 @@ from end_to_end import ROOT, options, run
 from serving import add_arguments, model_folder, report, running_servers
 
 from rea_core.json_text import read_json
+from rea_rl.rollout.record import STAGES
 
 TRAINER = ("share/rollout_wait", "share/weight_sync", "share/train")
-RESPONSE = ("share/sample", "share/label", "share/finish", "share/verify")
+RESPONSE = tuple(f"share/{stage}" for stage in STAGES)
 AXES = {"tokens": "tokens of a response, at most", "group": "responses a prompt"}
 SIZES = {"miniature": ([100, 200, 400, 800], 4), "7b": ([1000, 2000, 4000, 8000], 4)}
 
@@ -82,7 +83,7 @@ def draw(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     titles = "of the trainer's step", "of a response"
     for axis, keys, title in zip(axes[1], (TRAINER, RESPONSE), titles, strict=True):
         below = [0.0] * len(found)
-        for hatch, key in zip(("", "//", "..", "xx"), keys, strict=False):
+        for hatch, key in zip(("", "//", "..", "xx", "oo", "++"), keys, strict=False):
             heights = [p.get(key, 0.0) for p in found]
             name = key.removeprefix("share/").replace("_", " ")
             axis.bar(labels, heights, bottom=below, label=name, hatch=hatch, edgecolor="white")

@@ -59,6 +59,7 @@ from rea_rl.rollout.record import (
     Batch,
     Rollout,
     detector_metrics,
+    longest_metrics,
     record_line,
     rollout_metrics,
     trained_rows,
@@ -229,6 +230,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self.lookahead.start(work.rows, batch, self.state.max_steps)
         with failing_together():
             work.rollouts, of_batch = self.lookahead.take(step, work.rows)
+        of_batch |= longest_metrics(work.rollouts, of_batch["timing/rollout"])
         self._clock.mark("rollout_wait")
         for key, value in (metrics | of_batch).items():
             self._metrics["train"][key].append(value)

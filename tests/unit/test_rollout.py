@@ -15,7 +15,15 @@ from tiny import make_tokenizer
 from generation.math_verify import extract_answer
 from rea_rl.configs import REARLConfig
 from rea_rl.rollout.engine import RolloutEngine
-from rea_rl.rollout.record import Batch, Rollout, record_line, rollout_metrics, trained_rows
+from rea_rl.rollout.record import (
+    STAGES,
+    Batch,
+    Rollout,
+    longest_metrics,
+    record_line,
+    rollout_metrics,
+    trained_rows,
+)
 
 TOKENIZER = make_tokenizer()
 VERSION = "policy-7-abcd"
@@ -616,6 +624,42 @@ def test_metrics_by_hand():
             "share/verify": 8 / 20,
         }
     )
+
+
+def test_the_parts_of_the_longest_response_add_up_by_hand():
+    """Its original is verified while it is revised; a pair without a revision is no longer one."""
+    rollouts = [
+        make_rollout("original", True, 20, seconds={"sample": 5.0, "verify": 9.0}),
+        revised(True, 10, 0, [], seconds={"turn": 2.0, "label": 1.0, "finish": 1.5, "verify": 0.5}),
+        make_rollout("original", True, 20, seconds={"sample": 9.0, "label": 0.5, "verify": 4.0}),
+        make_rollout("original", True, 20, seconds={}),
+    ]
+    parts = {"sample": 5, "text": 0, "turn": 2, "label": 1, "finish": 1.5, "verify": 0.5}
+    expected = {f"longest/{key}": value for key, value in (parts | {"other": 2}).items()}
+    assert longest_metrics(rollouts, 12.0) == pytest.approx(expected)
+    plain = [make_rollout("original", True, 20, seconds={"sample": 5.0, "verify": 2.0})]
+    assert longest_metrics(plain, 7.5)["longest/other"] == pytest.approx(0.5)
+    assert longest_metrics([], 1.0)["longest/other"] == 1.0
+
+
+def test_a_batch_says_for_what_its_longest_response_waited(tmp_path):
+    """Three responses are ready at once, the fourth a second later, and all wait for its wave."""
+
+    def sample(body):
+        time.sleep(1.0 if not is_finish(body) and "? 3" in TOKENIZER.decode(body["prompt"]) else 0)
+        return policy()(body)
+
+    rows = [make_row(i) for i in range(4)]
+    start = time.perf_counter()
+    rollouts, _, _ = run(tmp_path, sample, labels(0.2, 0.9, 0.1, 0.9), rows, stage_batch_size=4)
+    seconds = time.perf_counter() - start
+    parts = longest_metrics(rollouts, seconds)
+    assert sum(parts.values()) == pytest.approx(seconds)
+    assert parts["longest/sample"] + parts["longest/turn"] > 0.9 and parts["longest/other"] >= 0
+    metrics = rollout_metrics(rollouts, revision=True)
+    assert 0.7 < metrics["timing/turn"] and metrics["timing/text"] > 0
+    assert {f"timing/{stage}" for stage in STAGES} <= metrics.keys()
+    assert rollouts[7].seconds["turn"] < 0.5 < rollouts[1].seconds["turn"]
 
 
 def test_gain_is_the_advantage_of_right_revisions_over_their_originals():

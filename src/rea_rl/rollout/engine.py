@@ -37,7 +37,7 @@ from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_rl.revision import serial_cuts
 from rea_rl.rollout.endpoint import adapter_folder, is_about_one, words
 from rea_rl.rollout.labeller import Labeller
-from rea_rl.rollout.record import Batch, Rollout
+from rea_rl.rollout.record import Batch, Rollout, StageClock
 from rea_rl.rollout.refusals import Refusals
 from rea_rl.rollout.replies import Completion
 from rea_rl.rollout.servers import Seat, Servers
@@ -246,9 +246,9 @@ class RolloutEngine:
         return Rollout.missing(work.row, work.batch, prompt_ids, end)
 
     async def _sample(self, work: _Work) -> Rollout:
-        row, batch = work.row, work.batch
+        row, batch, clock = work.row, work.batch, StageClock()
         prompt_ids = self._encode_prompt(row)
-        start = time.perf_counter()
+        clock.mark("text")
         response = await work.policy.complete(
             batch.policy_version,
             prompt_ids,
@@ -256,10 +256,11 @@ class RolloutEngine:
             max_tokens=self.args.max_completion_length,
             **self._sampling,
         )
+        clock.mark("sample")
         thinking = row.get("prompt_thinking") or prompt_thinking(
             row["prompt"], row.get("problem", ""), self._markers
         )
-        return Rollout(
+        original = Rollout(
             problem_id=row["problem_id"],
             step=batch.step,
             policy_version=batch.policy_version,
@@ -267,16 +268,20 @@ class RolloutEngine:
             prompt_ids=prompt_ids,
             logprobs=response.logprobs,
             finish_reason=response.finish_reason,
-            seconds={"sample": time.perf_counter() - start},
+            seconds=clock.seconds,
             prompt_thinking=thinking,
             **self._markers.column,
             **self._text_fields(response.token_ids, thinking),
         )
+        clock.mark("text")
+        return original
 
     async def _revise(self, original: Rollout, work: _Work, waves: Waves) -> list[Rollout | None]:
         """Cut the original after its result, or at several points; None if nothing can
         be cut off."""
+        clock = StageClock()
         paragraphs = self._paragraphs(original)
+        clock.mark("text")
         num_cuts = self.args.num_serial_cuts
         if not paragraphs:
             waves.skip()
@@ -284,16 +289,22 @@ class RolloutEngine:
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
             return await asyncio.gather(
-                *(self._finish(original, work, paragraphs, cut) for cut in cuts)
+                *(self._finish(original, work, paragraphs, cut, clock.fork()) for cut in cuts)
             )
         await waves.turn("label")
+        clock.mark("turn")
         texts = [paragraph.text for paragraph in paragraphs]
         labels = await self.labeller.label(work.row["problem"], texts, work.reflection)
+        clock.mark("label")
         cuts = self.args.cut_rule.choose(labels.p_result, len(paragraphs))
         await waves.turn("finish")
+        clock.mark("turn")
         cut = getattr(cuts, self.args.revision_strength)
-        revision = await self._finish(original, work, paragraphs, cut)
+        revision = await self._finish(original, work, paragraphs, cut, clock)
         (revision or original).take_labels(labels, paragraphs)
+        if revision is None:
+            waited = {stage: clock.seconds[stage] for stage in ("turn", "label")}
+            original.seconds |= waited
         return [revision]
 
     async def _finish(
@@ -302,6 +313,7 @@ class RolloutEngine:
         work: _Work,
         paragraphs: list[Paragraph],
         cut: int,
+        clock: StageClock,
     ) -> Rollout | None:
         """The original up to a cut, the forced end of its thinking, and the answer that the
         policy gives then; None if nothing can be cut off, or the server refuses to finish it."""
@@ -315,9 +327,10 @@ class RolloutEngine:
         )
         if prefix is None:
             return None
-        start = time.perf_counter()
         kept_ids, forced_ids = prefix.kept_ids, self._encode_forced(prefix.forced_text)
+        clock.mark("text")
         response = await self._answer(original, work, kept_ids + forced_ids)
+        clock.mark("finish")
         if response is None:
             return None
         # The forced ids were not sampled, so the server has no log-probs of them.
@@ -333,11 +346,12 @@ class RolloutEngine:
             num_kept_tokens=len(kept_ids),
             num_cached_tokens=response.num_cached,
             correct=None,
-            seconds={"finish": time.perf_counter() - start},
+            seconds=clock.seconds,
             **self._text_fields(
                 kept_ids + forced_ids + response.token_ids, original.prompt_thinking
             ),
         )
+        clock.mark("text")
         await self._verify(revision, work.row)
         return revision
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from generation.generation_file import REFUSED
@@ -15,6 +17,28 @@ if TYPE_CHECKING:
     from generation.math_verify.extract import Thinking
     from generation.segments import Paragraph
     from rea_rl.rollout.labeller import Labels
+
+# Of a response: asked for; decoded, split and cut by this process; waiting for its wave; labelled;
+# finished; judged.
+STAGES = ("sample", "text", "turn", "label", "finish", "verify")
+
+
+class StageClock:
+    """Seconds by stage of something that is always in one of its stages."""
+
+    def __init__(self, seconds: Mapping[str, float] = MappingProxyType({})):
+        self.seconds = dict(seconds)
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """Count the time since the last mark, or since the beginning, for a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def fork(self) -> StageClock:
+        """Clock of something that begins now, and has these stages behind it."""
+        return StageClock(self.seconds)
 
 
 @dataclass
@@ -60,7 +84,8 @@ class Rollout:
     kept: bool = True
     rewards: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage of the chain
+    # by stage of the chain, see `STAGES`; an original is verified while its revision is made
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def missing(cls, row: Mapping[str, Any], batch: Batch, ids: list[int], end: int) -> Rollout:
@@ -100,7 +125,7 @@ class Rollout:
         """Record the labels of the original's paragraphs, from which its cut followed."""
         self.num_paragraphs = len(paragraphs)
         self.paragraph_ends = [paragraph.end for paragraph in paragraphs]
-        self.p_result, self.seconds["label"] = labels.p_result, labels.seconds
+        self.p_result = labels.p_result
         self.num_label_tokens = labels.num_tokens
         self.num_label_tokens_saved = labels.num_tokens_saved
 
@@ -165,6 +190,32 @@ def rollout_metrics(
         labelled = [r for i, r in enumerate(rollouts) if i % stride and r.num_paragraphs]
         metrics |= _label_metrics(labelled) if labelled else {}
     return metrics | _stage_metrics(rollouts)
+
+
+def longest_metrics(rollouts: Sequence[Rollout], seconds: float) -> dict[str, float]:
+    """Parts of the seconds that a batch took; they add up to `seconds`.
+
+    A batch ends with its last response, so these are the stages of the one that took longest. The
+    rest, `other`, is the beginning of the batch, and results that this process had no time for.
+    """
+    paths: list[list[Rollout]] = []
+    for rollout in rollouts:  # revisions follow their original
+        if rollout.kind == "original":
+            paths.append([])
+        paths[-1].append(rollout)
+    stages = max(map(_path_seconds, paths), key=lambda found: sum(found.values()), default={})
+    parts = {f"longest/{stage}": stages.get(stage, 0.0) for stage in STAGES}
+    return parts | {"longest/other": seconds - sum(parts.values())}
+
+
+def _path_seconds(path: Sequence[Rollout]) -> dict[str, float]:
+    """Seconds by stage from a prompt to the last of its revisions."""
+    original, *revisions = path
+    last = max((r.seconds for r in revisions), key=lambda s: sum(s.values()), default={})
+    first = original.seconds
+    if revisions or "label" in first:  # it was verified side by side with them
+        first = {stage: value for stage, value in first.items() if stage != "verify"}
+    return {stage: first.get(stage, 0.0) + last.get(stage, 0.0) for stage in STAGES}
 
 
 def _stage_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
