@@ -57,6 +57,29 @@ def number(responses, rows):
 def no_list(responses, rows):
     return True
 
+def by_place(responses, rows):
+    return dict(enumerate(True for _ in responses))
+
+def interrupted(responses, rows):
+    raise KeyboardInterrupt
+
+def fork(responses, rows):
+    if os.fork() == 0:
+        if "raise" in responses:
+            raise SystemExit(3)
+        return [False for _ in responses]
+    return [True for _ in responses]
+
+class Silent(Exception):
+    def __str__(self):
+        raise TypeError("no text")
+
+def silent(responses, rows):
+    if "raise" in responses:
+        raise Silent()
+    rows.clear()
+    return iter([True] * len(responses))
+
 def needs_column(responses, rows):
     return [row["tests"] == "x" for row in rows]
 
@@ -91,6 +114,18 @@ def test_one_bad_response_costs_no_other_and_is_counted(own, caplog, capfd):
     )
     assert len(workers) >= 2 and not any(worker.is_running() for worker in workers)
     assert "printed" not in capfd.readouterr().out
+
+
+def test_children_that_a_verifier_forks_do_not_answer(own):
+    with FunctionPool(f"{own}:fork", 1, timeout=5) as pool:
+        assert [judge(pool, text) for text in ("a", "raise", "b")] == [[True]] * 3
+        assert set(pool.stats.values()) == {0, 3}
+
+
+def test_an_error_without_a_message_is_one_of_its_response(own, caplog):
+    with FunctionPool(f"{own}:silent", 1, timeout=5) as pool:
+        assert judge(pool, "a") + judge(pool, "raise") + judge(pool, "b") == [True, False, True]
+        assert pool.stats["errors"] == 1 and "Silent: its message cannot be shown" in caplog.text
 
 
 def has_ended(*pids: int) -> bool:
@@ -160,6 +195,8 @@ def test_the_event_loop_goes_on_while_a_verifier_works(own):
         ("{own}:short", "it gave 1 verdicts for 2 responses"),
         ("{own}:number", "it gave 0.5; each verdict must be True or False"),
         ("{own}:no_list", "'bool' object is not iterable"),
+        ("{own}:by_place", "it gave a dict; give a list"),
+        ("{own}:interrupted", "KeyboardInterrupt"),
         ("{own}:needs_column", "KeyError: 'tests'"),
     ],
 )

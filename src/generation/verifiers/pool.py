@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 16  # responses of a call
+UNORDERED = (Mapping, Set)  # their places are not those of the responses
 MEMORY_MB = 8192  # of a worker, which may hold a library with large tables
 
 
@@ -60,6 +61,7 @@ def serve_function(pipe: Connection, name: str, memory_mb: int) -> None:
     A reply is a list of verdicts, or a text with the error of the function.
     """
     os.setsid()
+    leader = os.getpid()
     os.dup2(2, 1)  # what the function prints must not get into a command's output
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20,) * 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -68,13 +70,23 @@ def serve_function(pipe: Connection, name: str, memory_mb: int) -> None:
     function, fault = None, ""
     try:
         function = load_function(name)
-    except (Exception, SystemExit) as error:
-        fault = f"it cannot be loaded: {type(error).__name__}: {error}"
+    except BaseException as error:  # a module is run here, and raises what it likes
+        fault = f"it cannot be loaded: {type(error).__name__}: {_text_of(error)}"
+    _end_unless(leader)
     with suppress(EOFError, ConnectionError):
         while True:
             texts, rows, extra = pipe.recv()
             pipe.send(None)
-            pipe.send(fault or _call(function, texts, [{**json.loads(r), **extra} for r in rows]))
+            reply = fault or _call(function, texts, [{**json.loads(r), **extra} for r in rows])
+            _end_unless(leader)
+            pipe.send(reply)
+
+
+def _end_unless(leader: int) -> None:
+    """End a child that the function has forked, when it returns as its parent does: it must not
+    answer too."""
+    if os.getpid() != leader:
+        os._exit(0)
 
 
 def _end_with(parent: int) -> None:
@@ -92,15 +104,26 @@ def _call(function: Any, asked: Sequence[Asked], rows: list[dict[str, Any]]) -> 
         if markers:
             row["markers"] = markers
     try:
-        verdicts = list(function([each.text for each in asked], rows))
+        given = function([each.text for each in asked], rows)
+        if isinstance(given, UNORDERED):
+            return f"it gave a {type(given).__name__}; give a list, with a verdict for each response"
+        verdicts = list(given)
         wrong = [v for v in verdicts if v not in (True, False)]
-    except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"
-    if len(verdicts) != len(rows):
-        return f"it gave {len(verdicts)} verdicts for {len(rows)} responses; give one for each"
+    except BaseException as error:  # KeyboardInterrupt too: here it can only be the function's own
+        return f"{type(error).__name__}: {_text_of(error)}"
+    if len(verdicts) != len(asked):
+        return f"it gave {len(verdicts)} verdicts for {len(asked)} responses; give one for each"
     if wrong:
         return f"it gave {repr(wrong[0])[:60]}; each verdict must be True or False"
     return [bool(verdict) for verdict in verdicts]
+
+
+def _text_of(error: BaseException) -> str:
+    """Message of an error; a class of the user's may fail to give one."""
+    try:
+        return str(error)
+    except Exception as fault:
+        return f"its message cannot be shown: {type(fault).__name__}"
 
 
 class FunctionPool:
