@@ -7,9 +7,10 @@ template, and else from its vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from generation.prompts import ANSWER_HEADING, FORCED_ANSWER, THINK_END, THINK_START
@@ -17,6 +18,8 @@ from rea_core.checks import check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PAIR = ("think_start", "think_end")
 KEYS = (*PAIR, "forced_answer")
@@ -80,11 +83,10 @@ class Markers:
         Raises ValueError if only one of `think_start` and `think_end` is given.
         """
         given = given_markers(settings)
-        start, end = (
-            (given["think_start"], given["think_end"])
-            if "think_end" in given
-            else _pair_of(tokenizer)
-        )
+        start, end = found = _pair_of(tokenizer)
+        if "think_end" in given:
+            start, end = given["think_start"], given["think_end"]
+            _warn_of_others((start, end), found, str(tokenizer and tokenizer.chat_template))
         return cls(start, end, given.get("forced_answer") or _forced(end))
 
     @property
@@ -152,6 +154,19 @@ def _pair_of(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str]:
         pair[:2] for pair in KNOWN if tokenizer.convert_tokens_to_ids(pair[2]) not in unknown
     )
     return written[0] if written else next(in_vocabulary, (THINK_START, THINK_END))
+
+
+@cache  # once for a model
+def _warn_of_others(given: tuple[str, str], found: tuple[str, str], template: str) -> None:
+    """Warn if a template writes markers, but not those that are given: a thinking between its own
+    would count as answer."""
+    theirs = [marker for marker in found if marker.strip() in template]
+    if theirs and not any(marker.strip() in template for marker in given):
+        logger.warning(
+            "think_start and think_end are %r and %r, but the model's chat template writes %s: a "
+            "thinking between %r and %r will count as answer. Leave both keys out for these",
+            *(*given, " and ".join(map(repr, theirs)), *found),
+        )
 
 
 # --- Ids ------------------------------------------------------------------------------------------

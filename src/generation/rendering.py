@@ -248,11 +248,13 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
 
 
 def after_thinking(response: Mapping[str, Any]) -> str:
-    """Text of a response after its thinking; empty if that never ended."""
-    text, thinking, markers = response["text"], known_thinking(response), known_markers(response)
-    if thinking == "closed" or (thinking == "unknown" and not markers.are_in(text)):
-        return text
-    return text.partition(markers.think_end)[2]
+    """Text of a response after its thinking, in which an answer counts; empty if that never
+    ended."""
+    from generation.math_verify.extract import answer_part_of
+
+    markers = known_markers(response)
+    around = markers.think_start, markers.think_end
+    return answer_part_of(response["text"], known_thinking(response), around)
 
 
 DEFAULT_FORMAT = PromptFormat()

@@ -4,6 +4,7 @@ read by sampling, cutting, scoring and viewing alike."""
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from scripted_server import ScriptedServer, completion
@@ -20,6 +21,7 @@ from generation.path_cutting import cut_row
 from generation.provenance import check_all_comparable, differences
 from generation.rendering import PromptFormat, after_thinking, answer_of, thinking_in
 from generation.segments import split_paragraphs
+from generation.verifiers import answer_part
 from rea_core.row_files import write_json
 from rea_rl.rollout.engine import RolloutEngine
 from rea_rl.rollout.record import Batch, record_line
@@ -122,6 +124,34 @@ def test_markers_that_mark_nothing_are_refused(tmp_path, monkeypatch):
     own = "{think_start: '<U>', think_end: '<eos>'}"
     with pytest.raises(ValueError, match="'<eos>' in it ends a response of .*no answer could foll"):
         read_recipe(write_recipe(tmp_path, tmp_path / "model", own))
+
+
+def test_markers_that_contradict_the_template_are_taken_with_a_warning(caplog):
+    own = {"think_start": "<a>", "think_end": "</a>"}
+    for template, warns in ((PLAIN + "{# own #}", False), (HARMONY + "{# own #}", True)):
+        caplog.clear()
+        tokenizer = tokenizer_of(template)
+        assert Markers.of(own, tokenizer).think_end == "</a>"
+        PromptFormat("{problem}", **own).ask("1+1?", tokenizer)
+        said = [r.getMessage() for r in caplog.records if "chat template writes" in r.getMessage()]
+        assert len(said) == warns
+    assert "'<|channel|>analysis<|message|>'" in said[0] and "count as answer" in said[0]
+
+
+def test_the_answer_part_is_the_same_for_every_reader():
+    for tokenizer, start, end, _ in [(None, "<think>", "</think>", ""), *MODELS]:
+        markers = Markers.of({}, tokenizer).column
+        for text, thinking, answer in (
+            (f"{start}a{end}b{start}c \\boxed{{1}}", "unknown", "b"),  # a second one has no end
+            (f"a{end}b{end}\\boxed{{2}}", "open", f"b{end}\\boxed{{2}}"),
+            ("\\boxed{3}", "open", ""),
+            ("\\boxed{3}", "unknown", "\\boxed{3}"),
+            (f"a{end}\\boxed{{4}}", "closed", f"a{end}\\boxed{{4}}"),
+        ):
+            row = {"prompt_thinking": thinking, **markers}
+            assert after_thinking({"text": text, **row}) == answer_part(text, row) == answer
+            box = re.search(r"\d", answer)
+            assert answer_of({"text": text, **row}) == (box[0] if box else None), text
 
 
 def test_a_switch_of_the_template_says_whether_the_model_thinks():

@@ -252,6 +252,17 @@ ASSERTS = {"tests": ["assert add(2, 3) == 5", "assert add(-1, 1) == 0"]}
 PAIRS = {"tests": [{"input": "2 3\n", "output": "5"}, {"input": "0 0", "output": "0\n"}]}
 CHOICES = {"choices": ["red", "dark blue", "green"]}
 
+ONE_LETTER = [
+    "B.", "b)", "option b", "( B )", "[B]", "{B}", '"B"', "`B`", "\\(B\\)", "\\boxed{\\{B\\}}",
+    "<answer>B</answer>", "B - dark blue", "answer=B", "\uff22", "\\boxed{\\text{B}}", "B;",
+    "The answer is B, not C.", "The answer is B, A is wrong.", "Both A and C are wrong. B",
+    "Hence, B is the answer.", "A is incorrect, B is correct.", "I don't know, B", "B or B",
+]  # fmt: skip
+SEVERAL_LETTERS = [
+    "\\boxed{A, B}", "A and B", "B or C", "The answer is B and C.", "(B), (C)", "B/C", "A & B",
+    "The answer is (B) or (C).", "\\boxed{\\text{B or C}}", "The answer is B, C and D",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("verifier", "text", "row", "right"),
@@ -282,6 +293,8 @@ CHOICES = {"choices": ["red", "dark blue", "green"]}
         (choice, "B", {"answer": "dark blue", **CHOICES}, True),
         (choice, "B", {"answer": "2", **CHOICES}, False),
         (choice, "", {"answer": "A"}, False),
+        *((choice, text, {"answer": "B"}, True) for text in ONE_LETTER),
+        *((choice, text, {"answer": "B"}, False) for text in SEVERAL_LETTERS),
         (program, f"So:\n{SUM}", ASSERTS, True),
         (program, f"Wrong:\n```\nadd = max\n```\nRight:\n{SUM}", ASSERTS, True),
         (program, f"{SUM}\nor\n```\nadd = max\n```", ASSERTS, False),

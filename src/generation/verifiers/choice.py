@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +21,25 @@ _UPPER = (
 )
 _LOWER = r"([a-z])(?=[)*$]*(?:[.,;!]|\s*$))"
 _STATED = re.compile(
-    r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be|must be))?)\s*:?\s*[*$(]*"
+    r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be|must be))?)\s*[:=]?\s*[*$(]*"
     rf"(?i:option\s+|choice\s+)?[*$(]*(?:{_UPPER}|{_LOWER})"
-    r"|\b([A-Z])\b[)*$]*\s+is\s+(?:the\s+)?(?:correct|right)\b",
+    r"|\b([A-Z])\b[)*$]*\s+is\s+(?:(?:the\s+)?(?:correct|right)|the\s+answer)\b",
     re.MULTILINE,
 )
-_ALONE = re.compile(r"\(?([A-Za-z])(?:[.:)].*)?")
+_ALONE = re.compile(r"\(?([A-Za-z])(?:[.:)].*|\s+[-\u2013\u2014]\s.*|[,;!])?")
 _AT_END = re.compile(r".*\s[*$(]*([A-Z])[)*$]*[.!]?")
+
+# `\(B\)`, `<answer>B</answer>`, `[B]`, `"B"`, `( B )`: a letter with marks around it
+_MARKS = re.compile(r"\\(?=[(){}\[\]])|</?[a-z]+>")
+_WRAPPED = re.compile(r"[\"'`\u201c\u2018\[{(]\s*([A-Za-z])\s*[\"'`\u201d\u2019\]})]")
+# Several letters: `A and B`, `(A), (C)`, `A/B`, but not `B, A is wrong`.
+_JOINT = r"(?:[,/&+]|\b(?:and|or)\b)+"
+_FOLLOWED = re.compile(
+    rf"[)*$]*\s*(?:{_JOINT}\s*)+(?i:option\s+|choice\s+)?[*$(]*([A-Z])[)*$]*"
+    rf"\s*(?:[.,;!/&]|\b(?:and|or)\b|$)",
+    re.MULTILINE,
+)
+_PRECEDED = re.compile(rf"(?<![\w'])([A-Z])[)*$]*\s*(?:{_JOINT}\s*)+[*$(]*$")
 
 
 def choice(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
@@ -42,15 +55,24 @@ def choice(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
 
 
 def chosen(response: str, row: Mapping[str, Any]) -> str | None:
-    """Letter that a response ends in; None if it names none."""
+    """Letter that a response ends in; None if it names none, or several at once."""
     answer = final_answer(response, row)
     if (letter := _letter_of_text(answer, row)) is not None:
         return letter
+    answer = _WRAPPED.sub(r"(\1)", _MARKS.sub("", unicodedata.normalize("NFKC", answer)))
     if stated := [*_STATED.finditer(answer)]:
-        return next(letter for letter in stated[-1].groups() if letter).upper()
+        return _only(stated[-1], answer)
     last_line = answer.rpartition("\n")[2].strip("*$ \t")
     match = _ALONE.fullmatch(last_line) or _AT_END.fullmatch(last_line)
-    return match[1].upper() if match else None
+    return _only(match, last_line) if match else None
+
+
+def _only(match: re.Match[str], text: str) -> str | None:
+    """Letter that was found, unless another one is joined to it."""
+    group = next(i for i, letter in enumerate(match.groups(), 1) if letter)
+    letter, (start, end) = match[group].upper(), match.span(group)
+    others = _FOLLOWED.match(text, end), _PRECEDED.search(text[:start])
+    return letter if all(other is None or other[1] == letter for other in others) else None
 
 
 def _letter_of_text(answer: str, row: Mapping[str, Any]) -> str | None:
