@@ -99,7 +99,7 @@ default_config() {
 training() {
     COMMAND=(python -m "$1")
     ((NUM_PROCESSES > 1)) || return 0
-    COMMAND=(accelerate launch --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
+    COMMAND=(python -m rea_rl.run.ranks --config_file "recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml"
         --num_processes "$NUM_PROCESSES")
     ((NUM_MACHINES == 1)) || COMMAND+=(--num_machines "$NUM_MACHINES" --machine_rank "$MACHINE_RANK"
         --main_process_ip "$MAIN_ADDRESS" --main_process_port "${MAIN_PORT:-29500}")

@@ -86,7 +86,7 @@ sft() {
         ranks=$((ranks - 1))
     done
     ((ranks == 1)) ||
-        command=(accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes "$ranks" -m rea_rl.sft)
+        command=(python -m rea_rl.run.ranks --config_file recipes/accelerate_configs/ddp.yaml --num_processes "$ranks" -m rea_rl.sft)
     CUDA_VISIBLE_DEVICES=$(training_gpus "$ranks") "${command[@]}" --config "$RECIPE" \
         ${SFT_ROWS:+--per_device_train_batch_size "$SFT_ROWS"} "${CPU_ARGS[@]}" ${SFT_STEPS:+--max_steps "$SFT_STEPS"} "${@:2}"
 }

@@ -80,7 +80,7 @@ ENVIRONMENT = {
 
 
 class FastPython:
-    """Context manager; a folder `bin` is made in `folder`, with `python` and `accelerate`."""
+    """Context manager; a folder `bin` is made in `folder`, with `python`."""
 
     def __init__(self, folder: Path):
         self.path = folder / "bin" / "python"
@@ -89,10 +89,6 @@ class FastPython:
     def __enter__(self) -> FastPython:
         self.path.parent.mkdir(parents=True)
         self._write("python", CLIENT.format(python=sys.executable, address=self._address))
-        self._write(
-            "accelerate",
-            f'#!/bin/sh\nexec {self.path} -m accelerate.commands.accelerate_cli "$@"\n',
-        )
         command = [sys.executable, __file__, self._address, str(self.path)]
         self._process = subprocess.Popen(
             command,

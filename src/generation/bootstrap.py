@@ -32,8 +32,9 @@ from typing import Any
 from generation.generation_file import read_generations
 from generation.prompts import MATH_COT, THINK_END, format_problem
 from generation.rendering import answer_of
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import check_made, check_numbers, user_path
 from rea_core.command import command
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
 
@@ -447,7 +448,8 @@ def run(args: argparse.Namespace) -> None:
     """Write the rows and their card. Raises ValueError if the samples give none."""
     format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
-    check_output(args.out, "out", args.samples)
+    own_output(args.out, "out", args.samples)
+    check_made(args.out, args.out.with_suffix(".md"), "`python -m generation.bootstrap ")
     if args.step == "traces":
         keys = tuple(
             "max_attempts wrong_extra corrected_share unsettled_share max_per_problem seed".split()

@@ -52,8 +52,9 @@ from generation.rendering import thinking_in
 from generation.scoring import Interval, at_an_end, ratio_interval
 from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import check_numbers, user_path
 from rea_core.command import Needed, add_flags, command
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
 
 logger = logging.getLogger(__name__)
@@ -444,7 +445,7 @@ def draw(
 
 def run_rows(args: argparse.Namespace) -> None:
     """Write the cuts that are to be finished."""
-    check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
+    own_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     splitting = splitting_of(args)
     judged: dict[str, int | None] = {}  # first right result of each response
     open_judged(
@@ -479,7 +480,7 @@ def run_choose(args: argparse.Namespace) -> str:
         shares=("min_safe", "min_reflect"),
         positive=("num_workers", "timeout"),
     )
-    check_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
+    own_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
     columns = {"path_id": str, "last_kept": int, "thinking": list}
     labelled, judged = Identities(args.labels), Identities(args.judge_cuts)
     p_result = label_probabilities(args.labels, lambda row: labelled.add(row["id"], identity(row)))

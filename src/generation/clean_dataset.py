@@ -19,8 +19,9 @@ from generation.identity import match_problems
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import known_parts
 from generation.verifiers import MATH
-from rea_core.checks import check_numbers, check_output
+from rea_core.checks import check_made, check_numbers
 from rea_core.command import Needed, add_flags, command
+from rea_core.ownership import own_output
 from rea_core.problems import load_problems, problem_digest
 from rea_core.row_files import Row, write_json
 from rea_core.rows import check_columns, write_atomically
@@ -78,7 +79,9 @@ def _verifier_of(scores: Row) -> str:
 def run(args: argparse.Namespace) -> None:
     """Write the filtered problems and their card."""
     check_numbers(vars(args), positive=("limit",))
-    check_output(args.out, "out", (args.dataset, args.verdicts))
+    own_output(args.out, "out", (args.dataset, args.verdicts))
+    card = args.out.with_name("README.md")
+    check_made(args.out, card, "`python -m generation.clean_dataset ")
     scores = read_scores(args.verdicts)
     keys = {key: getattr(args, key) for key in ("problem_column", "answer_column")}
     problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     }
     facts |= {"num_kept": len(kept), "num_all": len(problems)}
     facts["num_paths"] = scores["num_responses"] // max(scores["num_problems"], 1)
-    write_atomically(args.out.with_name("README.md"), CARD.format(**facts).splitlines())
+    write_atomically(card, CARD.format(**facts).splitlines())
     logger.info("wrote %s: %d of %d problems", args.out, len(kept), len(problems))
 
 

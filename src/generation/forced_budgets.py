@@ -24,9 +24,10 @@ from generation.parallel import Shared, map_rows
 from generation.path_cutting import to_json
 from generation.rendering import thinking_in
 from generation.stages import path_rows
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import check_numbers, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, RowWriter
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     if min(args.budgets) < 1 or len(set(args.budgets)) < len(args.budgets):
         raise ValueError(f"budgets are {args.budgets}; give each once, and at least 1 token")
     check_numbers(vars(args), positive=("num_samples", "num_workers"))
-    check_output(args.out, "out", (args.file,))
+    own_output(args.out, "out", (args.file,))
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
     with RowWriter(args.out) as out:

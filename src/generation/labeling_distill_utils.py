@@ -40,9 +40,10 @@ from generation.rendering import after_thinking
 from generation.segments import Paragraph, check_paragraph_tokens
 from generation.stages import path_rows
 from rea_core import moved
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import check_numbers, user_path
 from rea_core.command import add_flags, command
 from rea_core.models import load_tokenizer
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, Rows, RowWriter
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class LabelFile:
 
 def write_candidates(labels: Path, candidates: Path) -> None:
     """Write the candidates of a labels file."""
-    check_output(candidates, "candidates", (labels,))
+    own_output(candidates, "candidates", (labels,))
     paths = LabelFile(labels)
     with RowWriter(candidates) as out:
         for candidate in candidate_rows(paths):
@@ -407,9 +408,9 @@ class Cleaning:
     def __post_init__(self) -> None:
         check_numbers(vars(self), positive=("num_workers",))
         inputs = (self.labels, self.confirmations, self.paths)
-        check_output(self.out, "out", inputs)
+        own_output(self.out, "out", inputs)
         if self.train_file is not None:
-            check_output(self.train_file, "train_file", (*inputs, self.out))
+            own_output(self.train_file, "train_file", (*inputs, self.out))
 
     def run(self) -> None:
         """Write the files. Raises ValueError if no response is left."""

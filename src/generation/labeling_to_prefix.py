@@ -48,8 +48,9 @@ from generation.path_cutting import (
 )
 from generation.provenance import check_same_prompts
 from rea_core import moved
-from rea_core.checks import NUMBER, check_output, is_a, user_path
+from rea_core.checks import NUMBER, is_a, user_path
 from rea_core.command import Needed, add_flags, command
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
 
@@ -241,7 +242,7 @@ def run(args: argparse.Namespace) -> None:
         vars(args).update(read_cut_file(args.cut_file))
         args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
     rule = CutRule.of(vars(args))
-    check_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
+    own_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
     splitting = splitting_of(args)
     if args.labels is not None:
         p_result = label_probabilities(args.labels)

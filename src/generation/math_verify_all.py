@@ -63,7 +63,7 @@ from generation.verifiers.opening import (
     verifier_record,
 )
 from generation.verifiers.pool import Asked, facts_of
-from rea_core.checks import NUMBER, check_numbers, check_output, is_a, user_path
+from rea_core.checks import NUMBER, check_made, check_numbers, check_output, is_a, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.golds import as_list
 from rea_core.json_text import read_json
@@ -152,6 +152,7 @@ def score(
     for path in files:
         check_output(path.with_suffix(".scores.json"), "scores")
     check_output(results, "results", (*files, options.base))
+    check_made(results, results, '{"time": ')
     scored = {"base": read_scores(options.base)} if options.base else {}
     names = distinct_names(files, taken=scored)
     tokenizer = load_tokenizer(model_dir, "model_dir")

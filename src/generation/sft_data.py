@@ -27,8 +27,9 @@ from generation.provenance import check_comparable, check_same_prompts, prompt_f
 from generation.rendering import PromptFormat
 from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
-from rea_core.checks import check_numbers, check_output, user_path
+from rea_core.checks import check_numbers, user_path
 from rea_core.command import Needed, add_flags, command
+from rea_core.ownership import own_output
 from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt_template is not None:
         format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
-    check_output(args.sft_out, "sft_out", (args.finished, args.paths))
-    check_output(args.rpo_out, "rpo_out", (args.finished, args.paths, args.sft_out))
+    own_output(args.sft_out, "sft_out", (args.finished, args.paths))
+    own_output(args.rpo_out, "rpo_out", (args.finished, args.paths, args.sft_out))
     columns = {"cut": (int, NoneType), "problem_id": str}
     remedy = "finish a file of labeling_distill_utils --clean"
     rows = read_generations(args.finished, columns, remedy, single=True)

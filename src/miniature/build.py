@@ -22,6 +22,7 @@ from rea_core.checks import check_numbers, check_output_folder
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
+from rea_core.row_files import write_json
 
 if TYPE_CHECKING:
     from miniature.train import Schedule
@@ -100,16 +101,14 @@ def draw_splits(seed: int) -> dict[str, list[Problem]]:
 
 def write_problems(splits: dict[str, list[Problem]], folder: Path) -> None:
     """Write `<split>.json` and SHA256SUMS."""
-    folder.mkdir(parents=True, exist_ok=True)
     sums = []
     for name, problems in splits.items():
         rows = [
             {"id": f"{name}-{i}", "problem": p.question, "answer": str(p.answer), "level": p.level}
             for i, p in enumerate(problems)
         ]
-        text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
-        sums.append(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}.json\n")
+        write_json(path := folder / f"{name}.json", rows)
+        sums.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
     (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 
@@ -205,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         read_json(figures_file) if arguments.only_instruct else build_lrm(arguments, splits["test"])
     )
     report["instruct_training"] = build_instruct(arguments)
-    figures_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(figures_file, report)
     logger.info("%s", json.dumps(report, indent=1))
 
 

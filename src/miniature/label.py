@@ -19,9 +19,9 @@ from generation.labeling_distill_utils import Cleaning, write_candidates
 from generation.parallel import Shared
 from generation.path_cutting import Splitting
 from miniature.judge import respond
-from rea_core.checks import check_output
 from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
+from rea_core.ownership import own_output
 
 
 def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
     args = parse_arguments(argv)
-    check_output(args.out, "out", (args.file,))
+    own_output(args.out, "out", (args.file,))
     paragraphs = {
         "paragraph_tokenizer": args.model_dir,
         "paragraph_min_tokens": args.paragraph_min_tokens,

@@ -65,13 +65,31 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
     """
     path = Path(path)
     _check_link(path, key)
-    if path.is_dir():
-        raise ValueError(f"{key} is {path}, which is a folder; name a file")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise ValueError(f"{key} is {path}, which is {kind}; name a file")
     if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
         raise ValueError(
             f"{key} is {path}, which this command also reads or writes; name another file"
         )
     check_output_folder(path.parent, key)
+
+
+def check_made(file: Path, card: Path, mark: str) -> None:
+    """Raise ValueError if a file or its card, which may be itself, is there, and the card lacks the
+    mark of the program that makes both."""
+    is_own = card.is_file() and mark in card.read_text(encoding="utf-8", errors="replace")
+    for path in (card, file):
+        if path.exists() and not is_own:
+            raise made_by_others(path)
+
+
+def made_by_others(path: Path) -> ValueError:
+    """Error for a file that would be lost."""
+    return ValueError(
+        f"{path} is there, and is no earlier output of this command; delete it, or name another "
+        "file"
+    )
 
 
 def check_output_folder(folder: str | Path, key: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rea_core.checks import user_path
 from rea_core.interruption import interruptible
+from rea_core.ownership import release_all
 
 # characters of tables and logs, as an old terminal can write them
 PLAIN = {"±": "+-", "—": "-", "→": "->"}
@@ -76,6 +77,8 @@ def command(
                 main(argv)
             except mendable as error:
                 sys.exit(f"error: {in_words(error)}")
+            finally:
+                release_all()
 
         return framed
 

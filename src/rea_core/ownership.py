@@ -15,10 +15,13 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from rea_core.checks import check_output
 
 _held: dict[str, Ownership] = {}  # of this process, by lock file
 
@@ -28,6 +31,7 @@ class Ownership:
 
     def __init__(self, file: Path, lock: FileLock):
         self._file, self._lock, self._pid = file, lock, os.getpid()
+        self._inside = 0  # `with` blocks; the outermost one releases it
 
     def release(self) -> None:
         """Let others have it. Nothing is left of the lock."""
@@ -36,14 +40,18 @@ class Ownership:
             self._lock.release(force=True)
 
     def __enter__(self) -> Ownership:
+        self._inside += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        self._inside -= 1
+        if not self._inside:
+            self.release()
 
 
 @atexit.register
-def _release_all() -> None:
+def release_all() -> None:
+    """Let others have all that this process holds."""
     for owned in list(_held.values()):
         owned.release()
 
@@ -77,6 +85,13 @@ def own(file: Path, what: str, remedy: str) -> Ownership:
 def own_file(path: str | Path, remedy: str = "wait for it, or name another file") -> Ownership:
     """Own a file while it is written. Raises ValueError naming the process that writes it."""
     return own(_lock_of(path), str(path), remedy)
+
+
+def own_output(path: Path, key: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Check a file that a command writes, see `check_output`, and own it until the command ends."""
+    check_output(path, key, inputs)
+    # entered, so that a writer that ends does not release it
+    own_file(path, f"wait for it, or give another {key}").__enter__()
 
 
 def own_folder(folder: str | Path, key: str) -> Ownership:

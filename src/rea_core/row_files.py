@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rea_core.checks import made_by_others
 from rea_core.formats import is_lines, plain_json
 from rea_core.json_text import (
     LenientDecoder,
@@ -378,6 +379,40 @@ def _place(path: Path, byte: int) -> tuple[int, int]:
 JSON_LIST, JSON_LINES = (b"[\n", b",\n", b"\n]\n"), (b"", b"\n", b"\n")
 
 
+def check_replaceable(path: Path, value: Any) -> None:
+    """Raise ValueError for a file that is there and is no earlier output: it is laid out in another
+    way, or its first row has other columns than `value`, a row; or fewer than half of the keys of
+    `value`, an object."""
+    if not (path.exists() and path.stat().st_size and value and isinstance(value, dict)):
+        return
+    before, is_object = _columns(path)
+    if before is None:  # a list without rows
+        return
+    shared = len(before & value.keys())
+    if 2 * shared <= len(before | value.keys()) if is_object else before != value.keys():
+        raise made_by_others(path)
+
+
+_OBJECT, _KEY = b'{\n "', re.compile(rb' ("(?:[^"\\]|\\.)*"): ')
+
+
+def _columns(path: Path) -> tuple[set[str] | None, bool]:
+    """Keys of the first row of a file as it is written here, or of its object, and whether it has
+    one; no keys for another file, None for an empty list."""
+    with path.open("rb") as file:
+        begin = file.peek()
+        if begin.startswith(_OBJECT):
+            return {json.loads(key[1]) for line in file if (key := _KEY.match(line))}, True
+    try:
+        if is_lines(path) or begin.startswith((b"[\n{", b"[\n\n]")):
+            rows = _scan_lines(path) if is_lines(path) else _scan_list(path)
+            _, _, row = next(rows, (0, 0, None))
+            return None if row is None else set(row) if isinstance(row, dict) else set(), False
+    except ValueError:
+        pass  # no JSON
+    return set(), False
+
+
 class RowWriter:
     """A `.json` or `.jsonl` file of rows, one a line, which is either complete or absent.
 
@@ -386,7 +421,8 @@ class RowWriter:
         num_sections: parts of the file, whose rows come in any order; the file has one part after
             the other.
 
-    Raises ValueError if another process writes the file.
+    Raises ValueError if another process writes the file, or, at the first row, if another file is
+    there.
     """
 
     def __init__(self, path: str | Path, num_sections: int = 1):
@@ -412,6 +448,8 @@ class RowWriter:
 
     def add_text(self, text: bytes, section: int = 0) -> None:
         """Write a row that is JSON already."""
+        if not self.num_rows:
+            check_replaceable(self.path, json.loads(text))
         self._files[section].write(text + self._between)
         self.num_rows += 1
 
@@ -446,6 +484,7 @@ def write_json(path: Path, value: Any) -> None:
             for row in value:
                 out.add(row)
         return
+    check_replaceable(path, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -66,6 +66,7 @@ from rea_rl.rollout.record import (
 )
 from rea_rl.rollout.weight_sync import AdapterSync, FullSync
 from rea_rl.run.continued import Continued
+from rea_rl.run.counts import Counters, collect
 from rea_rl.run.monitors import Monitored
 from rea_rl.run.numerics import FiniteSteps
 from rea_rl.run.step_clock import StepClock
@@ -142,6 +143,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self._policy_version = ""
         self._synced_step = -1
         self._clock = StepClock()
+        self._counters = Counters()
         self._work: StepInWork
         leave_load_balancing(self)
         self.packed_step = self._make_packed_step() if args.packing != "none" else None
@@ -232,8 +234,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             work.rollouts, of_batch = self.lookahead.take(step, work.rows)
         of_batch |= longest_metrics(work.rollouts, of_batch["timing/rollout"])
         self._clock.mark("rollout_wait")
-        for key, value in (metrics | of_batch).items():
-            self._metrics["train"][key].append(value)
+        collect(self._metrics["train"], metrics | of_batch)
         work.trained = work.rollouts
         if self.args.revision:
             work.trained = trained_rows(work.rollouts, self.args.construction)
@@ -347,8 +348,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         metrics = sampling_metrics(
             self.accelerator, difference, inputs["completion_mask"].bool(), clip_max
         )
-        for key, value in metrics.items():
-            self._metrics["train"][key].append(value)
+        collect(self._metrics["train"], metrics)
 
     # --- Evaluation and records -------------------------------------------------------------------
 
@@ -389,21 +389,13 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             rollout.rewards = dict(zip(self.reward_func_names, values, strict=True))
             rollout.advantage = advantage
         metrics = self._record(rollouts, f"step-{self.state.global_step}", self.args.revision)
-        for key, value in metrics.items():
-            self._metrics["train"][key].append(value)
+        collect(self._metrics["train"], metrics)
 
     def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
         """Write the responses of all ranks, in the order of a single process, and return their
         metrics."""
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
-        counts = {
-            key: float(
-                (min if key == "servers/alive" else sum)(
-                    each[key] for each in of_ranks if key in each
-                )
-            )
-            for key in self.engine.counts
-        }
+        counts = self._counters.add(of_ranks, self.state)
         metrics: list[dict[str, float]] = [{}]
         everyone = gathered_on_first(rollouts)
         if everyone is not None:

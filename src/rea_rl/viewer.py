@@ -29,8 +29,9 @@ from generation.markers import known_markers
 from generation.reflection_words import REFLECTION_WORDS, count_reflections
 from generation.rendering import known_thinking, thinking_in
 from generation.segments import BLANK_LINES
-from rea_core.checks import NUMBER, check_output, user_path
+from rea_core.checks import NUMBER, check_made, user_path
 from rea_core.command import command
+from rea_core.ownership import own_output
 from rea_core.rows import check_columns, read_rows, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -291,7 +292,8 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr if there are no rollouts."""
     args = parse_arguments(argv)
     out = args.out or args.run_dir / "viewer.html"
-    check_output(out, "out", batch_files(args.run_dir, args.batches))
+    own_output(out, "out", batch_files(args.run_dir, args.batches))
+    check_made(out, out, "<title>Rollouts</title>")
     page = render(page_data(args.run_dir, args.batches))
     write_atomically(out, [page])
     logger.info("wrote %s (%.1f MB)", out, out.stat().st_size / 1e6)

@@ -20,7 +20,7 @@ LONGEST_MESSAGE = 420  # characters, without the folder of the test
 def tree(folder: Path) -> dict[str, bytes]:
     """Contents of all files below a folder, by relative path, once this process holds no lock, as
     at its end."""
-    ownership._release_all()
+    ownership.release_all()
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

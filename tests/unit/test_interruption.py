@@ -111,3 +111,30 @@ def test_rows_that_were_finished_before_ctrl_c_are_kept(tmp_path, monkeypatch, c
     (done,) = (tmp_path / "oracle").glob("*asw.json")
     assert len(json.loads(done.read_text())) == 9
     assert sorted(made) == sorted(set(made)), "none is made twice"
+
+
+RANKS = "-m rea_rl.run.ranks --config_file recipes/accelerate_configs/cpu.yaml --num_processes 2"
+FAILED = "error: rank 1 ended with {}; its last lines are above"
+ENDS = {
+    "Ctrl-C": (130, "error: interrupted by Ctrl-C; what was finished is kept"),
+    "SIGTERM": (143, ""),
+    "fails": (1, "error: wrong\n" + FAILED.format("exit code 1")),
+    "killed": (137, FAILED.format("signal 9")),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_several_ranks_end_without_a_traceback(end):
+    process = subprocess.Popen(
+        [sys.executable, *RANKS.split(), "tests/unit/asleep.py", end],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert [process.stdout.readline() for _ in range(2)] == ["rank\n"] * 2
+    if end == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    elif end == "SIGTERM":
+        process.terminate()
+    said = process.communicate(timeout=60)[1].strip()
+    assert (process.returncode, said) == ENDS[end]

@@ -3,6 +3,7 @@ is there, and nothing is lost."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stage_files import make_stages
 
-from generation import forced_budgets, math_verify_all
+from generation import bootstrap, calibrate, clean_dataset, forced_budgets, math_verify_all
 from generation.generation_file import GenerationFile
 from miniature import judge
 from rea_core import ownership
 from rea_core.ownership import check_folder_free, own_file, own_folder, own_port
+from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 from rea_rl import dpo, grpo, merge_lora, sft, vllm_server
 from rea_rl.study import run as study
@@ -81,6 +84,26 @@ COMMANDS = {
         f"{{1}} --model_dir {LRM} --budgets 3 --out {{0}}/b.json",
         ("own_file", "{0}/b.json"),
     ),
+    "filtering": (
+        clean_dataset.main,
+        "--dataset {1} --verdicts none.json --out {0}/b.json",
+        ("own_file", "{0}/b.json"),
+    ),
+    "cuts to finish": (
+        calibrate.main,
+        "rows {1} --labels none --judge_cuts none --out {0}/b.json --paragraph_tokenizer x",
+        ("own_file", "{0}/b.json"),
+    ),
+    "the cut": (
+        calibrate.main,
+        "choose {1} --labels none --judge_cuts none --out {0}/b.json",
+        ("own_file", "{0}/b.json"),
+    ),
+    "rows for a solver": (
+        bootstrap.main,
+        "solver {1} --out {0}/b.json",
+        ("own_file", "{0}/b.json"),
+    ),
     "merging": (merge_lora.main, f"{LRM} {{0}}/lora {{0}}/out", ("own_folder", "{0}/out", "OUT")),
     "sft": (
         sft.main,
@@ -134,6 +157,52 @@ def test_the_second_of_two_is_told_who_is_there(tmp_path, monkeypatch, hold, nam
     assert f"in use by process {first.pid} since " in said and "; wait" in said
     written = [path.name for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert all(name.endswith((".settings.json", ".lock")) for name in written), written
+
+
+WRITERS = {
+    "bootstrap": (
+        "solver paths.json --min_tokens 1 --num_workers 1 --prompt_template {{problem}}-{0}",
+        ("out.json", "out.md"), "-{0}",
+    ),
+    "calibrate": (
+        f"rows paths.json --labels labels.json --judge_cuts cuts.json --paragraph_tokenizer {LRM} "
+        "--paragraph_min_tokens 1 --paragraph_max_tokens 9 --seed {0}", ("out.json",), "",
+    ),
+    "clean_dataset": (
+        "--dataset problems{0}.json --verdicts s.scores.json", ("out.json", "README.md"),
+        "problems{0}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_of_two_writers_of_one_file_each_writes_all_or_says_one_line(tmp_path, name):
+    """Their settings differ, so that the files of one must be of one."""
+    make_stages(tmp_path)
+    row = {"problem": "3+4?", "answer": "7"}
+    for i in range(2):
+        write_json(tmp_path / f"problems{i}.json", [row | {"from": f"problems{i}"}])
+    scored = {"id": "0", "problem_digest": problem_digest("3+4?"), "responses": [{"correct": True}]}
+    scores = {"groups": {}, "mode": "strict", "num_responses": 1, "num_problems": 1}
+    write_json(tmp_path / "s.scores.json", scores | {"problems": [scored]})
+    line, files, mark = WRITERS[name]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"generation.{name}", *line.format(i).split(), "--out=out.json"],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[1].splitlines() for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) in ([0, 0], [0, 1]), told
+    for code, lines in zip(codes, told, strict=True):
+        assert code == 0 or "out.json is in use by process" in lines[-1]
+    texts = [(tmp_path / file).read_text() for file in files]
+    assert json.loads(texts[0])
+    assert any(all(mark.format(i) in text for text in texts) for i in range(2))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, hold):

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from stage_files import make_stages
 from test_bad_input import write_recipe
 from tiny import save_model
+from viewer_run import write_run
 
 from generation import (
     calibrate,
@@ -74,6 +75,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with valid inputs of all programs."""
     folder = tmp_path_factory.mktemp("valid")
     make_stages(folder)
+    write_run(folder / "run", pairs_a_step=1)
+    (folder / "model").mkdir()
+    save_model(folder / "model/tiny")
+    write_recipe(folder, Path("model/tiny"))
     problems = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(6)]
     write_json(folder / "problems.json", problems)
     scored = [
@@ -93,9 +98,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "s.scores.json", scores)
     write_json(folder / "models/m/s.scores.json", scores)
     write_json(folder / "bench/math500_test.json", problems)
-    (folder / "model").mkdir()
-    save_model(folder / "model/tiny")
-    write_recipe(folder, Path("model/tiny"))
     return folder
 
 
@@ -106,7 +108,7 @@ def workplace(template: Path) -> Iterator[Path]:
         shutil.copytree(template, "w", symlinks=True)
         with contextlib.chdir("w"):
             yield Path.cwd()
-            ownership._release_all()
+            ownership.release_all()
 
 
 def ends(main: Callable[[list[str]], None], argv: list[str]) -> str | None:
@@ -371,3 +373,44 @@ def test_edited_command_lines_are_followed_or_refused(template, name, edits):
         changed = [path for path, data in before.items()
                    if not path.is_file() or path.read_bytes() != data]  # fmt: skip
         assert not changed, (error, changed)
+
+
+# --- Outputs --------------------------------------------------------------------------------------
+
+OTHERS = {
+    "notes": b"my notes\n",
+    "list": b'[{"problem": "1+1?", "answer": "2"}]',
+    "indented": b'[\n  {"id": "1", "messages": []}\n]\n',
+    "columns": b'[\n{"mine": 1}\n]\n',
+    "lines": b'{"mine": 1}\n{"mine": 2}\n',
+    "object": b'{\n "mine": 1,\n "yours": 2\n}\n',
+    "binary": b"\x89PNG\r\n\x1a\n\x00\xff",
+}
+OUTPUTS = {"o.json": "cut calibrate labels budgets".split(), "o/c.json": ["clean"],
+           "o/README.md": ["clean"], "o/x1.json": ["collect"], "o/x3.json": ["collect"],
+           "t.png": ["table"], "p.png": ["plots"], "page.html": ["viewer"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("output, name", [(o, n) for o, names in OUTPUTS.items() for n in names])
+def test_a_file_is_replaced_only_if_it_is_an_earlier_output(template, output, name):
+    module, line = COMMANDS[name]
+    with workplace(template) as folder:
+        path = folder / output
+        path.parent.mkdir(exist_ok=True)
+        for content in OTHERS.values():
+            path.write_bytes(content)
+            error = ends(module.main, line.split())
+            assert error and f"{output} is there, and is no earlier output of this command" in error
+            assert path.read_bytes() == content
+            path.unlink()
+        for _ in range(2):
+            assert ends(module.main, line.split()) is None
+
+
+@pytest.mark.parametrize("name", ["clean", "cut", "table"])
+def test_a_device_is_no_output(template, name, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    module, line = COMMANDS[name]
+    with workplace(template):
+        words = [str(tmp_path / "pipe") if w in OUTPUTS else w for w in line.split()]
+        assert "which is a device or pipe; name a file" in ends(module.main, words)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 from tiny import save_model
+from viewer_run import pair
 
-from rea_rl.study.real_report import find_rows, main
+from rea_core.problems import problem_digest
+from rea_rl.study.real_report import example_pairs, find_rows, forced_curves, main
 
 PROBLEMS = [
     {"id": "test/0", "problem": "6 x 7?", "answer": "42", "benchmark": "SVAMP"},
@@ -141,6 +144,29 @@ def test_a_row_with_other_problems_is_an_error(work, tmp_path):
     verdicts.write_text(verdicts.read_text().replace("test/1", "test/2"))
     with pytest.raises(SystemExit, match="has other problems than the other rows"):
         report(work, tmp_path)
+
+
+def test_forced_answers_and_examples_of_other_problems_are_refused(work, tmp_path):
+    """The ids are those of the test set, and of the training problems."""
+    forced = work / "forced/lrm/lrm_math_cot.json"
+    for change, error in (
+        ("", None),
+        (" Or not?", "'test/0' is about another problem than 'test/0'"),
+    ):
+        write(forced, [[(WRONG, 50, False)]] * 2)
+        rows = json.loads(forced.read_text())
+        for row in rows:
+            row |= {"problem_id": row["id"], "budget": 64, "problem": row["problem"] + change}
+        forced.write_text(json.dumps(rows))
+        with pytest.raises(ValueError, match=error) if error else contextlib.nullcontext():
+            assert [*forced_curves(work, PROBLEMS)] == ["lrm"]
+    lines = pair("a", 0, 3)
+    for digest, error in ((None, None), (problem_digest("1?"), None), ("else", "about another")):
+        (tmp_path / "rollouts").mkdir(exist_ok=True)
+        text = "".join(json.dumps({**line, "problem_digest": digest}) + "\n" for line in lines)
+        (tmp_path / "rollouts/step-0.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=error) if error else contextlib.nullcontext():
+            example_pairs(tmp_path, {"a": "1?"})
 
 
 def test_without_the_reasoning_model_there_is_nothing_to_compare_with(tmp_path):

@@ -13,6 +13,7 @@ from scripted_server import ScriptedServer, completion
 from tiny import make_tokenizer
 
 from generation.math_verify import extract_answer
+from rea_core.problems import problem_digest
 from rea_rl.configs import REARLConfig
 from rea_rl.rollout.engine import RolloutEngine
 from rea_rl.rollout.record import (
@@ -321,6 +322,17 @@ def test_no_labels_are_asked_for_where_they_cannot_matter(tmp_path):
     assert revision.num_label_tokens_saved == len("[1]. Think") * 4 + 3
 
 
+def test_a_record_says_which_problem_was_asked(tmp_path):
+    """Originals, revisions and places of missing responses; the ids of two files may be equal."""
+    rows = [make_row(0), {**make_row(1), "problem_id": "p0"}]
+    rollouts, _, _ = run(tmp_path, policy(), labels(0.2, 0.9, 0.1), rows)
+    assert [r.kind for r in rollouts] == ["original", "revision"] * 2
+    wanted = [problem_digest(row["problem"]) for row in rows for _ in range(2)]
+    assert [json.loads(record_line(r))["problem_digest"] for r in rollouts] == wanted
+    missing = Rollout.missing(rows[1], Batch(0, VERSION, False), [5], 0)
+    assert missing.problem_digest == wanted[-1]
+
+
 def test_a_path_without_a_result_may_stay_as_it_is(tmp_path):
     (original, twin), server, _ = run(
         tmp_path, policy(), labels(0.1, 0.1, 0.1, 0.1), always_cut=False
@@ -602,6 +614,7 @@ def test_metrics_by_hand():
             "rollout/num_tokens": 110,
             "rollout/num_think_tokens": 100,
             "rollout/truncated": 1 / 3,
+            "rollout/unanswered": 0,
             "reflection/density": 3 / 300,
             "revision/missing": 1 / 3,
             "revision/success": 1 / 2,

@@ -19,6 +19,7 @@ from test_generate import serve  # noqa: F401
 from generation.evaluation.plots import pareto_front
 from generation.scoring import ALL, interval, ratio_interval
 from generation.stated_results import count_empty_checks, count_rechecks, recomputes
+from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 from rea_rl.study import run as study
 from rea_rl.study.places import make_places
@@ -27,6 +28,7 @@ from rea_rl.study.report import (
     aes,
     all_figures,
     json_row,
+    read_row,
     row_ratios,
     seconds,
     tables,
@@ -567,6 +569,25 @@ def test_report_of_two_finished_runs(tmp_path):
     ]
     assert report["settings"]["eval_problems"] == 5
     assert "| GRPO" in (args.out / "study.md").read_text()
+
+
+def test_texts_are_counted_for_the_problem_that_they_answer(tmp_path):
+    """Rows of the generation file may have another order, but no other problems."""
+    run = study.all_runs(arguments(tmp_path, "--rows", "grpo", "--seeds", "1"))[1]
+    write_evaluation(run, 200)
+    scores, rows = (json.loads(file.read_text()) for file in (run.scores, run.generations))
+    for row, problem in zip(rows, scores["problems"], strict=True):
+        row["problem"] = f"{row['id']}?"
+        problem["problem_digest"] = problem_digest(row["problem"])
+    rows[1]["responses"][0]["text"] = "10+2=12\n</think>\n\n\\boxed{12}"  # no re-check
+    run.scores.write_text(json.dumps(scores))
+    for order in ((0, 1, 2, 3, 4), (4, 1, 0, 3, 2), (1, 2, 3, 4, 0)):
+        run.generations.write_text(json.dumps([rows[i] for i in order]))
+        assert read_row([run]).counts["rechecks"].tolist() == [[1, 0, 1, 1, 1]]
+    rows[2]["problem"], rows[3]["problem"] = rows[3]["problem"], rows[2]["problem"]
+    run.generations.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="'p2' is about another problem than 'p2' of the scores"):
+        read_row([run])
 
 
 def write_evaluation(run, tokens):

@@ -26,7 +26,7 @@ from rea_core.checks import check_numbers, check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
-from rea_core.row_files import write_json
+from rea_core.row_files import check_replaceable, write_json
 from rea_core.rows import read_rows
 
 logger = logging.getLogger(__name__)
@@ -126,15 +126,16 @@ def fetch(names: list[str], folder: Path) -> None:
     for name in names:
         source = SOURCES[name]
         path = folder / source.file(name)
-        if path.exists():
-            rows = read_rows(str(path))
-        else:
-            rows = [
-                common_format(row, source)
-                for row in read_rows(source.hub_id, source.split, source.config)
-            ]
+        is_there = path.exists()
+        hub = source.hub_id, source.split, source.config
+        rows = (
+            read_rows(str(path))
+            if is_there
+            else [common_format(row, source) for row in read_rows(*hub)]
+        )
         check(name, rows)
-        write_json(path, rows)
+        if not is_there:
+            write_json(path, rows)
         logger.info("%s: %d problems in %s", name, len(rows), path)
 
 
@@ -228,11 +229,12 @@ def main(argv: list[str] | None = None) -> None:
         collected = collect(args.folder, extra, args.num_samples, args.limit)
         for samples, rows in collected.items():
             write_json(args.out / f"x{samples}.json", rows)
-        for left_over in {*args.out.glob("x*.json")} - {
-            args.out / f"x{samples}.json" for samples in collected
-        }:
-            logger.info("%s is of an earlier collection and is removed", left_over)
-            left_over.unlink()
+        left_over = {*args.out.glob("x*.json")} - {args.out / f"x{n}.json" for n in collected}
+        for path in left_over:
+            if path.stem[1:].isdecimal():
+                check_replaceable(path, rows[0])
+                logger.info("%s is of an earlier collection and is removed", path)
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 from generation.math_verify_all import check_same_problems, read_scores
 from generation.provenance import check_all_comparable, distinct_names, known_parts
 from generation.scoring import ALL, Interval
-from rea_core.checks import check_output, user_path
+from rea_core.checks import check_made, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
-from rea_core.ownership import own_file
+from rea_core.ownership import own_file, own_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 logger = logging.getLogger(__name__)
+
+PICTURE = "atplotlib"  # in each picture: the name of the library that drew it
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well, for
 # prints in grey.
@@ -279,6 +281,7 @@ def save_panels(
             panel(cell)
         for cell in axes.flat[len(panels) :]:
             cell.set_axis_off()
+        check_made(save_to, save_to, PICTURE)
         save_to.parent.mkdir(parents=True, exist_ok=True)
         with own_file(save_to):
             figure.savefig(save_to, dpi=150)
@@ -312,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
             f"there are {len(args.scores)} scores and {len(names)} names; give as many, or a "
             "trainer_state"
         )
-    check_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
+    own_output(args.save_to, "save_to", (*args.scores, args.trainer_state))
     history = read_log(args.trainer_state) if args.trainer_state else None
     scored = {name: read_scores(path) for name, path in zip(names, args.scores, strict=True)}
     made = (

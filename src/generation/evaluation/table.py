@@ -26,8 +26,9 @@ from generation.evaluation.plots import draw
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, at_an_end, mean_interval
-from rea_core.checks import NUMBER, check_output, user_path
+from rea_core.checks import NUMBER, user_path
 from rea_core.command import command
+from rea_core.ownership import own_output
 from rea_core.rows import check_row
 
 logger = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base", help="name of the base model, for TR and AES")
     parser.add_argument("--save_to", type=user_path, required=True, help="image file")
     args = parser.parse_args(argv)
-    check_output(args.save_to, "save_to")
+    own_output(args.save_to, "save_to")
     models = read_models(args.folder)
     image = picture(models, args.save_to)
     if args.base is not None and args.base not in models:

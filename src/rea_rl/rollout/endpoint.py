@@ -27,6 +27,7 @@ import openai
 
 from rea_core.clients import api_key, async_openai_client
 from rea_rl.rollout.replies import Completion, UnusableReply, alternatives
+from rea_rl.run.counts import AWAY, outages
 
 if TYPE_CHECKING:
     from rea_rl.configs import REARLConfig
@@ -46,6 +47,13 @@ NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is missing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
 
+def server_counts(watches: Sequence[ServerWatch]) -> dict[str, Any]:
+    """Metrics of servers as one process sees them, and the times that they were away."""
+    counts = {f"servers/{key}": sum(w.counts[key] for w in watches) for key in watches[0].counts}
+    away = [times for watch in watches for times in watch.times_away]
+    return counts | outages(away) | {AWAY: away}
+
+
 def adapter_folder(output_dir: str | Path) -> Path:
     """Folder of the adapter's versions, for the server to load."""
     return Path(output_dir, "adapters").resolve()
@@ -62,7 +70,8 @@ class ServerWatch:
 
     Attributes:
         counts: since the start: `failed_requests`; `refused_requests`, which are not repeated;
-            `outages` and their `downtime_seconds`; `reloaded_adapters`.
+            `reloaded_adapters`.
+        outages: begin and end, by `time.time`, of the times that it was away.
         away_since: when it was found to be away, by `time.monotonic`; None while it is well.
     """
 
@@ -71,10 +80,9 @@ class ServerWatch:
         self.counts = {
             "failed_requests": 0,
             "refused_requests": 0,
-            "outages": 0,
-            "downtime_seconds": 0.0,
             "reloaded_adapters": 0,
         }
+        self.outages: list[tuple[float, float]] = []
         self.away_since: float | None = None
         self.url, self._deadline, self._adapters = url, deadline, adapters
         self._lock = asyncio.Lock()
@@ -168,7 +176,6 @@ class ServerWatch:
         if self.away_since is not None:
             return
         self.away_since = time.monotonic()
-        self.counts["outages"] += 1
         failed = f"a request failed ({cause}) and " if cause else ""
         logger.warning("%s: %sit is away (%s); %s", self.name, failed, words(error), then)
 
@@ -176,7 +183,7 @@ class ServerWatch:
         now = time.monotonic()
         if self.away_since is not None:
             seconds = now - self.away_since
-            self.counts["downtime_seconds"] += seconds
+            self.outages.append((time.time() - seconds, time.time()))
             logger.warning("%s: is back after %.1f s; repeating requests", self.name, seconds)
         elif cause:
             logger.warning("%s: a request failed (%s), but it answers; repeating", self.name, cause)
@@ -190,6 +197,13 @@ class ServerWatch:
             f"request failed ({cause}); see its log, start it again, and give the same command to "
             "continue from the last checkpoint"
         )
+
+    @property
+    def times_away(self) -> list[tuple[str, float, float]]:
+        """URL, begin and end of each outage; the end of one that lasts is now."""
+        now = time.time()
+        last = [] if self.away_since is None else [(now - time.monotonic() + self.away_since, now)]
+        return [(self.url, *times) for times in (*self.outages, *last)]
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         (await client.get(f"{self.url.removesuffix('/v1')}/health")).raise_for_status()

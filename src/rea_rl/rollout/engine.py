@@ -34,14 +34,16 @@ from generation.rendering import (
     prompt_thinking,
 )
 from generation.segments import Paragraph, split_paragraphs, thinking_of
+from rea_core.problems import problem_digest
 from rea_rl.revision import serial_cuts
-from rea_rl.rollout.endpoint import adapter_folder, is_about_one, words
+from rea_rl.rollout.endpoint import adapter_folder, is_about_one, server_counts, words
 from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout, StageClock
 from rea_rl.rollout.refusals import Refusals
 from rea_rl.rollout.replies import Completion
 from rea_rl.rollout.servers import Seat, Servers
 from rea_rl.rollout.stage_batching import Waves
+from rea_rl.run.counts import ALIVE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,12 +137,11 @@ class RolloutEngine:
         asyncio.run_coroutine_threadsafe(self._cancel_batches(), self._loop)
 
     @property
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, Any]:
         """Metrics that count since the start: of the verifier, and of servers that failed. And
         `servers/alive`: servers of both roles that are not away now."""
-        counts = [servers.counts for servers in self._roles]
-        servers = {f"servers/{key}": sum(each[key] for each in counts) for key in counts[0]}
-        servers["servers/alive"] = sum(role.num_alive for role in self._roles)
+        servers = server_counts([watch for role in self._roles for watch in role.watches])
+        servers[ALIVE] = sum(role.num_alive for role in self._roles)
         return servers | {f"verifier/{key}": value for key, value in self.verifier.stats.items()}
 
     def __enter__(self) -> RolloutEngine:
@@ -270,6 +271,7 @@ class RolloutEngine:
             finish_reason=response.finish_reason,
             seconds=clock.seconds,
             prompt_thinking=thinking,
+            problem_digest=problem_digest(row.get("problem", "")),
             **self._markers.column,
             **self._text_fields(response.token_ids, thinking),
         )

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from generation.generation_file import REFUSED
+from rea_core.problems import problem_digest
 from rea_rl.revision import keep_or_replace, replaced_revisions
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Rollout:
     advantage: float | None = None
     # by stage of the chain, see `STAGES`; an original is verified while its revision is made
     seconds: dict[str, float] = field(default_factory=dict)
+    problem_digest: str | None = None  # None in files of earlier versions
 
     @classmethod
     def missing(cls, row: Mapping[str, Any], batch: Batch, ids: list[int], end: int) -> Rollout:
@@ -114,6 +116,7 @@ class Rollout:
             num_think_tokens=0,
             num_reflections=0,
             correct=False,
+            problem_digest=problem_digest(row.get("problem", "")),
         )
 
     @property
@@ -179,9 +182,8 @@ def rollout_metrics(
         "rollout/truncated": _mean(r.finish_reason == "length" for r in originals),
         "reflection/density": sum(r.num_reflections for r in originals)
         / max(sum(r.num_think_tokens for r in originals), 1),
+        "rollout/unanswered": 1 - len(originals) / len(every),
     }
-    if len(originals) < len(every):
-        metrics["rollout/unanswered"] = 1 - len(originals) / len(every)
     if revision:
         pairs = [(every[i // stride], r) for i, r in enumerate(rollouts) if r.kind == "revision"]
         metrics["revision/missing"] = 1 - len(pairs) / (len(rollouts) - len(every))

@@ -64,12 +64,6 @@ class Servers:
     def num_alive(self) -> int:
         return sum(watch.away_since is None for watch in self.watches)
 
-    @property
-    def counts(self) -> dict[str, float]:
-        """Sums of what the watches count."""
-        counts = [watch.counts for watch in self.watches]
-        return {key: sum(each[key] for each in counts) for key in counts[0]}
-
     async def context_length(self, model: str) -> int:
         """Tokens that a prompt and its completion may have on any of the servers."""
         return min([await endpoint.context_length(model) for endpoint in self.endpoints])

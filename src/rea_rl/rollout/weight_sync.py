@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import openai
 import xxhash
@@ -40,6 +40,7 @@ from rea_rl.rollout.endpoint import (
     first_back,
     refusal,
     refused,
+    server_counts,
     words,
 )
 from rea_rl.rollout.probe import NoLogprobs, Probe
@@ -137,11 +138,10 @@ class AdapterSync:
             server.watch.give_up(ConnectionError("the run is being ended"))
 
     @property
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, Any]:
         """Failures of the policy servers that were met here, as metrics; not 0 on the first rank
         only."""
-        counts = [server.watch.counts for server in self._servers]
-        return {f"servers/{key}": sum(each[key] for each in counts) for key in counts[0]}
+        return server_counts([server.watch for server in self._servers])
 
     def _save(self, model: PeftModel, step: int) -> str:
         # of a run that was killed while it wrote

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from rea_rl.run.counts import counts_of
 from rea_rl.run.endings import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
 MOST_IN_A_ROW = 3
 SHOWN_ROWS = 32  # of a step, in the log
+SKIPPED = "non_finite_steps"
 ROW = "row"  # column of encoded rows: their number in the data file, from 0
 
 
@@ -46,7 +48,6 @@ class FiniteSteps:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         set_cudnn_attention(self.args.cudnn_attention)
-        self.skipped_steps = 0
         self._in_a_row = 0
         self._losses: list[tuple[torch.Tensor, list[str]]] = []  # of each micro-batch, and its rows
 
@@ -92,7 +93,8 @@ class FiniteSteps:
         return None
 
     def _skip(self, losses: list[tuple[float, list[str]]]) -> None:
-        self.skipped_steps += 1
+        counts = counts_of(self.state)
+        counts[SKIPPED] = counts.get(SKIPPED, 0.0) + 1
         self._in_a_row += 1
         what = (
             f"step {self.state.global_step} has a non-finite loss or gradient, {_describe(losses)}"
@@ -138,7 +140,7 @@ class FiniteSteps:
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs["non_finite_steps"] = float(self.skipped_steps)
+            logs[SKIPPED] = counts_of(self.state).get(SKIPPED, 0.0)
         super().log(logs, *args, **kwargs)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from generation.answer_judge import AnswerJudge
 from generation.calibrate import cut_table
 from generation.evaluation.plots import (
+    PICTURE,
     plot_points,
     point_style,
     running_mean,
@@ -30,12 +31,14 @@ from generation.evaluation.plots import (
 )
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
+from generation.identity import Identities, check_same, identity
 from generation.scoring import Interval, interval, resample
-from rea_core.checks import check_output_folder, user_path
+from rea_core.checks import check_made, check_output_folder, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
+from rea_core.problems import problem_digest
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
 from rea_rl.run.card import code_version, package_versions
@@ -227,7 +230,12 @@ def example_pairs(run: Path, problems: dict[str, str], limit: int = 3) -> list[s
                 and original["correct"]
                 and original["problem_id"] in problems
             ):
-                text = _example(problems[original["problem_id"]], original, revision, path.stem)
+                problem = problems[original["problem_id"]]
+                place = f"{path}: {original['problem_id']!r}"
+                check_same(
+                    place, identity(original), "train_problems", (problem_digest(problem), None)
+                )
+                text = _example(problem, original, revision, path.stem)
                 kinds[revision["correct"]].append(text)
     return kinds[True][: limit - 1] + kinds[False][:1]
 
@@ -265,16 +273,16 @@ def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, In
     """Accuracy with an answer that is forced at each budget, by row."""
     found = {}
     order = {row["id"]: i for i, row in enumerate(problems)}
+    tested = Identities("the test set")
+    for row in problems:
+        tested.add(row["id"], identity(row))
     for path in sorted((work / "forced").glob("*/*_math_cot.json")):
         name = path.stem.removesuffix("_math_cot")
         verdicts = read_verdicts(path)
         by_budget: dict[int, np.ndarray] = {}
         for row in read_generations(path):
             counts = by_budget.setdefault(row["budget"], np.zeros((2, 1, len(problems), 1)))
-            if row["problem_id"] not in order:
-                raise ValueError(
-                    f"{path}: problem {row['problem_id']!r} is not in the test set; make it again"
-                )
+            tested.check(f"{path}: {row['id']!r}", row["problem_id"], identity(row))
             correct = verdict_on(row, 0, verdicts, path)
             counts[:, 0, order[row["problem_id"]], 0] += (correct, 1)
         shares = {}
@@ -432,8 +440,10 @@ def run(args: argparse.Namespace) -> None:
         "cut": read_json(args.work / "cut.json") if (args.work / "cut.json").is_file() else None,
     }
     if (args.work / "cut.png").is_file():
-        shutil.copy(args.work / "cut.png", args.out / "cut.png")
-    write_atomically(args.out / "README.md", page(report, rows, problems, parts).splitlines())
+        check_made(picture := args.out / "cut.png", picture, PICTURE)
+        shutil.copy(args.work / "cut.png", picture)
+    check_made(card := args.out / "README.md", card, TEXT.splitlines()[0])
+    write_atomically(card, page(report, rows, problems, parts).splitlines())
     write_json(
         args.out / "real.json",
         {

@@ -29,11 +29,14 @@ from generation.evaluation.plots import (
 )
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
-from generation.math_verify_all import read_scores
+from generation.identity import Identities
+from generation.math_verify_all import problem_id, read_scores
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import thinking_in
 from generation.scoring import ALL, Interval, aes, intervals, resampled_ratios
 from generation.stated_results import count_empty_checks, count_rechecks
+from rea_core.checks import check_made
+from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 from rea_core.rows import write_atomically
 
@@ -106,7 +109,7 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
         )
     counts = {name: np.array([_count(scores, name) for scores in scored]) for name in COUNTS}
     for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
-        counts[name] = np.array([_count_texts(run.generations, count) for run in runs])
+        counts[name] = np.array([_count_texts(run.generations, ids, count) for run in runs])
     levels = [problem["level"] for problem in scored[0]["problems"]]
     return RowCounts(
         runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0])
@@ -139,10 +142,16 @@ def _count(scores: dict[str, Any], name: str) -> list[float]:
     ]
 
 
-def _count_texts(generations: Path, count: Callable[[str], int]) -> list[float]:
-    rows = read_generations(generations)
-    thinkings = [[thinking_in(r) for r in row["responses"]] for row in rows]
-    return [float(sum(map(count, texts))) for texts in thinkings]
+def _count_texts(generations: Path, ids: Problems, count: Callable[[str], int]) -> list[float]:
+    """Sums over the responses to each problem, whatever the order of the file is."""
+    scored, sums = Identities(f"the scores of {generations}"), {key: 0.0 for key, _ in ids}
+    for key, known in ids:
+        scored.add(key, (known, None))
+    for row in read_generations(generations):
+        key = problem_id(row)
+        scored.check(f"{generations}: {row['id']!r}", key, (problem_digest(row["problem"]), None))
+        sums[key] += sum(count(thinking_in(r)) for r in row["responses"])
+    return [*sums.values()]
 
 
 def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
@@ -392,7 +401,8 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         PICTURES,
         LEGEND,
     ]
-    write_atomically(args.out / "study.md", ["\n\n".join(parts)])
+    check_made(page := args.out / "study.md", page, parts[0])
+    write_atomically(page, ["\n\n".join(parts)])
 
 
 PICTURES = "\n\n".join(
