@@ -281,8 +281,8 @@ def test_several_machines_are_one_launch(shell):
     assert status == 0, output
     assert output == (
         "python -m rea_rl.run.ranks --config_file recipes/accelerate_configs/ddp.yaml "
-        "--num_processes 4 --num_machines 2 --machine_rank 1 --main_process_ip node1 --main_process_port 29500 "
-        "-m rea_rl.grpo --policy_server http://node2:12345/v1 http://node2:12347/v1"
+        "--num_processes 4 --num_machines 2 --machine_rank 1 --main_process_ip node1 "
+        "--main_process_port 29500 -m rea_rl.grpo --policy_server http://node2:12345/v1 http://node2:12347/v1"
     )
     status, output = shell(line, 4, NUM_MACHINES="2")
     assert status == 1 and "give MAIN_ADDRESS" in output
