@@ -4,6 +4,7 @@ what differs. Each kind is tried by the functions behind the commands.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from generation.provenance import distinct_names
 from generation.rendering import PromptFormat
 from generation.scoring import Interval, ScoredProblem, ScoredResponse, figures, intervals
 from rea_core.checks import check_output, check_output_folder, user_path
+from rea_core.command import Needed, add_flags
 from rea_core.problems import load_problems
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import write_json
@@ -74,6 +76,22 @@ def test_paths_are_expanded_wherever_they_are_given(tmp_path, monkeypatch):
         RecipeParser(GenerateArguments).parse_args_and_config(["--config", str(recipe)])
     with pytest.raises(SystemExit):
         plots.main(["--scores", "a", "--save_to", "~nobody-here/x.png"])
+
+
+def test_flags_have_types_of_their_defaults_and_paths_are_expanded(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/h")
+    parser = argparse.ArgumentParser()
+    words = "of no matter"
+    flags = {"out": (Needed(Path), words), "log": (Path("logs"), words), "old": (Path, words)}
+    add_flags(parser, **flags, steps=(3, words), limit=(int, words), fast=(False, words))
+    given = "--out ~/a --log ~/b --old ~/c --steps 4 --limit 5 --fast".split()
+    paths = {"out": Path("/h/a"), "log": Path("/h/b"), "old": Path("/h/c")}
+    assert vars(parser.parse_args(given)) == {**paths, "steps": 4, "limit": 5, "fast": True}
+    defaults = {"log": Path("logs"), "old": None, "steps": 3, "limit": None, "fast": False}
+    assert vars(parser.parse_args(["--out", "a"])) == {"out": Path("a"), **defaults}
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "required: --out" in capsys.readouterr().err
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
