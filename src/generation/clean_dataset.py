@@ -71,7 +71,7 @@ def solved_problems(
 
 
 def _verifier_of(scores: Row) -> str:
-    """What said which responses are right; scores of earlier versions are of mathematics."""
+    """Verifier of scores, with its mode; those of earlier versions are of mathematics."""
     name = known_parts(scores).get("scoring", {}).get("verifier", MATH)
     return f"{name}, mode {scores['mode']}" if name == MATH else name
 

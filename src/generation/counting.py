@@ -75,7 +75,7 @@ class CountedRow:
 
 
 def count_rows(counting: Counting, rows: Iterable[Row]) -> list[CountedRow]:
-    """Count what is counted of every response; texts are encoded together and let go."""
+    """Counts of every response; texts are encoded together and let go."""
     rows = list(rows)
     views = [
         [within_budgets(r, counting.budgets, counting.tokenizer) for r in row["responses"]]

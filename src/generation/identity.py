@@ -26,7 +26,7 @@ def path_digest(response: Row) -> str:
 
 
 def identity(row: Row, response: Row | None = None) -> Identity:
-    """What a row is about: its problem, and the response that it is or was made of."""
+    """Problem of a row, and the response that it is or was made of."""
     problem = row.get("problem")
     return (
         problem_digest(problem) if isinstance(problem, str) else row.get("problem_digest"),
@@ -60,7 +60,7 @@ def check_same(place: str, one: Identity, other_place: str, other: Identity) -> 
 
 
 class Identities:
-    """What the rows of a file are about, by id."""
+    """Problems and responses of the rows of a file, by id."""
 
     def __init__(self, file: str | Path):
         self.file = file

@@ -455,7 +455,7 @@ class Cleaning:
 
 
 def cleaning(args: argparse.Namespace) -> Cleaning:
-    """What the flags of a command ask for. Raises ValueError for missing ones."""
+    """Cleaning by the flags of a command. Raises ValueError for missing ones."""
     for key in ("confirmations", "paths", "out"):
         if getattr(args, key) is None:
             raise ValueError(f"clean needs {key}; give --{key}")

@@ -76,8 +76,7 @@ class Splitting:
 
 @dataclass(frozen=True)
 class SplitPath:
-    """A response by its id, and of each of its paragraphs the tokens and where it ends; its text is
-    left in the file."""
+    """A response by its id, with tokens and end of each paragraph; its text is left in the file."""
 
     id: str
     tokens: Sequence[int]
@@ -108,8 +107,7 @@ class SplitPath:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Some rows of a generation file, and what is known of those of their responses that were
-    labelled."""
+    """Some rows of a generation file, with the labels or cuts of their labelled responses."""
 
     rows: Rows
     known: Mapping[str, object]
@@ -190,14 +188,13 @@ def labelled_batches(
     places: Mapping[str, int],
     about: Callable[[int], object],
 ) -> Iterator[Labelled]:
-    """All rows in batches, with what is known of their labelled responses, which is made for each
-    batch.
+    """All rows in batches, with the labels or cuts of their labelled responses.
 
     Args:
         rows: of a generation file.
         path_ids: ids of the responses of each row.
         places: numbers of the labelled responses by their ids.
-        about: what is known of a response, by its number.
+        about: makes labels or cuts of a response, by its number.
     """
     start = 0
     for batch in rows.batches(BATCH_BYTES):

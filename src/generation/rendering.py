@@ -43,7 +43,7 @@ RESERVED = (
     *("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt"),
     "continue_final_message",
 )
-# What `apply_chat_template` takes for itself: no template reads it.
+# Arguments of `apply_chat_template` itself: no template reads them.
 UNREAD = (
     *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
@@ -171,7 +171,7 @@ class PromptFormat:
 
 
 def _thinking(turn: str, markers: Markers) -> Thinking:
-    """What the begin of the model's turn did to the thinking."""
+    """State of the thinking after the begin of the model's turn."""
     opened, closed = turn.rfind(markers.think_start), turn.rfind(markers.think_end)
     if opened == closed:  # neither is there
         return "unknown"

@@ -28,7 +28,7 @@ def check_numbers(
     """Raise ValueError naming the key of a number that is out of its range.
 
     Args:
-        values: arguments by key; what is absent, None (not given) or a word (such as `auto`) is
+        values: arguments by key; missing ones, None (not given) and words (such as `auto`) are
             passed over.
         positive: keys whose number must be greater than 0.
         not_negative: keys whose number must be 0 or more.

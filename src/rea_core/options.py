@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What the value of an option must be."""
+    """Condition on the value of an option."""
 
     words: str
     holds: Callable[[Any], bool]

@@ -47,7 +47,7 @@ _PLACE = re.compile(rb"\[(\d+), ")  # begin of a line of an unfinished file
 
 
 class Rows(Sequence[Row]):
-    """Rows of a file. Each is read again whenever it is asked for; what is held is its place alone.
+    """Rows of a file. Each is read again whenever it is asked for; only its place is held.
 
     It can be sent to other processes, and a slice or selection is again `Rows`.
 

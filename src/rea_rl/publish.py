@@ -59,7 +59,7 @@ class Upload:
 
 
 def gather(paths: Sequence[Path], name: str, scores: Sequence[Path] = ()) -> Upload:
-    """What is to be published. Raises ValueError for what is neither weights nor responses."""
+    """Files to publish. Raises ValueError for files that are neither weights nor responses."""
     from generation.math_verify_all import read_scores
     from generation.provenance import check_all_comparable, distinct_names, known_parts
 

@@ -1,4 +1,4 @@
-r"""The six benchmarks and DeepScaleR: fetch them from the Hub, and put what is to be evaluated into
+r"""The six benchmarks and DeepScaleR: fetch them from the Hub, and put problems to evaluate into
 one file.
 
     # to dataset/eval_data/

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # as in the paper, easiest first
 ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench")
-# what is counted of a response
+# counts of a response
 COUNTED = {
     "num_tokens": int,
     **dict.fromkeys(("correct", "truncated", "answered", "no_room"), bool),
@@ -73,7 +73,7 @@ class ScoredFile:
 
     @property
     def weights(self) -> str:
-        """What tells a model or adapter from another one of its name."""
+        """Digest that tells a model or adapter from another one of its name."""
         known = self.made_by.get("model", {})
         return str(known.get("lora_digest") or known.get("model_digest") or self.path.parent.name)
 

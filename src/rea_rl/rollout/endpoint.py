@@ -118,7 +118,7 @@ class ServerWatch:
         async with self._lock:
             if self._given_up is not None:
                 raise self._given_up
-            if began < self._back:  # failed in what is over already
+            if began < self._back:  # it failed in an outage that is over
                 return
             start = time.monotonic()
             while not await self._is_well(words(error), model):

@@ -391,7 +391,7 @@ class RolloutEngine:
         elif rollout.prompt_thinking == "unknown":
             around = self._markers.think_start, self._markers.think_end
             text = answer_part_of(text, "unknown", around)
-        # Markers in what is left mean nothing, but the verifier would take R1's for some.
+        # Markers in the rest mean nothing, but the verifier would take R1's for some.
         known = {"thinking": "closed"} if R1.are_in(text) else {}
         return await self.verifier.averify(gold, text, **known)
 

@@ -1,4 +1,4 @@
-"""What a vLLM server must do that was started by somebody else: asked before the policy is loaded.
+"""Checks of a vLLM server that somebody else started, before the policy is loaded.
 
 `rea_rl.vllm_server` starts one that passes. Each check has a line of its own, and blames what it
 has seen. Name, context and vocabulary are checked by `rollout.server_answers`; the weights by

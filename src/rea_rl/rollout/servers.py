@@ -131,11 +131,11 @@ class Seat:
         return self.endpoint.stream(model, prompt_ids, extra, **body)
 
     async def repeated(self, model: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` returns, tried again after what may pass: a dead or hung server, an answer
-        of 500.
+        """Result of `attempt`, tried again after failures that may pass: a dead or hung server, an
+        answer of 500.
 
         Raises ConnectionError if no server is left, the last try fails, or a server refuses all
-        requests; and as it is what it refuses of this one.
+        requests; and the server's own error if it refuses this one.
         """
         for tried in range(self._servers.retries + 1):
             began, endpoint = time.monotonic(), self.endpoint

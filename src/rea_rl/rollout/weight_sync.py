@@ -324,7 +324,7 @@ class _AdapterServer:
 
 
 def _together(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """What calls return that run at once, in threads. Raises the error of the first that failed."""
+    """Results of calls that run at once, in threads. Raises the error of the first that failed."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
     return [future.result() for future in futures]

@@ -32,7 +32,7 @@ def collect(window: dict[str, list[float]], metrics: Mapping[str, float]) -> Non
 
 
 class Counters:
-    """What the processes of this command have counted, added to what the run had before."""
+    """Counts of this command's processes, added to those that the run had before."""
 
     def __init__(self) -> None:
         self._before: dict[str, float] = {}

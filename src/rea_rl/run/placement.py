@@ -123,7 +123,7 @@ def preset(
     policy whose weights are trained as a `whole` has one server, over as many GPUs as are a power
     of two. `sizes` are the GPUs of each policy and each reflection server.
 
-    Raises ValueError for servers that are larger than what is left to them.
+    Raises ValueError for servers that are larger than their share of the GPUs.
     """
     n = len(gpus)
     if n in SHARED:
@@ -149,7 +149,7 @@ def preset(
 
 
 def _pieces(gpus: list[str], size: int) -> list[list[str]]:
-    """Groups of so many GPUs; what is left over is idle."""
+    """Groups of so many GPUs; the rest is idle."""
     return [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)]
 
 
@@ -459,7 +459,7 @@ def _processes(number: int) -> str:
 
 
 def _fits(server: Server, recipe: Mapping[str, Any]) -> str:
-    """What a server's weights and a token of its cache take, where the model is here."""
+    """Memory of a server's weights and of a token of its cache, if the model is here."""
     key = "model_name_or_path" if server.role == "policy" else "reflection_model"
     path = Path(str(recipe.get(key)), "config.json")
     if not server.gpus or not path.is_file():

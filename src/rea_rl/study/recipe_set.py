@@ -14,7 +14,7 @@ FILE = "recipes/{}/study.yaml"
 
 @dataclass(frozen=True)
 class StudySet:
-    """What a recipe set is evaluated with, and sizes of rows with a target length.
+    """Problems and settings of a recipe set's evaluation, and sizes of rows with a target length.
 
     Attributes:
         generation: name of a file in `recipes/generation`, for answers to held-out problems.

@@ -323,7 +323,7 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
 
 
 def run_all(runs: list[Run], args: argparse.Namespace) -> None:
-    """Train and evaluate what is left, `args.jobs` runs at a time, and write the report after every
+    """Train and evaluate the rest, `args.jobs` runs at a time, and write the report after every
     run.
 
     The others are scored once the base is, since they are compared with it. If a run fails,
