@@ -127,3 +127,16 @@ def test_a_model_that_cannot_be_a_policy_is_refused_with_the_reason(tmp_path, co
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"(?s)model_name_or_path.*{why}"):
         check_buildable(str(tmp_path / "model"), "model_name_or_path", None)
+
+
+def test_a_model_whose_layers_take_no_adapter_is_refused_with_the_reason(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    model = make_model("mamba", **small)
+    with pytest.raises(ValueError, match="no linear layer q_proj .* it has dt_proj, in_proj"):
+        lora_config(model, keys(["q_proj"]), served=True)
+    base = save_model(tmp_path / "mamba")
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="(?s)out_proj.*Mamba"):
+        make_trainer(base, tmp_path / "run", packing="shared_prefix", targets=["out_proj"])
+    trainer = make_trainer(base, tmp_path / "run", packing="shared_prefix", targets=["in_proj"])
+    assert trainer.padded_because
