@@ -24,6 +24,9 @@
 #                      host's name)
 #   SERVER_PORT        port of its first server (default: the recipe's)
 #   SERVER_CONTEXT     context of both servers in tokens (default: their models')
+#   SERVER_COMPILE     false: servers on GPUs compile nothing, and are ready sooner (default true)
+#   SERVER_CACHE_GIB   key-value cache of each server in GiB (default: measured, one server of a GPU after the other). If
+#                      it is given, servers of one GPU start side by side
 #   SERVER_RESTARTS    times an hour that a server that ended by itself is started again (default 3)
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
@@ -83,6 +86,8 @@ place() {
     SERVE_ARGS=(--max_restarts "${SERVER_RESTARTS:-3}")
     [[ -z ${SERVER_CONTEXT:-} ]] || SERVE_ARGS+=(--max_model_len "$SERVER_CONTEXT")
     [[ -z ${SERVER_HOST:-} ]] || SERVE_ARGS+=(--host "$SERVER_HOST")
+    [[ -z ${SERVER_COMPILE:-} ]] || SERVE_ARGS+=(--compile "$SERVER_COMPILE")
+    [[ -z ${SERVER_CACHE_GIB:-} ]] || SERVE_ARGS+=(--kv_cache_gib "$SERVER_CACHE_GIB")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
 }
 
@@ -161,20 +166,29 @@ wait_ready() {
     HELPERS=()
 }
 
-# start_servers: all that are planned. Those on one GPU start one after the other, since each measures the memory that is
-# free; on the CPU all at once
+# turn_of SERVER: servers that start before it. Those on one GPU start one after the other, since each measures the memory
+# that is free; side by side on the CPU, or if none measures
+turn_of() {
+    if [[ -z ${SERVER_CACHE_GIB:-} ]]; then
+        echo "${1##* }"
+    else
+        echo 0
+    fi
+}
+
+# start_servers: all that are planned
 start_servers() {
     local server turn turns=0 now
     for server in "${PLANNED[@]}"; do
         server_args "$server"
         python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVER_ARGS[@]}" --dry_run >/dev/null
-        turn=${server##* }
+        turn=$(turn_of "$server")
         ((turn <= turns)) || turns=$turn
     done
     for ((turn = 0; turn <= turns; turn++)); do
         now=()
         for server in "${PLANNED[@]}"; do
-            [[ ${server##* } == "$turn" ]] || continue
+            [[ $(turn_of "$server") == "$turn" ]] || continue
             server_args "$server"
             python -m rea_rl.vllm_server --recipe "$RECIPE" "${SERVER_ARGS[@]}" &
             SERVERS+=($!) SERVER_OF[$server]=$!

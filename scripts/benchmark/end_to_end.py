@@ -28,11 +28,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import ROOT, add_arguments, model_folder, report, running_servers
+from serving import ROOT, add_arguments, model_folder, report, running_servers, spread
 
 from rea_core.row_files import write_json
 
@@ -79,8 +80,9 @@ def options(
 KEYS = ("timing/rollout", "timing/rollout_wait", "timing/weight_sync", "revision/cached_prompt")
 
 
-def run(argv: list[str], keys: Sequence[str] = KEYS) -> dict[str, float]:
-    """Seconds per step in the middle of a run, and means of what it logged under these keys."""
+def run(argv: list[str], keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """Seconds of each step in the middle of a run, their mean and spread, and means of what it
+    logged under these keys."""
     import torch
     from transformers import TrainerCallback
 
@@ -105,7 +107,9 @@ def run(argv: list[str], keys: Sequence[str] = KEYS) -> dict[str, float]:
     means = {
         key: sum(entry[key] for entry in logged) / len(logged) for key in keys if key in logged[0]
     }
-    return {"seconds_per_step": (ends[-2] - ends[0]) / (len(ends) - 2), **means}
+    steps = [after - before for before, after in pairwise(ends[:-1])]
+    mean = sum(steps) / len(steps)
+    return {"seconds_per_step": mean, "runs": steps, "spread": spread(steps), **means}
 
 
 def main() -> None:
@@ -116,7 +120,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--tiny", action="store_true", help="two prompts a step, short responses")
     parser.add_argument(
-        "--steps", type=int, default=4, help="optimizer steps of each run, at least 3"
+        "--steps", type=int, default=5, help="optimizer steps of each run, at least 3"
     )
     parser.add_argument(
         "--reflection_model",

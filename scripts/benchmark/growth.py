@@ -47,7 +47,7 @@ def points(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     ]
 
 
-def measure(argv: list[str], length: int, group: int) -> dict[str, float]:
+def measure(argv: list[str], length: int, group: int) -> dict[str, Any]:
     """Numbers of one point."""
     import torch
 
@@ -62,7 +62,7 @@ def measure(argv: list[str], length: int, group: int) -> dict[str, float]:
     return {"tokens": length, "group": group, "memory_gib": memory / 2**30, **numbers}
 
 
-def draw(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Seconds by length and by group, and the shares of the first run."""
     import matplotlib
 
@@ -104,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", help="most tokens of a response")
     parser.add_argument("--group", type=int, help="responses a prompt while lengths grow")
     parser.add_argument("--groups", type=int, nargs="*", default=[2, 4, 8], help="then these")
-    parser.add_argument("--steps", type=int, default=4, help="of each run, at least 3")
+    parser.add_argument("--steps", type=int, default=5, help="of each run, at least 3")
     parser.add_argument("--tiny", action="store_true", help="two lengths, two prompts a step")
     parser.add_argument(
         "--reflection_model", default=str(ROOT / "model" / "Miniature-Reflection"), help="served"
@@ -125,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table, write the results and draw them."""
     arguments = parse_arguments()
-    found: list[dict[str, float]] = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         policy = model_folder(arguments, Path(folder, "model"))
         reflection = arguments.reflection_model if arguments.preset == "miniature" else policy

@@ -33,7 +33,7 @@ from statistics import median
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import MINIATURE, ROOT, report
+from serving import MINIATURE, ROOT, report, spread
 
 from rea_core.row_files import Row, write_json
 
@@ -200,7 +200,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--model", default=str(MINIATURE), help="its tokenizer counts")
     parser.add_argument("--also", type=Path, help="src folder of a checkout to compare with")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each stage and size")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each stage and size")
     parser.add_argument("--folder", type=Path, help="place of the files (default: temporary)")
     parser.add_argument("--json", default=None, help="place of the results")
     return parser.parse_args(argv)
@@ -218,6 +218,10 @@ def main(argv: list[str] | None = None) -> None:
         stage: {
             name: {
                 "runs": {size: [asdict(cost) for cost in costs] for size, costs in sizes.items()},
+                "spread": {
+                    size: spread([cost.cpu_seconds for cost in costs])
+                    for size, costs in sizes.items()
+                },
                 "per_1000": slopes(sizes),
             }
             for name, sizes in by_checkout.items()

@@ -38,7 +38,7 @@ from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers
+from serving import PRESETS, Preset, add_arguments, model_folder, report, running_servers, spread
 
 from rea_core.json_text import read_json
 from rea_rl.rollout.endpoint import Endpoint
@@ -185,6 +185,7 @@ async def measure(
     return {
         "seconds": {name: min(times) for name, times in seconds.items()},
         "runs": seconds,
+        "spread": {name: spread(times) for name, times in seconds.items()},
         "cached_prompt": cached / prompts,
         "label_tokens_saved": 1 - read / whole,
     }
@@ -233,10 +234,10 @@ def main() -> None:
                 )
             )
     seconds = results["seconds"]
-    table = [["rollouts", "seconds", "of 2G plain", "of barriers"]]
+    table = [["rollouts", "seconds", "spread", "of 2G plain", "of barriers"]]
     for name in seconds:
         ratios = [f"{seconds[name] / seconds[of]:.2f}" for of in ("plain, 2G", "barriers")]
-        table.append([name, f"{seconds[name]:.2f}", *ratios])
+        table.append([name, f"{seconds[name]:.2f}", f"{results['spread'][name]:.1%}", *ratios])
     sizes = {key: getattr(preset, key) for key in given}
     results |= {
         "preset": arguments.preset,

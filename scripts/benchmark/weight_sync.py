@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import add_arguments, model_folder, report, running_servers
+from serving import add_arguments, model_folder, report, running_servers, spread
 
 
 def make_policy(model_path: str, device: str):
@@ -41,15 +41,15 @@ def change(model) -> None:
             parameter.data.add_(1e-3)
 
 
-def median_seconds(work: Callable[[int], object], repeats: int) -> float:
-    """Of a work that gets its number; the first time, which is slow on a fresh server, does not
-    count."""
+def timed(work: Callable[[int], object], repeats: int) -> list[float]:
+    """Seconds of a work that gets its number; the first time, which is slow on a fresh server, does
+    not count."""
     seconds = []
     for number in range(repeats + 1):
         start = time.perf_counter()
         work(number)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    return seconds[1:]
 
 
 def size_mb(model, trained: bool) -> float:
@@ -59,8 +59,8 @@ def size_mb(model, trained: bool) -> float:
     return sum(sizes) * model.dtype.itemsize / 1e6
 
 
-def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:
-    """Median seconds."""
+def sync_adapter(model, url: str, folder: Path, repeats: int) -> list[float]:
+    """Seconds of each time."""
     from rea_rl.rollout.weight_sync import AdapterSync
 
     sync = AdapterSync(url, folder)
@@ -69,15 +69,15 @@ def sync_adapter(model, url: str, folder: Path, repeats: int) -> float:
         change(model)
         sync.publish(model, step)
 
-    return median_seconds(work, repeats)
+    return timed(work, repeats)
 
 
-def sync_full(model, url: str, model_path: str, repeats: int) -> float:
-    """Median seconds."""
+def sync_full(model, url: str, model_path: str, repeats: int) -> list[float]:
+    """Seconds of each time."""
     from rea_rl.rollout.weight_sync import FullSync
 
     sync = FullSync(url, model_path)
-    return median_seconds(lambda step: sync.publish(model, step), repeats)
+    return timed(lambda step: sync.publish(model, step), repeats)
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
         with running_servers({"policy": model_path}, arguments, gpu=server_gpu) as urls:
             adapter = sync_adapter(policy, urls[0], folder / "adapters", arguments.repeats)
         results = {
-            "adapter_seconds": adapter,
+            "adapter_seconds": statistics.median(adapter),
             "adapter_mb": size_mb(policy, True),
             "full_mb": size_mb(policy, False),
         }
@@ -116,16 +116,17 @@ def main() -> None:
                 full, by = sync_full(plain, urls[0], model_path, arguments.repeats), "NCCL"
         else:
             full, by = (
-                median_seconds(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats),
+                timed(lambda _: plain.save_pretrained(folder / "full"), arguments.repeats),
                 "files",
             )
-    results |= {"full_seconds": full, "full_by": by}
+    runs = {"adapter": adapter, "full": full}
+    results |= {"full_seconds": statistics.median(full), "full_by": by, "runs": runs}
+    results["spread"] = {way: spread(seconds) for way, seconds in runs.items()}
     table = [["synchronization", "seconds", "MB", "times the adapter's"]]
     for way, title in (("adapter", "adapter"), ("full", f"all weights, {by}")):
-        seconds = results[f"{way}_seconds"]
-        table.append(
-            [title, f"{seconds:.3f}", f"{results[f'{way}_mb']:.1f}", f"{seconds / adapter:.1f}"]
-        )
+        seconds, size = results[f"{way}_seconds"], results[f"{way}_mb"]
+        times = seconds / results["adapter_seconds"]
+        table.append([title, f"{seconds:.3f}", f"{size:.1f}", f"{times:.1f}"])
     report(
         "weight_sync",
         table,

@@ -6,6 +6,7 @@ import json
 import logging
 import runpy
 import sys
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scripted_server import ScriptedServer, completion
 from test_rollout import labels
 
 from rea_core.models import load_tokenizer
+from rea_rl.rollout.record import STAGES
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "scripts" / "benchmark"
@@ -84,7 +86,7 @@ def test_rollout_chain(run, servers):
     policy, reflection = servers
     reflection.complete = policy_reply
     urls = ["--servers", policy.url, reflection.url]
-    sizes = ["--prompts", 2, "--group", 2, "--repeats", 1, "--median_tokens", 30]
+    sizes = ["--prompts", 2, "--group", 2, "--repeats", 2, "--median_tokens", 30]
     results = run("rollout_chain.py", *urls, *sizes, "--max_tokens", 60, "--label_wave", 4)
     ways = {"plain, G", "plain, 2G", "barriers", "chain", "chain, waves"}
     assert results["seconds"].keys() == ways
@@ -93,6 +95,8 @@ def test_rollout_chain(run, servers):
     assert results["revision_overhead"] == pytest.approx(overhead)
     assert {"torch", "trl", "transformers"} <= results["versions"].keys()
     assert 0 < results["label_tokens_saved"] < 1
+    for way, runs in results["runs"].items():
+        assert len(runs) == 2 and results["spread"][way] == pytest.approx(max(runs) / min(runs) - 1)
 
 
 def test_cuts_are_those_of_a_trained_detector(monkeypatch):
@@ -107,9 +111,58 @@ def test_cuts_are_those_of_a_trained_detector(monkeypatch):
     assert mean == pytest.approx(sum(kept for kept, _ in shares) / 400, abs=0.05)
 
 
+def test_revisions_of_the_training_step_are_cut_there_too(monkeypatch):
+    shares = json.loads((BENCHMARKS / "detector_cuts.json").read_text())["shares"]
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from train_step import make_batch
+
+    sizes = Namespace(prompts=30, group=4, preset="7b", seed=0)
+    paths = make_batch(sizes, 1000).paths
+    kept = []
+    for original, revision in zip(paths[::2], paths[1::2], strict=True):
+        differs = (original.ids[: len(revision.ids)] != revision.ids[: len(original.ids)]).argmax()
+        kept.append((differs - original.num_prompt) / (len(original.ids) - original.num_prompt))
+    assert sum(kept) / len(kept) == pytest.approx(sum(k for k, _ in shares) / 400, abs=0.05)
+
+
+def test_two_steps_compiles_nothing_and_takes_a_port(monkeypatch, tmp_path, capsys):
+    """The launcher gets both as variables; here it is one that has trained already."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import two_steps
+
+    launched = []
+
+    def launch(command, env):
+        launched.append(env)
+        logged = [{"grad_norm": 0.5, "loss": 0.1}, {"grad_norm": 0.4, "loss": 0.2}, {"runtime": 3}]
+        state = Path(command[command.index("--output_dir") + 1], "trainer_state.json")
+        state.parent.mkdir()
+        state.write_text(json.dumps({"log_history": logged}))
+        return Namespace(returncode=0)
+
+    monkeypatch.setattr(two_steps.subprocess, "run", launch)
+    two_steps.main(["Qwen3-1.7B", "--tiny", "--out", str(tmp_path / "a")])
+    two_steps.main(
+        ["Qwen3-1.7B", "--tiny", "--compile", "--port", "23456", "--out", str(tmp_path / "b")]
+    )
+    names = ("RECIPE_SET", "SERVER_COMPILE", "SERVER_PORT")
+    assert [[env.get(name) for name in names] for env in launched] == [
+        ["Qwen3-1.7B", "false", None],
+        ["Qwen3-1.7B", "true", "23456"],
+    ]
+    written = json.loads((tmp_path / "b" / "steps.json").read_text())
+    assert [step["loss"] for step in written["steps"]] == [0.1, 0.2]
+    assert {"torch", "trl", "transformers"} <= written["versions"].keys()
+    assert "0.4" in capsys.readouterr().out
+
+
 def test_weight_sync(run, servers):
-    results = run("weight_sync.py", "--servers", servers[0].url, "--repeats", 1)
+    results = run("weight_sync.py", "--servers", servers[0].url, "--repeats", 3)
     assert results["full_by"] == "files" and results["adapter_seconds"] > 0
+    for way in ("adapter", "full"):
+        runs = results["runs"][way]
+        assert len(runs) == 3 and results[f"{way}_seconds"] == sorted(runs)[1]
+        assert results["spread"][way] == pytest.approx(max(runs) / min(runs) - 1)
 
 
 @pytest.mark.slow
@@ -121,16 +174,17 @@ def test_growth(run, servers, tmp_path):
     for point in results["points"]:
         trainer = [point[f"share/{part}"] for part in ("rollout_wait", "weight_sync", "train")]
         assert sum(trainer) == pytest.approx(1) and point["memory_gib"] > 0
-        response = ("sample", "label", "finish", "verify")
-        assert sum(point[f"share/{part}"] for part in response) == pytest.approx(1)
+        assert sum(point[f"share/{part}"] for part in STAGES) == pytest.approx(1)
+        assert len(point["runs"]) == 1 and point["spread"] == 0
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 def test_offline(run):
-    results = run("offline.py", "--responses", 8, "--characters", 2000, "--stages", "label")
-    (cost,) = results["stages"]["label"]["this"]["runs"]["8"]
-    assert cost["seconds"] > 0 and cost["peak_mb"] > 10
+    sizes = ["--responses", 8, "--characters", 2000, "--repeats", 2]
+    label = run("offline.py", *sizes, "--stages", "label")["stages"]["label"]["this"]
+    assert len(label["runs"]["8"]) == 2 and label["spread"]["8"] >= 0
+    assert all(cost["seconds"] > 0 and cost["peak_mb"] > 10 for cost in label["runs"]["8"])
 
 
 def test_verifier(monkeypatch, capsys, tmp_path):

@@ -167,7 +167,7 @@ def test_a_tokenizer_without_words_encodes():
 def test_the_benchmark_reports_stages_and_slopes(tmp_path):
     out = tmp_path / "offline.json"
     command = [sys.executable, str(ROOT / "scripts/benchmark/offline.py"), "--json", str(out)]
-    sizes = ["--responses", "8", "16", "--characters", "300"]
+    sizes = ["--responses", "8", "16", "--characters", "300", "--repeats", "1"]
     subprocess.run([*command, *sizes, "--stages", "label", "candidates", "confirm"], check=True)
     report = json.loads(out.read_text())
     assert report["stages"].keys() == {"label", "candidates", "confirm"}

@@ -266,6 +266,24 @@ def test_servers_serve_the_models_that_the_trainer_is_told(shell):
     assert reflection.endswith("--role reflection --port 12346 --model other/judge")
 
 
+def test_servers_of_one_gpu_start_side_by_side_if_none_measures_its_memory(shell):
+    stubs = (
+        'place "policy reflection"; python() { [[ $* == *--dry_run* ]] || echo "start $*"; }; '
+        'wait_ready() { wait "${SERVER_OF[$1]}"; echo ready; }; start_servers; exit'
+    )
+    status, output = shell(stubs, 1)
+    assert status == 0, output
+    assert [line.split()[0] for line in output.splitlines()] == ["start", "ready"] * 2
+    settings = {"SERVER_CACHE_GIB": "5", "SERVER_COMPILE": "false"}
+    status, output = shell(stubs.replace("start_servers", "start_servers | sort"), 1, **settings)
+    *_, first, second = output.splitlines()
+    assert first.startswith("start") and second.startswith("start")
+    for line, role in ((first, "policy"), (second, "reflection")):
+        assert f"--role {role}" in line and "--compile false --kv_cache_gib 5" in line
+    together = shell(stubs.replace("wait ", "sleep 1; wait "), 1, **settings)[1].splitlines()
+    assert [line.split()[0] for line in together] == ["start", "start", "ready", "ready"]
+
+
 def test_servers_whose_addresses_are_given_are_not_started(shell):
     given = 'reflection" --policy_server http://far:1/v1 http://far:2/v1'
     status, output = shell(PLACED.replace('reflection"', given), 4)
