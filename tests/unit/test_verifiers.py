@@ -331,6 +331,21 @@ def test_a_program_has_no_other_folder_network_or_time(tmp_path):
     assert not marker.exists(), "a child of a program has outlived it, or wrote elsewhere"
 
 
+def test_a_script_cannot_find_the_right_output_or_judge_itself():
+    found = run_bounded("import sys; print(sys._getframe(1).f_locals['job'])", stdin="2 3\n")
+    assert found and "'tests': []" in found and "'end': ''" in found
+    row = {"tests": [{"input": "2 3\n", "output": "4217"}], "verifier_timeout": 5.0}
+    anything = "class A(str):\n    __eq__ = __ne__ = lambda *_: True\n    __hash__ = str.__hash__\n"
+    for code in (
+        f"{anything}print(A('4'))",
+        "import os, sys\nsys.stdout.write(str(sys._getframe(1).f_locals))",
+        "import os\nos.write(1, open(f'/proc/{os.getppid()}/cmdline', 'rb').read())",
+        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nprint(5)",
+        "open('job.json')",
+    ):
+        assert program([f"</think>```\n{code}\n```"], [row]) == [False], code
+
+
 def write_responses(path: Path, column: dict, *texts: str) -> str:
     responses = [{"text": t, "num_tokens": len(t), "finish_reason": "stop"} for t in texts]
     responses = [{**r, "prompt_thinking": "open"} for r in responses]
