@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import NoneType
@@ -144,9 +145,12 @@ class PromptFormat:
         turn = self._begun_turn(messages, tokenizer, text) + self.prefill
         return RenderedPrompt(text + self.prefill, _thinking(turn, markers))
 
-    def _apply(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+    def _apply(
+        self, messages: Messages, tokenizer: PreTrainedTokenizerBase, begin_turn: bool = True
+    ) -> str:
         _warn_of_unread(str(tokenizer.chat_template), *sorted(self.chat_template_kwargs))
-        keywords = {**self.chat_template_kwargs, "add_generation_prompt": True, "tokenize": False}
+        own = {"add_generation_prompt": begin_turn, "tokenize": False}
+        keywords = {**self.chat_template_kwargs, **own}
         try:
             text = tokenizer.apply_chat_template(messages, **keywords)
         except Exception as error:  # a template is foreign code: it raises what it likes
@@ -160,8 +164,15 @@ class PromptFormat:
         return text
 
     def _begun_turn(self, messages: Messages, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-        """The template's text after the last message. The message itself may speak of
-        `<think>`."""
+        """The template's begin of the model's turn. The message before it may speak of `<think>`,
+        and so may the template's words around that message.
+
+        A template that writes the begin in any case is looked at behind the message.
+        """
+        with suppress(TemplateRefusal):  # it may want the model's turn
+            before = self._apply(messages, tokenizer, begin_turn=False)
+            if before != text and text.startswith(before):
+                return text.removeprefix(before)
         content = messages[-1]["content"]
         marked = self._apply(
             [*messages[:-1], {**messages[-1], "content": content + _MARK}], tokenizer

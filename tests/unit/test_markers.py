@@ -47,6 +47,9 @@ SMOLLM3 = (  # `/no_think` in the system message decides, else the keyword
     "<think>\n\n</think>\n{% endif %}{% endif %}"
 )
 
+SWITCH = TURNS + "<A>{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
+HINT = PLAIN.replace("{% endfor %}", " (in <think></think>){% endfor %}")  # words of the template
+
 
 def tokenizer_of(template, special=(), tokens=("<think>", "</think>")):
     tokenizer = make_tokenizer()
@@ -166,6 +169,18 @@ def test_a_switch_of_the_template_says_whether_the_model_thinks():
     for keywords, thinking in (({}, "closed"), ({"enable_thinking": True}, "unknown")):
         prompts = PromptFormat("{problem}", None, keywords)
         assert prompts.ask("1+1?", tokenizer_of(GEMMA)).thinking == thinking
+    for template, keywords, thinking in (
+        (SWITCH, {"thinking": True}, "open"),
+        (SWITCH, {}, "closed"),  # as DeepSeek-V3.1: an end without a start
+        (SWITCH.replace("{% if add_generation_prompt %}", "{% if true %}"), {}, "closed"),
+        (HINT, {}, "unknown"),
+        (HINT.replace("<A>", "<A><think>\n"), {}, "open"),
+        ("{{ '' if add_generation_prompt else 1 / 0 }}" + SWITCH, {}, "closed"),  # it refuses
+    ):
+        asked = PromptFormat("{problem}", None, keywords).ask(
+            "Is </think> a tag?", tokenizer_of(template)
+        )
+        assert asked.thinking == thinking, (template, keywords)
     opened = PromptFormat("{problem}", prefill="[THINK]")
     assert opened.ask("1+1?", BRACKETED).thinking == "open"
     closed = PromptFormat("{problem}", prefill=f"{ANALYSIS}It is easy.{FINAL}")
