@@ -10,19 +10,24 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from fast_python import FastPython
-from rea_rl.vllm_server import ServerConfig, VLLMServer
+from rea_rl.rollout.server_answers import check_server
+from rea_rl.vllm_server import ServerConfig, resolve_device, server_command, server_environment
 
 ROOT = Path(__file__).parents[1]
 POLICY = ROOT / "model" / "Miniature-LRM"
 # untrained: it writes labels of the right form, without sense
 REFLECTION = ROOT / "model" / "Miniature-Instruct"
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def ignored(*_: object) -> None:
@@ -31,7 +36,7 @@ def ignored(*_: object) -> None:
 
 def pytest_configure() -> None:
     """Signals that `nohup` or a shell's background ignores end programs of tests all the same."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    for number in SIGNALS:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, ignored)
     # Before torch is loaded: threads that spin would take a core from servers and other ranks.
@@ -55,6 +60,15 @@ def frozen() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """What a program sets for itself is not for the tests after it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def fast_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Path of a Python with the heavy libraries loaded: for what a command does, not its start."""
@@ -74,38 +88,71 @@ def free_port() -> Callable[[], int]:
     return find
 
 
+@dataclass
+class Served:
+    """A vLLM that answers."""
+
+    config: ServerConfig
+
+    @property
+    def base_url(self) -> str:
+        return self.config.base_url
+
+
+Serve = Callable[..., AbstractContextManager[list[Served]]]
+
+
+@pytest.fixture(scope="session")
+def serve_all(fast_python: str) -> Serve:
+    """Context manager that starts vLLM side by side, by commands that `VLLMServer` would give, and
+    waits until all answer."""
+
+    @contextmanager
+    def start(*configs: ServerConfig) -> Iterator[list[Served]]:
+        started = [launch(config, fast_python) for config in configs]
+        try:
+            for config in configs:
+                check_server(config.base_url, config.model, timeout=240)
+            yield [Served(config) for config in configs]
+        finally:
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.wait(60)
+
+    return start
+
+
+def launch(config: ServerConfig, python: str) -> subprocess.Popen:
+    """Start vLLM; its output goes to a file of `log_dir`."""
+    device = resolve_device(config.device)
+    _, *command = server_command(config, device)
+    environment = {**os.environ, **server_environment(config, device)}
+    with Path(config.log_dir, f"{config.port}.log").open("w") as log:
+        return subprocess.Popen(
+            [python, *command], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
 @pytest.fixture(scope="session")
 def servers(
-    free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[VLLMServer, VLLMServer]]:
-    """Policy and reflection server with the miniature's models, started side by side."""
-    logs = str(tmp_path_factory.mktemp("vllm"))
-    policy = VLLMServer(
-        ServerConfig(str(POLICY), free_port(), "policy", log_dir=logs, gpu_memory_utilization=0.1)
-    )
-    reflection = VLLMServer(
-        ServerConfig(
-            str(REFLECTION), free_port(), "reflection", log_dir=logs, gpu_memory_utilization=0.1
-        )
-    )
-    try:
-        for server in (policy, reflection):
-            server.start()
-        for server in (policy, reflection):
-            server.wait_ready()
-        yield policy, reflection
-    finally:
-        policy.stop()
-        reflection.stop()
+    free_port: Callable[[], int], serve_all: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Served]]:
+    """Policy and reflection server with the miniature's models."""
+    shared = {"log_dir": str(tmp_path_factory.mktemp("vllm")), "gpu_memory_utilization": 0.1}
+    policy = ServerConfig(str(POLICY), free_port(), "policy", **shared)
+    reflection = ServerConfig(str(REFLECTION), free_port(), "reflection", **shared)
+    with serve_all(policy, reflection) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
-def policy_server(servers: tuple[VLLMServer, VLLMServer]) -> VLLMServer:
+def policy_server(servers: list[Served]) -> Served:
     """Serves model/Miniature-LRM; LoRA adapters may be loaded."""
     return servers[0]
 
 
 @pytest.fixture(scope="session")
-def reflection_server(servers: tuple[VLLMServer, VLLMServer]) -> VLLMServer:
+def reflection_server(servers: list[Served]) -> Served:
     """Serves model/Miniature-Instruct."""
     return servers[1]

@@ -57,10 +57,12 @@ def check_policy_server_killed(run: Run, policy: Server, steps: int) -> float:
     return seconds
 
 
-def test_policy_server_killed_during_sampling_of_plain_grpo(make_run, policy, took):
+def test_policy_server_killed_during_sampling_of_plain_grpo(make_run, policy, fast_python, took):
     """The quick one: one server, two steps."""
     policy.wait_ready()
-    took("away", check_policy_server_killed(make_run(policy, None), policy, steps=2))
+    run = make_run(policy, None)
+    run.python = fast_python
+    took("away", check_policy_server_killed(run, policy, steps=2))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rea_rl.grpo import build_engine, build_trainer, load_inputs, parse_recipe, train
-from rea_rl.vllm_server import ServerConfig, VLLMServer
+from rea_rl.vllm_server import ServerConfig
 
 pytestmark = pytest.mark.integration
 
@@ -27,24 +27,17 @@ FAMILIES = {"DeepSeek-R1-Distill-Llama-8B": "open", "Qwen3-1.7B": "unknown"}
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory, free_port):
-    """Command line of the launcher and policy server of each family; servers start side by side."""
-    found = {}
+def policies(tmp_path_factory, free_port, serve_all):
+    """Command line of the launcher and policy server of each family."""
+    found, configs = {}, []
     for name in FAMILIES:
         folder = tmp_path_factory.mktemp(name)
         arguments = Namespace(recipe_set=name, tiny=True, completion_tokens=48)
         model = two_steps.prepare(arguments, folder)
-        server = VLLMServer(ServerConfig(str(model), free_port(), "policy", log_dir=str(folder)))
-        found[name] = folder, two_steps.command(arguments, folder, model)[2:], server
-    try:
-        for *_, server in found.values():
-            server.start()
-        for *_, server in found.values():
-            server.wait_ready()
-        yield found
-    finally:
-        for *_, server in found.values():
-            server.stop()
+        configs.append(ServerConfig(str(model), free_port(), "policy", log_dir=str(folder)))
+        found[name] = folder, two_steps.command(arguments, folder, model)[2:]
+    with serve_all(*configs) as servers:
+        yield {name: (*found[name], server) for name, server in zip(found, servers, strict=True)}
 
 
 @pytest.mark.parametrize(("name", "thinking"), FAMILIES.items())
