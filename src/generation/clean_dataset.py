@@ -19,7 +19,7 @@ from generation.identity import match_problems
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import known_parts
 from generation.verifiers import MATH
-from rea_core.checks import check_made, check_numbers
+from rea_core.checks import check_made, check_numbers, user_name
 from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_output
 from rea_core.problems import load_problems, problem_digest
@@ -113,7 +113,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Drop the problems that a model failed on every response."
     )
     parser.add_argument(
-        "--dataset", "--dataset_name", default=DATASET, help="Hub dataset, or a file"
+        "--dataset",
+        "--dataset_name",
+        default=DATASET,
+        type=user_name,
+        help="Hub dataset, or a file",
     )
     parser.add_argument(
         "--split", "--dataset_train_split", default="train", help="split of a Hub dataset"

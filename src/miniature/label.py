@@ -19,6 +19,7 @@ from generation.labeling_distill_utils import Cleaning, write_candidates
 from generation.parallel import Shared
 from generation.path_cutting import Splitting
 from miniature.judge import respond
+from rea_core.checks import user_name
 from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_output
@@ -49,7 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Label the miniature's responses with the oracle judge."
     )
-    parser.add_argument("file", help="generation file of miniature problems")
+    parser.add_argument("file", type=user_name, help="generation file of miniature problems")
     add_flags(
         parser,
         out=(Needed(Path), "training file of the reflection model"),

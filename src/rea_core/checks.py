@@ -68,7 +68,8 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device or pipe"
         raise ValueError(f"{key} is {path}, which is {kind}; name a file")
-    if path.resolve() in {Path(file).resolve() for file in inputs if file is not None}:
+    # realpath takes a link that leads to itself, too
+    if os.path.realpath(path) in {os.path.realpath(file) for file in inputs if file is not None}:
         raise ValueError(
             f"{key} is {path}, which this command also reads or writes; name another file"
         )
@@ -133,13 +134,34 @@ def odd_characters(text: str, allowed: str) -> list[str]:
     return [c for c in text if unicodedata.category(c) == "Cc" and c not in allowed]
 
 
+# keys and flags whose values name a file, a folder or a model
+PLACES = re.compile(
+    r"(_dir|_file|_path|_name|^qaf|^lora|_model|^model|_tokenizer|_checkpoint|dataset)$"
+)
+
+
 def user_path(name: str) -> Path:
-    """A path as users write it: `~` and variables are replaced. Raises ValueError for a variable
-    that is not set, or a user who is unknown."""
+    """A path as users write it, see `user_name`."""
+    return Path(user_name(name))
+
+
+def user_name(name: str) -> str:
+    """A path, or a Hub id, as users write it: `~` and variables are replaced. Raises ValueError for
+    a variable that is not set, or a user who is unknown."""
     expanded = os.path.expandvars(os.path.expanduser(name))
     if expanded.startswith("~") or re.search(r"(^|/)\$", expanded):
         raise PathError(f"{name!r}: no such user, or the variable is not set; write the path out")
-    return Path(expanded)
+    return expanded
+
+
+def expand_paths(part: Any) -> None:
+    """Replace `~` and variables at the begin of values that name a place."""
+    for key, value in vars(part).items():
+        if PLACES.search(key) and isinstance(value, str) and value.startswith(("~", "$")):
+            try:
+                setattr(part, key, user_name(value))
+            except ValueError as error:
+                raise ValueError(f"{key} is {error}") from None
 
 
 class PathError(ValueError, argparse.ArgumentTypeError):
@@ -167,7 +189,7 @@ def is_path(name: str) -> bool:
     return (
         name.startswith((".", "/"))
         or len(path.parts) > 2
-        or path.exists()
+        or os.path.lexists(path)
         or Path(path.parts[0]).is_dir()
     )
 

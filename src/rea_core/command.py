@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rea_core.checks import user_path
+from rea_core.checks import PLACES, user_name, user_path
 from rea_core.interruption import interruptible
 from rea_core.ownership import release_all
 
@@ -43,6 +43,9 @@ def setup_logging(level: int = logging.INFO) -> None:
 def _write_to_any_terminal() -> None:
     """Let output have a plain form of a character that the terminal's encoding lacks."""
     codecs.register_error("plain", _plain_form)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
@@ -113,5 +116,9 @@ def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> N
             kind, settings = value.type, {"required": True}
         elif isinstance(value, type):
             kind, settings = value, {}
-        reader = user_path if issubclass(kind, Path) else kind
+        reader: Callable[[str], Any] = kind
+        if issubclass(kind, Path):
+            reader = user_path
+        elif kind is str and PLACES.search(name):
+            reader = user_name
         parser.add_argument(f"--{name}", type=reader, help=words, **settings)

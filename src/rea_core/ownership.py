@@ -113,13 +113,15 @@ def own_port(port: int) -> Ownership:
     the process that owns it."""
     folder = Path(tempfile.gettempdir()) / f"rea-rl-{os.getuid()}"
     return own(
-        folder / f"{socket.gethostname()}-{port}.lock", f"port {port}", "wait, or choose another"
+        folder / f"{socket.gethostname()}-{port}.lock",
+        f"port {port}",
+        "wait, or choose another (--port; SERVER_PORT of a launcher)",
     )
 
 
 def _lock_of(path: str | Path) -> Path:
     # of the file itself, whatever link leads there
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     return path.with_name(f".{path.name}.lock")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -14,14 +13,10 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from trl import TrlParser
 
-from rea_core.checks import user_path
+from rea_core.checks import expand_paths, user_name
 from rea_core.json_text import read_text
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-# keys whose values name a file, a folder or a model
-PLACES = re.compile(r"(_dir|_file|_path|_name|^qaf|^lora|_model|_tokenizer|_checkpoint)$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,7 +89,7 @@ class RecipeParser(TrlParser):
         """
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.error = self.error  # type: ignore[method-assign]
-        first.add_argument("--config")
+        first.add_argument("--config", type=user_name)
         given, flags = first.parse_known_args(sys.argv[1:] if args is None else args)
         if given.config is not None:
             self._take_defaults(given.config)
@@ -102,7 +97,7 @@ class RecipeParser(TrlParser):
         if unknown:
             self.error(f"unknown arguments {' '.join(unknown)}{self._meant(unknown[0])}")
         for part in parts:
-            _expand_paths(part)
+            expand_paths(part)
         return tuple(parts)
 
     def _take_defaults(self, path: str) -> None:
@@ -142,16 +137,6 @@ class RecipeParser(TrlParser):
     def _meant(self, key: str) -> str:
         close = difflib.get_close_matches(key.lstrip("-"), self._flags, n=1)
         return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _expand_paths(part: Any) -> None:
-    """Replace `~` and variables at the begin of values that name a place."""
-    for key, value in vars(part).items():
-        if PLACES.search(key) and isinstance(value, str) and value.startswith(("~", "$")):
-            try:
-                setattr(part, key, str(user_path(value)))
-            except ValueError as error:
-                raise ValueError(f"{key} is {error}") from None
 
 
 def _kinds(hint: Any) -> set[Any]:

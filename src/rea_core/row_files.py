@@ -454,12 +454,19 @@ class RowWriter:
         self.num_rows += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._close(kind is None)
+        except OSError as failed:
+            failed.filename = failed.filename or str(self.path)  # a full disk names no file
+            raise
+
+    def _close(self, is_complete: bool) -> None:
         with ExitStack() as stack:
             stack.enter_context(self._ownership)
             for name, file in zip(self._names, self._files, strict=True):
                 stack.callback(name.unlink, missing_ok=True)
                 stack.enter_context(file)
-            if kind is None:
+            if is_complete:
                 self._complete()
 
     def _complete(self) -> None:

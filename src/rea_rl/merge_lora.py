@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rea_core import moved
-from rea_core.checks import check_output_folder
+from rea_core.checks import check_output_folder, user_name
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.model_files import cause, check_files, read_model
@@ -162,9 +162,9 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the
     arguments."""
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter into its base model.")
-    parser.add_argument("base", help="folder or Hub id of the base model")
-    parser.add_argument("adapter", help="folder of the adapter")
-    parser.add_argument("out", help="new folder for the merged model")
+    parser.add_argument("base", type=user_name, help="folder or Hub id of the base model")
+    parser.add_argument("adapter", type=user_name, help="folder of the adapter")
+    parser.add_argument("out", type=user_name, help="new folder for the merged model")
     add_flags(
         parser,
         device=("cpu", "where to merge: cpu or cuda; 4 bytes per parameter"),

@@ -39,7 +39,7 @@ from typing import Annotated, Literal, NoReturn
 import psutil
 
 from rea_core import moved
-from rea_core.checks import check_output_folder, check_sockets, is_a
+from rea_core.checks import check_output_folder, check_sockets, expand_paths, is_a, user_name
 from rea_core.clients import is_loopback, server_url, split_url
 from rea_core.command import command
 from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
@@ -563,7 +563,7 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
     from transformers import HfArgumentParser
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
+    first.add_argument("--recipe", type=user_name)
     first.add_argument("--wait", action="store_true")  # for such a server instead of starting one
     first.add_argument("--launcher", type=int)  # with --wait: process that starts the server
     first.add_argument("--dry_run", action="store_true")  # check, and print vLLM's command
@@ -584,6 +584,7 @@ def parse_args(argv: list[str]) -> tuple[ServerConfig, argparse.Namespace]:
     if given.recipe and given.role == "policy" and not config.full_weights:
         check_rank(given.recipe, config.max_lora_rank)
     config.extra_args += unknown
+    expand_paths(config)
     return config, given
 
 

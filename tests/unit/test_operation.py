@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generation import calibrate, math_verify_all, parallel
+from generation import calibrate, clean_dataset, forced_budgets, math_verify_all, parallel
 from generation.arguments import GenerateArguments
-from generation.evaluation import plots, strategies, table
+from generation.evaluation import benchmarks, plots, strategies, table
 from generation.generate import generate
 from generation.provenance import distinct_names
 from generation.rendering import PromptFormat
@@ -28,6 +28,7 @@ from rea_core.command import Needed, add_flags
 from rea_core.problems import load_problems
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import write_json
+from rea_core.rows import read_rows
 from rea_rl import vllm_server
 from rea_rl.run.checkpoints import last_checkpoint
 
@@ -92,6 +93,75 @@ def test_flags_have_types_of_their_defaults_and_paths_are_expanded(monkeypatch, 
     with pytest.raises(SystemExit):
         parser.parse_args([])
     assert "required: --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["~", "$HOME", "${HOME}"])
+def test_names_that_may_be_hub_ids_are_expanded_too(tmp_path, monkeypatch, home):
+    """A model, a data set and a recipe, under a home with blanks and other letters."""
+    at_home = tmp_path / "my höme 数"
+    at_home.mkdir()
+    monkeypatch.setenv("HOME", str(at_home))
+    (at_home / "m").symlink_to(LRM)
+    paths = generated(at_home / "p.json", ["3+4?", "1+1?"], ["7", "2"])
+    (at_home / "r.yaml").write_text("qaf: x\nmodel_dir: y\nsplit: math_cot\n")
+    model = f"--model_dir {home}/m"
+    math_verify_all.main(f"{home}/p.json {model} --results {home}/log --num_workers 1".split())
+    forced_budgets.main(f"{home}/p.json {model} --budgets 3 --out {home}/b.json".split())
+    verdicts = f"--verdicts {home}/p.scores.json"
+    clean_dataset.main(f"--dataset {home}/p.json {verdicts} --out {home}/c/c.json".split())
+    benchmarks.main(f"collect {home} --out {home}/x --extra mine={home}/p.json".split())
+    made = ("log", "p.scores.json", "b.json", "c/c.json", "x/x1.json")
+    assert all((at_home / name).exists() for name in made)
+    (settings,) = RecipeParser(GenerateArguments).parse_args_and_config(
+        ["--config", f"{home}/r.yaml"]
+    )
+    assert settings.qaf == "x"
+    config, _ = vllm_server.parse_args(["--role", "policy", "--model", f"{home}/m", "--port", "1"])
+    assert config.model == str(at_home / "m")
+    flags = f"--dataset {home}/p.json {verdicts} --out".split()
+    with pytest.raises(SystemExit, match="out is .*p.json, which this command also reads"):
+        clean_dataset.main([*flags, str(paths)])
+    assert len(json.loads(paths.read_text())) == 2
+
+
+def test_a_link_to_itself_is_no_file(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dead").symlink_to("gone")
+    for name in ("loop", "dead"):
+        with pytest.raises(ValueError, match=f"{name}' is no file of rows; name a file"):
+            read_rows(str(tmp_path / name))
+        check_output(tmp_path / "o.json", "out", [tmp_path / name])
+
+
+@pytest.mark.parametrize("closed, status", [(">&-", 0), (">/dev/full", 1)])
+def test_a_closed_stream_costs_no_result(tmp_path, closed, status):
+    file = generated(tmp_path / "a b.json", ["3+4?"], ["7"])
+    line = f'"{sys.executable}" -m generation.math_verify_all "{file}" --model_dir {LRM}'
+    done = subprocess.run(
+        ["bash", "-c", f'{line} --results "{tmp_path}/log" --num_workers 1 {closed}'],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "LC_ALL": "C"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "a b.scores.json").exists()
+    if status:
+        assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
+    """Nothing of the file is left."""
+    file = generated(tmp_path / "p.json", ["3+4? " + "x" * 30000], ["7"])
+    line = (
+        f"-m generation.forced_budgets {file} --model_dir {LRM} --budgets 3 --out {tmp_path}/o.json"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f 8; exec "{sys.executable}" {line}'],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = f"error: {tmp_path}/o.json: File too large; correct the name, or give another place"
+    assert done.stderr.splitlines()[-1] == said
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path):

@@ -184,7 +184,7 @@ def _named_file(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r} must be written as NAME=FILE")
-    return name, Path(path)
+    return name, user_path(path)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from generation.provenance import read_settings
 from rea_core import recipe
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers, check_output_folder, user_name, user_path
 from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
@@ -230,12 +230,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compile": {"action": "store_true", "help": "with --gpus: servers compile, and start later"},
     "num_processes": {"type": int, "help": "of each training; default: the recipes' number"},
     "steps": {"type": int, "help": "optimizer steps; default: the recipe's"},
-    "eval_dataset": {"help": "held-out problems; default: the recipe set's"},
+    "eval_dataset": {"type": user_name, "help": "held-out problems; default: the recipe set's"},
     "eval_problems": {"type": int, "default": 500, "help": "use the first N of them"},
     "eval_samples": {"type": int, "default": 1, "help": "answers a problem and seed"},
-    "work": {"type": Path, "help": "runs and evaluations; default: the recipe set's"},
-    "out": {"type": Path, "help": "report; default: the recipe set's, or WORK/report"},
-    "model": {"help": "base model, as the policy server serves it; default: the recipe's"},
+    "work": {"type": user_path, "help": "runs and evaluations; default: the recipe set's"},
+    "out": {"type": user_path, "help": "report; default: the recipe set's, or WORK/report"},
+    "model": {
+        "type": user_name,
+        "help": "base model of the policy server; default: the recipe's",
+    },
     "policy_server": {"nargs": "+", "help": "one, or several; default: the recipe's"},
     "reflection_server": {"nargs": "+", "help": "the same; pairs share them in turn"},
     "train_gpus": {"nargs": "+", "help": "runs take one each in turn; default: all use all"},
