@@ -156,6 +156,12 @@ def test_two_steps_compiles_nothing_and_takes_a_port(monkeypatch, tmp_path, caps
     assert "0.4" in capsys.readouterr().out
 
 
+def test_labels(run):
+    results = run("labels.py", "--labels", 9, "--replies", 3, "--repeats", 2)
+    assert results["us_per_paragraph"] == min(results["runs"]) > 0
+    assert len(results["runs"]) == 2 and results["versions"]["trl"]
+
+
 def test_weight_sync(run, servers):
     results = run("weight_sync.py", "--servers", servers[0].url, "--repeats", 3)
     assert results["full_by"] == "files" and results["adapter_seconds"] > 0
