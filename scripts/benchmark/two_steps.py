@@ -137,7 +137,7 @@ def copy_reflection_model(folder: Path) -> None:
     tokens."""
     shutil.copytree(ROOT / "model" / "Miniature-Instruct", folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    write_json(folder / "config.json", config | {"max_position_embeddings": 16384})
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}))
 
 
 def logged_steps(output: Path) -> list[dict[str, float]]:
