@@ -23,6 +23,7 @@ PROGRAMS = {
     "adapter-pack": ("rea_rl.adapter_pack", "pack an adapter to ship it"),
     "check-gpu": ("rea_rl.check_gpu", "whether training and servers compute right here"),
     "placement": ("rea_rl.run.placement", "which GPUs train and which serve"),
+    "ranks": ("rea_rl.run.ranks", "a training on several GPUs, as `accelerate launch`"),
     "publish": ("rea_rl.publish", "weights or responses to the Hub, with a card"),
     "viewer": ("rea_rl.viewer", "a page of the rollouts of a run"),
     "study": ("rea_rl.study", "train and evaluate all experiments"),
