@@ -39,9 +39,9 @@ def reflection(free_port, tmp_path_factory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def pair(policy, reflection) -> tuple[Server, Server]:
-    """Both servers, ready; they start side by side."""
+    """Both servers, ready; they start next to all others of the session."""
     for server in (policy, reflection):
         server.wait_ready()
     return policy, reflection
