@@ -81,7 +81,7 @@ def check_made(file: Path, card: Path, mark: str) -> None:
     mark of the program that makes both."""
     is_own = card.is_file() and mark in card.read_text(encoding="utf-8", errors="replace")
     for path in (card, file):
-        if path.exists() and not is_own:
+        if path.exists() and path.stat().st_size and not is_own:
             raise made_by_others(path)
 
 

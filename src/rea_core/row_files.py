@@ -379,38 +379,30 @@ def _place(path: Path, byte: int) -> tuple[int, int]:
 JSON_LIST, JSON_LINES = (b"[\n", b",\n", b"\n]\n"), (b"", b"\n", b"\n")
 
 
-def check_replaceable(path: Path, value: Any) -> None:
-    """Raise ValueError for a file that is there and is no earlier output: it is laid out in another
-    way, or its first row has other columns than `value`, a row; or fewer than half of the keys of
-    `value`, an object."""
-    if not (path.exists() and path.stat().st_size and value and isinstance(value, dict)):
+def check_replaceable(path: Path, row: Any) -> None:
+    """Raise ValueError for a file that is there and holds no rows like `row`: half of the columns
+    or more are not shared by both. Versions of a program differ by less."""
+    if not (path.exists() and isinstance(row, dict)):
         return
-    before, is_object = _columns(path)
-    if before is None:  # a list without rows
-        return
-    shared = len(before & value.keys())
-    if 2 * shared <= len(before | value.keys()) if is_object else before != value.keys():
+    columns = _columns(path)
+    if columns is not None and 2 * len(columns & row.keys()) <= len(columns | row.keys()):
         raise made_by_others(path)
 
 
-_OBJECT, _KEY = b'{\n "', re.compile(rb' ("(?:[^"\\]|\\.)*"): ')
-
-
-def _columns(path: Path) -> tuple[set[str] | None, bool]:
-    """Keys of the first row of a file as it is written here, or of its object, and whether it has
-    one; no keys for another file, None for an empty list."""
+def _columns(path: Path) -> set[str] | None:
+    """Keys of the first row of a file as it is written here, none for another file; None for one
+    without rows."""
     with path.open("rb") as file:
         begin = file.peek()
-        if begin.startswith(_OBJECT):
-            return {json.loads(key[1]) for line in file if (key := _KEY.match(line))}, True
+    if begin.strip() in (b"", b"[]") or begin == b"[\n\n]\n":
+        return None
     try:
-        if is_lines(path) or begin.startswith((b"[\n{", b"[\n\n]")):
-            rows = _scan_lines(path) if is_lines(path) else _scan_list(path)
-            _, _, row = next(rows, (0, 0, None))
-            return None if row is None else set(row) if isinstance(row, dict) else set(), False
-    except ValueError:
-        pass  # no JSON
-    return set(), False
+        if is_lines(path) or begin.startswith(b"[\n{"):
+            _, _, row = next(_scan_lines(path) if is_lines(path) else _scan_list(path))
+            return {*row} if isinstance(row, dict) else set()
+    except (ValueError, StopIteration):
+        pass  # no JSON, or blank lines only
+    return set()
 
 
 class RowWriter:
@@ -420,13 +412,14 @@ class RowWriter:
         path: file.
         num_sections: parts of the file, whose rows come in any order; the file has one part after
             the other.
+        is_output: whether a user names the file, which must not take the place of another one.
 
     Raises ValueError if another process writes the file, or, at the first row, if another file is
     there.
     """
 
-    def __init__(self, path: str | Path, num_sections: int = 1):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, num_sections: int = 1, is_output: bool = True):
+        self.path, self._is_output = Path(path), is_output
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begin = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self._names = [begin.with_name(f"{begin.name}.{i}") for i in range(num_sections)]
@@ -448,7 +441,7 @@ class RowWriter:
 
     def add_text(self, text: bytes, section: int = 0) -> None:
         """Write a row that is JSON already."""
-        if not self.num_rows:
+        if self._is_output and not self.num_rows:
             check_replaceable(self.path, json.loads(text))
         self._files[section].write(text + self._between)
         self.num_rows += 1
@@ -487,11 +480,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either complete or absent. A list, or rows one at a time,
     get one line each."""
     if isinstance(value, (list, Rows, Iterator)):
-        with RowWriter(path) as out:
+        with RowWriter(path, is_output=False) as out:
             for row in value:
                 out.add(row)
         return
-    check_replaceable(path, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -228,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         collected = collect(args.folder, extra, args.num_samples, args.limit)
         for samples, rows in collected.items():
-            write_json(args.out / f"x{samples}.json", rows)
+            check_replaceable(path := args.out / f"x{samples}.json", rows[0])
+            write_json(path, rows)
         left_over = {*args.out.glob("x*.json")} - {args.out / f"x{n}.json" for n in collected}
         for path in left_over:
             if path.stem[1:].isdecimal():

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PICTURE = "atplotlib"  # in each picture: the name of the library that drew it
+PICTURE = "atplotlib"  # in a picture: the name of the library that drew it
+MARKED = (".png", ".pdf", ".svg", ".ps", ".eps")  # which have it
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well, for
 # prints in grey.
@@ -281,7 +282,8 @@ def save_panels(
             panel(cell)
         for cell in axes.flat[len(panels) :]:
             cell.set_axis_off()
-        check_made(save_to, save_to, PICTURE)
+        if save_to.suffix.lower() in MARKED:
+            check_made(save_to, save_to, PICTURE)
         save_to.parent.mkdir(parents=True, exist_ok=True)
         with own_file(save_to):
             figure.savefig(save_to, dpi=150)
