@@ -466,7 +466,7 @@ def run_rows(args: argparse.Namespace) -> None:
             Wanted(cut, {"id": f"{path.id}/{cut}"}, {**shared, "last_kept": cut}) for cut in cuts[i]
         ]
 
-    with RowWriter(args.out) as out:
+    with RowWriter(args.out, is_output=True) as out:
         for line in chain.from_iterable(file.cut(wanted, splitting.tokenizer)):
             out.add_text(line)
     logger.info("wrote %s: %d cuts of %d responses", args.out, out.num_rows, len(file.paths))

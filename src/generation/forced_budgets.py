@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     own_output(args.out, "out", (args.file,))
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
-    with RowWriter(args.out) as out:
+    with RowWriter(args.out, is_output=True) as out:
         for lines in map_rows(
             forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name
         ):

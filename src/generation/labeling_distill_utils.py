@@ -309,7 +309,7 @@ def write_candidates(labels: Path, candidates: Path) -> None:
     """Write the candidates of a labels file."""
     own_output(candidates, "candidates", (labels,))
     paths = LabelFile(labels)
-    with RowWriter(candidates) as out:
+    with RowWriter(candidates, is_output=True) as out:
         for candidate in candidate_rows(paths):
             out.add(candidate)
         if not out.num_rows:
@@ -433,8 +433,10 @@ class Cleaning:
     def _write(self, made: Iterable[tuple[float, bool, bytes, bytes]], num_paths: int) -> None:
         kept, cut = 0.0, 0
         with ExitStack() as stack:
-            out = stack.enter_context(RowWriter(self.out))
-            examples = self.train_file and stack.enter_context(RowWriter(self.train_file))
+            out = stack.enter_context(RowWriter(self.out, is_output=True))
+            examples = self.train_file and stack.enter_context(
+                RowWriter(self.train_file, is_output=True)
+            )
             for share, is_cut, row, example in made:
                 kept, cut = kept + share, cut + is_cut
                 out.add_text(row)

@@ -229,7 +229,7 @@ def write_strategies(
             for cuts, before in zip(strategies.values(), columns, strict=True)
         ]
 
-    with RowWriter(out, num_sections=len(strategies)) as rows:
+    with RowWriter(out, len(strategies), is_output=True) as rows:
         for lines in file.cut(wanted, tokenizer):
             for section, line in enumerate(lines):
                 rows.add_text(line, section)

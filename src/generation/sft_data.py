@@ -122,7 +122,10 @@ def run(args: argparse.Namespace) -> None:
     check_verifier(args.verifier, facts_of(rows[0]), args.timeout)
     with open_verifier(args.verifier, args.num_workers or num_cores(), args.timeout) as pool:
         correct = first_verdicts(rows, pool, args.num_workers)
-    with RowWriter(args.sft_out) as sft, RowWriter(args.rpo_out) as pairs:
+    with (
+        RowWriter(args.sft_out, is_output=True) as sft,
+        RowWriter(args.rpo_out, is_output=True) as pairs,
+    ):
         for row, shortened, known in shortened_paths(rows, correct, tokens, args.max_per_problem):
             place, k = known["place"]
             original = written[place]["responses"][k]

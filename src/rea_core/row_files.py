@@ -418,7 +418,7 @@ class RowWriter:
     there.
     """
 
-    def __init__(self, path: str | Path, num_sections: int = 1, is_output: bool = True):
+    def __init__(self, path: str | Path, num_sections: int = 1, is_output: bool = False):
         self.path, self._is_output = Path(path), is_output
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begin = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -480,7 +480,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either complete or absent. A list, or rows one at a time,
     get one line each."""
     if isinstance(value, (list, Rows, Iterator)):
-        with RowWriter(path, is_output=False) as out:
+        with RowWriter(path) as out:
             for row in value:
                 out.add(row)
         return

@@ -648,11 +648,11 @@ def test_the_parts_of_the_longest_response_add_up_by_hand():
         make_rollout("original", True, 20, seconds={}),
     ]
     parts = {"sample": 5, "text": 0, "turn": 2, "label": 1, "finish": 1.5, "verify": 0.5}
-    expected = {f"longest/{key}": value for key, value in (parts | {"other": 2}).items()}
+    expected = {f"timing/longest_{key}": value for key, value in (parts | {"other": 2}).items()}
     assert longest_metrics(rollouts, 12.0) == pytest.approx(expected)
     plain = [make_rollout("original", True, 20, seconds={"sample": 5.0, "verify": 2.0})]
-    assert longest_metrics(plain, 7.5)["longest/other"] == pytest.approx(0.5)
-    assert longest_metrics([], 1.0)["longest/other"] == 1.0
+    assert longest_metrics(plain, 7.5)["timing/longest_other"] == pytest.approx(0.5)
+    assert longest_metrics([], 1.0)["timing/longest_other"] == 1.0
 
 
 def test_a_batch_says_for_what_its_longest_response_waited(tmp_path):
@@ -668,7 +668,10 @@ def test_a_batch_says_for_what_its_longest_response_waited(tmp_path):
     seconds = time.perf_counter() - start
     parts = longest_metrics(rollouts, seconds)
     assert sum(parts.values()) == pytest.approx(seconds)
-    assert parts["longest/sample"] + parts["longest/turn"] > 0.9 and parts["longest/other"] >= 0
+    assert (
+        parts["timing/longest_sample"] + parts["timing/longest_turn"] > 0.9
+        and parts["timing/longest_other"] >= 0
+    )
     metrics = rollout_metrics(rollouts, revision=True)
     assert 0.7 < metrics["timing/turn"] and metrics["timing/text"] > 0
     assert {f"timing/{stage}" for stage in STAGES} <= metrics.keys()

@@ -153,7 +153,7 @@ def test_two_steps_train_and_log_finite_numbers(model_folder, tmp_path):
         expected | {"sampling/ratio", "sampling/logp_difference", "verifier/pairs", "kl"}
         <= first.keys()
     )
-    parts = sum(value for key, value in first.items() if key.startswith("longest/"))
+    parts = sum(value for key, value in first.items() if key.startswith("timing/longest_"))
     assert parts == pytest.approx(first["timing/rollout"], abs=1e-4)
     assert trainer.weight_sync.steps == [0, 1]  # once before each set of rollouts
 

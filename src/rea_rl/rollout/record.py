@@ -206,8 +206,8 @@ def longest_metrics(rollouts: Sequence[Rollout], seconds: float) -> dict[str, fl
             paths.append([])
         paths[-1].append(rollout)
     stages = max(map(_path_seconds, paths), key=lambda found: sum(found.values()), default={})
-    parts = {f"longest/{stage}": stages.get(stage, 0.0) for stage in STAGES}
-    return parts | {"longest/other": seconds - sum(parts.values())}
+    parts = {f"timing/longest_{stage}": stages.get(stage, 0.0) for stage in STAGES}
+    return parts | {"timing/longest_other": seconds - sum(parts.values())}
 
 
 def _path_seconds(path: Sequence[Rollout]) -> dict[str, float]:
