@@ -12,6 +12,7 @@ from scripted_server import ScriptedServer, completion
 from test_rollout import VERSION, Verifier, ended, labels, make_engine, make_row, policy
 
 from rea_rl.rollout.record import Batch
+from rea_rl.rollout.replies import Completion
 
 SAMPLED = Batch(7, VERSION, False)
 REVISED = Batch(7, VERSION, True)
@@ -268,3 +269,8 @@ def test_two_batches_wait_together_and_the_run_ends_once(tmp_path):
     assert time.perf_counter() - start < 4
     assert len(failures) == 2 and failures[0] == failures[1]
     assert isinstance(engine.verifier, Verifier) and engine.verifier.closed
+
+
+def test_a_reply_that_does_not_say_how_it_ended_is_read():
+    choice = {"token_ids": [7], "logprobs": {"token_logprobs": [-0.5]}}
+    assert Completion.of({"choices": [choice]}) == Completion([7], [-0.5], None, None)

@@ -23,13 +23,13 @@ class Completion:
     Attributes:
         token_ids: of the reply, at least one.
         logprobs: of each of them, finite.
-        finish_reason: `stop` or `length`.
+        finish_reason: `stop` or `length`; None if it does not say.
         num_cached: tokens of the prompt that the server had cached; None if it does not say.
     """
 
     token_ids: list[int]
     logprobs: list[float]
-    finish_reason: str
+    finish_reason: str | None
     num_cached: int | None
 
     @classmethod
@@ -39,9 +39,9 @@ class Completion:
         choice = _choice(told)
         token_ids = choice.get("token_ids")
         logprobs = token_logprobs(token_ids, (choice.get("logprobs") or {}).get("token_logprobs"))
-        check_finished(choice.get("finish_reason"))
+        check_finished(reason := choice.get("finish_reason"))
         details = (told.get("usage") or {}).get("prompt_tokens_details") or {}
-        return cls(token_ids, logprobs, choice["finish_reason"], details.get("cached_tokens"))
+        return cls(token_ids, logprobs, reason, details.get("cached_tokens"))
 
 
 def alternatives(told: Any) -> list[dict[str, float]]:
