@@ -403,8 +403,21 @@ def test_a_file_is_replaced_only_if_it_is_an_earlier_output(template, output, na
             assert error and f"{output} is there, and is no earlier output of this command" in error
             assert path.read_bytes() == content
             path.unlink()
+        path.touch()  # nothing is lost with an empty file
         for _ in range(2):
             assert ends(module.main, line.split()) is None
+
+
+def test_rows_of_an_earlier_version_are_replaced(template):
+    module, line = COMMANDS["cut"]
+    with workplace(template) as folder:
+        assert ends(module.main, line.split()) is None
+        made = (folder / "o.json").read_bytes()
+        rows = [dict(list(row.items())[:-1]) for row in json.loads(made)]
+        for earlier in (rows, []):
+            write_json(folder / "o.json", earlier)
+            assert ends(module.main, line.split()) is None
+            assert (folder / "o.json").read_bytes() == made
 
 
 @pytest.mark.parametrize("name", ["clean", "cut", "table"])
