@@ -195,14 +195,19 @@ def spread(runs: Sequence[float]) -> float:
     return max(runs) / min(runs) - 1
 
 
-def report(name: str, table: list[list[str]], results: dict[str, Any], path: str | None) -> None:
-    """Print the table, its first row a header, and write the results with the machine."""
+def print_table(table: list[list[str]]) -> None:
+    """In columns; the first row is a header."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         sys.stdout.write(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             + "\n"
         )
+
+
+def report(name: str, table: list[list[str]], results: dict[str, Any], path: str | None) -> None:
+    """Print the table, its first row a header, and write the results with the machine."""
+    print_table(table)
     results = {"machine": machine(), "versions": versions(), **results}
     results["command"] = " ".join(["python", *sys.argv])
     write_json(Path(path or f"output/benchmark/{name}.json"), results)

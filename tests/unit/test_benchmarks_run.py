@@ -24,7 +24,7 @@ SAMPLE = "First, go.\n10+5=15\n\nSo the result is 15.\n\nWait, 10+5=15.\n\n</thi
 ELSEWHERE = {
     "train_step.py": "test_benchmark_train_step.py", "trl_tree.py": "test_benchmark_train_step.py",
     "end_to_end.py": "../integration/test_benchmarks.py",
-    "two_steps.py": "../integration/test_two_steps.py",
+    "two_steps.py": "../integration/test_two_steps.py", "launched.py": "test_launched.py",
 }  # fmt: skip
 
 
