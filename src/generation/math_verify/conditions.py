@@ -41,6 +41,7 @@ from generation.math_verify.parsing import (
 MEMBER = "m"  # symbol for the elements of a set
 ZERO = Fraction(0)
 NUM_DRAWS = 300
+# sign -> orders of the two sides that fulfil it
 ORDERS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "<>"}
 NEAR = MP.mpf("1e-9")  # of an end of an interval, and of a value of a family
 REACH, WIDE_REACH = (
@@ -67,12 +68,14 @@ def _membership(node: Node, member: Node) -> Node:
     """Condition for being in a set; a pair counts as an open interval."""
     if isinstance(node, str):
         whole, positive = ("congruence", member, ZERO, Fraction(1)), ("relation", ZERO, "<", member)
+        # All of no conditions holds for every number, any of none for no number.
         known = {r"\R": ("list",), EMPTY: ("any",), r"\Z": whole, r"\N": ("list", whole, positive)}
         return known.get(node, ("relation", ZERO, "<", node))  # of an unknown set: true or false
     kind, *parts = node if isinstance(node, tuple) else ("set", node)
     if kind == "builder":
         return substitute(parts[0], {parts[1]: member})
     if kind in ("interval", "tuple"):
+        # A pair has no ends of its own.
         low, high, *ends = (*parts, "(", ")")[:4]
         opener, closer = ("<" if end in "()" else r"\le" for end in ends)
         return ("relation", low, opener, member, closer, high)
@@ -101,6 +104,7 @@ def _holds(left: Node, sign: str, right: Node, point: Point) -> bool:
     if sign == r"\in":
         return truth(_membership(right, left), point)
     value, other = value_at(left, point), value_at(right, point)
+    # complex numbers have no order
     if None in (value, other) or {MP.mpc} & {type(value), type(other)}:
         return False
     equal = value == other or MP.almosteq(value, other, 1e-25, TINY)
@@ -112,16 +116,19 @@ def same_condition(gold: Node, prediction: Node) -> bool:
     pair = gold, prediction
     members = {node[1] for node in pair if is_kind(node, "relation") and node[2] == r"\in"}
     if any(map(is_condition, pair)):
+        # `x > 2` next to `(2, oo)`: the symbol of the one stands for the members of the other.
         members = members or symbols(gold) ^ symbols(prediction)
     member = next(iter(members), MEMBER)
     conditions = [node if is_condition(node) else _membership(node, member) for node in pair]
     free = [symbols(node) for node in conditions]
+    # Several symbols are drawn at random, which hits no edge: `<` and `\le` would look alike.
     closed = {len(re.findall(r"\\[lg]e", canonical(node))) for node in conditions}
     other = free[0] != free[1] and ("list",) not in conditions
     if len(members) > 1 or other or len(free[0]) > 1 < len(closed):
         return False
     points = _points(conditions, free[0] | free[1])
     columns = [[truth(node, point) for point in points] for node in conditions]
+    # Conditions that hold nowhere tell nothing.
     return columns[0] == columns[1] and any(columns[0])
 
 
@@ -130,6 +137,7 @@ def _points(nodes: list[Node], free: set[str]) -> list[Point]:
     if len(free) > 1:
         return [*map(Point, range(NUM_DRAWS))]
     ends = [value for node in nodes for value in _ends(node)]
+    # |x| < 3 also ends at -3.
     values = [sign * end + shift for end in ends for sign in (1, -1) for shift in (0, NEAR, -NEAR)]
     values += [Fraction(half, 2) for half in (-1_000_000, *range(-41, 42), 1_000_000)]
     return [Point(known=dict.fromkeys(free, value)) for value in values]
@@ -197,6 +205,7 @@ def _values(node: Node, reach: int) -> list[complex]:
     return [complex(value) for value in values if value is not None]
 
 
+# `numeric` evaluates it, but cannot import this file, which imports `numeric`.
 SPECIAL["cases"] = lambda point, *cases: next(
     evaluate(value, point) for value, condition in cases if truth(condition, point)
 )

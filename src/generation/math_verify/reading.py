@@ -55,13 +55,16 @@ def read(text: str) -> tuple[Node, ...]:
 
     `48,384` is a number and a list, `\\log` has two bases, `5 m` may be a product.
     """
+    # Times, dates and words stand inside and outside of \text{}.
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    # Else 52_8 would also be a symbol with an index.
     if found := _read_base(text):
         return (found,)
     nodes = [
         *_read_letters(re.sub(r"\\text\{([^{}]*)\}|\\[{}]", r"\1", text)),
         *_read_clock(re.sub(r"[. ]+", " ", plain)),
     ]
+    # A blank behind a comma makes it one of a list; before a 0 it separates thousands.
     listed = text if ",0" in text else text.replace(",", ", ")
     variants = dict.fromkeys(
         tokenize(*variant) for variant in product((text, listed), (True, False))
@@ -74,12 +77,15 @@ def read(text: str) -> tuple[Node, ...]:
             continue
         node = ("where", node, sorts) if sorts else node
         nodes += [node, substitute(node, {LOG_BASE: "e"})]
+    # Words: a date, or letters, perhaps with a short number behind them. Two small letters in a
+    # row, or four letters, tell them from a product of symbols.
     if (
         _DATE.fullmatch(plain)
         or re.fullmatch(r"[A-Za-z][A-Za-z\s'.-]*\d{0,2}", plain)
         and re.search(r"[a-z]{2}|[A-Za-z]{4}|(?i:\b(?:yes|no)\b)", plain)
     ):
         nodes.append(("words", plain))
+    # If nothing reads it, the tokens themselves are compared.
     return tuple(dict.fromkeys(nodes)) or (("text", next(iter(variants), "")),)
 
 
@@ -89,6 +95,7 @@ def _read_clock(text: str) -> tuple[Node, ...]:
     if not match:
         return ()
     hour, minute = int(match[1] or match[4]), match[2] or match[5]
+    # as written, or by the hour: 0 is am, over 12 is pm, others may be either
     half = (match[3] or "a"[hour:] or "p" * (hour > 12)).lower()
     clock = ("clock", f"{hour % 12}:{int(minute or 0)}", half)
     return (clock,) if minute else (clock, ("times", Fraction(hour), ("unit", half)))
@@ -122,11 +129,13 @@ def _split_qualifiers(tokens: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     nothing.
     """
     tokens, sorts = _ONLY.sub("", tokens), {}
+    # The pattern ends at the end of the text, so the last qualifier goes first.
     while match := _QUALIFIER.search(tokens):
         said = f"{match['sort']} {match['set']} {match['kind']}"
         tokens = tokens[: match.start()]
         whole = re.search(r"integer|natural|\\[ZN]", said)
         positive = re.search(r"positive|natural|\\N", said)
+        # `for all x` says nothing, but `for all integers k` does.
         if whole or not match["all"] or "constant" in said:
             sort = "constant" if not whole else r"\N" if positive else r"\Z"
             sorts |= dict.fromkeys(match["names"].split(" , "), sort)
