@@ -1,13 +1,17 @@
-"""A tiny model, and runs of it in several processes, which fork from one that has torch loaded."""
+"""A tiny model, runs of it in several processes, which fork from one that has torch loaded, and
+servers of an OpenAI-style API."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fake_api import ROWS, FakeServer
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "recipes" / "accelerate_configs"
@@ -72,3 +76,54 @@ def same_step(
 def one_process(same_step: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps of one process with padded rows: what other launches have to do too."""
     return same_step(tmp_path_factory.mktemp("one_process"), ranks=1, STOP=3)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory is the test's: the log of all scored files goes to its output/."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FakeServer]]:
+    """Function that starts a server."""
+    servers = []
+
+    def start(**kwargs: object) -> FakeServer:
+        server = FakeServer(**kwargs)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> str:
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(ROWS))
+    return str(path)
+
+
+@pytest.fixture
+def generated(
+    tmp_path: Path, elsewhere: None, serve: Callable[..., FakeServer]
+) -> Callable[..., Path]:
+    """Function that answers one problem, gold 2, with a text over `--api`; returns the file."""
+    from generation import generate
+
+    problem = {"id": "p", "problem": "1+1?", "answer": "2"}
+    (tmp_path / "p.json").write_text(json.dumps([problem]))
+
+    def make(text: str, model: str | Path, *flags: str) -> Path:
+        server = serve(text=lambda body: text)
+        argv = ["--qaf", "p.json", "--model_dir", str(model), "--output_dir", "out"]
+        argv += ["--api", "--api_base", server.url, "--api_model", "m"]
+        generate.main([*argv, *flags])
+        make.bodies = server.bodies
+        return Path("out", Path(model).name, "p_math_cot.json")
+
+    return make

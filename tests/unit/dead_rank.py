@@ -10,10 +10,10 @@ import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
+from adapters import LOAD, bad_request, error
 from same_step import PathsByProblem
 from scripted_server import ScriptedServer
-from test_adapter_sync import LOAD, bad_request, error
-from test_trainer_units import make_trainer
+from trainers import make_trainer
 
 from rea_rl.rollout.weight_sync import AdapterSync
 from rea_rl.run import training as entry

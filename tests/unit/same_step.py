@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from test_trainer_units import RecordedPaths, make_trainer
+from trainers import RecordedPaths, make_trainer
 from transformers import TrainerCallback
 
 from rea_rl.run.checkpoints import know_cpu_by_index, last_checkpoint

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from same_step import PathsByProblem
-from test_trainer_units import adapter, make_trainer
+from trainers import adapter, make_trainer
 from transformers import TrainerCallback
 
 from rea_rl.run import training as entry

@@ -11,15 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from adapters import LOAD, UNLOAD, Serving, bad_request, error, make_adapter
+from rollouts import VERSION, make_engine, make_row, policy, run_sampling
 from scripted_server import ScriptedServer, completion
-from test_endpoint import run_sampling
-from test_rollout import VERSION, make_engine, make_row, policy
 from tiny import save_model
-from transformers import AutoModelForCausalLM
 
 from rea_rl.rollout import endpoint, probe, weight_sync
 from rea_rl.rollout.endpoint import EndedElsewhere, failing_together, refusal
@@ -31,11 +28,6 @@ UNSEEN = (
     404,
     {"error": {"message": "Loading lora policy failed: No adapter found for /there", "code": 404}},
 )
-LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-
-
-def error(status: int, message: str) -> tuple[int, Any]:
-    return status, {"error": {"message": message, "code": status}}
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +40,6 @@ def hurry(monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
-
-
-def make_adapter(base: Path, size: float, seed: int = 1) -> PeftModel:
-    """A policy whose adapter changes it by so much; 0: not at all, as before the first step."""
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=4, target_modules=["q_proj", "down_proj"]),
-    )
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=size) if size else torch.nn.init.zeros_(weight)
-    return model
 
 
 # --- Refused, not seen, gone ----------------------------------------------------------------------
@@ -197,13 +176,6 @@ def test_a_hung_server_is_left_when_all_tries_are_over(tmp_path):
 # --- Failures of any kind -------------------------------------------------------------------------
 
 
-def bad_request() -> openai.BadRequestError:
-    import httpx2
-
-    reply = httpx2.Response(400, request=httpx2.Request("POST", "http://a/v1"))
-    return openai.BadRequestError("prompt too long", response=reply, body=None)
-
-
 @pytest.mark.parametrize(
     ("failure", "message", "traceback"),
     [
@@ -252,48 +224,8 @@ def test_an_adapter_is_on_the_disk_before_it_has_its_name(base, tmp_path, monkey
 
 # --- Without effect -------------------------------------------------------------------------------
 
+
 IDS = list(range(97, 122)) * 4
-
-
-class Serving:
-    """Answers about prompts with the log-probs of base or adapter, as `applies` has it: its
-    weight, 0 for no effect."""
-
-    def __init__(self, base: Path, applies: float = 1.0, noise: float = 0.0):
-        self._base, self._applies, self._noise = base, applies, noise
-        self.server: ScriptedServer | None = None
-
-    def __call__(self, body: dict[str, Any]) -> tuple[int, Any]:
-        model = AutoModelForCausalLM.from_pretrained(self._base)
-        plain = self._logps(model, body["prompt"])
-        logps = plain
-        if body["model"] != "base":
-            path = next(
-                b["lora_path"]
-                for b in self.server.bodies("load_lora_adapter")
-                if b["lora_name"] == body["model"]
-            )
-            changes = self._logps(PeftModel.from_pretrained(model, path), body["prompt"]) - plain
-            logps = plain + self._applies * changes
-        logps = logps + self._noise * torch.randn(
-            len(logps), generator=torch.Generator().manual_seed(len(body["model"]))
-        )
-        status, reply = completion([1])
-        told = [
-            None,
-            *(
-                {str(i): {"logprob": p}}
-                for i, p in zip(body["prompt"][1:], logps.tolist(), strict=True)
-            ),
-        ]
-        reply["choices"][0]["prompt_logprobs"] = told
-        return status, reply
-
-    @staticmethod
-    def _logps(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-        with torch.no_grad():
-            logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        return logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from broken import check_message, make_models, refused, tree
+from recipe_files import PROBLEMS, read_recipe, write_recipe
 from scripted_server import ScriptedServer
 
 from generation.generation_file import read_generations
@@ -29,7 +29,6 @@ from rea_core.row_files import write_json
 from rea_core.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
-PROBLEMS = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(9)]
 THINKING = "Add the numbers.\n\nThe result is 7.\n</think>\n\n\\boxed{7}"
 REPLY = {"text": THINKING, "num_tokens": 9, "finish_reason": "stop"}
 PATHS = [{"id": "p", "problem": "3+4?", "answer": "7", "responses": [REPLY]}]
@@ -45,6 +44,7 @@ def names(rows: list[tuple]) -> list[str]:
 
 
 # --- Recipes --------------------------------------------------------------------------------------
+
 
 # Changes of a recipe that is right, as YAML.
 RECIPES = [
@@ -176,7 +176,6 @@ RECIPES = [
     ("measurement missing", "{tokens_per_reflection: null, tokens_per_reflection_file: m.json}",
      "m.json", "measure the"),
 ]  # fmt: skip
-
 # Whole recipes.
 RECIPE_FILES = [
     (
@@ -212,31 +211,6 @@ RECIPE_FILES = [
         "--help",
     ),
 ]
-
-
-def write_recipe(folder: Path, model: Path, changes: str = "{}") -> list[str]:
-    """A recipe that is right but for the changes, its problems beside it; flags that read it."""
-    write_json(folder / "problems.json", PROBLEMS)
-    recipe = {
-        "model_name_or_path": str(model), "use_peft": True, "lora_r": 8, "lora_alpha": 16,
-        "lora_dropout": 0.0,
-        "dataset_name": "problems.json", "output_dir": "out", "reflection_model": str(model),
-        "report_to": "none",
-        "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 64,
-        "max_rollout_lag": 0,
-        "tokens_per_reflection": 9.0, "vllm_importance_sampling_clip_max": 2.0, "use_cpu": True,
-        "bf16": False,
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | yaml.safe_load(changes)))
-    return ["--config", "recipe.yaml"]
-
-
-def read_recipe(flags: list[str]) -> tuple[Any, ...]:
-    """Everything that the trainer does before it asks servers and loads the model."""
-    from rea_rl.grpo import load_inputs, parse_recipe
-
-    parsed = parse_recipe(flags)
-    return *parsed, load_inputs(*parsed)
 
 
 def test_recipe_without_changes_is_right(tmp_path, monkeypatch, models):
@@ -620,6 +594,7 @@ def test_server(tmp_path, monkeypatch, models, row):
 
 # --- Commands -------------------------------------------------------------------------------------
 
+
 # Module, arguments. Files of the folder are those of `workplace`; {model} and {models} are folders.
 COMMANDS = [
     ("no arguments", "rea_rl.merge_lora", "", "required", "base, adapter, out"),
@@ -783,7 +758,6 @@ COMMANDS = [
     ("package missing", "generation.gguf_to_hf", "--package no-such-gguf --out o",
      "no-such-gguf is not installed", "pip install"),
 ]  # fmt: skip
-
 # Those that run as a user would run them; the second part is whether torch is imported before the
 # mistake is found.
 SHELL = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rollouts import VERSION, ended, labels, make_engine, make_row, policy
 from scripted_server import ScriptedServer, completion
 from small_runs import logged, make_workplace, policy_server, refusal, run
-from test_rollout import VERSION, ended, labels, make_engine, make_row, policy
 from tiny import make_tokenizer, save_model
 
 from generation import answer_judge, generate

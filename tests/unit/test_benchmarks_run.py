@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from rollouts import labels
 from scripted_server import ScriptedServer, completion
-from test_rollout import labels
 
 from rea_core.models import load_tokenizer
 from rea_rl.rollout.record import STAGES

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import Serving
+from rollouts import labels
 from scripted_server import ScriptedServer
-from test_adapter_sync import Serving
-from test_rollout import labels
 
 from rea_rl import check_gpu
 from rea_rl.packing import fused_lora

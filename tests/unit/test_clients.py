@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from rollouts import VERSION, make_engine, make_row, policy
 from scripted_server import ScriptedServer, completion
-from test_rollout import VERSION, make_engine, make_row, policy
 
 from rea_core import clients
 from rea_rl.rollout.record import Batch

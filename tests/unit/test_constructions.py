@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rollouts import CUT, FORCED, VERSION, encode, labels, make_engine, make_row, policy
 from scripted_server import ScriptedServer
-from test_rollout import CUT, FORCED, VERSION, encode, labels, make_engine, make_row, policy
-from test_trainer_units import RecordedPaths, make_rows, make_trainer, records
+from trainers import RecordedPaths, make_rows, make_trainer, records
 
 from rea_rl.revision import (
     OverthinkingSignal,

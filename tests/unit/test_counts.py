@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from test_trainer_units import RecordedPaths, make_trainer
+from trainers import RecordedPaths, make_trainer
 from transformers import TrainerState
 
 from rea_rl.rollout.endpoint import ServerWatch, server_counts

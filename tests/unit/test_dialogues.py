@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rollouts import make_engine
 from scripted_server import ScriptedServer
-from test_dpo import arguments as dpo_arguments
-from test_rollout import make_engine
-from test_sft import arguments as sft_arguments
+from supervised import dpo_arguments, sft_arguments
 from tiny import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast

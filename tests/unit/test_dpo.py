@@ -5,36 +5,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from test_sft import arguments as sft_arguments
-from test_sft import write
+from supervised import PAIR, dpo_arguments, write_rows
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from rea_rl.dpo import build_trainer, encode_pair, load_pairs, main, parse_recipe
 from rea_rl.run.training import train
-
-PAIR = {"prompt": "<U>1<A>", "chosen": "one", "rejected": "one two"}
-
-
-def arguments(tmp_path: Path, **changes: str) -> list[str]:
-    pairs = write(tmp_path / "pairs.json", [PAIR] * 8)
-    losses = {
-        "loss_type": "sigmoid sft",
-        "loss_weights": "1.0 1.0",
-        "beta": "0.1",
-        "save_steps": "4",
-    }
-    files = {
-        "dataset_name": pairs,
-        "eval_dataset_name": pairs,
-        "max_eval_rows": "2",
-        "logging_steps": "1",
-    }
-    return sft_arguments(tmp_path, **{**files, **losses, **changes})
 
 
 def test_pairs_are_ids_as_sampled():
@@ -46,7 +25,7 @@ def test_pairs_are_ids_as_sampled():
 
 
 def test_pair_counts_as_long_as_its_longer_path(tmp_path):
-    file = write(tmp_path / "pairs.json", [PAIR])
+    file = write_rows(tmp_path / "pairs.json", [PAIR])
     # <U>1<A> and `one two<eos>`
     assert len(load_pairs(file, "train", make_tokenizer(), max_length=11)) == 1
     with pytest.raises(ValueError, match="none of its 1 rows has at most max_length"):
@@ -54,7 +33,7 @@ def test_pair_counts_as_long_as_its_longer_path(tmp_path):
 
 
 def test_first_loss_is_ln_2_plus_the_chosens_and_a_run_learns(tmp_path):
-    trainer = build_trainer(*parse_recipe(arguments(tmp_path)))
+    trainer = build_trainer(*parse_recipe(dpo_arguments(tmp_path)))
     train(trainer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     ids = encode_pair(PAIR, make_tokenizer())
@@ -84,10 +63,10 @@ def test_first_loss_is_ln_2_plus_the_chosens_and_a_run_learns(tmp_path):
 )
 def test_mistakes_are_one_line(tmp_path, changes, message):
     with pytest.raises(SystemExit, match=message):
-        main(arguments(tmp_path, **changes))
+        main(dpo_arguments(tmp_path, **changes))
 
 
 def test_malformed_pair_is_named(tmp_path):
-    file = write(tmp_path / "pairs.json", [PAIR, {"prompt": "x", "chosen": "y"}])
+    file = write_rows(tmp_path / "pairs.json", [PAIR, {"prompt": "x", "chosen": "y"}])
     with pytest.raises(ValueError, match="row 1 needs a 'prompt' and a 'chosen' and a 'rejected'"):
         load_pairs(file, "train", make_tokenizer(), None)

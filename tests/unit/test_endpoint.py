@@ -8,13 +8,22 @@ import threading
 import time
 
 import pytest
+from rollouts import (
+    SAMPLED,
+    VERSION,
+    Verifier,
+    ended,
+    labels,
+    make_engine,
+    make_row,
+    policy,
+    run_sampling,
+)
 from scripted_server import ScriptedServer, completion
-from test_rollout import VERSION, Verifier, ended, labels, make_engine, make_row, policy
 
 from rea_rl.rollout.record import Batch
 from rea_rl.rollout.replies import Completion
 
-SAMPLED = Batch(7, VERSION, False)
 REVISED = Batch(7, VERSION, True)
 
 
@@ -28,15 +37,6 @@ def every(n, reply, failure):
         return failure if fails else reply(body)
 
     return answer
-
-
-def run_sampling(tmp_path, reply, num_rows=20, **changes):
-    with (
-        ScriptedServer(reply, [VERSION]) as server,
-        make_engine(tmp_path, server.url, **changes) as engine,
-    ):
-        rollouts = engine.run([make_row(i) for i in range(num_rows)], SAMPLED)
-        return rollouts, engine.counts, server
 
 
 def test_one_request_in_ten_is_answered_500(tmp_path, caplog):

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 from same_step import PathsByProblem, StopAt
-from test_trainer_units import RecordedPaths, adapter, make_trainer
+from trainers import RecordedPaths, adapter, make_trainer
 
 from rea_rl.run import training as entry
 from rea_rl.run.checkpoints import is_whole, last_checkpoint

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import pytest
-from test_scoring import elsewhere  # noqa: F401 - the log of all scored files goes to a folder of the test
 from tiny import save_model
 
 from generation import (
@@ -28,6 +27,9 @@ from rea_core.row_files import write_json
 from rea_core.rows import read_rows
 from rea_rl.sft import read_examples
 from rea_rl.viewer import page_data
+
+# Scores are also appended to a log in the working directory.
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 ROWS = [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?", "answer": "4"}]
 LINES = [json.dumps(row) for row in ROWS]
@@ -184,7 +186,7 @@ WRONG_ROWS = [
 ]  # fmt: skip
 
 
-def test_values_of_a_generation_file_are_checked_and_not_only_its_keys(tmp_path, elsewhere):  # noqa: F811
+def test_values_of_a_generation_file_are_checked_and_not_only_its_keys(tmp_path):
     model, file = str(save_model(tmp_path / "model")), tmp_path / "a.json"
     first = generation(id="first", level=1)
     for row, message in WRONG_ROWS:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from families import make_model
-from test_packed_trainer import RelatedPaths
-from test_shared_prefix import group
-from test_trainer_units import adapter, make_trainer
+from packed_paths import group
 from tiny import make_tokenizer, save_model
+from trainers import RelatedPaths, adapter, make_trainer
 
 from rea_rl.configs import REARLConfig
 from rea_rl.packing.fork_check import make_fork

@@ -9,15 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_api import ROWS, api_arguments
 from tiny import save_model
 
 from generation.arguments import GenerateArguments
@@ -27,111 +25,6 @@ from generation.tasks import build_tasks
 from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
 from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
-
-ROWS = [
-    {"id": f"p{i}", "problem": f"{i}+{i}?", "answer": str(2 * i), "level": 1 + i % 2}
-    for i in range(12)
-]
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers chat completions with a text that depends on prompt and seed, as a sampler does,
-    or with `text(body)`."""
-
-    def __init__(
-        self,
-        fail_after: int | None = None,
-        seconds: float = 0.0,
-        text: Callable[[dict], str] = lambda body: (
-            f"{body['messages'][0]['content']} {body['seed']}</think>\\boxed{{1}}"
-        ),
-        refuse: Callable[[dict], str] = lambda body: "",
-    ):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.fail_after = fail_after
-        self.seconds = seconds
-        self.text, self.refuse = text, refuse
-        self.bodies: list[dict] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        time.sleep(self.server.seconds)
-        self.server.bodies.append(body)
-        if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
-            return self._send(400, {"error": {"message": "the engine is gone"}})
-        if message := self.server.refuse(body):
-            return self._send(400, {"error": {"message": message}})
-        text = self.server.text(body)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": "stop",
-        }
-        usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
-        self._send(
-            200,
-            {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-            | {"choices": [choice], "usage": usage},
-        )
-
-    def _send(self, status: int, value: dict) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        """Keep the tests' output clean."""
-
-
-@pytest.fixture
-def serve() -> Iterator:
-    servers = []
-
-    def start(**kwargs) -> FakeServer:
-        server = FakeServer(**kwargs)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def problems(tmp_path: Path) -> str:
-    path = tmp_path / "test.json"
-    path.write_text(json.dumps(ROWS))
-    return str(path)
-
-
-def arguments(qaf: str, url: str, **changes) -> GenerateArguments:
-    defaults = {
-        "qaf": qaf,
-        "model_dir": "model/Some-LRM",
-        "prompt_template": "{problem}",
-        "n_generate_sample": 2,
-        "output_dir": str(Path(qaf).parent / "output"),
-        "api": True,
-        "api_base": url,
-        "api_model": "policy-7",
-        "max_concurrent_requests": 4,
-        "request_retries": 0,
-    }
-    return GenerateArguments(**{**defaults, **changes})
-
 
 # --- Arguments and rows ---------------------------------------------------------------------------
 
@@ -149,7 +42,7 @@ def arguments(qaf: str, url: str, **changes) -> GenerateArguments:
 )
 def test_wrong_arguments_are_refused(problems, changes, message):
     with pytest.raises(ValueError, match=message):
-        arguments(problems, "http://x/v1", **changes)
+        api_arguments(problems, "http://x/v1", **changes)
 
 
 def test_output_is_named_after_model_problems_split_and_suffix():
@@ -168,11 +61,11 @@ def test_unknown_recipe_key_is_one_line(tmp_path, problems):
 
 def test_math_cot_prompts_are_those_of_training(problems):
     (first, *rest) = build_tasks(
-        arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}")
+        api_arguments(problems, "x", prompt_template="Q: {problem} \\boxed{{}}")
     )
     assert first.prompt.messages == [{"role": "user", "content": "Q: 0+0? \\boxed{}"}]
     assert len(rest) == 11 and first.row == ROWS[0]
-    assert len(build_tasks(arguments(problems, "x", qaf_limit=3))) == 3
+    assert len(build_tasks(api_arguments(problems, "x", qaf_limit=3))) == 3
 
 
 def test_seeds_depend_on_row_and_sample_only():
@@ -188,8 +81,6 @@ def test_seeds_depend_on_row_and_sample_only():
 
 TOO_LONG = "This model's maximum context length is 64 tokens. However, you requested 99."
 WITHHELD = "The response was filtered due to the prompt triggering a content management policy"
-
-
 UNCLEAR = "Half a character in the 17th message"
 
 
@@ -204,7 +95,7 @@ def test_a_request_that_is_refused_is_unanswered(problems, serve, caplog, messag
     server = serve(
         refuse=lambda body: message if asked.get(body["messages"][0]["content"]) in refused else ""
     )
-    rows = read_generations(generate(arguments(problems, server.url)))
+    rows = read_generations(generate(api_arguments(problems, server.url)))
     ends = {row["id"]: {r["finish_reason"] for r in row["responses"]} for row in rows}
     assert ends == {row["id"]: {end if row["id"] in refused else "stop"} for row in ROWS}
     assert f"{len(refused)} rows are refused and count as unanswered: p" in caplog.text
@@ -213,12 +104,12 @@ def test_a_request_that_is_refused_is_unanswered(problems, serve, caplog, messag
 def test_a_server_that_refuses_all_ends_the_run(problems, serve):
     server = serve(refuse=lambda body: TOO_LONG)
     with pytest.raises(ConnectionError, match="refuses a request: .*maximum context length"):
-        generate(arguments(problems, server.url))
+        generate(api_arguments(problems, server.url))
     many = [{"id": str(i), "problem": f"{i}?", "answer": "1"} for i in range(60)]
     Path(problems).write_text(json.dumps(many))  # a user's own file
     server = serve(refuse=lambda body: "" if body["messages"][0]["content"] == "0?" else TOO_LONG)
     with pytest.raises(ConnectionError, match="refuses a request"):
-        generate(arguments(problems, server.url))
+        generate(api_arguments(problems, server.url))
     assert len(server.bodies) < 60
 
 
@@ -277,7 +168,7 @@ def test_generation_files_are_checked(tmp_path):
 
 def test_server_is_asked_once_per_response(problems, serve):
     server = serve()
-    rows = json.loads(generate(arguments(problems, server.url)).read_text())
+    rows = json.loads(generate(api_arguments(problems, server.url)).read_text())
     asked = {
         "prompt_template": "{problem}",
         "system_prompt": None,
@@ -302,7 +193,7 @@ def test_server_is_asked_once_per_response(problems, serve):
 
 
 def test_failed_run_goes_on_where_it_stopped(problems, serve, tmp_path):
-    whole = generate(arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
+    whole = generate(api_arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
     broken = serve(fail_after=13)
     with pytest.raises(SystemExit, match="the engine is gone"):
         main(flags(problems, broken.url))
@@ -320,7 +211,7 @@ def test_failed_run_goes_on_where_it_stopped(problems, serve, tmp_path):
 
 @pytest.mark.faults
 def test_killed_run_yields_the_same_file(problems, serve, tmp_path):
-    whole = generate(arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
+    whole = generate(api_arguments(problems, serve().url, save_suffix="_whole")).read_bytes()
     server = serve(seconds=0.2)
     command = [sys.executable, "-m", "generation.generate", *flags(problems, server.url)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -336,8 +227,8 @@ def test_killed_run_yields_the_same_file(problems, serve, tmp_path):
 
 
 def flags(qaf: str, url: str) -> list[str]:
-    """The command line of `arguments(qaf, url, save_suffix="_again")`."""
-    given = arguments(qaf, url, save_suffix="_again")
+    """The command line of `api_arguments(qaf, url, save_suffix="_again")`."""
+    given = api_arguments(qaf, url, save_suffix="_again")
     keys = ("qaf", "model_dir", "prompt_template", "n_generate_sample", "output_dir", "save_suffix")
     keys += ("api", "api_base", "api_model", "max_concurrent_requests", "request_retries")
     return [part for key in keys for part in (f"--{key}", str(getattr(given, key)))]

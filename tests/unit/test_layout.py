@@ -155,3 +155,18 @@ def test_stages_are_those_that_the_arguments_know():
     from generation.stages import SPLITS
 
     assert set(SPLITS) == set(SPLIT_NAMES)
+
+
+def test_test_files_share_helpers_through_modules_that_hold_no_tests():
+    """A test file can then be renamed or removed without a look at the others."""
+    files = sorted((SRC.parent / "tests").rglob("*.py"))
+    found = [
+        (path.name, name)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    ]
+    assert ("conftest.py", "fake_api") in found
+    tests = {path.stem for path in files if path.stem.startswith("test_")}
+    assert [(path, name) for path, name in found if name in tests] == []

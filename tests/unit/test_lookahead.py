@@ -8,7 +8,7 @@ import time
 
 import pytest
 from same_step import PathsByProblem
-from test_trainer_units import RecordedPaths, make_rows, make_trainer, records
+from trainers import RecordedPaths, make_rows, make_trainer, records
 
 from rea_rl.configs import REARLConfig
 from rea_rl.rollout.lookahead import Lookahead

@@ -4,10 +4,10 @@ take the result."""
 from __future__ import annotations
 
 import pytest
+from adapters import lora_keys
 from families import make_model
 from peft import get_peft_model
-from test_sft import arguments
-from trl import ModelConfig
+from supervised import dpo_arguments, sft_arguments
 
 from rea_rl import dpo, sft
 from rea_rl.grpo import load_inputs, parse_recipe
@@ -15,12 +15,6 @@ from rea_rl.run.lora import lora_config
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-
-
-def keys(targets, **changes):
-    return ModelConfig(
-        use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=list(targets), **changes
-    )
 
 
 def trained(model, config):
@@ -59,7 +53,7 @@ def trained(model, config):
 )
 def test_layers_that_are_named_get_an_adapter(family, targets, layers):
     model = make_model(family)
-    assert trained(model, lora_config(model, keys(targets), served=True))[0] == layers
+    assert trained(model, lora_config(model, lora_keys(targets), served=True))[0] == layers
 
 
 @pytest.mark.parametrize("served", [True, False])
@@ -93,7 +87,7 @@ def test_a_name_that_matches_nothing_is_refused_with_what_the_model_has(
 ):
     model = make_model(family)
     with pytest.raises(ValueError, match="^lora_target_modules: ") as refused:
-        lora_config(model, keys(targets), served)
+        lora_config(model, lora_keys(targets), served)
     message = str(refused.value)
     assert f"{type(model).__name__} has no linear layer " in message
     before, after = message.split(" in its language model; it has ")
@@ -103,7 +97,7 @@ def test_a_name_that_matches_nothing_is_refused_with_what_the_model_has(
 @pytest.mark.parametrize("targets", [SEVEN, ["all-linear"], [r".*(q|v)_proj"]])
 def test_a_vision_tower_is_left_alone(targets):
     model = make_model("gemma3")
-    layers, paths = trained(model, lora_config(model, keys(targets), served=True))
+    layers, paths = trained(model, lora_config(model, lora_keys(targets), served=True))
     assert "q_proj" in layers and all("language_model" in path for path in paths)
     assert len(paths) % 2 == 0  # both layers
 
@@ -112,7 +106,7 @@ def test_an_expression_that_is_none_is_refused():
     with pytest.raises(
         ValueError, match=r"lora_target_modules: '\*q_proj' is no regular expression"
     ):
-        lora_config(make_model("qwen2"), keys(["*q_proj"]), served=False)
+        lora_config(make_model("qwen2"), lora_keys(["*q_proj"]), served=False)
 
 
 def test_experts_are_trained_but_not_served():
@@ -122,8 +116,8 @@ def test_experts_are_trained_but_not_served():
             ValueError,
             match="down_proj, gate_proj, up_proj would train the experts .* k_proj, o_proj",
         ):
-            lora_config(model, keys(SEVEN), served=True)
-        assert {"experts"} <= trained(model, lora_config(model, keys(SEVEN), served=False))[0]
+            lora_config(model, lora_keys(SEVEN), served=True)
+        assert {"experts"} <= trained(model, lora_config(model, lora_keys(SEVEN), served=False))[0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +146,7 @@ def test_names_of_other_modules_and_of_parameters_are_checked_too():
         ("lora_modules_to_save", "model.embed_tokens", "embed_token", "model.embed_tokens"),
         ("lora_target_parameters", "o_proj.weight", "experts.down_proj", "o_proj.weight"),
     ):
-        args = keys(["q_proj"])
+        args = lora_keys(["q_proj"])
         setattr(args, key, [right])
         lora_config(model, args, served=False)
         setattr(args, key, [right, wrong])
@@ -165,15 +159,12 @@ def test_names_of_other_modules_and_of_parameters_are_checked_too():
 @pytest.mark.parametrize("program", [sft, dpo])
 def test_quantized_weights_are_not_asked_for_in_vain(tmp_path, program):
     with pytest.raises(ValueError, match="load_in_4bit is true.*leave it out"):
-        program.build_trainer(*program.parse_recipe(arguments(tmp_path, load_in_4bit="true")))
+        program.build_trainer(*program.parse_recipe(sft_arguments(tmp_path, load_in_4bit="true")))
 
 
 @pytest.mark.parametrize("program", [sft, dpo])
 def test_the_other_programs_check_names_too(tmp_path, program):
     flags = {"lora_target_modules": "q_proj qkv_proj"}
-    if program is dpo:
-        from test_dpo import arguments as make
-    else:
-        make = arguments
+    make = dpo_arguments if program is dpo else sft_arguments
     with pytest.raises(SystemExit, match="error: lora_target_modules: .* no linear layer qkv_proj"):
         program.main(make(tmp_path, **flags))

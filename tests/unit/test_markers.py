@@ -7,10 +7,10 @@ import json
 import re
 
 import pytest
+from hybrid import HYBRID, UNFINISHED, score
+from recipe_files import read_recipe, write_recipe
+from rollouts import VERSION, Verifier, is_finish, labels, make_engine
 from scripted_server import ScriptedServer, completion
-from test_bad_input import read_recipe, write_recipe
-from test_prompt_thinking import HYBRID, UNFINISHED, generated, score  # noqa: F401 - a fixture
-from test_rollout import VERSION, Verifier, is_finish, labels, make_engine
 from tiny import CHAT_TEMPLATE, make_tokenizer, save_model
 
 from generation import forced_budgets, generate
@@ -274,7 +274,7 @@ def save_with(folder, tokenizer):
 
 def test_a_file_says_its_markers_and_every_reader_takes_them(
     tmp_path,
-    generated,  # noqa: F811
+    generated,
     capfd,
 ):
     model = save_with(tmp_path / "gpt_oss", tokenizer_of(HARMONY, CHANNELS))
@@ -298,7 +298,7 @@ def test_a_file_says_its_markers_and_every_reader_takes_them(
     assert not cut["truncated"] and cut["prefix"].startswith(f"{ANALYSIS}Set up.")
 
 
-def test_an_r1_like_file_is_written_as_before(tmp_path, generated, capfd):  # noqa: F811
+def test_an_r1_like_file_is_written_as_before(tmp_path, generated, capfd):
     (row,) = read_generations(generated(UNFINISHED, save_model(tmp_path / "model")))
     assert "special tokens" not in capfd.readouterr().err
     assert row["prompt_format"].keys() == {
@@ -307,7 +307,7 @@ def test_an_r1_like_file_is_written_as_before(tmp_path, generated, capfd):  # no
     assert "markers" not in row["responses"][0]
 
 
-def test_files_with_different_markers_are_not_combined(tmp_path, generated):  # noqa: F811
+def test_files_with_different_markers_are_not_combined(tmp_path, generated):
     model = save_model(tmp_path / "model")
     ours = generated("a</think>\\boxed{2}", model)
     flags = ["--think_start", "<a>", "--think_end", "</a>", "--save_suffix", "_own"]

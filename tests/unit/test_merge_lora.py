@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from adapters import save_adapter
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,20 +18,6 @@ from rea_core.models import adapter_digest, check_adapter
 from rea_rl.merge_lora import main, merge_lora
 
 IDS = torch.tensor([[5, 6, 7, 8]])
-
-
-def save_adapter(base: Path, folder: Path, modules: list[str] | None = None) -> Path:
-    """An adapter whose second factor is not zero, as after training."""
-    torch.manual_seed(1)
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=modules or ["q_proj", "down_proj"], task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import save_adapter
 from broken import change_json, check_message
 from safetensors.torch import load_file, save_file
-from test_merge_lora import save_adapter
 from tiny import make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 

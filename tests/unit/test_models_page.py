@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import lora_keys
 from families import make_model
-from test_lora import keys
-from test_trainer_units import make_trainer
 from tiny import save_model
+from trainers import make_trainer
 
 from rea_core.model_files import check_buildable
 from rea_rl.merge_lora import merge_lora
@@ -78,7 +78,7 @@ def bases(models: Path, module: str, name: str) -> set[str]:
 def facts(folder: Path, family: str) -> tuple[str, str, str, str]:
     """Why rows are padded or nothing, names of layers, served, merged."""
     model = make_model(family, **CHANGES.get(family, {}))
-    layers = lora_config(model, keys(["all-linear"]), served=True).target_modules
+    layers = lora_config(model, lora_keys(["all-linear"]), served=True).target_modules
     base = save_model(folder / family)  # its tokenizer
     model.save_pretrained(base)
     out = folder / f"{family}_run"
@@ -133,7 +133,7 @@ def test_a_model_whose_layers_take_no_adapter_is_refused_with_the_reason(tmp_pat
     small = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
     model = make_model("mamba", **small)
     with pytest.raises(ValueError, match="no linear layer q_proj .* it has dt_proj, in_proj"):
-        lora_config(model, keys(["q_proj"]), served=True)
+        lora_config(model, lora_keys(["q_proj"]), served=True)
     base = save_model(tmp_path / "mamba")
     model.save_pretrained(base)
     with pytest.raises(ValueError, match="(?s)out_proj.*Mamba"):

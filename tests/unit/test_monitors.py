@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from test_trainer_units import RecordedPaths, make_trainer
+from trainers import RecordedPaths, make_trainer
 
 from rea_rl.configs import REARLConfig
 from rea_rl.rollout.record import Batch, detector_metrics

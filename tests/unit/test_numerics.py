@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_dpo import arguments as dpo_arguments
-from test_sft import arguments as sft_arguments
-from test_sft import write
-from test_trainer_units import RecordedPaths, adapter, make_trainer
+from supervised import dpo_arguments, sft_arguments, write_rows
+from trainers import RecordedPaths, adapter, make_trainer
 from transformers import TrainerCallback
 
 from rea_rl import dpo, sft
@@ -139,7 +137,7 @@ def test_the_log_names_rows_by_their_place_in_the_file(tmp_path, caplog):
     """The fourth row is too long and left out; the rows behind it keep their numbers."""
     rows = [{"prompt": "<U>1<A>", "completion": "x" * (40 if i == 3 else 2)} for i in range(7)]
     flags = {
-        "dataset_name": write(tmp_path / "rows.json", rows),
+        "dataset_name": write_rows(tmp_path / "rows.json", rows),
         "max_length": "20",
         "per_device_train_batch_size": "6",
     }

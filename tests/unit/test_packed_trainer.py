@@ -7,27 +7,12 @@ import logging
 import pytest
 import torch
 from families import make_model
-from test_trainer_units import RecordedPaths, adapter, make_trainer
 from tiny import save_model
+from trainers import RelatedPaths, adapter, make_trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rea_rl.configs import REARLConfig
 from rea_rl.grpo import load_inputs, parse_recipe
-
-
-class RelatedPaths(RecordedPaths):
-    """Revisions share the first half of their original, as in a rollout."""
-
-    def path(self, row, batch, i):
-        path = super().path(row, batch, i)
-        if path.kind == "revision":
-            original = super().path(row, batch, i - 1)
-            kept = len(original.completion_ids) // 2
-            path.completion_ids = original.completion_ids[:kept] + path.completion_ids[:5]
-            path.logprobs = (
-                [-7.0] * kept + [None] * 2 + [-6.5] * (len(path.completion_ids) - kept - 2)
-            )
-        return path
 
 
 def run(folder, output_dir, **changes):

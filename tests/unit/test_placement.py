@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_launchers import pretend_gpus
+from gpus import pretend_gpus
 
 from rea_rl.run.placement import make_plan, model_sizes, with_flags
 

@@ -4,19 +4,17 @@ scores, data, viewer."""
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hybrid import HYBRID, UNFINISHED, save_hybrid, score, tokenizer_of
+from recipe_files import read_recipe, write_recipe
+from rollouts import VERSION, Verifier, ended, labels, make_engine, policy, run
 from scripted_server import ScriptedServer, completion
-from test_bad_input import read_recipe, write_recipe
-from test_generate import FakeServer
-from test_rollout import VERSION, Verifier, ended, labels, make_engine, policy, run
 from tiny import make_tokenizer, save_model
 
-from generation import generate, labeling_distill_utils, math_verify_all, sft_data
+from generation import generate, labeling_distill_utils, sft_data
 from generation.generation_file import read_generations
 from generation.math_verify import VerifierPool
 from generation.rendering import PromptFormat, known_thinking, marker_decoder, prompt_thinking
@@ -26,26 +24,9 @@ from rea_rl.rollout.engine import RolloutEngine
 from rea_rl.rollout.record import Batch
 from rea_rl.viewer import page_data
 
-# As Qwen3's: without thinking the prompt closes it, with thinking it ends with no marker.
-HYBRID = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<A>{{ m['content'] }}<eos>{% else "
-    "%}<U>{{ m['content'] }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<A>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
-    "%}{% endif %}"
-)
 # with or without a generation prompt
 ALWAYS = "{% for m in messages %}<U>{{ m['content'] | trim }}{% endfor %}<A><think>\n"
-UNFINISHED = "So we get \\boxed{2}. Wait, let me check"
 FINISHED = "Add them.\n\nIt is 2.\n</think>\n\n\\boxed{2}"
-
-
-def tokenizer_of(template: str):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 # Template, keywords of the template, prefill, problem, what the prompt does.
 PROMPTS = [
     (make_tokenizer().chat_template, {}, "", "1+1?", "open"),
@@ -188,49 +169,6 @@ def test_revision_of_a_closed_thinking_is_refused_before_a_model_loads(tmp_path,
 
 
 # --- Generation files -----------------------------------------------------------------------------
-
-
-def save_hybrid(folder: Path) -> Path:
-    save_model(folder)
-    tokenizer_of(HYBRID).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """Function that answers one problem, gold 2, with a text over `--api`; returns the file."""
-    monkeypatch.chdir(tmp_path)
-    write_json(tmp_path / "p.json", [{"id": "p", "problem": "1+1?", "answer": "2"}])
-    servers = []
-
-    def make(text: str, model: str | Path, *flags: str) -> Path:
-        server = FakeServer(text=lambda body: text)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        argv = [
-            "--qaf",
-            "p.json",
-            "--model_dir",
-            str(model),
-            "--api",
-            "--api_base",
-            server.url,
-            "--api_model",
-            "m",
-        ]
-        generate.main([*argv, "--output_dir", "out", *flags])
-        make.bodies = server.bodies
-        return Path("out", Path(model).name, "p_math_cot.json")
-
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def score(file: Path, model: Path, *flags: str) -> dict:
-    math_verify_all.main([str(file), "--model_dir", str(model), *flags])
-    return json.loads(file.with_suffix(".scores.json").read_text())
 
 
 def counts(file: Path, model: Path, *flags: str) -> dict:

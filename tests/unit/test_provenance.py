@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from fake_api import FakeServer
+from hybrid import save_hybrid
+from recipe_files import read_recipe, write_recipe
 from safetensors.torch import load_file, save_file
-from test_bad_input import read_recipe, write_recipe
-from test_generate import FakeServer
-from test_prompt_thinking import save_hybrid
 
 from generation import (
     generate,
@@ -580,7 +580,7 @@ def test_an_evaluation_of_other_problems_is_not_taken_for_this_one(monkeypatch, 
 
 
 def test_rows_of_the_study_that_were_scored_differently_are_refused():
-    from test_study import counts
+    from study_rows import counts
 
     from rea_rl.study.report import all_figures
 

@@ -23,8 +23,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from recipe_files import write_recipe
 from stage_files import make_stages
-from test_bad_input import write_recipe
 from tiny import save_model
 from viewer_run import write_run
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer_units import records
+from trainers import records
 
 from rea_rl.run.checkpoints import last_checkpoint
 

@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from recipe_files import read_recipe, write_recipe
 from scripted_server import ScriptedServer
-from test_bad_input import read_recipe, write_recipe
 from tiny import make_tokenizer, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from test_prompt_thinking import save_hybrid
+from hybrid import save_hybrid
 from tiny import save_model
 
 from generation import generate, math_verify_all

@@ -29,6 +29,9 @@ from generation.scoring import (
 from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 
+# Scores are also appended to a log in the working directory.
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 
 def response(
     correct: bool, tokens: int, think: int = 10, words: int = 1, first_right: bool | None = None
@@ -222,12 +225,6 @@ def write_generations(path: Path, answers: dict[str, list[str]], tokens: int) ->
         ],
     )
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """The log of all scored files goes to output/ of the working directory."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_budgets_judge_what_is_left():

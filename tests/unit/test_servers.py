@@ -9,8 +9,7 @@ from dataclasses import replace
 from os.path import commonprefix
 
 import pytest
-from scripted_server import ScriptedServer, completion
-from test_rollout import (
+from rollouts import (
     SAMPLE,
     TOKENIZER,
     VERSION,
@@ -21,6 +20,7 @@ from test_rollout import (
     make_row,
     policy,
 )
+from scripted_server import ScriptedServer, completion
 
 from rea_rl.rollout import endpoint
 from rea_rl.rollout.record import Batch, rollout_metrics

@@ -7,8 +7,8 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from adapters import LOAD, error, make_adapter
 from scripted_server import ScriptedServer
-from test_adapter_sync import LOAD, error, make_adapter
 from tiny import save_model
 
 from rea_rl.rollout import endpoint, weight_sync

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from supervised import sft_arguments, write_rows
 from tiny import make_tokenizer, save_model
 
 from generation.labeling_distill_utils import reflection_example
@@ -26,11 +27,6 @@ ROW = {
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
-
-
-def write(path: Path, rows: list) -> str:
-    path.write_text(json.dumps(rows))
-    return str(path)
 
 
 def test_loss_is_on_the_completion_and_its_end_only(tokenizer):
@@ -60,7 +56,7 @@ def test_reflection_example_begins_like_the_online_request(tokenizer):
 
 def test_rows_that_are_too_long_are_left_out(tokenizer, tmp_path):
     short, long = {"prompt": "<U>", "completion": "abc"}, {"prompt": "<U>", "completion": "abcd"}
-    file = write(tmp_path / "rows.json", [short, long])
+    file = write_rows(tmp_path / "rows.json", [short, long])
     assert len(load_examples(file, "train", tokenizer, max_length=5)) == 1  # <U>abc<eos>
     assert len(load_examples(file, "train", tokenizer, max_length=6)) == 2
     with pytest.raises(ValueError, match="none of its 2 rows has at most max_length"):
@@ -68,36 +64,9 @@ def test_rows_that_are_too_long_are_left_out(tokenizer, tmp_path):
 
 
 def test_malformed_row_is_named(tokenizer, tmp_path):
-    file = write(tmp_path / "rows.json", [ROW, {"prompt": "Q"}])
+    file = write_rows(tmp_path / "rows.json", [ROW, {"prompt": "Q"}])
     with pytest.raises(ValueError, match=r"rows\.json: row 1 needs a 'prompt' and a 'completion'"):
         load_examples(file, "train", tokenizer, None)
-
-
-def arguments(tmp_path: Path, **changes: str) -> list[str]:
-    """Flags of a run of four steps on eight rows."""
-    rows = [
-        {"prompt": "<U>1<A>", "completion": "one"},
-        {"prompt": "<U>2<A>", "completion": "two"},
-    ] * 4
-    flags = {
-        "model_name_or_path": str(save_model(tmp_path / "model")),
-        "dataset_name": write(tmp_path / "train.json", rows),
-        "eval_dataset_name": write(tmp_path / "eval.json", rows[:2]),
-        "output_dir": str(tmp_path / "out"),
-        "use_peft": "true",
-        "lora_r": "4",
-        "lora_target_modules": "q_proj v_proj",
-        "bf16": "false",
-        "use_cpu": "true",
-        "learning_rate": "0.05",
-        "max_steps": "4",
-        "per_device_train_batch_size": "4",
-        "save_steps": "2",
-        "report_to": "none",
-        "disable_tqdm": "true",
-        **changes,
-    }
-    return [part for key, value in flags.items() for part in (f"--{key}", *value.split(" "))]
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -105,7 +74,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_run_learns_and_a_killed_one_ends_with_the_same_weights(tmp_path):
-    whole = arguments(tmp_path, output_dir=str(tmp_path / "whole"))
+    whole = sft_arguments(tmp_path, output_dir=str(tmp_path / "whole"))
     train(build_trainer(*parse_recipe(whole)))
     losses = [
         e["loss"]
@@ -116,7 +85,7 @@ def test_run_learns_and_a_killed_one_ends_with_the_same_weights(tmp_path):
     assert evaluation["eval_loss"] < 5.5  # ln 262 = 5.57 is that of a random model
     assert losses == sorted(losses, reverse=True)
 
-    killed = arguments(tmp_path, output_dir=str(tmp_path / "killed"))
+    killed = sft_arguments(tmp_path, output_dir=str(tmp_path / "killed"))
     trainer = build_trainer(*parse_recipe(killed))
     trainer.args.max_steps = 4
     stop_after(trainer, step=2)
@@ -152,7 +121,7 @@ def stop_after(trainer, step: int) -> None:
 )
 def test_mistakes_are_one_line(tmp_path, changes, message):
     with pytest.raises(SystemExit) as stop:
-        main(arguments(tmp_path, **changes))
+        main(sft_arguments(tmp_path, **changes))
     assert re.search(message, str(stop.value)) and "\n" not in str(stop.value)
 
 

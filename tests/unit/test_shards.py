@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_generate import ROWS, arguments, problems, serve  # noqa: F401
+from fake_api import ROWS, api_arguments
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
@@ -19,12 +19,12 @@ from miniature import judge
 
 
 @pytest.fixture
-def stage(problems, serve):  # noqa: F811
+def stage(problems, serve):
     """Function that runs a stage with changed arguments."""
     url = serve().url
 
     def run(**changes) -> Path:
-        return generate(arguments(problems, url, **changes))
+        return generate(api_arguments(problems, url, **changes))
 
     return run
 
@@ -155,12 +155,12 @@ class _Forward(BaseHTTPRequestHandler):
         """Keep the tests' output clean."""
 
 
-def test_two_servers_behind_a_router_answer_as_one(problems, serve):  # noqa: F811
+def test_two_servers_behind_a_router_answer_as_one(problems, serve):
     servers = [serve(), serve()]
     with Router([server.url for server in servers]) as router:
         threading.Thread(target=router.serve_forever, daemon=True).start()
-        routed = generate(arguments(problems, router.url, save_suffix="_routed"))
+        routed = generate(api_arguments(problems, router.url, save_suffix="_routed"))
         router.shutdown()
     assert [len(server.bodies) for server in servers] == [12, 12]
-    alone = generate(arguments(problems, serve().url))
+    alone = generate(api_arguments(problems, serve().url))
     assert routed.read_bytes() == alone.read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from packed_paths import group
 from peft import LoraConfig, get_peft_model
 from tiny import save_model
 from transformers import (
@@ -39,19 +40,6 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 def path(ids, num_prompt=2):
     return TokenPath(np.array(ids), num_prompt)
-
-
-def group(seed=0, pairs=3, vocabulary=90):
-    """A prompt's originals and their revisions, and the last original a second time."""
-    rng = np.random.default_rng(seed)
-    prompt = rng.integers(0, vocabulary, 5)
-    paths = []
-    for _ in range(pairs):
-        original = rng.integers(0, vocabulary, rng.integers(12, 40))
-        kept = original[: len(original) // 2]
-        for completion in (original, np.concatenate([kept, rng.integers(0, vocabulary, 6)])):
-            paths.append(TokenPath(np.concatenate([prompt, completion]), len(prompt)))
-    return paths + [paths[-2]]
 
 
 # --- Layout ---------------------------------------------------------------------------------------

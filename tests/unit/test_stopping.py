@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rollouts import VERSION, make_engine, make_row
 from scripted_server import ScriptedServer, completion
-from test_rollout import VERSION, make_engine, make_row
-from test_sft import arguments
-from test_trainer_units import RecordedPaths, adapter, make_trainer
+from supervised import sft_arguments
+from trainers import RecordedPaths, adapter, make_trainer
 from transformers import Trainer
 
 from rea_rl import sft
@@ -129,7 +129,7 @@ def test_sft_ends_likewise(tmp_path, monkeypatch, capsys):
         return training_step(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", signalled)
-    flags = arguments(tmp_path, max_steps="3", save_steps="100")
+    flags = sft_arguments(tmp_path, max_steps="3", save_steps="100")
     output = Path(flags[flags.index("--output_dir") + 1])
     with pytest.raises(SystemExit) as stop:
         sft.main(flags)

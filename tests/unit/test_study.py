@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from scripted_server import ScriptedServer
-from test_generate import serve  # noqa: F401
+from study_rows import counts
 
 from generation.evaluation.plots import pareto_front
 from generation.scoring import ALL, interval, ratio_interval
@@ -24,7 +24,6 @@ from rea_core.row_files import write_json
 from rea_rl.study import run as study
 from rea_rl.study.places import make_places
 from rea_rl.study.report import (
-    RowCounts,
     aes,
     all_figures,
     json_row,
@@ -38,7 +37,6 @@ from rea_rl.study.report import (
 from rea_rl.study.rows import Row
 
 ROOT = Path(__file__).parents[2]
-LEVELS = [1, 2, 3, 4, 5, 5]
 RECIPE_SETS = sorted(path.parent.name for path in ROOT.glob("recipes/*/study.yaml"))
 # Their studies are the 7B's but for the evaluation.
 COPIES = ["DeepSeek-R1-Distill-Qwen-1.5B", "DeepSeek-R1-Distill-Llama-8B", "Qwen3-1.7B", "Qwen3-8B"]
@@ -324,7 +322,7 @@ def test_a_script_is_one_run_however_many_seeds(tmp_path):
 
 
 @pytest.mark.slow
-def test_base_is_evaluated_on_the_running_server(tmp_path, serve):  # noqa: F811
+def test_base_is_evaluated_on_the_running_server(tmp_path, serve):
     server = serve()
     args = arguments(
         tmp_path,
@@ -364,22 +362,6 @@ def test_adapter_is_served_under_a_name_of_its_weights(tmp_path):
 
 
 # --- figures --------------------------------------------------------------------------------------
-
-
-def counts(name, correct, tokens, words=None, rechecks=None, levels=LEVELS):
-    """A row whose problems have one response per seed; `correct` and `tokens` are (S, P)."""
-    tokens = np.array(tokens, dtype=float)
-    zeros = np.zeros_like(tokens)
-    return RowCounts(
-        name, f"row {name}", [(f"p{i}", None) for i in range(tokens.shape[1])], levels,
-        {
-            "responses": zeros + 1, "correct": np.array(correct, dtype=float), "num_tokens": tokens,
-            "num_think_tokens": tokens, "num_reflections": zeros + (1 if words is None else words),
-            "rechecks": zeros + (1 if rechecks is None else rechecks), "truncated": zeros,
-            "corrected": zeros + 0.25,
-            "slips": zeros + 0.5, "empty_checks": zeros,
-        },
-    )  # fmt: skip
 
 
 BASE = counts("base", [[1, 1, 1, 1, 1, 0]], [[100, 100, 200, 200, 300, 300]])
@@ -529,6 +511,7 @@ def test_pareto_front():
 
 
 # --- re-checks ------------------------------------------------------------------------------------
+
 
 FIRST = "First, go step by step.\n10+5=15\n15-3=12\nSo the result is 12."
 
