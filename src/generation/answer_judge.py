@@ -81,8 +81,7 @@ _WRAPPING = re.compile(r"^(?:\*\*|\$|\\\(|\s)+|(?:\*\*|\$|\\\)|[.,;:]|\s)+$")
 
 @dataclass(frozen=True)
 class Stated:
-    """Values that a paragraph states: announced as the answer, and in the last place of a
-    conclusion."""
+    """Values that a paragraph states: announced as the answer, and last in a conclusion."""
 
     announced: str | None
     concluded: str | None
@@ -109,8 +108,7 @@ def _clean(value: str) -> str:
 
 
 def _conclusion(paragraph: str) -> str | None:
-    """Last number of the last sentence that concludes, or of a last line that ends in an
-    equation."""
+    """Last number of the last sentence that concludes, or of a last line with an equation."""
     last_line = paragraph.strip().splitlines()[-1] if paragraph.strip() else ""
     starts = [match.start() for match in _CONCLUDES.finditer(paragraph)]
     text = paragraph[starts[-1] :] if starts else last_line if "=" in last_line else ""

@@ -158,8 +158,7 @@ class Trace:
 
 
 def loops(text: str) -> bool:
-    """Whether a response repeats a line of some length again and again, as a small model does
-    that cannot stop."""
+    """Whether a response repeats a longer line, as a small model does that cannot stop."""
     lines = Counter(line.strip() for line in text.splitlines() if len(line.strip()) >= 12)
     return bool(lines) and max(lines.values()) >= REPEATS
 
@@ -261,8 +260,7 @@ class Composer:
         self._random = random.Random(settings.seed)
 
     def compose(self, attempts: Sequence[Attempt], first_right: bool) -> Trace | None:
-        """A trace that ends right and whose first attempt is as asked; None if the attempts
-        allow none."""
+        """A trace that ends right, whose first attempt is as asked; None if attempts allow none."""
         order = self._random.sample(list(attempts), len(attempts))
         first = next((a for a in order if a.right == first_right), None)
         if first is None:
@@ -342,8 +340,7 @@ def _with_answer(thinking: str, value: str) -> str:
 
 
 def _key(attempt: Attempt) -> str:
-    """Attempts with right answers agree, however these are written; wrong ones if they are
-    written alike."""
+    """Attempts with right answers agree; wrong ones if they are written alike."""
     return "" if attempt.right else attempt.value
 
 

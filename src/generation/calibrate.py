@@ -321,8 +321,7 @@ def reliability(responses: Sequence[HeldOut], bins: int = 10) -> list[dict[str, 
 
 
 def label_arrays(responses: Sequence[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
-    """P(Result) and whether the judge confirmed a right result, both (N,), of all labelled
-    paragraphs."""
+    """P(Result) of all labelled paragraphs and whether the judge confirmed them, both (N,)."""
     pairs = [
         (p, i in r.confirmed)
         for r in responses
@@ -351,8 +350,7 @@ def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str
 def controls(
     responses: Sequence[HeldOut], rule: Rule, cap: CutRule, seed: int
 ) -> dict[str, Outcome]:
-    """The chosen rule next to whole responses, the judge's cuts and random cuts of the same
-    budget."""
+    """The chosen rule, whole responses, the judge's cuts and random cuts of the same budget."""
     cuts = [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]
     shares = [r.share(cut) for r, cut in zip(responses, cuts, strict=True)]
     random.Random(seed).shuffle(shares)
@@ -402,8 +400,7 @@ def draw(
     names: dict[str, Outcome],
     save_to: Path,
 ) -> None:
-    """Two panels: accuracy against tokens of all rules and controls, and the reliability of
-    P(Result)."""
+    """Two panels: accuracy against tokens of rules and controls; reliability of P(Result)."""
     from generation.evaluation.plots import COLOURS, GREY, save_panels
 
     def tradeoff(axes: Any) -> None:
@@ -568,8 +565,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files, or a detector
-    that tells nothing."""
+    """Exit code 1 with one line on stderr for a mistake, or a detector that tells nothing."""
     args = parse_arguments(argv)
     if args.step == "rows":
         run_rows(args)

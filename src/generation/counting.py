@@ -65,8 +65,7 @@ class Counting:
 
 @dataclass(frozen=True, slots=True)
 class CountedRow:
-    """A row of a generation file without its texts, and what was counted of each response within
-    each budget."""
+    """A row of a generation file without its texts, and counts of each response by budget."""
 
     head: Row
     # (budgets, responses): what is judged, and counts without verdict

@@ -26,8 +26,7 @@ Step = list[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Cuts:
-    """Index of the last kept paragraph for each strength; `strong` cuts earliest, training uses
-    `normal`."""
+    """Last kept paragraph for each strength; `strong` cuts earliest, training uses `normal`."""
 
     strong: int
     normal: int
@@ -35,14 +34,12 @@ class Cuts:
 
 
 def label_positions(steps: list[Step]) -> list[int]:
-    """Indices of the label tokens among the generated ones: most likely alternative contains
-    `Think` or `Result`."""
+    """Indices of the label tokens: the most likely alternative contains `Think` or `Result`."""
     return [i for i, step in enumerate(steps) if "Think" in step[0][1] or "Result" in step[0][1]]
 
 
 def result_probabilities(steps: list[Step]) -> list[float]:
-    """P(Result) of each label token found, in order, normalized over the alternatives that are a
-    label at all."""
+    """P(Result) of each label token, in order, normalized over the alternatives that are labels."""
     return [_result_probability(steps[i]) for i in label_positions(steps)]
 
 
@@ -147,8 +144,7 @@ def _strong(p_result: Sequence[float], normal: int | None, threshold: float) -> 
 
 
 def _weak(hits: set[int], normal: int | None) -> int | None:
-    """First result after the unbroken run of results that starts at `normal`: one confirmation
-    more."""
+    """First result after the unbroken run of results that starts at `normal`: one more check."""
     if normal is None:
         return None
     run_end = normal

@@ -115,8 +115,7 @@ def _cached_folder(name: str) -> str | None:
 
 
 def check_model_folder(args: GenerateArguments) -> None:
-    """Raise ValueError for a model or adapter that no engine could load, or a context beyond the
-    model's own."""
+    """Raise ValueError for a model or adapter that no engine could load, or too large a context."""
     from rea_core.model_files import check_files
     from rea_core.models import LORA_RANKS, check_adapter, check_context, check_model
 
@@ -333,8 +332,7 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
 
 @command(ConnectionError, EngineError)
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with the file complete, 1 with one line on stderr for a mistake in the
-    arguments, rows or server."""
+    """Exit code 0 with the file complete, 1 with one line on stderr for a mistake."""
     (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
     generate(args)
 

@@ -233,8 +233,7 @@ def _check_generation(row: Row, i: int, path: str | Path) -> None:
 
 
 def check_single(rows: Iterable[Row], path: str | Path, first: int = 0) -> None:
-    """Raise ValueError for a row with several responses in a file where one each is read;
-    `first` is its number."""
+    """Raise ValueError for a row with several responses; `first` is the number of the first row."""
     for i, row in enumerate(rows, first):
         if (number := len(row["responses"])) != 1:
             raise ValueError(

@@ -121,8 +121,7 @@ class LabelledPath:
 
 
 def chunk_candidates(row: Row) -> list[bool] | None:
-    """Whether each part of a chunk was called a (right) result; None if the reply has not a
-    label for each part."""
+    """Whether each part of a chunk was called a (right) result; None if a part has no label."""
     labels = parse_judge_labels(after_thinking(row["responses"][0]))
     if labels.keys() != set(range(1, len(row["paragraphs"]) + 1)):
         return None
@@ -130,9 +129,7 @@ def chunk_candidates(row: Row) -> list[bool] | None:
 
 
 def labelled_paths(rows: Iterable[Row]) -> list[LabelledPath]:
-    """Responses, in order, of the rows of a `labeling_distill*` file: one row per chunk, chunks of
-    a response in sequence.
-    """
+    """Responses, in order, of the rows of a `labeling_distill*` file, which has a row per chunk."""
     chunks: dict[str, list[Row]] = {}
     for row in rows:
         chunks.setdefault(row["id"].rpartition("/")[0], []).append(row)
@@ -338,8 +335,7 @@ def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """Some labelled responses: the rows of their labels and of their own responses, and the second
-    judgements."""
+    """Some labelled responses: rows of their labels and of themselves, and second judgements."""
 
     labels: Rows
     paths: Rows
@@ -347,8 +343,7 @@ class CleanBatch:
 
 
 def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
-    """Share that is kept, whether it is cut, row and training example of each response, the latter
-    two as JSON."""
+    """Share that is kept, whether it is cut, and row and example as JSON, of each response."""
     paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
     about = {row["id"]: identity(row, response) for row, response in path_rows(batch.paths)}
     for path in paths:

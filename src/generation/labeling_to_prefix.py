@@ -124,8 +124,7 @@ def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> li
 def with_controls(
     paths: Sequence[SplitPath], cuts: dict[str, list[int]], seed: int
 ) -> dict[str, list[int]]:
-    """The strategies and their random controls of the same budget, and the controls of fixed
-    percentages."""
+    """The strategies, their random controls of the same budget, and those of fixed percentages."""
     strategies = {"none": [len(path.tokens) - 1 for path in paths], **cuts}
     for name, chosen in cuts.items():
         shares = [path.share(cut) for path, cut in zip(paths, chosen, strict=True)]

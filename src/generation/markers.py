@@ -137,8 +137,7 @@ def known_markers(response: Mapping[str, Any]) -> Markers:
 
 
 def _forced(end: str) -> str:
-    """Text that is forced by default. A channel's text begins at once; a tag has lines of its
-    own."""
+    """Text forced by default. A channel's text begins at once; a tag has lines of its own."""
     return (
         f"{end}{ANSWER_HEADING}" if end.endswith("<|message|>") else f"\n{end}\n\n{ANSWER_HEADING}"
     )

@@ -166,8 +166,7 @@ def score(
 def score_files(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: Scoring
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Scores of generation files as they are written: figures by group and budget, and every
-    problem's counts."""
+    """Scores of generation files: figures by group and budget, and every problem's counts."""
     files = [open_file(path, args.verifier) for path in paths]
     for path, (rows, heads) in zip(paths, files, strict=True):
         check_rows(path, heads, args)
@@ -407,8 +406,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 
 
 def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Problems of scores that an earlier run wrote, with these columns. Raises ValueError if
-    one is missing."""
+    """Problems of scores of an earlier run. Raises ValueError if one of the columns is missing."""
     scores = read_scores(path)
     problems = scores.get("problems")
     if not isinstance(problems, list):
@@ -421,8 +419,7 @@ def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, A
 
 
 def _with_digests(problems: list[Row], file: Any) -> list[Row]:
-    """Problems of scores; those of an earlier version get their digests from the generation file,
-    if it is still there."""
+    """Problems of scores; older ones get their digests from the generation file, if it is there."""
     is_old = not any("problem_digest" in problem for problem in problems)
     if not (is_old and isinstance(file, str) and Path(file).is_file()):
         return problems
@@ -431,8 +428,7 @@ def _with_digests(problems: list[Row], file: Any) -> list[Row]:
 
 
 def check_same_problems(one: str | Path, other: str | Path) -> None:
-    """Raise ValueError for two scores of different problems; those without problems are passed
-    over."""
+    """Raise ValueError for scores of different problems; those without problems are passed over."""
     if any("problems" not in read_scores(path) for path in (one, other)):
         return
     digests = {p["id"]: p.get("problem_digest") for p in read_problems(one, {"id": str})}
@@ -482,8 +478,7 @@ BY_CORRECTNESS = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "thi
 
 
 def table(scored: dict[str, dict[str, Any]]) -> str:
-    """Table of scores by name: a row each, then accuracy and corrected mistakes by level if
-    there are levels."""
+    """Table of scores by name: a row each, then accuracy and corrected mistakes by level."""
     overall = {name: scores["groups"][ALL] for name, scores in scored.items()}
     keys = {key for figures in overall.values() for key in figures}
     parts = [render(overall, COLUMNS)]
@@ -528,8 +523,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after all files are scored, 1 with one line on stderr for a mistake in the
-    arguments or files."""
+    """Exit code 0 after all files are scored, 1 with one line on stderr for a mistake."""
     args = vars(parse_arguments(argv))
     files, model_dir, results = (args.pop(key) for key in ("files", "model_dir", "results"))
     sys.stdout.write(table(score(files, model_dir, Scoring(**args), results)))

@@ -158,7 +158,6 @@ def _run(work: Callable[[Any, Any], Result], item: Any) -> Result:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent does, however that ends: nobody would wait for it any
-    more."""
+    """End this process when its parent does, however that ends: nobody would wait for it."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -148,8 +148,7 @@ def check_paragraphs(path_id: str, paragraphs: list[Paragraph], labelled: list[s
 
 
 class Wanted(NamedTuple):
-    """A cut that is wanted of a response: the last kept paragraph, and columns before and after
-    those of `cut_row`."""
+    """A cut that is wanted: the last kept paragraph, and columns before and after `cut_row`'s."""
 
     last_kept: int
     before: Row

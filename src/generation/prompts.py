@@ -61,8 +61,7 @@ _CONFIRM_WITHOUT_ANSWER = (
 
 
 def forced_answer(after_newline: bool) -> str:
-    """Text appended to a cut thinking; `after_newline` says that the kept ids already end in a
-    newline."""
+    """Text appended to a cut thinking; `after_newline`: the kept ids already end in a newline."""
     return FORCED_ANSWER.lstrip("\n") if after_newline else FORCED_ANSWER
 
 
@@ -127,8 +126,7 @@ def judge_messages(
 def confirmation_messages(
     problem: str, paragraph: str, answer: str | list[str] | None
 ) -> list[dict[str, str]]:
-    """Chat messages of the second judgement: does this one paragraph really state the result?
-    Yes or No."""
+    """Chat messages of the second judgement, Yes or No: does this paragraph state the result?"""
     instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
     given = _given(answer)
     return _user_message(

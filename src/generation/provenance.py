@@ -55,8 +55,7 @@ def distinct_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[P
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Settings that a generation file was made with; empty for one without its
-    `.settings.json`."""
+    """Settings that a generation file was made with; empty without its `.settings.json`."""
     settings = Path(path).with_suffix(".settings.json")
     return read_json(settings) if settings.is_file() else {}
 
@@ -86,8 +85,7 @@ def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
 
 
 def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
-    """The known origin of a generation file. Raises ValueError if its rows were
-    made in several ways."""
+    """The known origin of a generation file. Raises ValueError for rows of several origins."""
     settings = read_settings(path)
     parts = {"model": MODEL, "input": INPUT, "sampling": SAMPLING}
     known = {
@@ -121,8 +119,7 @@ def model_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
 def differences(
     first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Keys that both know and that differ in the parts that are compared, with both values;
-    empty if none does."""
+    """Keys of the compared parts that both know and that differ, with both values; may be empty."""
     first, second = _with_markers(first), _with_markers(second)
     models = [made.get("model", {}).get("model_dir") for made in (first, second)]
     the_models_own = MARKER_KEYS if None not in models and models[0] != models[1] else ()
@@ -143,8 +140,7 @@ def _with_markers(made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping
 
 
 def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], remedy: str) -> None:
-    """Raise ValueError naming what differs between two files that are to be compared, with both
-    values."""
+    """Raise ValueError naming the differences of two files that are compared, with both values."""
     if differs := differences(first, second):
         raise ValueError(
             f"{names[0]} and {names[1]} were not made in the same way: {differs}; {remedy}"
@@ -152,8 +148,7 @@ def check_comparable(first: MadeBy, second: MadeBy, names: tuple[str, str], reme
 
 
 def check_all_comparable(files: Iterable[tuple[str, MadeBy]], remedy: str) -> None:
-    """Raise ValueError naming two of several files that differ, if they are to appear in one
-    table or picture."""
+    """Raise ValueError naming two files that differ, of those for one table or picture."""
     # by part and key: the first file that knows it, and what it was made by
     seen: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {}
     for name, file_made_by in files:
@@ -182,8 +177,7 @@ def check_same_prompts(
 
 
 def known_parts(scores: Mapping[str, Any]) -> MadeBy:
-    """`made_by` of scores; those of earlier versions only say how answers were compared and
-    words counted."""
+    """`made_by` of scores; earlier versions only knew the comparison and the counting of words."""
     scoring = {key: scores[key] for key in ("mode", "word_bounded") if key in scores}
     made_by = scores.get("made_by") or {"scoring": scoring}
     if not isinstance(made_by, dict) or not all(isinstance(p, dict) for p in made_by.values()):

@@ -131,8 +131,7 @@ class PromptFormat:
         return [*system, {"role": "user", "content": format_problem(problem, self.prompt_template)}]
 
     def ask(self, problem: str, tokenizer: PreTrainedTokenizerBase) -> RenderedPrompt:
-        """Prompt for a problem. Raises ValueError if the model's template refuses the
-        messages."""
+        """Prompt for a problem. Raises ValueError if the template refuses the messages."""
         return self.render(self.messages(problem), tokenizer)
 
     def text(self, messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -242,8 +241,7 @@ def known_thinking(response: Mapping[str, Any]) -> Thinking:
 
 
 def thinking_in(response: Mapping[str, Any]) -> str:
-    """Thinking of a response or rollout: the text before its end, or all of it if there is
-    none."""
+    """Thinking of a response or rollout: the text before its end, or all of it without an end."""
     return thinking_of(
         response["text"], known_thinking(response), known_markers(response).think_end
     )
@@ -259,8 +257,7 @@ def answer_of(response: Mapping[str, Any]) -> str | None:
 
 
 def after_thinking(response: Mapping[str, Any]) -> str:
-    """Text of a response after its thinking, in which an answer counts; empty if that never
-    ended."""
+    """Text of a response after its thinking, where an answer counts; empty if that never ended."""
     from generation.math_verify.extract import answer_part_of
 
     markers = known_markers(response)

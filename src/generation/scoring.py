@@ -30,8 +30,7 @@ ALL = "all"  # the group of all responses, next to one group per level
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; None if it is not defined, as tokens per word if
-    there is no word."""
+    """A figure and its 95 % interval; None if undefined, as tokens per word without words."""
 
     value: float | None
     low: float | None
@@ -254,8 +253,7 @@ def intervals(values: Mapping[str, np.ndarray], num_problems: int) -> dict[str, 
 
 
 def at_an_end(interval: Interval, num_problems: int) -> Interval:
-    """Wilson's interval for a share of 0 or 1 over so many problems: all its resamples are
-    alike."""
+    """Wilson's interval for a share of 0 or 1, whose resamples are all alike."""
     if interval.value not in (0, 1):
         return interval
     from scipy.stats import binomtest

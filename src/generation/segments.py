@@ -97,8 +97,7 @@ def split_paragraphs(
 def token_counter(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, think_end: str = THINK_END
 ) -> Callable[[str], int]:
-    """Function from a blank-line part of one of the texts' thinking to its tokens; all parts are
-    encoded at once."""
+    """Function from a part of one of the texts' thinking to its tokens; all are encoded at once."""
     thinkings = (thinking_of(text, think_end=think_end) for text in texts)
     parts = list({text[start:end] for text in thinkings for start, end in _spans(text)})
     return dict(zip(parts, num_tokens(parts, tokenizer), strict=True)).__getitem__

@@ -84,8 +84,7 @@ def training_rows(
 
 
 def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Namespace) -> None:
-    """Raise ValueError if responses were sampled with other prompts than their originals, or than
-    the command says."""
+    """Raise ValueError for other prompts than those of the originals, or of the command."""
     check_same_prompts(rows, args.finished, written, args.paths)
     if args.prompt_template is not None:
         known = {"prompt_format": prompt_format_of(rows, args.finished)}

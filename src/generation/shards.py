@@ -57,8 +57,7 @@ class Shard:
 
 
 def shards_of(output: Path) -> list[Shard]:
-    """All shares of an output, if any of them was begun. Raises ValueError for shares of two
-    numbers."""
+    """All shares of an output, if any was begun. Raises ValueError for shares of two numbers."""
     names = (_FILE.search(path.name) for path in output.parent.glob(f"{output.stem}.shard-*"))
     counts = sorted({int(found[2]) for found in names if found})
     if len(counts) > 1:

@@ -29,8 +29,7 @@ def stated_results(thinking: str) -> list[tuple[int, int]]:
 
 
 def recomputes(paragraph: str) -> bool:
-    """Whether a paragraph computes something: equations, each continuing with the value of
-    the one before."""
+    """Whether a paragraph computes: equations, each continuing with the value of the one before."""
     equations = _EQUATION.findall(paragraph)
     return bool(equations) and all(value == start for (_, value), (start, _) in pairwise(equations))
 

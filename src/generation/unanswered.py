@@ -23,8 +23,7 @@ MOST_NAMED = 10  # rows in a line of the log
 
 
 def without_answer(args: GenerateArguments, end: str, cause: str) -> list[Row]:
-    """Responses to a row that gets none; `end` is `no_room` or `refused`, the `cause` a sentence
-    for the log."""
+    """Responses to a row that gets none; `end` is `no_room` or `refused`, `cause` for the log."""
     response = {"text": "", "num_tokens": 0, "finish_reason": end, "cause": cause}
     return [response if args.api else {**response, "logprobs": []}] * args.n_generate_sample
 
@@ -55,8 +54,7 @@ class Unanswered:
         self._causes: dict[str, str] = {}
 
     def leave(self, index: int, row_id: str, responses: list[Row]) -> None:
-        """Take a row that gets no answer. Raises the run's error after `max_unanswered` rows
-        in a row."""
+        """Take a row without an answer. Raises the run's error after `max_unanswered` in a row."""
         end, cause = responses[0]["finish_reason"], responses[0]["cause"]
         logger.info("row %r is unanswered: %.300s", row_id, cause)
         self._ids[end].append(row_id)

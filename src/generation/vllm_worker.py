@@ -117,8 +117,7 @@ class Worker(NamedTuple):
 def _collect(
     workers: dict[Connection, Worker], tasks: Iterator[EngineTask]
 ) -> Iterator[tuple[int, list[Response]]]:
-    """Messages of workers: responses; how many tasks they want, which are sent to them; None at
-    their end."""
+    """Messages of workers: responses; how many tasks they want, and are sent; None at their end."""
     running = dict(workers)
     while running:
         for receiver in wait(list(running)):

@@ -44,8 +44,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def fetch() -> dict[str, list[Row]]:
-    """The six files' rows from the Hub: numeric answers only, no problem twice, shuffled with a
-    fixed seed."""
+    """The six files' rows from the Hub: numeric answers, no problem twice, shuffled with a seed."""
     svamp = [
         {
             "problem": f"{row['Body'].strip().rstrip('.')}. {row['Question']}",
@@ -75,8 +74,7 @@ def fetch() -> dict[str, list[Row]]:
 
 
 def _plain(answer: str) -> str | None:
-    """Number at the beginning of an answer, as in ASDiv's `9 (apples)`; None if there is
-    none."""
+    """Number that begins an answer, as in ASDiv's `9 (apples)`; None if there is none."""
     found = _NUMBER.match(str(answer).strip())
     return found and found[0].replace(",", "").removesuffix(".0")
 

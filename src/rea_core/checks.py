@@ -46,8 +46,7 @@ def check_numbers(
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the key of a number, also one within a list or mapping, that is NaN
-    or infinite."""
+    """Raise ValueError naming the key of a number, or of a list or mapping, that is not finite."""
     for key, value in values.items():
         inside = value.values() if isinstance(value, Mapping) else value
         for number in inside if isinstance(value, (list, tuple, Mapping)) else [value]:
@@ -94,8 +93,7 @@ def made_by_others(path: Path) -> ValueError:
 
 
 def check_output_folder(folder: str | Path, key: str) -> None:
-    """Raise ValueError if a folder neither is there nor can be made, or may not be written
-    to."""
+    """Raise ValueError if a folder cannot be made, or may not be written to."""
     places = (Path(folder), *Path(folder).parents)
     for place in places:
         _check_link(place, key)
@@ -169,8 +167,7 @@ class PathError(ValueError, argparse.ArgumentTypeError):
 
 
 def check_sockets() -> None:
-    """Raise ValueError for a folder of temporary files whose name is too long for vLLM's
-    sockets."""
+    """Raise ValueError if the name of the temporary folder is too long for vLLM's sockets."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > SOCKET_FOLDER:
         raise ValueError(

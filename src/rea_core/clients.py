@@ -66,8 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_own(host: str) -> bool:
-    """Whether a host name or address is one of this machine's, among them those for
-    all of its addresses."""
+    """Whether a host name or address is one of this machine's, or stands for all of them."""
     address = _numeric(host)
     if address is None:
         names = [name.lower().removesuffix(".") for name in (host, socket.gethostname())]
@@ -83,8 +82,7 @@ def is_own(host: str) -> bool:
 
 
 def bypass_proxies(url: str) -> None:
-    """Let every library of this process ask a server of this machine without a proxy of the
-    environment."""
+    """Let every library of this process ask a server of this machine without a proxy."""
     if is_own(host := urlsplit(url).hostname or ""):
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), host])
@@ -136,8 +134,7 @@ def _made(make: Callable[..., Any], url: str, proxies: bool) -> Any:
 
 
 def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Address that a host is written as, in any of the spellings that the system reads; None for
-    a name."""
+    """Address that a host is written as, in any spelling that the system reads; None for a name."""
     try:
         (*_, place), *_ = socket.getaddrinfo(
             host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST

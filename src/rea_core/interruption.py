@@ -20,8 +20,7 @@ PROGRAMS = ("generation", "rea_rl", "miniature")
 
 
 def interruptible(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Frame of a program's `main` that Ctrl-C ends as said above; of several ranks the first
-    speaks."""
+    """Frame of a program's `main` that Ctrl-C ends as above; of several ranks the first speaks."""
 
     @functools.wraps(main)
     def framed(*args: Any, **keywords: Any) -> Any:

@@ -29,8 +29,7 @@ def read_text(path: str | Path) -> str:
 
 
 def open_text(path: Path, buffering: int = -1) -> BufferedReader:
-    """Open a file of text for its bytes. Raises ValueError if it cannot be read, or is not UTF-8
-    from its first letters on."""
+    """Bytes of a file of text. Raises ValueError if it cannot be read, or is not UTF-8."""
     try:
         file = cast(BufferedReader, path.open("rb", buffering=buffering))
         begin = file.peek(64)[:64]
@@ -52,8 +51,7 @@ def not_utf8(path: str | Path, line: int, reason: str) -> ValueError:
 
 
 def wide_encoding(data: bytes) -> str | None:
-    """Name of an encoding with two or four bytes a letter, with or without a byte order mark;
-    None for others."""
+    """Name of an encoding with two or four bytes a letter, also without a mark; None for others."""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "UTF-32"
     begin = data[: 2 * (min(len(data), 64) // 2)]

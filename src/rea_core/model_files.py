@@ -55,8 +55,7 @@ def check_files(folder: str | Path, weights: bool = True) -> None:
 
 
 def check_weights(file: Path) -> None:
-    """Raise ValueError for a safetensors file that is missing, a pointer of Git LFS, or not
-    whole."""
+    """Raise ValueError for safetensors that are missing, a pointer of Git LFS, or not whole."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; fetch all weights of the model")
     _check_no_pointer(file)
@@ -117,8 +116,7 @@ def text_config(model: str | Path) -> PreTrainedConfig | None:
 
 
 def read_tokenizer(path: str, key: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder or Hub id, padded on the left. Raises ValueError naming the `key`,
-    with the cause."""
+    """Tokenizer of a folder or Hub id, padded left. Raises ValueError with `key` and cause."""
     from transformers import AutoTokenizer
 
     if Path(path).is_dir():

@@ -73,8 +73,7 @@ def load_tokenizer(
 
 
 def read_chat_template(path: str) -> str:
-    """Text of a Jinja chat template. Raises ValueError for a file that is missing or has another
-    ending."""
+    """Text of a Jinja chat template. Raises ValueError for a missing file, or another ending."""
     if not path.endswith((".jinja", ".j2")):
         raise ValueError(
             f"chat template: {path} does not end in .jinja; give a file with a Jinja template"
@@ -88,8 +87,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_model(model: str) -> None:
-    """Raise ValueError for a local folder without config or tokenizer, or with broken files; Hub
-    ids are left to vLLM."""
+    """Raise ValueError for a local folder whose files are missing or broken; Hub ids are vLLM's."""
     folder = Path(model)
     if not folder.is_dir():
         if is_path(model):

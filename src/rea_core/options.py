@@ -47,8 +47,7 @@ def either(*choices: str) -> Rule:
 
 
 def option(default: Any, help: str, *aliases: str) -> Any:
-    """Field with a default; a list is copied for each instance. `aliases` are other names of its
-    key."""
+    """Field with a default; lists are copied. `aliases` are other names of its key."""
     metadata = _metadata(help, aliases)
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

@@ -57,8 +57,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 
 class RecipeParser(TrlParser):
-    """`trl.TrlParser` that holds a recipe's values to the types of the flags, and whose errors
-    are ValueErrors."""
+    """`trl.TrlParser` that holds a recipe's values to the flags' types, and raises ValueErrors."""
 
     def __init__(self, dataclass_types: Any):
         super().__init__(dataclass_types, allow_abbrev=False)

@@ -87,8 +87,7 @@ class Rows(Sequence[Row]):
             yield row if self._convert is None else self._convert(row, number)
 
     def texts(self) -> Iterator[bytes]:
-        """Rows as the file has them. Raises ValueError if the file is another one than it
-        was."""
+        """Rows as the file has them. Raises ValueError if the file has changed."""
         with self.path.open("rb", buffering=BUFFER) as file:
             if _version(os.fstat(file.fileno())) != self._version:
                 raise ValueError(
@@ -281,8 +280,7 @@ class _Window:
         return size
 
     def next_character(self) -> str:
-        """Next character that is no white space, to which the window moves; empty at the end
-        of the file."""
+        """Move to the next character that is no white space; empty at the end of the file."""
         while True:
             space = _SPACE.match(self.text, self.position)
             assert space is not None, "it may be empty"
@@ -334,8 +332,7 @@ def _scan_list(path: Path) -> Iterator[tuple[int, int, Any]]:
 
 
 def _decode(window: _Window, path: Path, number: int) -> tuple[Any, int]:
-    """Value at the window's position, and its end; more of the file is read until the value is
-    whole."""
+    """Value at the window's position, and its end; the file is read on until it is whole."""
     while True:
         try:
             return _decode_here(window, path, number)
@@ -390,8 +387,7 @@ def check_replaceable(path: Path, row: Any) -> None:
 
 
 def _columns(path: Path) -> set[str] | None:
-    """Keys of the first row of a file as it is written here, none for another file; None for one
-    without rows."""
+    """Keys of the first row of a file of ours, none of another file; None without rows."""
     with path.open("rb") as file:
         begin = file.peek()
     if begin.strip() in (b"", b"[]") or begin == b"[\n\n]\n":

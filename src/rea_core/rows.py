@@ -62,8 +62,7 @@ def check_columns(
     name: str | Path,
     remedy: str,
 ) -> None:
-    """Raise ValueError naming the first row without all of the columns, or with a value of
-    another type in one."""
+    """Raise ValueError naming the first row that lacks a column, or has another type in one."""
     for i, row in enumerate(rows):
         check_row(row, i, columns, name, remedy)
 

@@ -82,8 +82,7 @@ BENCHMARKS = tuple(name for name in SOURCES if name != "deepscaler")
 
 
 def common_format(row: dict[str, Any], source: Source) -> dict[str, str]:
-    """One problem as {problem, answer[, solution]}; of a worked GSM8K solution the answer
-    follows `####`."""
+    """One problem as {problem, answer[, solution]}; the answer of GSM8K follows `####`."""
     answer, solution = row[source.answer], row.get("solution")
     if isinstance(answer, list):
         answer = ",".join(answer).strip("$")
@@ -101,8 +100,7 @@ def golds_digest(rows: list[dict[str, Any]]) -> str:
 
 
 def check(name: str, rows: list[dict[str, Any]]) -> None:
-    """Compare a set with what is known of it. Raises ValueError if problems are missing or too
-    many."""
+    """Compare a set with what is known of it. Raises ValueError for another number of problems."""
     source = SOURCES[name]
     if len(rows) not in source.counts:
         raise ValueError(
@@ -121,8 +119,7 @@ def check(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def fetch(names: list[str], folder: Path) -> None:
-    """Fetch sets that are not there yet. Raises ValueError for a set with another number of
-    problems."""
+    """Fetch sets that are not there yet, and check all."""
     for name in names:
         source = SOURCES[name]
         path = folder / source.file(name)

@@ -81,8 +81,7 @@ def running_mean(values: Sequence[float], width: int = SMOOTHING) -> list[float]
 def plot_training(
     axes: Axes, history: list[dict[str, Any]], key: str, label: str, scale: float = 1.0
 ) -> None:
-    """One figure over training steps: every step faintly, their running mean, evaluations as
-    points."""
+    """One figure over training: every step faintly, their running mean, evaluations as points."""
     steps, values = series(history, key)
     axes.plot(steps, [scale * v for v in values], color=COLOURS[0], alpha=0.25, linewidth=1)
     axes.plot(
@@ -292,8 +291,7 @@ def save_panels(
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with the image written, 1 with one line on stderr for a mistake in the
-    arguments or files."""
+    """Exit code 0 with the image written, 1 with one line on stderr for a mistake."""
     parser = argparse.ArgumentParser(
         description="Draw training curves and accuracy against tokens."
     )

@@ -50,8 +50,7 @@ TRUNCATED = "_truncated"  # end of the name of a strategy's truncated responses
 
 @dataclass(frozen=True)
 class DetectedPath:
-    """One response: what the judge confirmed, and what the reflection model found, as paragraph
-    indices."""
+    """Paragraphs of a response that the judge confirmed, and that the reflection model found."""
 
     problem: str
     confirmed: set[int]
@@ -119,8 +118,7 @@ def detected_paths(
 
 
 def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
-    """Numbers of the rows of each strategy, and if there are truncated responses those again
-    apart."""
+    """Numbers of the rows of each strategy, and those of truncated responses again apart."""
     strategies: dict[str, list[int]] = {}
     truncated: dict[str, list[int]] = {}
     for i, row in enumerate(heads):
@@ -191,8 +189,7 @@ def detector_table(figures: dict[str, Interval]) -> str:
 
 
 def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
-    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for a file of
-    another stage."""
+    """Rows of the judge's cuts, with which `look` is called. Raises ValueError for other files."""
     columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
 
     def check(row: Row, i: int) -> None:

@@ -57,8 +57,7 @@ class ScoredFile:
 
     @property
     def model(self) -> tuple[str, ...]:
-        """The model's name in the table; of scores that do not say it, the folder of their
-        file."""
+        """The model's name in the table; if scores do not say it, the folder of their file."""
         known = self.made_by.get("model", {})
         return tuple(str(known.get(key)) for key in IDENTITY) if known else (str(self.path.parent),)
 
@@ -192,8 +191,7 @@ def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
 
 
 def _benchmarks(files: list[ScoredFile]) -> Benchmarks:
-    """Problems of a model by benchmark. Raises ValueError for one that two of its files have,
-    and for other weights."""
+    """Problems of a model by benchmark. Raises ValueError for doubles and for other weights."""
     weights = {
         digest: file.path
         for file in files
@@ -226,8 +224,7 @@ def _place(benchmark: str) -> int:
 
 
 def average(benchmarks: Benchmarks, key: str) -> Interval:
-    """Mean over benchmarks of the mean over responses of a count, `correct` or `num_tokens` for
-    example."""
+    """Mean over benchmarks of the mean over responses of a count, such as `num_tokens`."""
     found = mean_interval(
         [
             (
@@ -241,8 +238,7 @@ def average(benchmarks: Benchmarks, key: str) -> Interval:
 
 
 def relative_tokens(benchmarks: Benchmarks, base: Benchmarks) -> Interval | None:
-    """Mean over benchmarks of the tokens in percent of the base's; None if it was scored on
-    other problems."""
+    """Mean over benchmarks of the tokens in percent of the base's; None for other problems."""
     pairs = []
     for name, problems in benchmarks.items():
         tokens = {p["id"]: p["mean_tokens"] for p in base.get(name, [])}

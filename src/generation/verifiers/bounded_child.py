@@ -39,8 +39,7 @@ def limit(job: dict) -> bool:
 
 
 def write_only_here(libc: ctypes.CDLL) -> None:
-    """Let files be written and removed below the working directory only, if the kernel knows
-    Landlock."""
+    """Let files change below the working directory only, if the kernel knows Landlock."""
     handled = ctypes.c_uint64(WRITES)
     ruleset = libc.syscall(CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), 0)
     if ruleset < 0:

@@ -51,8 +51,7 @@ def recorded_name(name: str) -> str:
 
 
 def function_version(name: str) -> str:
-    """Fingerprint of the file that a verifier's function stands in. Raises ValueError if it is not
-    found."""
+    """Fingerprint of the file of a verifier's function. Raises ValueError if it is not found."""
     return hashlib.blake2b(_file_of(name).read_bytes(), digest_size=6).hexdigest()
 
 

@@ -83,15 +83,13 @@ def serve_function(pipe: Connection, name: str, memory_mb: int) -> None:
 
 
 def _end_unless(leader: int) -> None:
-    """End a child that the function has forked, when it returns as its parent does: it must not
-    answer too."""
+    """End a child that the function has forked, when it returns: it must not answer too."""
     if os.getpid() != leader:
         os._exit(0)
 
 
 def _end_with(parent: int) -> None:
-    """End this process and its children once its parent is gone, also inside a function that
-    hangs."""
+    """End this process and its children once its parent is gone, even if a function hangs."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)
