@@ -17,12 +17,10 @@ from miniature.world import LEVELS, Problem, make_problem, make_trace
 # Words that the user may want instead of yes and no. A word that never occurs has an embedding that
 # no adapter can tell from the other unused ones, so the reflection model's labels are among them,
 # though never together.
-LABEL_WORDS = tuple(
-    (
-        "Result Think Reasoning Problem Start Good Wrong Right Label Hmm start result mistake "
-        "order long easy part coins books stones"
-    ).split()
-)
+LABEL_WORDS = """
+    Result Think Reasoning Problem Start Good Wrong Right Label Hmm start result mistake
+    order long easy part coins books stones
+""".split()
 
 _RESULT = re.compile(r"result is (\d+)")
 

@@ -37,30 +37,23 @@ from rea_core.rows import check_columns, read_rows, write_atomically
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]  # a line of a rollout file, see `rea_rl.rollout.record.Rollout`
-CURVES = tuple(
-    """
+CURVES = """
     rollout/accuracy rollout/num_tokens reward reflection/density revision/success
     revision/tokens_saved kl
-    """.split()
-)
-SIDE_KEYS = tuple(
-    """
+""".split()
+SIDE_KEYS = """
     policy_version correct num_tokens num_think_tokens num_reflections finish_reason rewards
     advantage
-    """.split()
-)
-# Keys that the page reads of a line of a rollout file, with their types.
+""".split()
 # Keys that the page reads of a line of a rollout file, with their types.
 RECORD = {
     **dict.fromkeys(("kind", "problem_id", "policy_version", "finish_reason", "text"), str),
     **dict.fromkeys(("num_tokens", "num_think_tokens", "num_reflections"), int),
     **dict.fromkeys(("prompt_ids", "logprobs", "p_result"), list),
-    **{
-        "kept": bool,
-        "correct": (bool, NoneType),
-        "rewards": dict,
-        "advantage": (*NUMBER, NoneType),
-    },
+    "kept": bool,
+    "correct": (bool, NoneType),
+    "rewards": dict,
+    "advantage": (*NUMBER, NoneType),
 }
 
 

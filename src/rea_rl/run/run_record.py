@@ -23,41 +23,32 @@ from rea_rl.run.monitors import MonitorKeys
 Record = dict[str, Any]
 RECORD = "run_record.json"
 FIELDS = {"program", "launch", "ranks", "batch", "steps", "rows", "data", "models", "settings"}
-LOGGING = tuple(
-    """
+LOGGING = """
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
     include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name
     project trackio_space_id trackio_bucket_id trackio_static_space_id log_completions debug
     log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo
     skip_memory_metrics
-    """.split()
-)
-SAVING = tuple(
-    """
+""".split()
+SAVING = """
     output_dir resume_from_checkpoint save_only_model save_strategy save_steps save_on_each_node
     save_total_limit enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id
     hub_strategy hub_always_push hub_revision do_train do_eval do_predict
-    """.split()
-)
-EVALUATION = tuple(
-    """
+""".split()
+EVALUATION = """
     eval_strategy eval_steps eval_delay eval_on_start eval_do_concat_batches eval_packing
     eval_use_gather_object eval_accumulation_steps per_device_eval_batch_size batch_eval_metrics
     prediction_loss_only include_for_metrics bf16_full_eval fp16_full_eval num_generations_eval
     eval_dataset_name dataset_eval_split max_eval_problems max_eval_rows metric_for_best_model
     greater_is_better
-    """.split()
-)
-SERVERS = tuple(
-    """
+""".split()
+SERVERS = """
     policy_server reflection_server max_concurrent_requests request_timeout request_retries
     server_deadline ddp_timeout stage_batch_size label_until_decided verifier_workers
     verifier_timeout
-    """.split()
-)
+""".split()
 # Up to the rounding of sums, as the number of ranks.
-MEMORY = tuple(
-    """
+MEMORY = """
     torch_threads tokens_per_forward rows_per_forward recompute gradient_checkpointing
     gradient_checkpointing_kwargs activation_offloading torch_empty_cache_steps use_cache
     local_rank dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
@@ -65,34 +56,22 @@ MEMORY = tuple(
     ds3_gather_for_generation ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_static_graph ddp_backend precompute_ref_log_probs precompute_ref_batch_size
     cudnn_attention
-    """.split()
-)
-MONITORING = tuple(f.name for f in dataclasses.fields(MonitorKeys))
+""".split()
+MONITORING = [f.name for f in dataclasses.fields(MonitorKeys)]
 FREE = LOGGING + SAVING + SERVERS + MEMORY + MONITORING
 # Keys whose meaning is compared in their place: rows, models, a measured threshold, batch,
 # and length.
-DATA = tuple(
-    """
+DATA = """
     dataset_name dataset_config dataset_train_split problem_column answer_column prompt_template
     chat_template_kwargs system_prompt prefill
-    """.split()
-)
+""".split()
 MODELS = ("model_name_or_path", "model_revision", "reflection_model")
-BATCH = tuple(
-    """
+BATCH = """
     per_device_train_batch_size gradient_accumulation_steps prompts_per_step rows_per_step
     generation_batch_size steps_per_generation
-    """.split()
-)
-COMPARED_OTHERWISE = (
-    *DATA,
-    *MODELS,
-    *BATCH,
-    "tokens_per_reflection_file",
-    "verifier",
-    "max_steps",
-    "num_train_epochs",
-)
+""".split()
+COMPARED_OTHERWISE = [*DATA, *MODELS, *BATCH]
+COMPARED_OTHERWISE += "tokens_per_reflection_file verifier max_steps num_train_epochs".split()
 MODEL_FILES = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
 BLOCK = 1 << 20  # bytes
 READ_WHOLE = 256 * BLOCK  # of a larger file of weights one block in sixteen is read

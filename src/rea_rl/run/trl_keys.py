@@ -19,178 +19,133 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rea_core.clients import http_errors
 
-SERVED = "responses are sampled by policy_server, as rea_rl.vllm_server starts it"
-RECORDED = "every response is recorded under output_dir/rollouts"
-SHUFFLED = "the order of problems follows seed"
-SAMPLED = "evaluation samples responses and computes no loss"
-LOADED = "the model is loaded by model_name_or_path, model_revision, dtype and attn_implementation"
-EXCHANGED = "the trainers exchange the model's forward pass themselves"
-ENCODED = "rows are encoded as they are, with the tokenizer's own template and tokens"
 ONE_BY_ONE = "rows are trained one by one"
+NOT_CUT = "rows over max_length are left out, not cut"
+
+
+def _all(keys: str, value: Any) -> dict[str, Any]:
+    """Each of the keys, which stand in one text, with the value."""
+    return dict.fromkeys(keys.split(), value)
+
+
 # Of all three programs.
 COMMON = {
-    "model_init_kwargs": LOADED,
-    "use_liger_kernel": EXCHANGED,
-    "liger_kernel_config": EXCHANGED,
-    "torch_compile": EXCHANGED,
-    "torch_compile_backend": EXCHANGED,
-    "torch_compile_mode": EXCHANGED,
+    "model_init_kwargs": "the model is loaded by model_name_or_path, model_revision, dtype and "
+    "attn_implementation",
+    **_all(
+        """
+        use_liger_kernel liger_kernel_config torch_compile torch_compile_backend
+        torch_compile_mode
+        """,
+        "the trainers exchange the model's forward pass themselves",
+    ),
     "use_cache": "training needs no cache of keys and values",
     "auto_find_batch_size": "it would change the rows of a step silently; lower "
     "per_device_train_batch_size instead",
-    "include_for_metrics": "no metrics are computed from predictions",
-    "batch_eval_metrics": "no metrics are computed from predictions",
+    **_all("include_for_metrics batch_eval_metrics", "no metrics are computed from predictions"),
     "label_names": "labels are those of the rows",
-    "hub_strategy": "a run is published once, with all of its results, when it ends",
-    "hub_always_push": "a run is published once, with all of its results, when it ends",
+    **_all(
+        "hub_strategy hub_always_push",
+        "a run is published once, with all of its results, when it ends",
+    ),
     "optim_target_modules": "only optimizers that do not go with adapters look at it",
 }
 REINFORCEMENT = COMMON | {
-    **dict.fromkeys(
-        (
-            *(
-                "cache_implementation",
-                "use_transformers_continuous_batching",
-                "use_transformers_paged",
-            ),
-            *(
-                "transformers_continuous_batching_config",
-                "vllm_mode",
-                "vllm_model_impl",
-                "vllm_enable_sleep_mode",
-            ),
-            *(
-                "vllm_structured_outputs_regex",
-                "vllm_server_base_url",
-                "vllm_server_host",
-                "vllm_server_port",
-            ),
-            *(
-                "vllm_server_timeout",
-                "vllm_group_port",
-                "vllm_gpu_memory_utilization",
-                "vllm_max_model_length",
-            ),
-            *(
-                "vllm_tensor_parallel_size",
-                "ds3_gather_for_generation",
-                "max_tool_calling_iterations",
-            ),
-        ),
-        SERVED,
+    **_all(
+        """
+        cache_implementation use_transformers_continuous_batching use_transformers_paged
+        transformers_continuous_batching_config vllm_mode vllm_model_impl vllm_enable_sleep_mode
+        vllm_structured_outputs_regex vllm_server_base_url vllm_server_host vllm_server_port
+        vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
+        vllm_tensor_parallel_size ds3_gather_for_generation max_tool_calling_iterations
+        """,
+        "responses are sampled by policy_server, as rea_rl.vllm_server starts it",
     ),
-    **dict.fromkeys(
-        (
-            "log_multimodal",
-            "num_completions_to_print",
-            "log_unique_prompts",
-            "log_completions_hub_repo",
-        ),
-        RECORDED,
+    **_all(
+        "log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo",
+        "every response is recorded under output_dir/rollouts",
     ),
-    **dict.fromkeys(("train_sampling_strategy", "length_column_name", "data_seed"), SHUFFLED),
-    **dict.fromkeys(
-        (
-            *(
-                "prediction_loss_only",
-                "eval_do_concat_batches",
-                "eval_use_gather_object",
-                "eval_accumulation_steps",
-            ),
-            *("bf16_full_eval", "fp16_full_eval"),
-        ),
-        SAMPLED,
+    **_all(
+        "train_sampling_strategy length_column_name data_seed",
+        "the order of problems follows seed",
     ),
-    **dict.fromkeys(
-        ("label_smoothing_factor", "average_tokens_across_devices"), "the loss is loss_type's own"
+    **_all(
+        """
+        prediction_loss_only eval_do_concat_batches eval_use_gather_object
+        eval_accumulation_steps bf16_full_eval fp16_full_eval
+        """,
+        "evaluation samples responses and computes no loss",
     ),
-    **dict.fromkeys(
-        ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+    **_all(
+        "label_smoothing_factor average_tokens_across_devices",
+        "the loss is loss_type's own",
+    ),
+    **_all(
+        "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
         "the loss vespo is not supported",
     ),
     "neftune_noise_alpha": "the policy is trained as it is sampled, without noise",
     "remove_unused_columns": "rewards read the columns",
 }
 SUPERVISED = COMMON | {
-    **dict.fromkeys(
-        (
-            *("dataset_text_field", "dataset_kwargs", "eos_token", "completion_only_loss"),
-            "assistant_only_loss",
-        ),
-        ENCODED,
+    **_all(
+        "dataset_text_field dataset_kwargs eos_token completion_only_loss assistant_only_loss",
+        "rows are encoded as they are, with the tokenizer's own template and tokens",
     ),
-    **dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free"), ONE_BY_ONE),
-    "truncation_mode": "rows over max_length are left out, not cut",
+    **_all("packing packing_strategy eval_packing padding_free", ONE_BY_ONE),
+    "truncation_mode": NOT_CUT,
 }
 PREFERENCE = COMMON | {
     "padding_free": ONE_BY_ONE,
-    "truncation_mode": "rows over max_length are left out, not cut",
+    "truncation_mode": NOT_CUT,
     "sync_ref_model": "the reference model is the base model, without the adapter",
     "neftune_noise_alpha": "chosen and rejected completions must see one model",
     "label_smoothing_factor": "the losses of preferences do not take it; label_smoothing is theirs",
 }
 # Keys that mean something only if another one has such a value.
 DEPENDENT = {
-    "ref_model_mixup_alpha": ("sync_ref_model", (True,)),
-    "ref_model_sync_steps": ("sync_ref_model", (True,)),
-    **dict.fromkeys(
-        ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+    **_all("ref_model_mixup_alpha ref_model_sync_steps", ("sync_ref_model", (True,))),
+    **_all(
+        "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target",
         ("use_adaptive_entropy", (True,)),
     ),
-    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), ("loss_type", ("sapo",))),
-    **dict.fromkeys(
-        ("hub_model_id", "hub_private_repo", "hub_revision"),
-        ("push_to_hub", (True,)),
-    ),
+    **_all("sapo_temperature_neg sapo_temperature_pos", ("loss_type", ("sapo",))),
+    **_all("hub_model_id hub_private_repo hub_revision", ("push_to_hub", (True,))),
     "precompute_ref_batch_size": ("precompute_ref_log_probs", (True,)),
     "f_alpha_divergence_coef": ("f_divergence_type", ("alpha_divergence",)),
 }
 # Keys of one of the programs whose value TRL looks at in the first step only.
 LEVELS = ("token", "sequence")
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-PREFERENCE_LOSSES = tuple(
-    """
+PREFERENCE_LOSSES = """
     sigmoid sigmoid_norm hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired
     apo_zero apo_down discopop sft
-    """.split()
-)
-CHECKPOINT_KEYS = tuple(
-    """
+""".split()
+CHECKPOINT_KEYS = """
     use_reentrant preserve_rng_state context_fn determinism_check debug early_stop selective
-    """.split()
-)
+""".split()
 NEUTRAL_SAMPLING = {
     "top_p": (1.0,),
     "top_k": (0, -1, None),
     "min_p": (None, 0.0),
     "repetition_penalty": (1.0,),
 }
-# Metrics of an evaluation that may say which checkpoint is best; those of the second line are
-# better if smaller.
+# Metrics of an evaluation that may say which checkpoint is best.
 EVALUATED = {
-    "rl": (
-        "rollout/accuracy",
-        "reflection/density",
-        "rollout/num_tokens",
-        "rollout/num_think_tokens",
-        "rollout/truncated",
-    ),
-    "sft": ("mean_token_accuracy", "loss", "entropy"),
-    "dpo": (
-        *(
-            "rewards/accuracies",
-            "rewards/margins",
-            "rewards/chosen",
-            "mean_token_accuracy",
-            "logps/chosen",
-        ),
-        *("loss", "rewards/rejected", "logps/rejected", "entropy"),
-    ),
+    "rl": """
+        rollout/accuracy reflection/density rollout/num_tokens rollout/num_think_tokens
+        rollout/truncated
+    """.split(),
+    "sft": "mean_token_accuracy loss entropy".split(),
+    "dpo": """
+        rewards/accuracies rewards/margins rewards/chosen mean_token_accuracy logps/chosen
+        loss rewards/rejected logps/rejected entropy
+    """.split(),
 }
-SMALLER_IS_BETTER = {
-    *("rollout/num_tokens", "rollout/num_think_tokens", "rollout/truncated", "loss", "entropy"),
-    *("rewards/rejected", "logps/rejected"),
-}
+SMALLER_IS_BETTER = """
+    rollout/num_tokens rollout/num_think_tokens rollout/truncated loss entropy
+    rewards/rejected logps/rejected
+""".split()
 
 
 def check_defaults(config: Any, reasons: Mapping[str, str]) -> None:
