@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
 from generation.cuts import CutRule
 from generation.prompts import MATH_COT
@@ -546,32 +546,34 @@ def _one_or_several(key: str, servers: str | list[str]) -> str | list[str]:
     return urls if len(urls) > 1 else urls[0]
 
 
+class SupervisedKeys(SharedKeys, RowKeys):
+    """Keys of the programs without rollouts; goes before TRL's class, and checks all of them."""
+
+    program: ClassVar[str]
+    refused: ClassVar[dict[str, str]]  # keys that must keep their default, and why
+
+    def __post_init__(self):
+        check_defaults(self, self.refused)
+        check_values(self)
+        check_best_metric(self, self.program)
+        check_ranges(self)
+        self.share_rows()
+        super().__post_init__()  # type: ignore[misc]
+        check_machine(self)
+
+
 @dataclass
-class REARLSFTConfig(SharedKeys, RowKeys, SFTConfig):
+class REARLSFTConfig(SupervisedKeys, SFTConfig):
     """Training arguments of `rea_rl.sft`."""
 
-    def __post_init__(self):
-        check_defaults(self, SUPERVISED)
-        check_values(self)
-        check_best_metric(self, "sft")
-        check_ranges(self)
-        self.share_rows()
-        super().__post_init__()
-        check_machine(self)
+    program, refused = "sft", SUPERVISED
 
 
 @dataclass
-class REARLDPOConfig(SharedKeys, RowKeys, DPOConfig):
+class REARLDPOConfig(SupervisedKeys, DPOConfig):
     """Training arguments of `rea_rl.dpo`."""
 
-    def __post_init__(self):
-        check_defaults(self, PREFERENCE)
-        check_values(self)
-        check_best_metric(self, "dpo")
-        check_ranges(self)
-        self.share_rows()
-        super().__post_init__()
-        check_machine(self)
+    program, refused = "dpo", PREFERENCE
 
 
 @dataclass
@@ -587,3 +589,10 @@ class SFTScriptArguments:
     dataset_eval_split: str = option("test", "Split of a Hub dataset to evaluate on.")
     max_eval_rows: PositiveInt | None = option(None, "Evaluate on the first N rows only.")
     torch_threads: PositiveInt | None = option(None, "CPU threads of the trainer.")
+
+
+PARTS = {  # of a program's recipe
+    "grpo": (DataArguments, REARLConfig, ModelConfig),
+    "sft": (SFTScriptArguments, REARLSFTConfig, ModelConfig),
+    "dpo": (SFTScriptArguments, REARLDPOConfig, ModelConfig),
+}

@@ -13,20 +13,13 @@ model: the adapter, off. Ids, checkpoints and outputs are as in `rea_rl.sft`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
 from rea_rl.run.training import parse, run
-from rea_rl.sft import (
-    Example,
-    assemble,
-    encode_completion,
-    encode_prompt,
-    load_encoded,
-    prompt_format,
-    read_examples,
-)
+from rea_rl.sft import Example, assemble, encode_completion, encode_prompt, load_encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,16 +29,7 @@ if TYPE_CHECKING:
     from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
 
 
-def parse_recipe(
-    argv: list[str] | None = None,
-) -> tuple[SFTScriptArguments, REARLDPOConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
-    that none has."""
-    from trl import ModelConfig
-
-    from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
-
-    return parse(argv, SFTScriptArguments, REARLDPOConfig, ModelConfig)
+parse_recipe = partial(parse, "dpo")  # as `rea_rl.sft.parse_recipe`
 
 
 def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -56,23 +40,13 @@ def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     """
     pair = split_row(pair, ("chosen", "rejected"))
     return {
-        "prompt_ids": encode_prompt(pair["prompt"], tokenizer, prompt_format(pair)),
+        "prompt_ids": encode_prompt(pair, tokenizer),
         "chosen_ids": encode_completion(pair["chosen"], tokenizer),
         "rejected_ids": encode_completion(pair["rejected"], tokenizer),
     }
 
 
-def load_pairs(
-    name: str,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    limit: int | None = None,
-    config: str | None = None,
-) -> Dataset:
-    """Encoded pairs of a file or Hub dataset, see `rea_rl.sft.load_encoded`."""
-    rows = read_examples(name, split, ("prompt", "chosen", "rejected"), config)[:limit]
-    return load_encoded(name, rows, lambda row: encode_pair(row, tokenizer), max_length)
+load_pairs = partial(load_encoded, ("prompt", "chosen", "rejected"), encode_pair)
 
 
 def trainer_class() -> type[DPOTrainer]:
@@ -108,7 +82,7 @@ def build_trainer(
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     the data."""
-    run(build_trainer, parse_recipe, argv)
+    run("dpo", build_trainer, argv)
 
 
 if __name__ == "__main__":

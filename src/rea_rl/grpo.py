@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rea_core.interruption import interruptible
@@ -39,14 +40,8 @@ logger = logging.getLogger(__name__)
 DRY_RUN = "--dry_run"
 
 
-def parse_recipe(argv: list[str] | None = None) -> tuple[DataArguments, REARLConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
-    that none has."""
-    from trl import ModelConfig
-
-    from rea_rl.configs import DataArguments, REARLConfig
-
-    return training.parse(argv, DataArguments, REARLConfig, ModelConfig)
+# recipe (`--config FILE`) and overriding flags, or None for those of the command line
+parse_recipe = partial(training.parse, "grpo")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from generation.rendering import DEFAULT_FORMAT, PromptFormat, encode_continuation, encode_text
+from generation.rendering import PromptFormat, encode_continuation, encode_text
 from rea_core.checks import is_dialogue
 from rea_core.interruption import interruptible
 from rea_rl.run.dialogues import split_row
@@ -45,36 +46,22 @@ logger = logging.getLogger(__name__)
 Example = dict[str, Any]
 
 
-def parse_recipe(
-    argv: list[str] | None = None,
-) -> tuple[SFTScriptArguments, REARLSFTConfig, ModelConfig]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses. Raises ValueError for a key
-    that none has."""
-    from trl import ModelConfig
-
-    from rea_rl.configs import REARLSFTConfig, SFTScriptArguments
-
-    return parse(argv, SFTScriptArguments, REARLSFTConfig, ModelConfig)
+# recipe (`--config FILE`) and overriding flags, or None for those of the command line
+parse_recipe = partial(parse, "sft")
 
 
-def prompt_format(row: Example) -> PromptFormat:
-    """Rendering of a row's prompt: its own template keywords and begin of the reply, if it has
-    any."""
-    return PromptFormat(
-        chat_template_kwargs=row.get("chat_template_kwargs") or {}, prefill=row.get("prefill") or ""
-    )
-
-
-def encode_prompt(
-    prompt: Any, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat = DEFAULT_FORMAT
-) -> list[int]:
-    """Ids of a prompt, text or messages, rendered as for sampling.
+def encode_prompt(row: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a row's prompt, text or messages, rendered as for sampling: with its own template
+    keywords and begin of the reply, if it has any.
 
     Raises ValueError for messages that the model's template refuses.
     """
-    return encode_text(
-        prompt if isinstance(prompt, str) else prompts.text(prompt, tokenizer), tokenizer
-    )
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        keywords, prefill = row.get("chat_template_kwargs"), row.get("prefill")
+        form = PromptFormat(chat_template_kwargs=keywords or {}, prefill=prefill or "")
+        prompt = form.text(prompt, tokenizer)
+    return encode_text(prompt, tokenizer)
 
 
 def encode_completion(completion: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -92,25 +79,12 @@ def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict
     """`input_ids` (T,) and `labels` (T,), -100 on the prompt, of one row. Raises ValueError as
     `split_row` does."""
     example = split_row(example, ("completion",))
-    prompt_ids = encode_prompt(example["prompt"], tokenizer, prompt_format(example))
+    prompt_ids = encode_prompt(example, tokenizer)
     completion_ids = encode_completion(example["completion"], tokenizer)
     return {
         "input_ids": prompt_ids + completion_ids,
         "labels": [-100] * len(prompt_ids) + completion_ids,
     }
-
-
-def load_examples(
-    name: str,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    limit: int | None = None,
-    config: str | None = None,
-) -> Dataset:
-    """Encoded prompt-completion rows of a file or Hub dataset, see `load_encoded`."""
-    rows = read_examples(name, split, ("prompt", "completion"), config)[:limit]
-    return load_encoded(name, rows, lambda row: encode_example(row, tokenizer), max_length)
 
 
 def read_examples(
@@ -151,20 +125,26 @@ def _example(row: Example, columns: tuple[str, ...], place: str) -> Example:
 
 
 def load_encoded(
+    columns: tuple[str, ...],
+    encode: Callable[[Example, PreTrainedTokenizerBase], dict[str, list[int]]],
     name: str,
-    rows: list[Example],
-    encode: Callable[[Example], dict[str, list[int]]],
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
+    limit: int | None = None,
+    config: str | None = None,
 ) -> Dataset:
-    """Encoded rows, and their number in the file as `row`.
+    """Encoded rows of a file or Hub dataset, and their number there as `row`.
 
     Rows with a sequence of more than `max_length` ids are left out, counted and named in the log:
     the end of a completion must not be missing. So are those that the model's template refuses.
-    Raises ValueError if no row is left.
+    Raises ValueError as `read_examples` does, and if no row is left.
     """
     from datasets import Dataset
 
-    encoded = [example | {"row": i} for i, _, example in made_of_rows(name, rows, encode)]
+    rows = read_examples(name, split, columns, config)[:limit]
+    made = made_of_rows(name, rows, lambda row: encode(row, tokenizer))
+    encoded = [example | {"row": i} for i, _, example in made]
     kept = [
         example for example in encoded if max_length is None or num_tokens(example) <= max_length
     ]
@@ -179,6 +159,9 @@ def load_encoded(
         *(name, len(kept), len(long), max_length, long and f": rows {named(long)}"),
     )
     return Dataset.from_list(kept)
+
+
+load_examples = partial(load_encoded, ("prompt", "completion"), encode_example)
 
 
 def num_tokens(example: dict[str, list[int]]) -> int:
@@ -280,7 +263,7 @@ def build_trainer(
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
     the data."""
-    run(build_trainer, parse_recipe, argv)
+    run("sft", build_trainer, argv)
 
 
 if __name__ == "__main__":

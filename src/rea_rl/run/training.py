@@ -34,17 +34,17 @@ NO_ROOM = re.compile(
 )
 
 
-def parse(argv: list[str] | None, *types: type) -> tuple[Any, ...]:
-    """Recipe (`--config FILE`) and overriding flags as dataclasses.
+def parse(program: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Recipe (`--config FILE`) and overriding flags as the dataclasses of a program.
 
     Raises ValueError for a key that none has, a value of another type or out of its range, a
     reporter that is not installed, and for places of the run that are no folders.
     """
     from rea_core.recipe import RecipeParser
-    from rea_rl.configs import check_ranges
+    from rea_rl.configs import PARTS, check_ranges
     from rea_rl.run.trl_keys import check_hub
 
-    parts = RecipeParser(types).parse_args_and_config(argv)
+    parts = RecipeParser(PARTS[program]).parse_args_and_config(argv)
     for part in parts:
         check_ranges(part)
         check_reporters(getattr(part, "report_to", []))
@@ -263,9 +263,7 @@ def is_disk_full(error: Exception) -> bool:
     )
 
 
-def run(
-    build: Callable[..., Trainer], parse_recipe: Callable[..., tuple], argv: list[str] | None
-) -> None:
+def run(program: str, build: Callable[..., Trainer], argv: list[str] | None) -> None:
     """Command of an entry point without servers: exit code 1 with one line for a mistake in the
     recipe or the data."""
     from rea_core.command import setup_logging
@@ -273,7 +271,7 @@ def run(
 
     setup_logging()
     try:
-        parts = parse_recipe(argv)
+        parts = parse(program, argv)
         own_output_dir(next(part for part in parts if hasattr(part, "output_dir")))
         trainer = build(*parts)
     # TRL raises both for keys that do not go together
