@@ -201,6 +201,14 @@ def aes(accuracy: Numbers, tokens: Numbers, base_accuracy: Numbers, base_tokens:
         return 1 - np.divide(tokens, base_tokens) + np.where(gain >= 0, 3.0, 5.0) * gain
 
 
+def against(ratios: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Figures of a row, (1 + R,) by name, and two more: `tr`, tokens in percent of the base's,
+    and `aes`."""
+    accuracy, tokens = ratios["accuracy"], ratios["tokens"]
+    tr = 100 * tokens / base["tokens"]
+    return {**ratios, "tr": tr, "aes": aes(accuracy, tokens, base["accuracy"], base["tokens"])}
+
+
 def figures(
     problems: Sequence[ScoredProblem], base: dict[str, float] | None = None
 ) -> dict[str, Interval]:

@@ -17,14 +17,13 @@ from scripted_server import ScriptedServer
 from study_rows import counts
 
 from generation.evaluation.plots import pareto_front
-from generation.scoring import ALL, interval, ratio_interval
+from generation.scoring import ALL, aes, interval, ratio_interval
 from generation.stated_results import count_empty_checks, count_rechecks, recomputes
 from rea_core.problems import problem_digest
 from rea_core.row_files import write_json
 from rea_rl.study import run as study
 from rea_rl.study.places import make_places
 from rea_rl.study.report import (
-    aes,
     all_figures,
     json_row,
     read_row,

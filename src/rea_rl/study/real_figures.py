@@ -19,7 +19,7 @@ from generation.generation_file import read_generations
 from generation.prompts import RIGHT_RESULT, WRONG_RESULT
 from generation.reflection_words import count_reflections
 from generation.rendering import thinking_in
-from generation.scoring import Interval, aes, interval, intervals, resampled_ratios
+from generation.scoring import Interval, against, interval, intervals, resampled_ratios
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row
 from rea_core.rows import read_rows
@@ -258,11 +258,7 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
     for group, inside in groups.items():
         base = by_name["lrm"].ratios(inside)
         for row in rows:
-            ratios = row.ratios(inside)
-            ratios["tr"] = 100 * ratios["tokens"] / base["tokens"]
-            ratios["aes"] = aes(
-                ratios["accuracy"], ratios["tokens"], base["accuracy"], base["tokens"]
-            )
+            ratios = against(row.ratios(inside), base)
             if group == "all":
                 curve = budget_curve(row, inside)
                 curves[row.name] = {b: interval(values) for b, values in curve.items()}

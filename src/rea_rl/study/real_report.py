@@ -21,14 +21,7 @@ import numpy as np
 
 from generation.answer_judge import AnswerJudge
 from generation.calibrate import cut_table
-from generation.evaluation.plots import (
-    PICTURE,
-    plot_points,
-    point_style,
-    running_mean,
-    save_panels,
-    series,
-)
+from generation.evaluation.plots import PICTURE, point_style, save_panels
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, check_same, identity
@@ -55,6 +48,7 @@ from rea_rl.study.real_figures import (
     read_verdicts,
     verdict_on,
 )
+from rea_rl.study.report import CURVES, Styles, plain, plot_curves, plot_pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,17 +118,12 @@ def json_rows(report: Report, rows: Sequence[RowData]) -> list[dict[str, Any]]:
     """Rows of `real.json`: accuracies are fractions."""
     found = []
     for row in rows:
-        overall = report.figures[row.name]["all"]
-        figures = {
-            group: {
-                key: {"value": f.value, "low": f.low, "high": f.high} for key, f in values.items()
-            }
-            for group, values in report.figures[row.name].items()
-        }
-        main = {key: overall[key].value for key in ("accuracy", "tokens", "tr")}
+        figures = report.figures[row.name]
+        main = {key: figures["all"][key].value for key in ("accuracy", "tokens", "tr")}
+        groups = {group: plain(values) for group, values in figures.items()}
         title = TITLES.get(row.name, row.name)
         found.append(
-            {"name": row.name, "title": title, "seeds": row.num_seeds, **main, "groups": figures}
+            {"name": row.name, "title": title, "seeds": row.num_seeds, **main, "groups": groups}
         )
     return found
 
@@ -146,19 +135,22 @@ def draw(
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
     # rows that are trained but not evaluated have curves only
     styles = {name: point_style(i) for i, name in enumerate(dict.fromkeys([*names, *logs]))}
-    evaluated = {name: styles[name] for name in names}
-    tradeoff = [partial(_plot_tradeoff, report=report, styles=evaluated)]
-    titles = {"as the model answers": report.curves, "with a forced answer at the budget": forced}
+    every = {name: TITLES.get(name, name) for name in styles}
+    overall = {name: report.figures[name]["all"] for name in names}
+    titles = {name: every[name] for name in names}
+    curves = {"as the model answers": report.curves, "with a forced answer at the budget": forced}
     panels = {
-        "tradeoff": tradeoff,
+        "tradeoff": [
+            partial(plot_pareto, figures=overall, styles=styles, titles=titles, heading=FRONT)
+        ],
         "budgets": [
-            partial(_plot_budgets, curves=curves, styles=evaluated, title=title)
-            for title, curves in titles.items()
-            if curves
+            partial(_plot_budgets, curves=each, styles=styles, titles=titles, heading=heading)
+            for heading, each in curves.items()
+            if each
         ],
         "training": [
-            partial(_plot_training, logs=logs, styles=styles, key=key, label=label)
-            for key, label in TRAINING.items()
+            partial(plot_curves, logs=logs, styles=styles, titles=every, key=key, label=label)
+            for key, label in CURVES.items()
             if logs
         ],
     }
@@ -168,47 +160,25 @@ def draw(
     return list(drawn)
 
 
-TRAINING = {
-    "rollout/accuracy": "accuracy of training responses",
-    "rollout/num_tokens": "tokens per response",
-    "reflection/density": "reflection words per token",
-}
-Styles = dict[str, dict[str, str]]  # of rows, see `point_style`
-
-
-def _plot_tradeoff(axes: Axes, report: Report, styles: Styles) -> None:
-    overall = {name: report.figures[name]["all"] for name in styles}
-    points = {name: (f["tokens"], f["accuracy"]) for name, f in overall.items()}
-    places = plot_points(axes, points, {name: {**s, "capsize": 2} for name, s in styles.items()})
-    for name, place in places.items():
-        axes.annotate(f" {TITLES.get(name, name)}", place, fontsize=8)
-    axes.set_title("dashed: Pareto front")
+FRONT = "dashed: Pareto front"
 
 
 def _plot_budgets(
-    axes: Axes, curves: dict[str, dict[int, Interval]], styles: Styles, title: str
+    axes: Axes,
+    curves: dict[str, dict[int, Interval]],
+    styles: Styles,
+    titles: dict[str, str],
+    heading: str,
 ) -> None:
-    for name, curve in curves.items():
-        if name in styles:
-            middle, low, high = (
-                [100 * getattr(figure, part) for figure in curve.values()]
-                for part in ("value", "low", "high")
-            )
-            axes.plot(list(curve), middle, label=TITLES.get(name, name), **styles[name])
-            axes.fill_between(list(curve), low, high, color=styles[name]["color"], alpha=0.12)
-    axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=title)
+    for name in [name for name in curves if name in titles]:
+        budgets, figures = zip(*curves[name].items(), strict=True)
+        middle, low, high = (
+            [100 * getattr(figure, part) for figure in figures] for part in ("value", "low", "high")
+        )
+        axes.plot(budgets, middle, label=titles[name], **styles[name])
+        axes.fill_between(budgets, low, high, color=styles[name]["color"], alpha=0.12)
+    axes.set(xscale="log", xlabel="tokens allowed", ylabel="accuracy (%)", title=heading)
     axes.set_xticks(list(BUDGETS), [str(b) for b in BUDGETS])
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _plot_training(
-    axes: Axes, logs: dict[str, list[dict]], styles: Styles, key: str, label: str
-) -> None:
-    for name, history in logs.items():
-        steps, values = series(history, key)
-        colour = styles[name]["color"]
-        axes.plot(steps, running_mean(values), label=TITLES.get(name, name), color=colour)
-    axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -444,21 +414,10 @@ def run(args: argparse.Namespace) -> None:
         shutil.copy(args.work / "cut.png", picture)
     check_made(card := args.out / "README.md", card, TEXT.splitlines()[0])
     write_atomically(card, page(report, rows, problems, parts).splitlines())
-    write_json(
-        args.out / "real.json",
-        {
-            "rows": json_rows(report, rows),
-            "differences": {
-                n: {k: vars(v) for k, v in d.items()} for n, d in report.differences.items()
-            },
-            "budgets": {
-                n: {str(b): vars(v) for b, v in c.items()} for n, c in report.curves.items()
-            },
-            "forced": {n: {str(b): vars(v) for b, v in c.items()} for n, c in forced.items()},
-            "versions": package_versions() | code_version(),
-            **provenance(args.work),
-        },
-    )
+    found = {"differences": report.differences, "budgets": report.curves, "forced": forced}
+    found = {key: {n: plain(figures) for n, figures in by.items()} for key, by in found.items()}
+    found |= {"rows": json_rows(report, rows), "versions": package_versions() | code_version()}
+    write_json(args.out / "real.json", found | provenance(args.work))
     logger.info("wrote %s: %s", args.out / "README.md", ", ".join(row.name for row in rows))
 
 

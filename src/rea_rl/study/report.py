@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from generation.evaluation.plots import (
-    COLOURS,
     GREY,
     label_points,
     plot_points,
@@ -33,7 +34,7 @@ from generation.identity import Identities
 from generation.math_verify_all import problem_id, read_scores
 from generation.provenance import MadeBy, check_comparable, known_parts
 from generation.rendering import thinking_in
-from generation.scoring import ALL, Interval, aes, intervals, resampled_ratios
+from generation.scoring import ALL, Interval, against, intervals, resampled_ratios
 from generation.stated_results import count_empty_checks, count_rechecks
 from rea_core.checks import check_made
 from rea_core.problems import problem_digest
@@ -43,7 +44,7 @@ from rea_core.rows import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rea_rl.study.rows import Row, Run
+    from rea_rl.study.rows import Run
 
 DIFFICULTIES = {"easy": (1, 2), "medium": (3, 4), "hard": (5,)}  # levels of the miniature
 SIZES = ("num_tokens", "num_think_tokens", "num_reflections", "truncated")
@@ -65,10 +66,17 @@ RATIOS = {
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
 MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
 METHODS = MAIN_ROWS[:-1]  # density is there to be caught, not to be compared
+STYLES = {name: point_style(i) for i, name in enumerate(MAIN_ROWS)}
+CURVES = {
+    "rollout/accuracy": "accuracy of training responses",
+    "rollout/num_tokens": "tokens per response",
+    "reflection/density": "reflection words per token",
+}
 PALE = "#B5B5B5"
 AGAIN = "delete the .scores.json of the older one, or its folder, and start the study again"
 Problems = list[tuple[str, str | None]]  # ids and digests
 Figures = dict[str, dict[str, Interval]]  # by group (all, easy, ...) and name
+Styles = Mapping[str, dict[str, Any]]  # of rows, see `point_style`
 
 
 @dataclass(frozen=True)
@@ -165,15 +173,12 @@ def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
     for row in rows[1:]:
         check_comparable(base.made_by, row.made_by, (f"row {base.name}", f"row {row.name}"), AGAIN)
     groups = [ALL, *(DIFFICULTIES if base.levels[0] is not None else ())]
-    against = {group: row_ratios(base, group) for group in groups}
+    of_base = {group: row_ratios(base, group) for group in groups}
     result: dict[str, Figures] = {}
     for row in rows:
         result[row.name] = {}
         for group in groups:
-            ratios = row_ratios(row, group)
-            accuracy, tokens = (against[group][name] for name in ("accuracy", "tokens"))
-            ratios["tr"] = 100 * ratios["tokens"] / tokens
-            ratios["aes"] = aes(ratios["accuracy"], ratios["tokens"], accuracy, tokens)
+            ratios = against(row_ratios(row, group), of_base[group])
             result[row.name][group] = intervals(ratios, int(inside(row, group).sum()))
     return result
 
@@ -253,17 +258,16 @@ def json_row(row: RowCounts, figures: Figures) -> dict[str, Any]:
         "accuracy": overall["accuracy"].value,
         "accuracy_low": overall["accuracy"].low,
         "accuracy_high": overall["accuracy"].high,
-        "tokens": overall["tokens"].value,
-        "tr": overall["tr"].value,
-        "aes": overall["aes"].value,
+        **{name: overall[name].value for name in ("tokens", "tr", "aes")},
         "hard": hardest["accuracy"].value,
-        "corrected": hardest["corrected"].value,
-        "slips_corrected": hardest["slips_corrected"].value,
-        "groups": {
-            group: {name: asdict(value) for name, value in f.items()}
-            for group, f in figures.items()
-        },
+        **{name: hardest[name].value for name in ("corrected", "slips_corrected")},
+        "groups": {group: plain(named) for group, named in figures.items()},
     }
+
+
+def plain(figures: Mapping[Any, Interval]) -> dict[Any, dict[str, float | None]]:
+    """Intervals by name as JSON has them."""
+    return {name: asdict(figure) for name, figure in figures.items()}
 
 
 def draw(
@@ -272,68 +276,74 @@ def draw(
     """Pictures: accuracy against tokens, training curves of the main rows, reflection by
     difficulty."""
     groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
-    panels = [lambda axes, group=group: plot_pareto(axes, rows, figures, group) for group in groups]
+    panels = [partial(_plot_group, rows=rows, figures=figures, group=group) for group in groups]
     save_panels(panels, out / "tradeoff.png", columns=len(groups), height=4.6)
     first_seeds = [run for run in runs if run.row.name in MAIN_ROWS[1:] and run.seed == 0]
-    logs = {run.row: read_log(run.directory / "trainer_state.json") for run in first_seeds}
+    logs = {run.row.name: read_log(run.directory / "trainer_state.json") for run in first_seeds}
     if logs:
-        keys = {"rollout/accuracy": "accuracy", "rollout/num_tokens": "tokens per response"}
-        keys |= {"reflection/density": "reflection words per token"}
+        titles = {run.row.name: run.row.title for run in first_seeds}
         panels = [
-            lambda axes, key=key, label=label: plot_curves(axes, logs, key, label)
-            for key, label in keys.items()
+            partial(plot_curves, logs=logs, styles=STYLES, titles=titles, key=key, label=label)
+            for key, label in CURVES.items()
         ]
         save_panels(panels, out / "training.png", columns=3)
     if "hard" in figures[rows[0].name]:
         shown = [row for row in rows if row.name in MAIN_ROWS]
-        keys = {
-            "words": "reflection words / 1000 tokens",
-            "rechecks": "re-checks / 1000 tokens",
-        }
         panels = [
-            lambda axes, key=key, label=label: plot_difficulties(axes, shown, figures, key, label)
-            for key, label in keys.items()
+            partial(plot_difficulties, rows=shown, figures=figures, key=key)
+            for key in ("words", "rechecks")
         ]
         save_panels(panels, out / "reflection.png")
 
 
-def plot_pareto(
+def _plot_group(
     axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], group: str
 ) -> None:
-    """Tokens and accuracy of each row on the group's problems with intervals, and the front that
-    no row beats. The main rows have colours and names, the others are grey."""
+    """The main rows have colours and names, the others are grey."""
     of_group = {row.name: figures[row.name][group] for row in rows}
-    points = {name: (f["tokens"], f["accuracy"]) for name, f in of_group.items()}
+    titles = {row.name: row.title for row in rows if row.name in METHODS}
+    pale = {"color": PALE, "marker": ".", "zorder": 1}
+    main = {name: {**STYLES[name], "markersize": 7, "zorder": 2} for name in titles}
+    heading = "all problems" if group == ALL else f"{group} problems"
+    plot_pareto(axes, of_group, {**dict.fromkeys(of_group, pale), **main}, titles, heading)
+
+
+def plot_pareto(
+    axes: Axes,
+    figures: Mapping[str, Mapping[str, Interval]],
+    styles: Styles,
+    titles: Mapping[str, str],
+    heading: str,
+) -> None:
+    """Tokens and accuracy of each row with intervals, and the front that no row beats; rows with
+    a title have it next to their point."""
     line = {"capsize": 2, "elinewidth": 1}
-    styles = {row.name: {**line, "color": PALE, "marker": ".", "zorder": 1} for row in rows}
-    main = {row.name: row.title for row in rows if row.name in METHODS}
-    for name in main:
-        style = point_style(MAIN_ROWS.index(name))
-        styles[name] = {**line, **style, "markersize": 7, "zorder": 2}
-    places = plot_points(axes, points, styles)
-    labels = [(places[name], title, styles[name]["color"]) for name, title in main.items()]
+    points = {name: (f["tokens"], f["accuracy"]) for name, f in figures.items()}
+    places = plot_points(axes, points, {name: {**line, **styles[name]} for name in points})
+    labels = [(places[name], title, styles[name]["color"]) for name, title in titles.items()]
     label_points(axes, labels, list(places.values()))
-    axes.set_title("all problems" if group == ALL else f"{group} problems")
+    axes.set_title(heading)
 
 
-def plot_curves(axes: Axes, logs: dict[Row, list[dict[str, Any]]], key: str, label: str) -> None:
+def plot_curves(
+    axes: Axes,
+    logs: Mapping[str, list[dict[str, Any]]],
+    styles: Styles,
+    titles: Mapping[str, str],
+    key: str,
+    label: str,
+) -> None:
     """Running mean of one figure over training steps, a line per row."""
-    for row, history in logs.items():
+    for name, history in logs.items():
         steps, values = series(history, key)
-        style = {"markevery": max(len(steps) // 6, 1), "markersize": 4}
-        axes.plot(
-            steps,
-            running_mean(values),
-            label=row.title,
-            **point_style(MAIN_ROWS.index(row.name)),
-            **style,
-        )
+        marks = {"markevery": max(len(steps) // 6, 1), "markersize": 4}
+        axes.plot(steps, running_mean(values), label=titles[name], **styles[name], **marks)
     axes.set(xlabel="optimizer step", ylabel=label)
     axes.legend(**ABOVE)
 
 
 def plot_difficulties(
-    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], key: str, label: str
+    axes: Axes, rows: Sequence[RowCounts], figures: dict[str, Figures], key: str
 ) -> None:
     """One figure by difficulty, a bar with its interval per row."""
     width = 0.8 / len(rows)
@@ -342,30 +352,25 @@ def plot_difficulties(
         heights = [v.value or 0.0 for v in values]
         errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(values))]
-        bars = {
-            "color": COLOURS[MAIN_ROWS.index(row.name)],
-            "label": row.title,
-            "error_kw": {"elinewidth": 1, "ecolor": GREY},
-        }
+        bars = {"color": STYLES[row.name]["color"], "label": row.title}
+        bars |= {"error_kw": {"elinewidth": 1, "ecolor": GREY}}
         axes.bar(places, heights, width, yerr=errors, **bars)
-    axes.set(ylabel=label)
+    words = {"words": "reflection words", "rechecks": "re-checks"}[key]
+    axes.set(ylabel=f"{words} / 1000 tokens")
     axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))
     axes.legend(**ABOVE)
 
 
-def seconds(runs: Sequence[Run]) -> tuple[dict[str, float], dict[str, float]]:
+def seconds(runs: Sequence[Run]) -> tuple[Counter[str], Counter[str]]:
     """Seconds of training and evaluation by row, over its seeds, and by device."""
-    by_row: dict[str, float] = {}
-    by_device: dict[str, float] = {}
+    by_row: Counter[str] = Counter()
+    by_device: Counter[str] = Counter()
     for run in runs:
         for file in ("trained.json", "evaluated.json"):
             if (path := run.directory / file).is_file():
                 spent = json.loads(path.read_text())
-                for sums, key in (
-                    (by_row, run.row.name),
-                    (by_device, spent.get("device", "unknown device")),
-                ):
-                    sums[key] = sums.get(key, 0.0) + spent["seconds"]
+                by_row[run.row.name] += spent["seconds"]
+                by_device[spent.get("device", "unknown device")] += spent["seconds"]
     return by_row, by_device
 
 
@@ -379,13 +384,12 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     settings = {
         key: getattr(args, key) for key in ("recipe_set", "steps", "eval_dataset", "eval_samples")
     }
-    settings["eval_problems"] = len(rows[0].ids)
     study = {
-        "settings": settings,
+        "settings": settings | {"eval_problems": len(rows[0].ids)},
         "rows": [json_row(row, figures[row.name]) for row in rows],
         "seconds": by_row,
+        "seconds_by_device": by_device,
     }
-    study["seconds_by_device"] = by_device
     write_json(args.out / "study.json", study)
     times = " and ".join(f"{time / 60:.0f} minutes on {kind}" for kind, time in by_device.items())
     intro = (
@@ -394,13 +398,7 @@ def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         f"over problems and seeds. Training and evaluation took at least {times}. That is the sum "
         "over runs; with --jobs, several run at a time."
     )
-    parts = [
-        "# The study",
-        intro,
-        tables(rows, figures, args.set.slips),
-        PICTURES,
-        LEGEND,
-    ]
+    parts = ["# The study", intro, tables(rows, figures, args.set.slips), PICTURES, LEGEND]
     check_made(page := args.out / "study.md", page, parts[0])
     write_atomically(page, ["\n\n".join(parts)])
 
