@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 768
-EOS, BOS, USER, ASSISTANT, PAD = (
-    "<|end_of_sentence|>",
-    "<|begin_of_sentence|>",
-    "<|User|>",
-    "<|Assistant|>",
-    "<|pad|>",
-)
+EOS, BOS, PAD = "<|end_of_sentence|>", "<|begin_of_sentence|>", "<|pad|>"
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 PRE_TOKENIZATION = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

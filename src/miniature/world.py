@@ -42,8 +42,8 @@ NUM_CHECKS = {
 }
 CHECKS_AFTER_CORRECTION = ((1, 2, 3), (0.4, 0.4, 0.2))
 
-NAMES = ("Tom", "Mia", "Sam", "Ana", "Leo", "Eva", "Max", "Zoe")
-ITEMS = ("apples", "coins", "books", "cards", "stones", "pens")
+NAMES = "Tom Mia Sam Ana Leo Eva Max Zoe".split()
+ITEMS = "apples coins books cards stones pens".split()
 INVERSE = {"+": "-", "-": "+", "*": "/"}
 
 Step = tuple[str, int]  # (operator, operand)

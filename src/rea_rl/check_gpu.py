@@ -43,7 +43,7 @@ MODELS = Path(__file__).parents[2] / "model"
 POLICY, REFLECTION = str(MODELS / "Miniature-LRM"), str(MODELS / "Miniature-Reflection")
 LENGTHS = (64, 192, 320)
 LOW_SCORE = 120.0  # below 0; exp(-120) is 0 in float32
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 # least cosine of two gradients, and most mean difference of two log-probs, by bytes of a number
 COSINES, DIFFERENCES = {4: 0.9999, 2: 0.97}, {4: 1e-3, 2: 0.1}
 SLOPES = (0.5, 1.5)  # of the adapter's effect on a server

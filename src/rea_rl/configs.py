@@ -43,28 +43,23 @@ from rea_rl.run.trl_keys import (
     check_values,
 )
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")  # of TRL
+LOSS_TYPES = "grpo bnpo dr_grpo dapo luspo cispo sapo".split()  # of TRL
 
 # Keys of TRL and transformers whose numbers have a range; ours have it in their types.
-POSITIVE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "num_train_epochs", "max_length", "max_completion_length", "num_generations",
-    "num_generations_eval", "temperature", "top_p", "repetition_penalty",
-    "vllm_importance_sampling_clip_max", "lora_r", "lora_alpha", "save_steps", "eval_steps",
-    "logging_steps", "save_total_limit", "pad_to_multiple_of", "dataset_num_proc", "delta",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "seed",
-    "dataloader_num_workers", "neftune_noise_alpha", "eval_delay",
-)  # fmt: skip
-SHARES = (
-    "top_p",
-    "min_p",
-    "lora_dropout",
-    "top_entropy_quantile",
-    "label_smoothing",
-    "label_smoothing_factor",
-)
+POSITIVE = """
+    per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+    learning_rate num_train_epochs max_length max_completion_length num_generations
+    num_generations_eval temperature top_p repetition_penalty vllm_importance_sampling_clip_max
+    lora_r lora_alpha save_steps eval_steps logging_steps save_total_limit pad_to_multiple_of
+    dataset_num_proc delta
+""".split()
+NOT_NEGATIVE = """
+    beta epsilon epsilon_high weight_decay max_grad_norm seed dataloader_num_workers
+    neftune_noise_alpha eval_delay
+""".split()
+SHARES = """
+    top_p min_p lora_dropout top_entropy_quantile label_smoothing label_smoothing_factor
+""".split()
 
 
 def check_ranges(config: Any) -> None:

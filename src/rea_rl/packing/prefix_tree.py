@@ -37,11 +37,10 @@ RELATED = 0.25
 # of one response into the next.
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Settings of models whose attention scores or logits are not a plain product.
-SCALES = (
-    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling",
-    "output_multiplier",
-    "lm_head_multiplier",
-)  # fmt: skip
+SCALES = """
+    attn_logit_softcapping final_logit_softcapping logit_scale logits_scaling output_multiplier
+    lm_head_multiplier
+""".split()
 
 
 @dataclass(frozen=True)

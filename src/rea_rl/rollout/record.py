@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Of a response: asked for; decoded, split and cut by this process; waiting for its wave; labelled;
 # finished; judged.
-STAGES = ("sample", "text", "turn", "label", "finish", "verify")
+STAGES = "sample text turn label finish verify".split()
 
 
 class StageClock:

@@ -22,7 +22,7 @@ from rea_rl.run.monitors import MonitorKeys
 
 Record = dict[str, Any]
 RECORD = "run_record.json"
-FIELDS = {"program", "launch", "ranks", "batch", "steps", "rows", "data", "models", "settings"}
+FIELDS = {*"program launch ranks batch steps rows data models settings".split()}
 LOGGING = """
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
     include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name

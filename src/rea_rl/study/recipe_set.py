@@ -61,7 +61,7 @@ def read_study_set(recipe_set: str) -> StudySet:
     known = {field.name: field for field in fields(StudySet)}
     if unknown := sorted(given.keys() - known.keys()):
         raise ValueError(f"{path}: there is no key {unknown[0]}; there are {', '.join(known)}")
-    needed = {"generation", "target", "target_easy", "target_hard", "slope", "buffer"}
+    needed = {*"generation target target_easy target_hard slope buffer".split()}
     if missing := sorted(needed - given.keys()):
         raise ValueError(f"{path}: the key {missing[0]} is missing; give it a value")
     for key, value in given.items():

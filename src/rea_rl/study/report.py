@@ -64,7 +64,7 @@ RATIOS = {
 }
 # of the axes
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False, "fontsize": 8}
-MAIN_ROWS = ("base", "grpo", "grpo_len", "reward_only", "model_only", "rea_rl", "density")
+MAIN_ROWS = "base grpo grpo_len reward_only model_only rea_rl density".split()
 METHODS = MAIN_ROWS[:-1]  # density is there to be caught, not to be compared
 STYLES = {name: point_style(i) for i, name in enumerate(MAIN_ROWS)}
 CURVES = {
