@@ -38,11 +38,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 LOAD_TIMEOUT = 120.0  # seconds in which a server has an adapter loaded
 PROBE_TIMEOUT = 5.0  # seconds in which a healthy server answers a question that costs it nothing
-VISIBLE_SECONDS = (
-    # in which an adapter shows on a server's host: network file systems look again after a minute
-    # or so
-    90.0
-)
+# in which an adapter shows on a server's host: network file systems look again after a minute or so
+VISIBLE_SECONDS = 90.0
 NOT_SEEN = "No adapter found"  # of vLLM, for a folder that is missing
 MAX_PAUSE = 8.0  # seconds before a request is repeated that a healthy server refuses
 
@@ -77,11 +74,7 @@ class ServerWatch:
 
     def __init__(self, key: str, url: str, deadline: float, adapters: Path | None = None):
         self.name = f"{key} ({url})"
-        self.counts = {
-            "failed_requests": 0,
-            "refused_requests": 0,
-            "reloaded_adapters": 0,
-        }
+        self.counts = {"failed_requests": 0, "refused_requests": 0, "reloaded_adapters": 0}
         self.outages: list[tuple[float, float]] = []
         self.away_since: float | None = None
         self.url, self._deadline, self._adapters = url, deadline, adapters
@@ -102,41 +95,35 @@ class ServerWatch:
         """Let whoever waits for the server, or will, raise an error."""
         self._given_up = error
 
-    async def recover(self, error: Exception, began: float, model: str) -> None:
-        """Return once a failed request can be repeated. One of those that failed together does the
-        waiting.
+    async def survived(self, error: Exception, began: float, model: str, is_alone: bool) -> bool:
+        """Whether a failed request can be repeated here. The only server is waited for, by one of
+        the requests that failed together; one of several is looked at once.
 
         Args:
             error: what came instead of a reply.
             began: when the request was sent, by `time.monotonic`.
             model: name that it is for.
+            is_alone: there is no other server.
 
-        Raises ConnectionError if the server stays away for the deadline, or does not take its
-        adapter back.
+        Raises ConnectionError if the only server stays away for the deadline, or does not take its
+        adapter back, and if it was given up.
         """
         self.counts["failed_requests"] += 1
         async with self._lock:
             if self._given_up is not None:
                 raise self._given_up
             if began < self._back:  # it failed in an outage that is over
-                return
+                return True
+            if not is_alone:
+                well = self.away_since is None
+                return well and await self._is_well(words(error), model, fatal=False)
             start = time.monotonic()
             while not await self._is_well(words(error), model):
                 if time.monotonic() - start > self._deadline:
                     self._given_up = self._too_late(words(error))
                     raise self._given_up
                 await asyncio.sleep(POLL_SECONDS)
-
-    async def survived(self, error: Exception, began: float, model: str) -> bool:
-        """Whether a failed request can be repeated on this server, one of several; looks once.
-
-        Arguments are those of `recover`. Raises ConnectionError if it was given up.
-        """
-        self.counts["failed_requests"] += 1
-        async with self._lock:
-            if began < self._back:
-                return True
-            return self.away_since is None and await self._is_well(words(error), model, fatal=False)
+            return True
 
     async def look(self, model: str) -> bool:
         """Whether a server, one of several, answers; then it serves the model, too.
@@ -257,17 +244,6 @@ class Endpoint:
         self.watch = ServerWatch(key, url, args.server_deadline, adapters)
         self._slots = asyncio.Semaphore(args.max_concurrent_requests)
         self._client = async_openai_client(url, timeout=args.request_timeout, max_retries=0)
-
-    async def context_length(self, model: str) -> int:
-        """Tokens that a prompt and its completion may have together. Raises ConnectionError if
-        nothing answers."""
-        try:
-            served = await self._client.models.list()
-        except openai.APIError as error:
-            raise ConnectionError(
-                f"{self.watch.name} does not answer ({words(error)}); start it, and see its log"
-            ) from error
-        return {card.id: card.max_model_len for card in served.data}[model]
 
     async def complete(
         self, model: str, prompt_ids: list[int], extra: dict[str, Any], **body: Any

@@ -20,19 +20,11 @@ from typing import TYPE_CHECKING, Any
 import openai
 from tqdm import tqdm
 
-from generation.cuts import (
-    cut_completion_ids,
-    decode_completion,
-    think_end_finder,
-)
+from generation.cuts import cut_completion_ids, decode_completion, think_end_finder
 from generation.markers import R1, Markers
 from generation.math_verify.extract import answer_part_of
 from generation.reflection_words import count_reflections
-from generation.rendering import (
-    encode_continuation,
-    encode_text,
-    prompt_thinking,
-)
+from generation.rendering import encode_continuation, encode_text, prompt_thinking
 from generation.segments import Paragraph, split_paragraphs, thinking_of
 from rea_core.problems import problem_digest
 from rea_rl.revision import serial_cuts
@@ -41,6 +33,7 @@ from rea_rl.rollout.labeller import Labeller
 from rea_rl.rollout.record import Batch, Rollout, StageClock
 from rea_rl.rollout.refusals import Refusals
 from rea_rl.rollout.replies import Completion
+from rea_rl.rollout.server_answers import served_contexts
 from rea_rl.rollout.servers import Seat, Servers
 from rea_rl.rollout.stage_batching import Waves
 from rea_rl.run.counts import ALIVE
@@ -111,7 +104,8 @@ class RolloutEngine:
         self._reflection: Servers | None = None
         if reflection_tokenizer is not None:
             self._reflection = Servers("reflection_server", args.reflection_servers, args)
-            context = self._wait(self._reflection.context_length(args.reflection_model))
+            contexts = map(served_contexts, args.reflection_servers)
+            context = min(served[args.reflection_model] for served in contexts)
             self.labeller = Labeller(reflection_tokenizer, context, args)
 
     def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:

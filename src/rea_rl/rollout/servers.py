@@ -7,7 +7,7 @@
                   -> it is away: the prompt moves to another one, with all that it still asks
                   -> all are away: wait, at most `server_deadline` seconds
 
-With one server a failed request waits for it (`ServerWatch.recover`).
+With one server a failed request waits for it (`ServerWatch.survived`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import openai
 
-from rea_rl.rollout.endpoint import (
-    Endpoint,
-    ServerWatch,
-    first_back,
-    pause,
-    refused,
-    words,
-)
+from rea_rl.rollout.endpoint import Endpoint, ServerWatch, first_back, pause, refused, words
 from rea_rl.rollout.replies import Completion, UnusableReply
 
 if TYPE_CHECKING:
@@ -64,10 +57,6 @@ class Servers:
     def num_alive(self) -> int:
         return sum(watch.away_since is None for watch in self.watches)
 
-    async def context_length(self, model: str) -> int:
-        """Tokens that a prompt and its completion may have on any of the servers."""
-        return min([await endpoint.context_length(model) for endpoint in self.endpoints])
-
     async def muster(self, model: str) -> None:
         """Look which of several servers are alive. One that is back serves the model then."""
         if len(self.endpoints) > 1:
@@ -90,9 +79,7 @@ class Servers:
 
         Raises ConnectionError if no server is left for the deadline.
         """
-        if len(self.endpoints) == 1:
-            return await endpoint.watch.recover(error, began, model)
-        if await endpoint.watch.survived(error, began, model):
+        if await endpoint.watch.survived(error, began, model, len(self.endpoints) == 1):
             return
         async with self._lock:
             if not self._alive():

@@ -169,7 +169,7 @@ class AdapterSync:
         Raises ConnectionError if one refuses it, and then unloads it from the others.
         """
         if len(self._servers) == 1:
-            self._servers[0].load_patiently(name)
+            self._servers[0].load(name, is_alone=True)
             swapped = self._servers
         else:
             swapped = self._load_everywhere(name)
@@ -182,7 +182,7 @@ class AdapterSync:
 
     def _load_everywhere(self, name: str) -> list[_AdapterServer]:
         try:
-            loaded = _together([partial(s.load_if_alive, name) for s in self._servers])
+            loaded = _together([partial(s.load, name, is_alone=False) for s in self._servers])
             if not any(loaded):
                 watches = [server.watch for server in self._servers]
                 cause = "a version was to be loaded"
@@ -205,23 +205,17 @@ class _AdapterServer:
     retries: int
     probe: Probe | None
 
-    def load_patiently(self, name: str) -> None:
-        """Load a version; begin again after the server was away."""
-        for tried in range(self.retries + 1):
-            began = time.monotonic()
-            if (error := self._try_to_load(name, tried)) is None:
-                return
-            asyncio.run(self.watch.recover(error, began, name))
-
-    def load_if_alive(self, name: str) -> bool:
-        """The same for one of several servers; False for one that is away, and is left alone."""
-        if self.watch.away_since is not None and not asyncio.run(self.watch.look(name)):
+    def load(self, name: str, is_alone: bool) -> bool:
+        """Load a version; begin again after the only server was away. False for one of several
+        that is away, and is left alone."""
+        is_away = self.watch.away_since is not None and not is_alone
+        if is_away and not asyncio.run(self.watch.look(name)):
             return False
         for tried in range(self.retries + 1):
             began = time.monotonic()
             if (error := self._try_to_load(name, tried)) is None:
                 return True
-            if not asyncio.run(self.watch.survived(error, began, name)):
+            if not asyncio.run(self.watch.survived(error, began, name, is_alone)):
                 return False
         raise AssertionError("the last try has an error of its own")
 
