@@ -41,7 +41,6 @@ from generation.markers import Markers
 from rea_core.rows import write_atomically
 from rea_rl.configs import REARLConfig
 from rea_rl.packing.logprobs import (
-    KeepsBalance,
     Output,
     leave_load_balancing,
     padded_logps,
@@ -299,24 +298,15 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     ) -> Output:
         """Log-probs (B, C), entropies (B, C) and load-balancing loss (), packed or on
         `rows_per_forward` rows at a time."""
+        batch = input_ids, attention_mask, logits_to_keep
         if self.packed_step is None:
-            forward = KeepsBalance(
-                partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
-            )
-            whole = self._one_pass and torch.is_grad_enabled()
-            rows = (
-                len(input_ids)
-                if whole
-                else self.args.rows_per_forward or batch_size or len(input_ids)
-            )
-            logps, entropies = padded_logps(
-                forward, input_ids, attention_mask, logits_to_keep, rows
-            )
-            balance = forward.mean
+            forward = partial(super()._get_per_token_logps_and_entropies, model, **kwargs)
+            rows = self.args.rows_per_forward or batch_size
+            if self._one_pass and torch.is_grad_enabled():
+                rows = None
+            logps, entropies, balance = padded_logps(forward, *batch, rows or len(input_ids))
         else:
-            logps, entropies = self.packed_step.logps(
-                model, input_ids, attention_mask, logits_to_keep
-            )
+            logps, entropies = self.packed_step.logps(model, *batch)
             balance = None
         if self._work.loss_inputs is not None:
             self._correct_for_sampler(self._work.loss_inputs, logps.detach())

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from trl.experimental.async_grpo.weight_transfer import WeightTransferClient
 
 
-class WeightTransfer(Protocol):
-    """TRL's client of a server that takes all weights over NCCL."""
-
-    def init_weight_transfer(self) -> None: ...
-    def pause(self) -> None: ...
-    def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None: ...
-    def resume(self) -> None: ...
-
-
-def weight_transfer(server: str, manifest: dict[str, list[Any]], timeout: int) -> WeightTransfer:
-    """Client of a server.
+def weight_transfer(
+    server: str, manifest: dict[str, list[Any]], timeout: int
+) -> WeightTransferClient:
+    """TRL's client of a server that takes all weights over NCCL.
 
     Args:
         server: `http://host:port`.

@@ -310,7 +310,7 @@ def test_rows_without_a_trained_token_are_forwarded_too(rows_per_forward):
     mask = torch.ones_like(ids)
     mask[:2, 3:] = 0  # dynamic sampling took their four completion tokens
     mask[2, 5:] = 0
-    logps, _ = padded_logps(forward, ids, mask, 4, rows_per_forward)
+    logps, _, _ = padded_logps(forward, ids, mask, 4, rows_per_forward)
     assert logps.shape == (4, 4)
     trained = mask[:, 3:].bool()
     assert torch.equal(logps[trained], ids[:, 3:][trained].float())

@@ -162,24 +162,6 @@ def leave_load_balancing(trainer: GRPOTrainer) -> None:
     logger.info("router_aux_loss_coef: 0, since an adapter leaves the routers as they are")
 
 
-class KeepsBalance:
-    """`forward` of `padded_logps` that keeps the load-balancing loss of its passes, if they
-    have one."""
-
-    def __init__(self, forward: Callable[..., Output]):
-        self._forward, self._losses = forward, []
-
-    def __call__(self, *args: Any) -> Output:
-        output = self._forward(*args)
-        self._losses += [] if output[2] is None else [output[2]]
-        return output
-
-    @property
-    def mean(self) -> torch.Tensor | None:
-        """Mean over the passes so far, (); None for models without experts."""
-        return torch.stack(self._losses).mean() if self._losses else None
-
-
 def sampling_metrics(
     accelerator: Accelerator, difference: torch.Tensor, mask: torch.Tensor, clip_max: float | None
 ) -> dict[str, float]:
@@ -217,19 +199,18 @@ def padded_logps(
     attention_mask: torch.Tensor,  # (B, P + C)
     num_kept: int,  # C
     rows_per_forward: int,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> Output:
     """Log-probs (B, C) and entropies (B, C) of `forward(input_ids, attention_mask, C)`, rows of
-    similar length together."""
+    similar length together, and the mean load-balancing loss () of its passes, if they have one."""
     order = attention_mask.sum(dim=1).argsort()
     outputs = [
         _trimmed(forward, input_ids[rows], attention_mask[rows], num_kept)
         for rows in order.split(rows_per_forward)
     ]
     back = order.argsort()
-    logps, entropies = (
-        None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*outputs, strict=True)
-    )
-    return logps, entropies
+    *columns, losses = zip(*outputs, strict=True)
+    logps, entropies = (None if parts[0] is None else torch.cat(parts)[back] for parts in columns)
+    return logps, entropies, None if losses[0] is None else torch.stack(losses).mean()
 
 
 def _trimmed(
@@ -237,7 +218,7 @@ def _trimmed(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     num_kept: int,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> Output:
     """One forward pass without the columns that are padding in all rows; outputs are padded back
     to (B, C)."""
     columns = attention_mask.any(dim=0).nonzero().flatten()
@@ -245,7 +226,9 @@ def _trimmed(
     # for all of them.
     cut_off = min(input_ids.size(1) - 1 - int(columns[-1]), num_kept - 1)
     first, end = int(columns[0]), input_ids.size(1) - cut_off
-    logps, entropies, _ = forward(
+    logps, entropies, balance = forward(
         input_ids[:, first:end], attention_mask[:, first:end], num_kept - cut_off
     )
-    return F.pad(logps, (0, cut_off)), None if entropies is None else F.pad(entropies, (0, cut_off))
+    if entropies is not None:
+        entropies = F.pad(entropies, (0, cut_off))
+    return F.pad(logps, (0, cut_off)), entropies, balance

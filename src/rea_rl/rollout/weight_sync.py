@@ -45,10 +45,12 @@ from rea_rl.rollout.endpoint import (
 )
 from rea_rl.rollout.probe import NoLogprobs, Probe
 from rea_rl.rollout.server_answers import request
-from rea_rl.trl_experimental import WeightTransfer, weight_transfer
+from rea_rl.trl_experimental import weight_transfer
 
 if TYPE_CHECKING:
     import torch
+
+    from rea_rl.trl_experimental import WeightTransferClient
 
 
 logger = logging.getLogger(__name__)
@@ -359,7 +361,7 @@ class FullSync:
             ) from error
         bypass_proxies(server)  # TRL's client asks them
         self._server, self._model_name, self._timeout = server, model_name, timeout
-        self._client: WeightTransfer | None = None
+        self._client: WeightTransferClient | None = None
 
     def publish(self, model: torch.nn.Module, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the name
@@ -392,7 +394,7 @@ class FullSync:
                 "must run on other GPUs than the trainer, and be started with --full_weights true"
             ) from error
 
-    def _join(self, model: torch.nn.Module) -> WeightTransfer:
+    def _join(self, model: torch.nn.Module) -> WeightTransferClient:
         """Form an NCCL group with the server, which learns names, types and shapes of what it
         will get."""
         weights = list(model.named_parameters())

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rea_rl.run.placement import KEYS
 
@@ -28,6 +28,11 @@ PLANNED = (*KEYS, "NUM_GPUS", "NUM_PROCESSES", "POLICY_TP", "REFLECTION_TP")
 # Shares of a GPU that vLLM asks to be free at its start; the caches have a fixed size
 # (--kv_cache_gib).
 MEMORY_SHARE = 0.05
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """A command line with these values."""
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
 @dataclass
@@ -56,17 +61,9 @@ class Place:
     def flags(self) -> list[str]:
         """Flags of a training command: where its servers are, and without a GPU what it computes
         in."""
-        flags = [
-            "--policy_server",
-            self.policy_server,
-            "--reflection_server",
-            self.reflection_server,
-        ]
-        return flags + (
-            ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
-            if self.gpu == CPU
-            else []
-        )
+        places = {"policy_server": self.policy_server, "reflection_server": self.reflection_server}
+        on_cpu = {"use_cpu": "true", "bf16": "false", "dtype": "float32"}
+        return as_flags(places | (on_cpu if self.gpu == CPU else {}))
 
     def ready(self, run: Run, model: str, recipe_set: str) -> Place:
         """Start the servers that a run needs and that are not running yet. Raises
@@ -81,9 +78,8 @@ class Place:
             roles.append("reflection")
         missing = [role for role in roles if role not in self.servers]
         for role in missing:
-            self.servers[role] = self._start(
-                role, f"recipes/{recipe_set}/config_ReflectRL.yaml", model
-            )
+            recipe = f"recipes/{recipe_set}/config_ReflectRL.yaml"
+            self.servers[role] = self._start(role, recipe, model)
         for role in missing:
             self.servers[role].wait_ready()
         return self
@@ -92,27 +88,13 @@ class Place:
         from rea_rl.vllm_server import VLLMServer, parse_args
 
         url = self.policy_server if role == "policy" else self.reflection_server
-        flags = [
-            "--recipe",
-            recipe,
-            "--role",
-            role,
-            "--port",
-            url.removesuffix("/v1").rpartition(":")[2],
-        ]
-        if self.gpu == CPU:
-            flags += ["--device", "cpu"]
-        else:
-            flags += [
-                "--device",
-                "cuda",
-                "--gpu",
-                self.gpu,
-                "--gpu_memory_utilization",
-                str(MEMORY_SHARE),
-            ]
-        flags += ["--model", model] if role == "policy" else []
-        config, _ = parse_args(flags + self.server_flags)
+        port = url.removesuffix("/v1").rpartition(":")[2]
+        flags = {"recipe": recipe, "role": role, "port": port, "device": "cpu"}
+        if self.gpu != CPU:
+            flags |= {"device": "cuda", "gpu": self.gpu, "gpu_memory_utilization": MEMORY_SHARE}
+        if role == "policy":
+            flags["model"] = model
+        config, _ = parse_args(as_flags(flags) + self.server_flags)
         server = VLLMServer(config)
         server.start()
         return server
@@ -133,14 +115,14 @@ def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
         for policy, reflection, gpu in islice(zip(*map(cycle, given), strict=True), args.jobs):
             places.put(Place(policy, reflection, train_gpu=gpu))
         return places
-    flags = ["--kv_cache_gib", str(args.kv_cache_gib), "--compile", str(args.compile).lower()]
-    flags += ["--max_model_len", str(args.server_context)] if args.server_context else []
+    flags = {"kv_cache_gib": args.kv_cache_gib, "compile": str(args.compile).lower()}
+    flags |= {"max_model_len": args.server_context} if args.server_context else {}
     for i in range(args.runs_per_gpu):
         for j, gpu in enumerate(args.gpus):
             port = FIRST_PORT + 2 * (i * len(args.gpus) + j)
             urls = (f"http://127.0.0.1:{number}/v1" for number in (port, port + 1))
             # Responses without seeds of their own differ from server to server.
-            places.put(Place(*urls, gpu=gpu, server_flags=[*flags, "--seed", str(port)]))
+            places.put(Place(*urls, gpu=gpu, server_flags=as_flags(flags | {"seed": port})))
     return places
 
 

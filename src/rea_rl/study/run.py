@@ -37,13 +37,9 @@ from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 from rea_rl.run.placement import addresses
-from rea_rl.study.places import Place, make_places, stopping
+from rea_rl.study.places import Place, as_flags, make_places, stopping
 from rea_rl.study.recipe_set import read_study_set
-from rea_rl.study.rows import (
-    ROWS,
-    Run,
-    make_run,
-)
+from rea_rl.study.rows import ROWS, Run, make_run
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +81,8 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
     check_processes(recipe, args)
     command = [*args.trainer, "--config", recipe, *run.row.changes.format(**args.set.sizes).split()]
-    command += ["--seed", str(run.seed), "--output_dir", str(run.directory)]
-    command += ["--model_name_or_path", args.model]
-    return command + (["--max_steps", str(args.steps)] if args.steps else [])
+    flags = {"seed": run.seed, "output_dir": run.directory, "model_name_or_path": args.model}
+    return command + as_flags(flags | ({"max_steps": args.steps} if args.steps else {}))
 
 
 def check_processes(path: str, args: argparse.Namespace) -> None:
