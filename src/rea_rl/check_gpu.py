@@ -167,10 +167,14 @@ def _random_model(place: Place) -> PeftModel:
 
 
 def _row_logps(model: PeftModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum (B,) of the log-probs of the real tokens but the first."""
+    """Log-probs (B, L - 1) of the tokens of padded rows but the first."""
     logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-    logps = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    return (logps * (mask[:, 1:] & mask[:, :-1])).sum(dim=1)
+    return logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+
+
+def _sums(model: PeftModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sums (B,) of those that are no padding."""
+    return (_row_logps(model, ids, mask) * (mask[:, 1:] & mask[:, :-1])).sum(dim=1)
 
 
 def _tokens(place: Place, length: int) -> torch.Tensor:
@@ -183,7 +187,7 @@ def _tokens(place: Place, length: int) -> torch.Tensor:
 def sft_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
     """Of an adapter, for the mean log-prob of padded rows."""
     model, mask = _random_model(place), _padding(length, side, place.device)
-    (-_row_logps(model, _tokens(place, length), mask).sum() / mask.sum()).backward()
+    (-_sums(model, _tokens(place, length), mask).sum() / mask.sum()).backward()
     return _gradients(model)
 
 
@@ -195,8 +199,8 @@ def dpo_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
     model, mask = _random_model(place), _padding(length, side, place.device)
     ids = _tokens(place, length)
     with torch.no_grad(), model.disable_adapter():
-        reference = _row_logps(model, ids, mask)
-    gain = 0.1 * (_row_logps(model, ids, mask) - reference)
+        reference = _sums(model, ids, mask)
+    gain = 0.1 * (_sums(model, ids, mask) - reference)
     (-F.logsigmoid(gain[:2] - gain[2:]).mean()).backward()
     return _gradients(model)
 
@@ -272,20 +276,19 @@ def _step(model: PeftModel, logps: Callable[[], torch.Tensor]) -> tuple[torch.Te
 def padded_logps(model: PeftModel, paths: list[TokenPath]) -> torch.Tensor:
     """As TRL computes them: prompts padded on the left, completions on the right."""
     import torch
+    from trl.trainer.utils import pad
 
-    width = max(path.num_prompt for path in paths)
-    length = width + max(len(path.ids) - path.num_prompt for path in paths)
-    ids, mask = (torch.zeros(len(paths), length, dtype=torch.long) for _ in range(2))
-    trained = torch.zeros(len(paths), length, dtype=torch.bool)
-    for i, path in enumerate(paths):
-        begin = width - path.num_prompt
-        part = slice(begin, begin + len(path.ids))
-        ids[i, part], mask[i, part] = torch.from_numpy(path.ids), 1
-        trained[i, width : part.stop] = True
-    ids, mask, trained = (x.to(model.device) for x in (ids, mask, trained))
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    logps = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    return logps[trained[:, 1:]]
+    ends = [path.num_prompt for path in paths]
+
+    def padded(rows: list[torch.Tensor]) -> torch.Tensor:
+        parts = (row.tensor_split([end]) for row, end in zip(rows, ends, strict=True))
+        prompts, completions = zip(*parts, strict=True)
+        return torch.cat([pad(prompts, padding_side="left"), pad(completions)], dim=1)
+
+    rows = [torch.from_numpy(path.ids).to(model.device) for path in paths]
+    ids, mask = padded(rows), padded([torch.ones_like(row) for row in rows])
+    trained = mask[:, max(ends) :].bool()
+    return _row_logps(model, ids, mask)[:, max(ends) - 1 :][trained]
 
 
 def packed_logps(model: PeftModel, paths: list[TokenPath]) -> torch.Tensor:

@@ -7,7 +7,7 @@ same problems.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,42 +91,6 @@ RATIOS: dict[str, tuple[str, str, float]] = {
 # --- Counting -------------------------------------------------------------------------------------
 
 
-def count_response(
-    response: Row, labels: Sequence[str], parts: Sequence[str], count_tokens: Callable[[str], int]
-) -> dict[str, float]:
-    """Counts of one response.
-
-    Args:
-        response: of a generation file, with `correct`.
-        labels: of the judge, one for each part of the thinking.
-        parts: blank-line parts of the thinking.
-        count_tokens: number of tokens of a text.
-    """
-    thinking = thinking_in(response)
-    stated = [label for label in labels if label in (RIGHT_RESULT, WRONG_RESULT)]
-    mistake = bool(stated) and stated[0] == WRONG_RESULT
-    think_tokens = count_tokens(thinking)
-    first = next((i for i, label in enumerate(labels) if label == RIGHT_RESULT), None)
-    after = 0 if first is None else count_tokens("\n\n".join(parts[first + 1 :]))
-    correct = response["correct"]
-    return {
-        "responses": 1,
-        "correct": correct,
-        "wrong": not correct,
-        "num_tokens": response["num_tokens"],
-        "tokens_right": response["num_tokens"] * correct,
-        "tokens_wrong": response["num_tokens"] * (not correct),
-        "truncated": response["finish_reason"] == "length",
-        "think_tokens": think_tokens,
-        "think_tokens_right": think_tokens if first is not None else 0,
-        "reflections": count_reflections(thinking, word_bounded=True),
-        "rechecks": max(len(stated) - 1, 0),
-        "mistakes": mistake,
-        "corrected": mistake and correct,
-        "after_first": after,
-    }
-
-
 def read_row(
     name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter
 ) -> RowData:
@@ -164,25 +128,41 @@ class Counter:
             asked[key] = problem_digest(row["problem"])
             for sample, response in enumerate(row["responses"]):
                 correct = verdict_on(row, sample, verdicts, path)
-                counts = self._count({**response, "correct": correct}, row["answer"], thinks)
+                counts = self._count(response, correct, row["answer"], thinks)
                 by_problem.setdefault(key, []).append(counts)
         if asked != {row["id"]: problem_digest(row["problem"]) for row in problems}:
             raise ValueError(f"{path} has other problems than the other rows; evaluate it again")
         return [by_problem[row["id"]] for row in problems]
 
-    def _count(self, response: Row, gold: str, thinks: bool) -> dict[str, float]:
-        thinking = thinking_in(response) if thinks else ""
-        parts = [part for part in thinking.split("\n\n") if part.strip()]
+    def _count(self, response: Row, correct: bool, gold: str, thinks: bool) -> dict[str, float]:
+        """Counts of one response of a generation file."""
+        thinking = thinking_in(response)
+        parts = [part for part in thinking.split("\n\n") if part.strip()] if thinks else []
         labels = self._judge.labels(parts, gold)
-        counts = count_response(
-            response,
-            labels,
-            parts,
-            lambda text: len(self._tokenizer.encode(text, add_special_tokens=False)),
-        )
-        return (
-            counts if thinks else counts | {"think_tokens": 0, "reflections": counts["reflections"]}
-        )
+        stated = [label for label in labels if label in (RIGHT_RESULT, WRONG_RESULT)]
+        mistake = bool(stated) and stated[0] == WRONG_RESULT
+        think_tokens = self._num_tokens(thinking) if thinks else 0
+        first = labels.index(RIGHT_RESULT) if RIGHT_RESULT in labels else None
+        after = 0 if first is None else self._num_tokens("\n\n".join(parts[first + 1 :]))
+        return {
+            "responses": 1,
+            "correct": correct,
+            "wrong": not correct,
+            "num_tokens": response["num_tokens"],
+            "tokens_right": response["num_tokens"] * correct,
+            "tokens_wrong": response["num_tokens"] * (not correct),
+            "truncated": response["finish_reason"] == "length",
+            "think_tokens": think_tokens,
+            "think_tokens_right": think_tokens if first is not None else 0,
+            "reflections": count_reflections(thinking, word_bounded=True),
+            "rechecks": max(len(stated) - 1, 0),
+            "mistakes": mistake,
+            "corrected": mistake and correct,
+            "after_first": after,
+        }
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 Verdicts = dict[tuple[str, int], Row]  # lines by row and sample
