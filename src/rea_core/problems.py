@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rea_core.checks import check_text, odd_characters
@@ -63,10 +64,14 @@ def open_problems(
 ) -> Rows | list[dict[str, Any]]:
     """The same; those of a local file are read when they are asked for. `check` raises
     ValueError for further faults."""
-
-    def convert(row: dict[str, Any], i: int) -> dict[str, Any]:
-        return _problem(row, i, name, problem_column, answer_column, gold_needed)
-
+    # no function of its own: rows are sent to other processes with it
+    convert = partial(
+        _problem,
+        name=name,
+        problem_column=problem_column,
+        answer_column=answer_column,
+        gold_needed=gold_needed,
+    )
     first: dict[str, int] = {}
     known: list[dict[str, Any]] = []  # known columns, to find duplicates
     strange: list[str] = []  # rows with control characters

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from tiny import make_tokenizer, save_model
 
-from generation import math_verify_all, parallel
+from generation import generate, math_verify_all, parallel
 from generation.counting import Counting, answers_of, count_rows
 from generation.cuts import PathCuts, cut_completion_ids, decode_completion, think_end_finder
-from generation.generation_file import read_generations
+from generation.generation_file import read_generations, sample_seed
 from generation.parallel import Shared, map_rows
 from generation.segments import num_tokens, split_paragraphs
 from generation.word_counts import in_ascii, word_counts
@@ -248,3 +248,19 @@ def test_a_file_is_scored_alike_by_one_and_by_many(tmp_path, monkeypatch, capsys
         written[0] == written[1]
         and json.loads((tmp_path / "a.scores.json").read_text())["num_responses"] == 40
     )
+
+
+def test_prompts_of_many_problems_are_made_by_many_processes(tmp_path, monkeypatch, serve):
+    """A file of 8 MB or more has several of them; its rows are sent there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "BYTES_PER_PROCESS", 100)
+    write_json(Path("p.json"), [{"question": f"{i}+1?", "answer": i + 1} for i in range(9)])
+    flags = ["--qaf", "p.json", "--model_dir", "m", "--api", "--api_base", serve().url]
+    flags += ["--api_model", "m", "--prompt_template", "{problem}", "--seed", "0"]
+    for workers in ("1", "2"):
+        generate.main([*flags, "--num_workers", workers, "--save_suffix", workers])
+    alone, together = (json.loads(Path(f"output/m/p_math_cot{n}.json").read_text()) for n in "12")
+    assert alone == together
+    assert [row["responses"][0]["text"] for row in alone] == [
+        f"{i}+1? {sample_seed(0, str(i), 0)}</think>\\boxed{{1}}" for i in range(9)
+    ]
