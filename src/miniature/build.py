@@ -72,8 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for numbers out of range, outputs that cannot be written, and a missing
-    model to start from."""
+    """Raise ValueError for numbers out of range, bad outputs, and a missing model to start from."""
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
     check_output_folder(arguments.out, "out")
     check_output_folder(arguments.problems, "problems")
@@ -155,8 +154,7 @@ def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
 
 
 def build_instruct(arguments: argparse.Namespace) -> dict:
-    """Train `Miniature-Instruct` from the LRM in `--out` and save it; returns what the training
-    took."""
+    """Train `Miniature-Instruct` from the LRM in `--out` and save it; figures of the training."""
     import torch
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 

@@ -33,8 +33,7 @@ def sample(
     max_new_tokens: int,
     batch_size: int = 1024,
 ) -> list[list[int]]:
-    """One completion per prompt as token ids, without padding, EOS included if it was
-    reached."""
+    """One completion per prompt as token ids, without padding; with EOS if it was reached."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(order), batch_size):

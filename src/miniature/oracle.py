@@ -17,14 +17,12 @@ def boxed_answer(answer: str) -> int | None:
 
 
 def right_results(paragraphs: list[str], answer: int) -> list[bool]:
-    """Whether each paragraph states the right result: the labels that the reflection model
-    learns."""
+    """Whether each paragraph states the right result: labels that the reflection model learns."""
     return [stated_result(paragraph) == answer for paragraph in paragraphs]
 
 
 def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
-    """The reply of the judge for one chunk of numbered parts, whose first has the number
-    `first`."""
+    """The reply of the judge for one chunk of parts, numbered from `first` on."""
     blocks = []
     for number, paragraph in enumerate(paragraphs, first):
         result = stated_result(paragraph)

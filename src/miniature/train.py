@@ -42,8 +42,7 @@ def draw_dialogue(rng: random.Random) -> Example:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast one model is trained: `seconds` of wall-clock time, warm-up,
-    constant rate, cosine decay."""
+    """Training time of a model, and its rate: warm-up, constant, cosine decay."""
 
     seconds: float
     learning_rate: float = 2e-3
@@ -163,8 +162,7 @@ def train(
     seed: int,
     device: str,
 ) -> dict[str, float]:
-    """Train `model` in place for `schedule.seconds`; returns steps, tokens, seconds and the last
-    mean loss."""
+    """Train `model` in place for `schedule.seconds`; steps, tokens, seconds and last mean loss."""
     model.to(device).train()
     optimizer = _optimizer(model, schedule.learning_rate)
     data = DrawnBatches(tokenizer, draw, schedule.tokens_per_batch, seed)

@@ -93,8 +93,7 @@ def carries(value: int, step: Step) -> bool:
 
 
 def forget_carry(value: int, step: Step) -> int:
-    """The one wrong value of a step that carries; the right one if the wrong one would leave
-    0..99."""
+    """The one wrong value of a step that carries; the right one if that would leave 0..99."""
     right = apply_step(value, step)
     wrong = right + 10 if step[0] == "-" else right - 10
     return wrong if 0 <= wrong <= 99 else right
@@ -111,8 +110,7 @@ def _draw_step(rng: random.Random, level: int, two_digits: bool) -> Step:
 
 
 def _draw_steps(rng: random.Random, level: int, start: int) -> list[Step] | None:
-    """Steps whose values stay in 1..99 and whose carries are those of the level, or None if
-    the draw got stuck."""
+    """Steps with values in 1..99 and the carries of the level; None if the draw got stuck."""
     num_steps = NUM_STEPS[level]
     wide = set(rng.sample(range(num_steps), rng.choice(TWO_DIGIT_OPERANDS.get(level, (0,)))))
     carrying = (
@@ -183,8 +181,7 @@ def _expression(start: int, steps: list[Step], rng: random.Random) -> tuple[str,
 def _run(
     problem: Problem, rng: random.Random, slip: float, first: int = 0, value: int | None = None
 ) -> tuple[list[str], int] | None:
-    """Lines and result of one pass from step `first` on, a step a line; None if mistakes led out
-    of 0..150."""
+    """Lines and result of a pass from step `first` on; None if mistakes led out of 0..150."""
     value, lines = problem.start if value is None else value, []
     for step in problem.steps[first:]:
         slipped = slip and carries(value, step) and rng.random() < slip
@@ -197,14 +194,12 @@ def _run(
 
 
 def num_merged_steps(problem: Problem) -> int:
-    """Steps in the first line of a first pass of level 5: two if one of them has two digits,
-    else three."""
+    """Steps in the first line of a first pass of level 5: two if one has two digits, else three."""
     return 2 if any(operand > 9 for _, operand in problem.steps[:2]) else 3
 
 
 def _run_merged(problem: Problem, rng: random.Random) -> tuple[list[str], int] | None:
-    """Lines and result of a first pass of level 5, whose first line merges steps and often has a
-    wrong value."""
+    """Lines and result of a first pass of level 5, whose first line merges steps, often wrongly."""
     merged, value = problem.steps[: num_merged_steps(problem)], problem.start
     for step in merged:
         value = apply_step(value, step)

@@ -64,8 +64,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
 
 
 def unpack(folder: Path, out: Path) -> Path:
-    """Write the adapter of a packed one to the new folder `out`. Raises ValueError if there
-    is none to unpack."""
+    """Write a packed adapter to the new folder `out`. Raises ValueError if there is none."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -93,8 +93,7 @@ def machine(place: Place) -> Iterator[Finding]:
 
 
 def nan_gradients(place: Place) -> Iterator[Finding]:
-    """Attention, SFT and DPO on padded rows; with cuDNN's attention, which is off by default, for
-    information."""
+    """Attention, SFT and DPO on padded rows; for information with cuDNN's attention as well."""
     import torch
 
     allowed = torch.backends.cuda.cudnn_sdp_enabled()

@@ -478,8 +478,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
             )
 
     def _check_servers(self) -> None:
-        """Addresses as an OpenAI client takes them, and waits that end before those of the other
-        ranks."""
+        """Addresses as an OpenAI client takes them, and waits that end before the ranks' own."""
         for key in ("policy_server", "reflection_server"):
             setattr(self, key, _one_or_several(key, getattr(self, key)))
         tries = self.request_retries + 1
@@ -518,8 +517,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
 
     @property
     def num_serial_cuts(self) -> int:
-        """Cuts of each sampled response, which then are the rows of its prompt; 0 if every row is
-        sampled."""
+        """Cuts of each response, which then are the rows of its prompt; 0 if all are sampled."""
         return self.num_generations - 1 if self.revision and self.construction == "serial" else 0
 
 
@@ -528,8 +526,7 @@ def _as_list(servers: str | list[str]) -> list[str]:
 
 
 def _one_or_several(key: str, servers: str | list[str]) -> str | list[str]:
-    """A recipe's addresses: one as a text, several as a list. Raises ValueError for what is none,
-    or stands twice."""
+    """Addresses, one as a text, several as a list. Raises ValueError for wrong ones and twins."""
     urls = _as_list(servers)
     for url in urls:
         if split_url(url, key).path != "/v1":

@@ -139,8 +139,7 @@ def take_cut_file(args: REARLConfig) -> None:
 
 
 def check_policy_keys(args: REARLConfig, model_args: ModelConfig) -> None:
-    """Raise ValueError for weights that no server takes, or that cannot be trained as the recipe
-    says."""
+    """Raise ValueError for weights that no server takes, or that cannot be trained so."""
     from rea_core.models import LORA_RANKS
     from rea_rl.run.lora import check_lora_keys
 
@@ -222,8 +221,7 @@ def check_marker(
 
 
 def check_thinking(rows: list[dict[str, Any]], model_name: str) -> None:
-    """Raise ValueError if a prompt has closed its thinking, so that there is nothing that a
-    revision could cut."""
+    """Raise ValueError if a prompt has closed its thinking: a revision could cut nothing."""
     if closed := [row["problem_id"] for row in rows if row["prompt_thinking"] == "closed"]:
         raise ValueError(
             f"revision is true, but the prompts of {model_name} close the thinking before the "
@@ -279,8 +277,7 @@ def prompt_lengths(inputs: Inputs) -> list[tuple[int, str]]:
 
 
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
-    """Tokenizer of the reflection model; None if none is asked. Raises ValueError for a model
-    that cannot be served."""
+    """Tokenizer of the reflection model; None if none is asked. ValueError if it cannot serve."""
     from rea_core.models import check_model, load_tokenizer
     from rea_rl.rollout.reflection_check import check_labels
 
@@ -369,8 +366,7 @@ def check_reflection_servers(
 
 
 def probe_ids(inputs: Inputs, limit: int) -> list[int]:
-    """Ids that show an adapter's effect: prompts one after the other, as many as make MAX_TOKENS
-    ids, or the limit."""
+    """Ids that show an adapter's effect: of prompts in turn, MAX_TOKENS or the limit."""
     from rea_rl.rollout.probe import MAX_TOKENS
 
     rows = inputs.train_rows[:MAX_TOKENS]
@@ -441,8 +437,7 @@ def train(trainer: REARLTrainer) -> None:
 
 @interruptible
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
-    its surroundings."""
+    """Exit code 1 with one line on stderr for a mistake in the recipe or its surroundings."""
     from rea_core.command import setup_logging
     from rea_rl.run.resume import RunComplete
 

@@ -159,8 +159,7 @@ def _check_all_loaded(model: PeftModel, adapter: str) -> None:
 
 @command(RuntimeError)
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 with the folder written, 1 with one line on stderr for a mistake in the
-    arguments."""
+    """Exit code 1 with one line on stderr for a mistake in the arguments."""
     parser = argparse.ArgumentParser(description="Merge a LoRA adapter into its base model.")
     parser.add_argument("base", type=user_name, help="folder or Hub id of the base model")
     parser.add_argument("adapter", type=user_name, help="folder of the adapter")

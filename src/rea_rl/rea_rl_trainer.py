@@ -245,8 +245,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         return self._work.rewards
 
     def _publish(self) -> str:
-        """Bring the policy as it is now to the server, once per optimizer step; name of its
-        version."""
+        """Bring the policy to the server, once per optimizer step; name of its version."""
         if self._synced_step != self.state.global_step:
             start = time.perf_counter()
             self._policy_version = self.weight_sync.publish(
@@ -348,8 +347,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Sample `num_generations_eval` responses per problem, without revision; log and return
-        their metrics."""
+        """Sample `num_generations_eval` responses per problem, without revision; their metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
         self._clock.mark("train")
@@ -382,8 +380,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         collect(self._metrics["train"], metrics)
 
     def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
-        """Write the responses of all ranks, in the order of a single process, and return their
-        metrics."""
+        """Write the responses of all ranks, in the order of one process; their metrics."""
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
         counts = self._counters.add(of_ranks, self.state)
         metrics: list[dict[str, float]] = [{}]

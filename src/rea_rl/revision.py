@@ -33,8 +33,7 @@ STD_EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class OverthinkingSignal:
-    """Places of the token-level signal in a pair (0/1 per id), and its sign for (original,
-    revision)."""
+    """Places of the signal in a pair (0/1 per id), and its sign for (original, revision)."""
 
     mask_original: list[int]
     mask_revision: list[int]
@@ -168,8 +167,7 @@ def overthinking_signal(
 def pair_signals(
     paths: Sequence[tuple[list[int], bool]], think_end_id: int | Sequence[int] | FindThinkEnd
 ) -> list[OverthinkingSignal]:
-    """`overthinking_signal` of each pair; `paths` are (completion ids, whether right), original
-    and revision in turn."""
+    """`overthinking_signal` of each pair of `paths`: (completion ids, whether right)."""
     pairs = zip(paths[::2], paths[1::2], strict=True)
     return [
         overthinking_signal(original, revision, think_end_id, (first, second))

@@ -55,8 +55,7 @@ def truncated_accuracy_values(
 def density_values(
     num_reflections: Sequence[int], num_think_tokens: Sequence[int], tokens_per_reflection: float
 ) -> list[float]:
-    """Reflection words without the cap of `reflect`: the adversary of the study, an invitation
-    to write words."""
+    """`reflect` without its cap: the adversary of the study, an invitation to write words."""
     words = zip(num_reflections, num_think_tokens, strict=True)
     return [relative_density(n, tokens, tokens_per_reflection) for n, tokens in words]
 
@@ -237,8 +236,7 @@ def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) ->
 def _length_shares(
     problem: Sequence[Hashable], counted: Sequence[bool], num_tokens: Sequence[int]
 ) -> list[float | None]:
-    """(tokens - min) / (max - min) over the counted responses of each problem; None if these are
-    equally long."""
+    """(tokens - min) / (max - min) over a problem's counted responses; None if all are equal."""
     lengths = defaultdict(list)
     for key, is_counted, tokens in zip(problem, counted, num_tokens, strict=True):
         if is_counted:

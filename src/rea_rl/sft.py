@@ -261,8 +261,7 @@ def build_trainer(
 
 @interruptible
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 0 after a complete run, 1 with one line on stderr for a mistake in the recipe or
-    the data."""
+    """Exit code 1 with one line on stderr for a mistake in the recipe or the data."""
     run("sft", build_trainer, argv)
 
 

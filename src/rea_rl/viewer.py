@@ -58,8 +58,7 @@ RECORD = {
 
 
 def batch_files(run_dir: Path, names: list[str] | None) -> list[Path]:
-    """Rollout files of a run, training batches first, in order of their steps. Raises ValueError
-    if one is missing."""
+    """Rollout files of a run by step, training first. Raises ValueError if one is missing."""
     found = {path.stem: path for path in (run_dir / "rollouts").glob("*-*.jsonl")}
     if not found:
         raise ValueError(
@@ -180,8 +179,7 @@ def entry(original: Record, revision: Record | None, prompt: str) -> Record:
 
 
 def curves(run_dir: Path) -> list[Record]:
-    """Panels of the page's head: training and held-out values of the figures that the run has
-    logged."""
+    """Panels of the page's head: training and held-out values of logged figures."""
     if not (run_dir / "trainer_state.json").is_file():
         return []  # the run is not finished
     history, panels = read_log(run_dir / "trainer_state.json"), []
@@ -237,8 +235,7 @@ def page_data(run_dir: Path, names: list[str] | None = None) -> dict[str, Any]:
 
 
 def find_tokenizer(run_dir: Path) -> Any:
-    """Tokenizer that the run saved, in its end or in a checkpoint; None before that: prompts are
-    then left out."""
+    """Tokenizer that the run saved; None before that: prompts are then left out."""
     from tokenizers import Tokenizer
 
     files = [run_dir / "tokenizer.json", *run_dir.glob("checkpoint-*/tokenizer.json")]

@@ -258,15 +258,13 @@ class VLLMServer:
         )
 
     def wait(self) -> NoReturn:
-        """Wait until vLLM ends by itself, which is always an error. Raises ConnectionError,
-        which quotes its log."""
+        """Wait until vLLM ends by itself, which is a ConnectionError that quotes its log."""
         assert self._process is not None, "not started"
         code = self._process.wait()
         raise ConnectionError(self._failure(f"ended with exit code {code}"))
 
     def stop(self) -> None:
-        """Stop vLLM and all that it started; what ignores that for STOP_SECONDS is killed, by
-        process id."""
+        """Stop vLLM and all that it started; after STOP_SECONDS kill it, by process id."""
         with self._owned:
             self._stop()
 
@@ -381,8 +379,7 @@ def _end_with_parent() -> None:
 
 
 def server_command(config: ServerConfig, device: str) -> list[str]:
-    """Command line of vLLM. The `vllm` command is not used: the CPU package does not find its
-    own version under it."""
+    """Command line of vLLM; by module, since the CPU package's `vllm` misses its own version."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     command += ["--host", config.host, "--port", str(config.port), "--enable-prefix-caching"]
     command += ["--dtype", resolve_dtype(config.dtype, device)]
@@ -460,8 +457,7 @@ def resolve_device(device: str) -> str:
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Raise ValueError if a server cannot listen there: for want of such an address, or of the
-    right, or it is taken."""
+    """Raise ValueError if a server cannot listen there."""
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # as vLLM takes a name

@@ -71,8 +71,7 @@ class Tree:
 
 
 class _GatherRows(torch.autograd.Function):
-    """`index_select` whose backward pass sums in float32: a shared key gets gradients from many
-    responses."""
+    """`index_select` whose backward pass sums in float32: a shared key has many gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -95,8 +94,7 @@ def attend_run_by_run(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Plain reference: one `scaled_dot_product_attention` a run, with its mask written out.
-    Returns (N, H, D)."""
+    """Plain reference, (N, H, D): one `scaled_dot_product_attention` a run, with its mask."""
     outputs = []
     for queries, keys in tree.runs:
         num_q, num_k = queries.stop - queries.start, keys.stop - keys.start
@@ -130,8 +128,7 @@ def attend_varlen(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """One call of a variable-length kernel: FlashAttention if it is installed, torch's own
-    otherwise."""
+    """One call of a variable-length kernel: FlashAttention if it is installed, else torch's own."""
     # A window counts the token itself, the kernel counts those to its left; -1 is all of them.
     left = -1 if window is None else window - 1
     arrays = (query, key, value, tree.cu_q, tree.cu_k, *tree.max_lengths)
@@ -140,8 +137,7 @@ def attend_varlen(
 
 @cache
 def _varlen_kernel() -> Callable[..., torch.Tensor]:
-    """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale, window and
-    causality."""
+    """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale and window; causal."""
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
@@ -173,8 +169,7 @@ def tree_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention function for transformers; returns (1, N, H, D). Without a tree, that of the
-    name `plain`."""
+    """Attention function for transformers; returns (1, N, H, D). Without a tree, `plain`'s."""
     if tree is None:
         # None would take the place of a default of the other function.
         kwargs |= {} if scaling is None else {"scaling": scaling}
@@ -220,8 +215,7 @@ def _tree_mask(plain: str, **kwargs: Any) -> Any:
 
 @cache
 def register_tree_attention(plain: str) -> str:
-    """Make tree attention known to transformers, for models whose attention is `plain`; returns
-    its name there."""
+    """Make tree attention over `plain` known to transformers; its name there."""
     name = TREE_ATTENTION if plain == "sdpa" else f"{TREE_ATTENTION}_over_{plain.replace('/', '_')}"
     AttentionInterface.register(name, partial(tree_attention, plain=plain))
     AttentionMaskInterface.register(name, partial(_tree_mask, plain))

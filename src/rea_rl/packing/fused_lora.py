@@ -69,8 +69,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _SwiGLULoraLinear(torch.autograd.Function):
-    """Last projection of silu(gate) * up, which is computed again in the backward pass instead
-    of kept."""
+    """Last projection of silu(gate) * up, which the backward pass computes again."""
 
     @staticmethod
     def forward(
@@ -96,8 +95,7 @@ class _SwiGLULoraLinear(torch.autograd.Function):
 
 
 def _weights(layer: nn.Module) -> _Weights | None:
-    """Weights of `layer` if it is a plain linear layer with exactly one active, plain, unmerged
-    LoRA; else None."""
+    """Weights of a plain linear layer with one active, plain, unmerged LoRA; else None."""
     if (
         not isinstance(layer, LoraLinear)
         or layer.disable_adapters

@@ -219,8 +219,7 @@ def _trimmed(
     attention_mask: torch.Tensor,
     num_kept: int,
 ) -> Output:
-    """One forward pass without the columns that are padding in all rows; outputs are padded back
-    to (B, C)."""
+    """A pass without columns that are padding in all rows; outputs are padded to (B, C) again."""
     columns = attention_mask.any(dim=0).nonzero().flatten()
     # One column of completions stays if no row has a trained token: TRL takes the last 0 columns
     # for all of them.

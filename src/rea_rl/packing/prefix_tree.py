@@ -86,8 +86,7 @@ class PackedOutput(ModelOutput):
 
 @cache
 def _tree_row() -> type:
-    """TRL's `TreeRow`, without the package around it, which imports vLLM and all of TRL's
-    trainers."""
+    """TRL's `TreeRow` without the package around it, which imports vLLM and all trainers."""
     trl = importlib.util.find_spec("trl")
     file = Path(trl.submodule_search_locations[0], "experimental", "async_grpo", "packing.py")
     spec = importlib.util.spec_from_file_location("trl_packing", file)
@@ -179,8 +178,7 @@ def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:
 
 
 def num_unique(paths: Sequence[TokenPath]) -> int:
-    """Tokens of `fold(paths)`, but for one at each fork: a prefix that neighbours share counts
-    once."""
+    """Tokens of `fold(paths)`, but for one at each fork: a shared prefix counts once."""
     # The tree forks one token before responses differ, so that each place predicts one token.
     order = order_by_ids(paths)
     shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
@@ -210,8 +208,7 @@ def _families(paths: Sequence[TokenPath], budget: int | None) -> list[list[tuple
 
 
 def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
-    """Whether the common prefix is much more than a prompt and chance: `RELATED` of the shorter
-    completion."""
+    """Whether more than `RELATED` of the shorter completion is common, not only the prompt."""
     shorter = min(len(path.ids) - path.num_prompt for path in (first, second))
     # All responses to a problem share its prompt, and often their first words. Keeping them in one
     # pass for that little would leave passes half empty.
@@ -239,8 +236,7 @@ def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
-    """Reason that `model` cannot be forwarded over packed rows, or None;
-    `fork_check` tries the rest."""
+    """Why `model` cannot be forwarded over packed rows, or None; `fork_check` tries the rest."""
     config = model.config.get_text_config()
     reasons = {
         # it does not ask transformers for its attention

@@ -80,8 +80,7 @@ class Recompute:
 
 
 class _FirstStep:
-    """Memory of the first step: before it, kept by one layer that is not recomputed, and at its
-    peak."""
+    """Memory of the first step: before it, kept by a layer that keeps all, and at its peak."""
 
     def __init__(self, layer: nn.Module, num_tokens: int):
         self.num_tokens = num_tokens
@@ -97,8 +96,7 @@ class _FirstStep:
         self._marks.append(torch.cuda.memory_allocated())
 
     def finish(self) -> tuple[int, int]:
-        """Bytes that the layer kept at most, and that the step had at most above those before
-        it."""
+        """Bytes that the layer kept at most, and that the step had at most above those before."""
         for hook in self._hooks:
             hook.remove()
         kept = max(

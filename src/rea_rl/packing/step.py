@@ -85,8 +85,7 @@ class PackedStep:
 
     @cached_property
     def recompute(self) -> Recompute:
-        """Made in the first step: only then has the trainer placed the model and set its
-        checkpointing."""
+        """Made in the first step: the trainer has placed the model and set its checkpointing."""
         mode = self.args.recompute if self.args.gradient_checkpointing else "none"
         # a response that is longer than the budget has a pass of its own
         most = max(self.budget, self.args.max_completion_length)
@@ -245,8 +244,7 @@ def merge_metrics(
 
 
 def relatives_together(batches: list[Inputs]) -> list[Inputs]:
-    """The micro-batches of a step with their rows dealt in the order of their ids, so that
-    relatives share a pass."""
+    """The micro-batches of a step, their rows in the order of ids: relatives share a pass."""
     if len(batches) == 1:
         return batches
     is_rows = {

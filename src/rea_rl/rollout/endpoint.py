@@ -83,8 +83,7 @@ class ServerWatch:
         self._given_up: ConnectionError | None = None
 
     def is_passing(self, error: Exception) -> bool:
-        """Whether a request that failed so may succeed later. A missing adapter may: the server
-        is a new one."""
+        """Whether such a request may succeed later. A missing adapter may: the server is new."""
         if isinstance(error, openai.NotFoundError):
             return self._adapters is not None
         passing = (openai.APIConnectionError, openai.InternalServerError, UnusableReply)
@@ -196,8 +195,7 @@ class ServerWatch:
         (await client.get(f"{self.url.removesuffix('/v1')}/health")).raise_for_status()
 
     async def _reload(self, client: httpx.AsyncClient, model: str) -> None:
-        """Load a version that the server does not list. Raises ConnectionError if it is well and
-        refuses."""
+        """Load a version that is not listed. Raises ConnectionError if a healthy server refuses."""
         if self._adapters is None or model in await self._served(client):
             return
         folder = self._adapters / model
@@ -212,8 +210,7 @@ class ServerWatch:
             raise ConnectionError(refusal(folder, answer.text))
 
     async def _load(self, client: httpx.AsyncClient, folder: Path) -> httpx.Response:
-        """The server's answer for an adapter; it is asked again, for a bounded time, while it
-        does not see the folder."""
+        """The server's answer for an adapter; asked again for a time while it sees no folder."""
         body = {"lora_name": folder.name, "lora_path": str(folder)}
         deadline = time.monotonic() + VISIBLE_SECONDS
         while True:
@@ -374,8 +371,7 @@ REFUSALS = {
 
 
 def refusal(folder: Path, answer: Any) -> str:
-    """Message if the policy server does not take an adapter, its answer or an error; the
-    remedy is for what it says."""
+    """Message if the policy server does not take an adapter, with a remedy for its answer."""
     # whose message leaves out what FastAPI itself answers
     if isinstance(answer, openai.APIStatusError):
         answer = f"{answer.status_code}: {answer.response.text}"

@@ -142,8 +142,7 @@ class RolloutEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Cancel what is under way, close the connections and the verifier, and stop the event
-        loop."""
+        """Cancel what is under way, close connections and verifier, and stop the event loop."""
         self._wait(self._cancel_batches())
         for servers in self._roles:
             self._wait(servers.close())
@@ -273,8 +272,7 @@ class RolloutEngine:
         return original
 
     async def _revise(self, original: Rollout, work: _Work, waves: Waves) -> list[Rollout | None]:
-        """Cut the original after its result, or at several points; None if nothing can
-        be cut off."""
+        """Cut the original after its result, or at several points; None if nothing can go."""
         clock = StageClock()
         paragraphs = self._paragraphs(original)
         clock.mark("text")
@@ -390,8 +388,7 @@ class RolloutEngine:
         return await self.verifier.averify(gold, text, **known)
 
     def _text_fields(self, completion_ids: list[int], thinking: Thinking) -> dict[str, Any]:
-        """Fields of a rollout that follow from its ids and from what its prompt did to the
-        thinking."""
+        """Fields of a rollout that follow from its ids and its prompt's end."""
         text = decode_completion(self.tokenizer, completion_ids, self._markers)
         start = (
             len(self._think_start)

@@ -36,8 +36,7 @@ Row = dict[str, Any]
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order of its own for each epoch, so that a resumed run continues the
-    order."""
+    """TRL's sampler with an order of each epoch's own, which a resumed run continues."""
 
     def __init__(self, epoch: Callable[[], int], **kwargs: Any):
         super().__init__(**kwargs)
@@ -91,8 +90,7 @@ class UpcomingRows:
 def epoch_sampler(
     trainer: GRPOTrainer, epoch: Callable[[], int], dataset: Dataset | None = None
 ) -> EpochSampler:
-    """Order in which a trainer takes the rows of its (or another) dataset: G rows of a prompt
-    follow each other."""
+    """Order of the rows of a trainer's (or another) dataset: a prompt's G rows together."""
     args = trainer.args
     return EpochSampler(
         epoch,
@@ -142,8 +140,7 @@ class Lookahead:
 
     @property
     def versions(self) -> set[str]:
-        """Policies that batches under way are sampled from. The same on all ranks, finished or
-        not."""
+        """Policies that batches under way are sampled from; the same on all ranks."""
         return {flight.policy_version for flight in self._flights.values()}
 
     def start(self, rows: list[Row], batch: Batch, max_steps: int) -> None:

@@ -106,8 +106,7 @@ class NoLogprobs(Exception):
 
 
 def trainer_logps(model: PeftModel, ids: list[int]) -> torch.Tensor:
-    """Log-probs (T - 1,) of a text's ids but the first, by the model as it is now; float32 on
-    the CPU."""
+    """Log-probs (T - 1,) of all ids but the first, by the model as it is; float32 on the CPU."""
     row = torch.tensor([ids], device=model.device)  # (1, T)
     training = model.training
     model.eval()
@@ -120,8 +119,7 @@ def trainer_logps(model: PeftModel, ids: list[int]) -> torch.Tensor:
 
 
 def served_logps(client: openai.OpenAI, model: str, ids: list[int]) -> torch.Tensor:
-    """The same by a server, which generates one more token, since it must. Raises NoLogprobs,
-    and openai.APIError."""
+    """The same by a server, which must generate a token. Raises NoLogprobs, openai.APIError."""
     # of no alternatives
     settings = {"max_tokens": 1, "temperature": 1.0, "extra_body": {"prompt_logprobs": 0}}
     told = getattr(

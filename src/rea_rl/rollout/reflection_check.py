@@ -22,8 +22,7 @@ SHORT_SENTENCE = 16  # tokens: few responses have paragraphs below it throughout
 
 
 def check_labels(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raise ValueError if one of the two labels is not read back from the tokens that a model
-    writes it with."""
+    """Raise ValueError if a label is not read back from the tokens that it is written with."""
     for is_result in (False, True):
         ids = tokenizer.encode(reflection_labels([is_result]), add_special_tokens=False)
         tokens = [tokenizer.decode([i]) for i in ids]
@@ -82,8 +81,7 @@ def check_context(
 def needed_tokens(
     path: int, paragraphs: int, tokenizer: PreTrainedTokenizerBase, problem: str
 ) -> int:
-    """Tokens of the request and the whole reply for a response of so many tokens in so many
-    paragraphs, at most."""
+    """Tokens of request and reply, at most, for a response of so many tokens and paragraphs."""
     messages = reflection_messages(problem, ["."] * paragraphs)
     prompt = (
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -34,8 +34,7 @@ class Completion:
 
     @classmethod
     def of(cls, told: Any) -> Completion:
-        """Completion that a server tells. Raises UnusableReply for one that cannot be trained
-        on."""
+        """Completion that a server tells. Raises UnusableReply if it cannot be trained on."""
         choice = _choice(told)
         token_ids = choice.get("token_ids")
         logprobs = token_logprobs(token_ids, (choice.get("logprobs") or {}).get("token_logprobs"))
@@ -81,16 +80,14 @@ def token_logprobs(token_ids: list[int] | None, logprobs: list[float] | None) ->
 
 
 def check_finished(reason: str | None) -> None:
-    """Raise UnusableReply for a reply that its server broke off: one that shuts down ends its
-    requests as `abort`."""
+    """Raise UnusableReply for a reply that was broken off: a server shuts down with `abort`."""
     # None: a piece of a stream, but the last
     if reason not in (None, "stop", "length"):
         raise UnusableReply(f"a reply that ended as {reason!r}")
 
 
 def check_alternatives(alternatives: Mapping[str, float] | None) -> None:
-    """Raise UnusableReply unless there are alternatives to a token, each with a log-prob that
-    can be compared."""
+    """Raise UnusableReply unless a token has alternatives with log-probs that can be compared."""
     if not alternatives:
         raise UnusableReply("a reply without alternatives to a token")
     if any(value is None or math.isnan(value) for value in alternatives.values()):

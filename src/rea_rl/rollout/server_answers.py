@@ -64,8 +64,7 @@ def check_server(
 
 
 def _wait_healthy(base_url: str, key: str | None, timeout: float) -> None:
-    """Return once the server answers. Raises ConnectionError if it does not within `timeout`
-    seconds."""
+    """Return once the server answers. Raises ConnectionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -91,8 +90,7 @@ def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | No
 
 
 def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if a server encodes a text other than `tokenizer`: prompts and responses
-    travel as ids."""
+    """Raise ValueError for another vocabulary than `tokenizer`'s: responses travel as ids."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     served = told_by(base_url, "/tokenize", None, body).get("tokens")
     if not isinstance(served, list):
@@ -107,8 +105,7 @@ def check_vocabulary(base_url: str, model: str, tokenizer: PreTrainedTokenizerBa
 def told_by(
     base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """JSON object that a server answers with. Raises as `request`, and ValueError for anything
-    else than an object."""
+    """JSON object of a server. Raises as `request`, and ValueError for anything else."""
     try:
         told = request(base_url, route, key, body).json()
     except json.JSONDecodeError:
@@ -128,8 +125,7 @@ def _no_vllm(base_url: str, route: str, answers: str) -> ValueError:
 def request(
     base_url: str, route: str, key: str | None, body: dict[str, Any] | None = None
 ) -> httpx.Response:
-    """GET a route of the server, or POST a body. Raises ConnectionError if it is not up,
-    ValueError if it refuses."""
+    """GET a route, or POST a body. Raises ConnectionError if nothing answers, or ValueError."""
     response = ask(base_url, route, key, body)
     if response.status_code == 401:
         raise ValueError(

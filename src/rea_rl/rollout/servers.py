@@ -97,8 +97,7 @@ class Servers:
 
 
 class Seat:
-    """The server of one prompt. Requests are repeated, and move to another server where it is
-    away."""
+    """The server of one prompt. Requests are repeated, and move to another one if it is away."""
 
     def __init__(self, servers: Servers, endpoint: Endpoint):
         self._servers, self.endpoint = servers, endpoint

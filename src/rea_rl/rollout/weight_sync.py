@@ -141,8 +141,7 @@ class AdapterSync:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """Failures of the policy servers that were met here, as metrics; not 0 on the first rank
-        only."""
+        """Failures of the policy servers, as metrics; they are met on the first rank only."""
         return server_counts([server.watch for server in self._servers])
 
     def _save(self, model: PeftModel, step: int) -> str:
@@ -241,8 +240,7 @@ class _AdapterServer:
                 self._unload(name)
 
     def check_weights(self, model: PeftModel) -> None:
-        """Raise ValueError if the server has other weights of the base model, as far as it tells
-        log-probs."""
+        """Raise ValueError for other weights of the base model, as far as log-probs are told."""
         if self.probe is None or is_deepspeed_zero3_enabled():
             return
         try:
@@ -286,8 +284,7 @@ class _AdapterServer:
         return None
 
     def _load(self, name: str) -> None:
-        """Load a version; asked again, for a bounded time, while the server does not see its
-        folder."""
+        """Load a version; asked again, for a bounded time, while the folder is not seen."""
         deadline = time.monotonic() + VISIBLE_SECONDS
         while True:
             try:
@@ -395,8 +392,7 @@ class FullSync:
             ) from error
 
     def _join(self, model: torch.nn.Module) -> WeightTransferClient:
-        """Form an NCCL group with the server, which learns names, types and shapes of what it
-        will get."""
+        """Form an NCCL group with the server, which learns names, types and shapes to come."""
         weights = list(model.named_parameters())
         manifest = {
             "names": [name for name, _ in weights],
@@ -409,8 +405,7 @@ class FullSync:
 
 
 def _flush(*paths: Path) -> None:
-    """Bring files and folders to the disk, so that a server on another host finds all of what it
-    finds."""
+    """Bring files and folders to the disk: a server on another host must find them whole."""
     for path in paths:
         opened = os.open(path, os.O_RDONLY)
         try:

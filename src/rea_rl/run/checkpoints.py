@@ -17,8 +17,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def whole_checkpoints(output_dir: str | Path) -> list[Path]:
-    """`checkpoint-<step>` folders that were written to their end, newest first; warns of newer
-    ones that were not."""
+    """Whole `checkpoint-<step>` folders, newest first; warns of newer ones that are not whole."""
     folders = {
         int(name[1]): path
         for path in Path(output_dir).glob("checkpoint-*")
@@ -49,8 +48,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 @functools.cache  # torch keeps a list that it sorts, and cannot compare two functions
 def know_cpu_by_index() -> None:
-    """Let torch.load put tensors on `cpu:0`: so accelerate calls the CPU of several processes,
-    whose resume would fail."""
+    """Let torch.load put tensors on `cpu:0`, as accelerate calls the CPU of several processes."""
     import torch
 
     torch.serialization.register_package(

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 class Continued:
-    """Goes before a trainer's class. `plan` says what the run is made with, and is written into
-    its checkpoints."""
+    """Goes before a trainer's class. `plan`, what the run is made with, is in its checkpoints."""
 
     plan: Plan | None = None
 
@@ -42,8 +41,7 @@ class Continued:
             self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """The record is written first: the file that says that a checkpoint is whole must be its
-        last."""
+        """The record comes first: the file that says that a checkpoint is whole must be last."""
         self.check_weights()
         if self.plan is not None and self.args.should_save:
             write_record(

@@ -103,8 +103,7 @@ def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -
 
 
 def _check_others(model: PreTrainedModel, model_args: ModelConfig) -> None:
-    """Raise ValueError for names of modules and parameters, apart from linear layers, that the
-    model has not."""
+    """Raise ValueError for modules and parameters that the model has not; layers come later."""
     has = {
         "lora_modules_to_save": [name for name, _ in model.named_modules()],
         "lora_target_parameters": [name for name, _ in model.named_parameters()],
@@ -142,8 +141,7 @@ class _Layers:
 
     @staticmethod
     def matching(config: LoraConfig, target: str, paths: list[str]) -> list[str]:
-        """Layers that a target names, as in PEFT: an expression for whole paths, a name for
-        their ends."""
+        """Layers of a target, as in PEFT: an expression for whole paths, a name for their ends."""
         if isinstance(config.target_modules, str):
             return [path for path in paths if re.fullmatch(target, path)]
         return [path for path in paths if f".{path}".endswith(f".{target}")]
@@ -173,8 +171,7 @@ def _names(config: LoraConfig) -> set[str]:
 
 
 def _experts(model: PreTrainedModel, config: LoraConfig) -> set[str]:
-    """Names that PEFT takes for experts, which are one parameter a layer in transformers and no
-    linear layers."""
+    """Names that PEFT takes for experts: in transformers one parameter a layer, not linear."""
     from peft.utils.transformers_weight_conversion import (
         convert_peft_config_for_transformers,
         get_model_conversion_mapping,

@@ -252,8 +252,7 @@ class Monitored:
         return is_best
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Log the best checkpoint; the last one stays too, which transformers would
-        remove at a limit of 1."""
+        """Log the best checkpoint; keep the last, which transformers removes at a limit of 1."""
         best, state = self.state.best_model_checkpoint, self.state
         if best is not None:
             logger.info(

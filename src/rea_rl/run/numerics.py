@@ -75,8 +75,7 @@ class FiniteSteps:
         return prepared
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor | float | None:
-        """Norm of the step's gradient; None if the step is skipped. Called once a step,
-        before the optimizer."""
+        """Norm of the gradient; None if the step is skipped. Called before the optimizer."""
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.is_deepspeed_enabled:  # whose optimizer has stepped, or not, with the backward pass
             skipped = self.model_wrapped.optimizer.overflow

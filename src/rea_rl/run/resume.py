@@ -149,8 +149,7 @@ def _without_record(place: Path) -> str:
 
 
 def finished_step(output_dir: Path) -> int | None:
-    """Optimizer steps of a complete run: its metrics are written last, after weights and state.
-    None for any other."""
+    """Optimizer steps of a complete run, whose metrics are written last. None for others."""
     if not (output_dir / RESULTS).is_file() or not _has_weights(output_dir):
         return None
     return checkpoint_step(output_dir) if is_whole(output_dir) else None
@@ -162,8 +161,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def _newest_usable(checkpoints: Sequence[Path], record: Record) -> str:
-    """The first checkpoint with all that continuing takes; others are passed over. Raises
-    ValueError if none has it."""
+    """The first checkpoint that has all parts. Raises ValueError if there is none."""
     reasons = []
     for checkpoint in checkpoints:
         if not (missing := missing_parts(checkpoint, record_of(checkpoint) or record)):
@@ -234,8 +232,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _check_shared(output_dir: str | Path) -> None:
-    """Raise ValueError, on all ranks, unless all see the file that the first one writes into
-    output_dir."""
+    """Raise ValueError, on all ranks, unless all see a file of the first one in output_dir."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, gather_object
 

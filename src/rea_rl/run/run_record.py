@@ -144,8 +144,7 @@ def _used_models(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def identify(key: str, name: str, revision: str | None = None) -> dict[str, str]:
-    """Name of a model, and a digest of its files: of a Hub model the commit. Raises ValueError
-    if there is none."""
+    """Name and digest of a model: of a Hub model the commit. Raises ValueError for none."""
     from rea_core.models import check_model
 
     check_model(name)
@@ -174,8 +173,7 @@ def identify(key: str, name: str, revision: str | None = None) -> dict[str, str]
 
 
 def _file_digest(path: Path) -> str:
-    """Of a file's size and bytes. 15 GB are not read twice: of so large a file it is of parts
-    all over it."""
+    """Of a file's size and bytes; of a large one parts all over it: 15 GB are not read twice."""
     import xxhash
 
     size = path.stat().st_size
@@ -228,8 +226,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_same(before: Record, now: Record, run: str | Path) -> None:
-    """Raise ValueError naming keys, old and new values, unless a command (`now`) may continue a
-    run (`before`)."""
+    """Raise ValueError with old and new values unless the command `now` may continue `before`."""
     changes = [
         f"{key} was {_show(old)} and is {_show(new)}"
         for compare in (
@@ -265,8 +262,7 @@ def _compare_launch(before: Record, now: Record) -> Changes:
 
 
 def _compare_batch(before: Record, now: Record) -> Changes:
-    """Rows of an optimizer step; how they are dealt, if the loss or the end of an epoch
-    depends on it."""
+    """Rows of a step; how they are dealt, if the loss or the end of an epoch depends on it."""
     old, new = ((*each["batch"].values(), each["ranks"]) for each in (before, now))
     rows = [per_device * accumulation * ranks for per_device, accumulation, ranks in (old, new)]
     if rows[0] != rows[1]:
@@ -383,8 +379,7 @@ def record_of(checkpoint: Path) -> Record | None:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a folder, or None. Raises ValueError for a file that is
-    no record."""
+    """The record in a folder, or None. Raises ValueError for a file that is no record."""
     if not (path := folder / RECORD).is_file():
         return None
     record = read_json(path)

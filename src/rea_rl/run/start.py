@@ -21,8 +21,7 @@ BACKENDS = ("flash", "mem_efficient", "math", "cudnn")  # of torch's scaled_dot_
 
 
 def start_block(trainer: Trainer, checkpoint: str | None) -> str:
-    """At most 15 lines: a title, and a name and a text in each other one. For the first rank,
-    before the first step."""
+    """At most 15 lines: a title, then names with texts. For the first rank, before a step."""
     lines = [("model", _model(trainer)), ("trained", _trained(trainer)), *_lines_of(trainer)]
     lines += [("attention", _attention(trainer)), ("launch", _launch(trainer))]
     lines += [
@@ -111,8 +110,7 @@ def _model(trainer: Trainer) -> str:
 
 
 def _trained(trainer: Trainer) -> str:
-    """Number of weights that are trained, and the modules that have an adapter, by their last
-    name."""
+    """Number of weights that are trained, and the modules with an adapter, by their last name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model = _unwrapped(trainer)

@@ -82,8 +82,7 @@ def own_output_dir(args: Any, is_check: bool = False) -> None:
 
 
 def check_reporters(names: list[str]) -> None:
-    """Raise ValueError for a program of `report_to` that is unknown, or that cannot be used
-    here."""
+    """Raise ValueError for a program of `report_to` that is unknown, or cannot be used here."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     from rea_core.model_files import cause
@@ -114,8 +113,7 @@ def check_checkpoint(folder: str) -> None:
 
 
 def check_buildable(model_args: ModelConfig, trust_remote_code: bool) -> None:
-    """Raise ValueError for a model that could not be loaded, before servers are asked and data
-    is read."""
+    """Raise ValueError for a model that could not be loaded, before any server or data."""
     from rea_core import model_files
 
     settings = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
@@ -150,8 +148,7 @@ def check_master_weights(args: Any, model_args: ModelConfig) -> None:
 def load_model(
     model_args: ModelConfig, trust_remote_code: bool, torch_threads: int | None
 ) -> PreTrainedModel:
-    """Model of a recipe; also sets the CPU threads of the process. Raises ValueError with the
-    cause if it cannot."""
+    """Model of a recipe; also sets the CPU threads. Raises ValueError with the cause."""
     import torch
 
     from rea_core.model_files import read_model
@@ -239,8 +236,7 @@ def _of_trained_steps(result: TrainOutput, done: int) -> dict[str, float]:
 
 
 def save_last_step(trainer: Trainer) -> None:
-    """Write a checkpoint of the last finished optimizer step, unless there is one, or no step
-    was finished."""
+    """Write a checkpoint of the last finished step, unless there is one, or no such step."""
     from rea_rl.run.checkpoints import is_whole
 
     step = trainer.state.global_step
@@ -254,8 +250,7 @@ def save_last_step(trainer: Trainer) -> None:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a file could not be written for want of room: torch and safetensors raise errors
-    without a number."""
+    """Whether there was no room for a file: torch and safetensors raise errors of no number."""
     number = getattr(error, "errno", None)
     return (
         number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -149,8 +149,7 @@ SMALLER_IS_BETTER = """
 
 
 def check_defaults(config: Any, reasons: Mapping[str, str]) -> None:
-    """Raise ValueError for a key of a recipe's dataclass that must keep its default, or that
-    does nothing without another."""
+    """Raise ValueError for a key that must keep its default, or does nothing without another."""
     defaults = {f.name: _default(f) for f in dataclasses.fields(config)}
     changed = {key for key, default in defaults.items() if getattr(config, key) != default}
     for key in [key for key in reasons if key in changed]:
@@ -218,8 +217,7 @@ def _as_dict(config: Any, key: str) -> Any:
 
 
 def check_sampling(config: Any) -> None:
-    """Raise ValueError for samplers that hide tokens from the importance correction: the
-    server's log-probs leave them out."""
+    """Raise ValueError for samplers that hide tokens from the importance correction."""
     if not config.vllm_importance_sampling_correction:
         return
     for key, neutral in NEUTRAL_SAMPLING.items():
@@ -233,8 +231,7 @@ def check_sampling(config: Any) -> None:
 
 
 def check_best_metric(config: Any, program: str) -> None:
-    """Choose the metric that says which checkpoint is best if evaluations are made;
-    ValueError for one that none has."""
+    """Choose the metric that says which checkpoint is best; ValueError for one that none has."""
     evaluates = config.eval_strategy != "no"
     if config.load_best_model_at_end and not evaluates:
         raise ValueError(
@@ -285,8 +282,7 @@ def check_machine(config: Any) -> None:
 
 
 def check_hub(config: Any) -> None:
-    """Raise ValueError if `push_to_hub` is asked for and the Hub cannot be reached, or does
-    not know the user."""
+    """Raise ValueError for `push_to_hub` if the Hub is not reached, or does not know the user."""
     if not config.push_to_hub:
         return
     from huggingface_hub import HfApi

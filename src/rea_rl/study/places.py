@@ -59,8 +59,7 @@ class Place:
 
     @property
     def flags(self) -> list[str]:
-        """Flags of a training command: where its servers are, and without a GPU what it computes
-        in."""
+        """Flags of a training command: its servers, and without a GPU its type of numbers."""
         places = {"policy_server": self.policy_server, "reflection_server": self.reflection_server}
         on_cpu = {"use_cpu": "true", "bf16": "false", "dtype": "float32"}
         return as_flags(places | (on_cpu if self.gpu == CPU else {}))
@@ -107,8 +106,7 @@ class Place:
 
 
 def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
-    """Places of a study: `--jobs` on the pairs of servers given, in turn, or `--runs_per_gpu` on
-    each of `--gpus`."""
+    """Places of a study: `--jobs` on the given servers, or `--runs_per_gpu` on each of `--gpus`."""
     places: queue.Queue[Place] = queue.Queue()
     if not args.gpus:
         given = args.policy_server, args.reflection_server, args.train_gpus or [None]

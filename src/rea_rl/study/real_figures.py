@@ -94,8 +94,7 @@ RATIOS: dict[str, tuple[str, str, float]] = {
 def read_row(
     name: str, files: Sequence[Path], problems: Sequence[Row], counter: Counter
 ) -> RowData:
-    """Counts of a row's generation files, one a seed. Raises ValueError if one has other
-    problems."""
+    """Counts of a row's generation files, one a seed. Raises ValueError for other problems."""
     seeds = [counter.count(path, problems, thinks=name not in WITHOUT_THINKING) for path in files]
     keys = seeds[0][0][0]
     counts = {

@@ -220,8 +220,7 @@ def _example(problem: str, original: Row, revision: Row, step: str) -> str:
 
 
 def find_rows(work: Path) -> dict[str, list[Path]]:
-    """Generation files of all rows below a work folder of `scripts/real.sh`, by name, one file a
-    seed."""
+    """Generation files of all rows in a work folder of `scripts/real.sh`, by name, one a seed."""
     found: dict[str, list[Path]] = {}
     for name in ("instruct", "solver"):
         if files := sorted((work / "generated" / name).glob("*/test_math_cot.json")):

@@ -163,8 +163,7 @@ def _count_texts(generations: Path, ids: Problems, count: Callable[[str], int]) 
 
 
 def all_figures(rows: Sequence[RowCounts]) -> dict[str, Figures]:
-    """Figures by row, group and name; the first row is the base. Raises ValueError if rows
-    have other problems."""
+    """Figures by row, group and name; the first row is the base. ValueError for other problems."""
     base = rows[0]
     if other := [row.name for row in rows if not same_problems(row.ids, base.ids)]:
         raise ValueError(
@@ -206,8 +205,7 @@ def words_outgrow_rechecks(figures: Figures, base: Figures) -> bool:
 
 
 def tables(rows: Sequence[RowCounts], figures: dict[str, Figures], miniature: bool) -> str:
-    """The study's two tables in Markdown. Mistakes and re-checks are only known for the
-    miniature."""
+    """The study's two tables in Markdown. Only the miniature's mistakes and re-checks are known."""
     base = figures[rows[0].name]
     groups = [group for group in DIFFICULTIES if group in base]
     hardest = groups[-1] if groups else ALL
@@ -273,8 +271,7 @@ def plain(figures: Mapping[Any, Interval]) -> dict[Any, dict[str, float | None]]
 def draw(
     rows: Sequence[RowCounts], figures: dict[str, Figures], runs: Sequence[Run], out: Path
 ) -> None:
-    """Pictures: accuracy against tokens, training curves of the main rows, reflection by
-    difficulty."""
+    """Pictures: accuracy against tokens, training curves, reflection by difficulty."""
     groups = [group for group in (ALL, "hard") if group in figures[rows[0].name]]
     panels = [partial(_plot_group, rows=rows, figures=figures, group=group) for group in groups]
     save_panels(panels, out / "tradeoff.png", columns=len(groups), height=4.6)

@@ -242,8 +242,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line. What follows `--` is the training command, to which recipe and flags of a
-    row are added."""
+    """Command line. After `--` comes a training command, to which a row's flags are added."""
     parser = argparse.ArgumentParser(
         prog="python -m rea_rl.study", description="Train and evaluate the rows of the study."
     )
@@ -272,8 +271,7 @@ def set_places(args: argparse.Namespace) -> None:
 
 
 def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
-    """Raise ValueError without problems to evaluate on, and for an evaluation of other ones, or
-    of another model."""
+    """Raise ValueError without test problems, and for an evaluation of others or another model."""
     if args.eval_dataset is None:
         raise ValueError(
             f"eval_dataset is missing: name the held-out problems of {args.recipe_set}, "
@@ -363,8 +361,7 @@ def run_all(runs: list[Run], args: argparse.Namespace) -> None:
 
 
 def stop(signum: int, _: Any) -> NoReturn:
-    """End the trainers too, which would wait for servers that are about to stop; they write a
-    checkpoint first."""
+    """End the trainers too, which would wait for the servers; they write a checkpoint first."""
     import psutil
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -379,8 +376,7 @@ def stop(signum: int, _: Any) -> NoReturn:
 
 @command(ConnectionError, subprocess.CalledProcessError)
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake, or if a row's training fails; others
-    are kept."""
+    """Exit code 1 with one line for a mistake, or if a row's training fails; others are kept."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     args = parse_arguments(argv)
