@@ -26,13 +26,8 @@ from rea_core.ownership import own_output
 
 
 def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
-    """Judge the responses of a generation file twice and write the training examples to `out`.
-
-    Args:
-        file: generation file.
-        out: training file.
-        paragraphs: arguments `paragraph_*` of `generation.generate`.
-    """
+    """Judge the responses of a generation file twice and write the training examples to `out`;
+    `paragraphs` are arguments `paragraph_*` of `generation.generate`."""
     work = {"model_dir": "oracle", "output_dir": str(out.parent)}
     judging = GenerateArguments(qaf=file, split="labeling_distill_use_asw", **work, **paragraphs)
     labels = generate(judging, respond)

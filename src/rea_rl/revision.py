@@ -118,15 +118,10 @@ def group_advantages(
 
 
 def differing_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Whether the summed rewards of a row's group differ; the others teach nothing (dynamic
-    sampling, DAPO).
+    """Whether the summed rewards of a row's group differ, (B,), bool; the others teach nothing
+    (dynamic sampling, DAPO). If no group differs all are kept, so that a step is never empty.
 
-    Args:
-        rewards: (B, F), one column per reward function.
-        group_size: G, consecutive rows that belong to one prompt.
-
-    Returns:
-        (B,), bool. If no group differs all are kept, so that a step is never empty.
+    Arguments are those of `group_advantages`.
     """
     totals = rewards.sum(dim=1).view(-1, group_size)  # (N, G)
     differs = totals.amax(dim=1) - totals.amin(dim=1) > STD_EPSILON  # (N,)

@@ -213,12 +213,8 @@ def assemble(
     """Trainer of a recipe. Everything that can be wrong with it is a ValueError before the model
     loads.
 
-    Args:
-        method: name under which the run is recorded.
-        trainer_class: imports the class of the trainer, after all checks.
-        load: encodes the rows of a file, as `load_examples`.
-        parts: recipe.
-        chat_template: replaces the model's own.
+    The run is recorded under the name of its method. `trainer_class` imports the trainer's class
+    after all checks; `load` encodes the rows of a file, as `load_examples`.
 
     Raises RunComplete if the run in output_dir needs nothing more.
     """

@@ -168,7 +168,7 @@ def sampling_metrics(
     """Metrics `sampling/*` of all ranks; 0 if there is no such token.
 
     Args:
-        accelerator: of the ranks.
+        accelerator: gathers them.
         difference: (B, C) log-probs of the trainer less those of the server; NaN for forced tokens.
         mask: (B, C) of this rank's trained tokens.
         clip_max: ratio from which the correction is truncated; None without one.

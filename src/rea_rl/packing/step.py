@@ -70,10 +70,7 @@ def _zero_stage(trainer: GRPOTrainer) -> int:
 class PackedStep:
     """Log-probs, and loss with gradients, of rows whose responses share prefixes.
 
-    Args:
-        model: without adapter, with a packed forward pass, see `why_not_packed`.
-        accelerator: of the trainer.
-        args: recipe.
+    The model, without its adapter, has a packed forward pass, see `why_not_packed`.
     """
 
     def __init__(self, model: torch.nn.Module, accelerator: Accelerator, args: REARLConfig):

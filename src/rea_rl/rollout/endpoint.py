@@ -229,12 +229,7 @@ class ServerWatch:
 class Endpoint:
     """One vLLM server behind the OpenAI client: bounded concurrency, a deadline per request.
 
-    Args:
-        key: recipe key of the address.
-        url: base URL, `http://host:port/v1`.
-        args: recipe.
-        adapters: folder of the adapters that the server must serve; None if it serves a plain
-            model.
+    Arguments are those of `ServerWatch`, and the recipe.
     """
 
     def __init__(self, key: str, url: str, args: REARLConfig, adapters: Path | None = None):

@@ -126,10 +126,7 @@ class _Flight:
 class Lookahead:
     """Batches under way, by optimizer step.
 
-    Args:
-        engine: makes the responses of a batch.
-        upcoming: rows of a step.
-        lag: steps that a batch may be started ahead.
+    `upcoming` gives the rows of a step; `lag` are the steps that a batch may be started ahead.
     """
 
     def __init__(self, engine: RolloutEngine, upcoming: Callable[[int], list[Row]], lag: int):
@@ -144,13 +141,8 @@ class Lookahead:
         return {flight.policy_version for flight in self._flights.values()}
 
     def start(self, rows: list[Row], batch: Batch, max_steps: int) -> None:
-        """Start the batch of this step, unless it is under way, and those up to `lag` steps ahead.
-
-        Args:
-            rows: of this step.
-            batch: of this step; those ahead are sampled from its policy, too.
-            max_steps: of the run; no batch is made for a later one.
-        """
+        """Start the batch of this step, unless it is under way, and those up to `lag` steps ahead,
+        also from its policy. No batch is made for a step after `max_steps`, the run's last."""
         # Not under way: this is the first batch, or the run went back to a checkpoint. What is
         # under way then belongs to steps that will come again, with another policy.
         if batch.step not in self._flights:

@@ -34,12 +34,8 @@ MOST_ROUNDING = 0.1
 
 
 class Probe:
-    """One prompt, asked at each version until the adapter's effect has been seen.
-
-    Args:
-        base: name under which the server serves the model without an adapter.
-        prompt_ids: at least two ids.
-    """
+    """One prompt of at least two ids, asked at each version until the adapter's effect has been
+    seen. `base` is the name under which the server serves the model without an adapter."""
 
     def __init__(self, base: str, prompt_ids: list[int]):
         self._base, self._ids = base, prompt_ids

@@ -93,14 +93,8 @@ class Rollout:
     def missing(cls, row: Mapping[str, Any], batch: Batch, ids: list[int], end: int) -> Rollout:
         """Place of a response that the policy server refused.
 
-        It has the first id of its prompt, which may be too long to be trained on, and an end of
-        sequence; neither is trained.
-
-        Args:
-            row: of the response.
-            batch: that it belongs to.
-            ids: of its prompt.
-            end: id of the end of sequence.
+        It has the first of its prompt's `ids`, which may be too many to be trained on, and `end`,
+        the id of the end of sequence; neither is trained.
         """
         return cls(
             problem_id=row["problem_id"],

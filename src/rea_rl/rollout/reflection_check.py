@@ -45,14 +45,8 @@ def check_context(
     counts as one without a result. A warning says from where on, if responses of the shortest
     paragraphs do not fit.
 
-    Args:
-        args: recipe.
-        tokenizer: of the reflection model.
-        problem: the longest one.
-        context: tokens that the server takes.
-
-    Raises ValueError if not even a response of paragraphs between the shortest and the longest
-    fits.
+    `problem` is the longest one, `context` the server's, in tokens. Raises ValueError if not even a
+    response of paragraphs between the shortest and the longest fits.
     """
     shortest = max(args.paragraph_min_tokens, SHORT_SENTENCE)
     usual, most = (

@@ -70,11 +70,6 @@ def check_adapters(url: str, folder: Path, rank: int) -> None:
     """Raise ValueError unless a server loads adapters of a rank while it runs.
 
     It is offered one without weights. No server takes that, but it refuses other things first.
-
-    Args:
-        url: base URL.
-        folder: of the adapters.
-        rank: of the adapters.
     """
     offer = folder / f".offer-{os.getpid()}"
     offer.mkdir(parents=True, exist_ok=True)

@@ -31,14 +31,7 @@ T = TypeVar("T")
 
 
 class Servers:
-    """Servers of one role.
-
-    Args:
-        key: recipe key of their addresses.
-        urls: base URLs, `http://host:port/v1`.
-        args: recipe.
-        adapters: folder of the adapters that they must serve; None where they serve a plain model.
-    """
+    """Servers of one role; arguments are those of `Endpoint`, with several URLs."""
 
     def __init__(
         self, key: str, urls: Sequence[str], args: REARLConfig, adapters: Path | None = None
@@ -63,12 +56,8 @@ class Servers:
             await asyncio.gather(*(watch.look(model) for watch in self.watches))
 
     def deal(self, count: int, first: int) -> list[Seat]:
-        """Seats for so many prompts, one after the other on the servers that are alive.
-
-        Args:
-            count: prompts.
-            first: place of the first one among those of all ranks.
-        """
+        """Seats for so many prompts, one after the other on the servers that are alive; `first` is
+        the place of the first one among those of all ranks."""
         alive = self._alive() or self.endpoints  # whose requests wait for them
         return [Seat(self, alive[(first + i) % len(alive)]) for i in range(count)]
 

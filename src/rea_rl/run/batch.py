@@ -43,12 +43,8 @@ def num_ranks() -> int:
 def share_out(config: Any, key: str, group: int = 1) -> None:
     """Set the batch keys of a rank so that a step has exactly the rows that the recipe asks for.
 
-    Args:
-        config: dataclass of a recipe, with numbers in their ranges.
-        key: field with the groups of a step, or None: then the batch keys stay as they are.
-        group: rows that stay on one rank together: the responses of a prompt, or 1.
-
-    Raises ValueError as `share_rows` does.
+    The field `key` has the groups of a step, or None: then the batch keys stay as they are. Raises
+    ValueError as `share_rows` does.
     """
     size, given = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if (groups := getattr(config, key)) is None:
@@ -65,9 +61,8 @@ def share_rows(
 
     Args:
         key: recipe key of the groups, for errors.
-        groups: of a step.
-        group: rows of each.
-        ranks: that share them.
+        groups: of a step, which `ranks` share.
+        group: rows that stay on one rank together: the responses of a prompt, or 1.
         most: rows at a time, at most.
         given: micro-batches that the recipe asks for; None: as many as are needed.
 

@@ -39,12 +39,7 @@ class Counters:
 
     def add(self, of_ranks: Sequence[Mapping[str, Any]], state: TrainerState) -> dict[str, float]:
         """Totals of the run, and how many servers are alive, as that process sees it that sees the
-        fewest.
-
-        Args:
-            of_ranks: counts since the start of the command, of everybody who counts.
-            state: of the run.
-        """
+        fewest. `of_ranks`: counts since the start of the command, of everybody who counts."""
         now = {
             key: float(sum(each.get(key, 0) for each in of_ranks))
             for key in dict.fromkeys(key for each in of_ranks for key in each)

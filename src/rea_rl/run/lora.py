@@ -58,11 +58,9 @@ def check_lora_keys(model_args: ModelConfig, served: bool) -> None:
 
 
 def lora_config(model: PreTrainedModel, model_args: ModelConfig, served: bool) -> LoraConfig | None:
-    """PEFT's settings of a recipe; None without `use_peft`.
+    """PEFT's settings of a recipe for a model without adapters; None without `use_peft`.
 
-    Args:
-        model: without adapters.
-        served: whether vLLM has to take the adapter while it is trained.
+    With `served`, vLLM has to take the adapter while it is trained.
 
     Raises ValueError, with the names that the model has, for a name in `lora_target_modules` that
     matches no linear layer of the language model, or one that cannot be trained or served.

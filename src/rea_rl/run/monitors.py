@@ -144,12 +144,7 @@ def check_monitors(keys: MonitorKeys) -> None:
 
 
 class Monitors:
-    """The monitors of a run.
-
-    Args:
-        keys: thresholds.
-        speaks: whether this rank writes the warnings, which are the same on all.
-    """
+    """The monitors of a run; a rank that `speaks` writes the warnings, the same on all."""
 
     def __init__(self, keys: MonitorKeys, speaks: bool = True):
         self._keys, self._speaks = keys, speaks
@@ -159,13 +154,7 @@ class Monitors:
         self, history: Iterable[Mapping[str, Any]], now: Mapping[str, float], step: int
     ) -> dict[str, float]:
         """Warn of newly crossed thresholds; `monitor/<name>` of each monitor whose metric is in
-        `now`.
-
-        Args:
-            history: entries logged before, each with its `step`.
-            now: metrics about to be logged.
-            step: of `now`.
-        """
+        `now`, which is about to be logged for `step`. Entries of `history` have theirs."""
         entries = [*history, {**now, "step": step}]
         results = {}
         for monitor in MONITORS:

@@ -231,14 +231,10 @@ def make_plan(
     wishes: Mapping[str, str],
     source: str = "the recipe",
 ) -> Plan:
-    """Plan of a machine.
+    """Plan of a machine with visible `gpus`, as CUDA_VISIBLE_DEVICES names them.
 
-    Args:
-        gpus: visible ones, as CUDA_VISIBLE_DEVICES names them.
-        recipe: keys, flags included.
-        roles: servers that the training needs.
-        wishes: variables of scripts/common.sh.
-        source: of the recipe, for errors.
+    The recipe has its flags. `roles` are the servers that the training needs, `wishes` variables of
+    scripts/common.sh, and `source` names the recipe in errors.
 
     Raises ValueError for wishes that this machine cannot fulfil.
     """

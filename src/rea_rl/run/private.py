@@ -47,13 +47,9 @@ def _exists(text: str) -> bool:
 
 
 def public_file(path: Path, folder: Path, has_responses: bool = False) -> Path:
-    """A file to publish: the same, or a copy without places in a folder.
+    """A file to publish: the same, or a copy of its name without places in a folder.
 
-    Args:
-        path: of a run, a model, or next to a generation file.
-        folder: for the copy, which has the same name.
-        has_responses: it is a generation file. Only the column that names its model is changed;
-            texts stay as they are.
+    Of a generation file, which `has_responses`, only the column that names its model is changed.
     """
     if has_responses:
         return _public_rows(path, folder / path.name)

@@ -42,15 +42,10 @@ class RunComplete(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run begins.
+    """How a run begins."""
 
-    Attributes:
-        record: what it is made with.
-        checkpoint: folder that it continues from, or None.
-    """
-
-    record: Record
-    checkpoint: str | None
+    record: Record  # what it is made with
+    checkpoint: str | None  # folder that it continues from
 
 
 def plan_run(
@@ -59,13 +54,8 @@ def plan_run(
     """Compare a command with the run in its output_dir. Called on all ranks; the first one looks
     and decides.
 
-    Args:
-        program: `grpo`, `sft` or `dpo`.
-        parts: dataclasses of the recipe.
-        rows: what is trained on, rendered or encoded.
-        **measured: values that a recipe names a file for.
-
-    Raises ValueError if the run may not be continued so, or if the ranks do not share output_dir;
+    `rows` are rendered or encoded, `measured` the values that a recipe names a file for. Raises
+    ValueError if the run may not be continued so, or if the ranks do not share output_dir;
     RunComplete if nothing is left to do.
     """
     from accelerate import PartialState
@@ -177,12 +167,8 @@ def _newest_usable(checkpoints: Sequence[Path], record: Record) -> str:
 
 
 def missing_parts(checkpoint: Path, record: Record) -> list[str]:
-    """Files of a checkpoint that are missing, or cut off, of those that the run wrote.
-
-    Args:
-        checkpoint: folder of one that has its last file.
-        record: what it was made with.
-    """
+    """Files that are missing in a checkpoint, or cut off, of those that a run with this record
+    wrote; its last file is there."""
     files = ["scheduler.pt"]
     if record["launch"] == REPLICAS[0] or record["ranks"] == 1:
         files.append("rng_state.pth")

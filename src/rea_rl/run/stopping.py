@@ -32,12 +32,7 @@ NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 class StopAtSigterm(TrainerCallback):
     """Context manager around a training; raises Interrupted at its end, in place of the error that
-    ended it, if there was a signal.
-
-    Args:
-        trainer: whose training it is.
-        give_up: called by the signal's handler; ends what the training waits for.
-    """
+    ended it, if there was a signal. The handler calls `give_up`, which ends what is waited for."""
 
     def __init__(self, trainer: Trainer, give_up: Callable[[], None]):
         self._trainer, self._give_up = trainer, give_up

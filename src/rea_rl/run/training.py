@@ -169,11 +169,8 @@ def train(trainer: Trainer, give_up: Callable[[], None] = lambda: None) -> None:
     """Train as planned, from a checkpoint or from the start; evaluate, save weights, metrics and
     state.
 
-    A trainer without a plan continues the last checkpoint of its output_dir.
-
-    Args:
-        trainer: of the run.
-        give_up: ends what the training waits for; called when SIGTERM or Ctrl-C asks for its end.
+    A trainer without a plan continues the last checkpoint of its output_dir. SIGTERM and Ctrl-C
+    call `give_up`, which ends what the training waits for.
 
     Raises RunEnded, behind a checkpoint of the last finished step, after several steps that are no
     numbers, if a monitor ends the run, and after SIGTERM or Ctrl-C.

@@ -105,12 +105,8 @@ def read_row(
 
 
 class Counter:
-    """Counts responses of generation files; verdicts come from their `.verdicts.jsonl`.
-
-    Args:
-        judge: labels the parts of a thinking by the gold answer.
-        tokenizer: counts tokens.
-    """
+    """Counts responses of generation files; verdicts come from their `.verdicts.jsonl`, labels of
+    the parts of a thinking from the judge."""
 
     def __init__(self, judge: AnswerJudge, tokenizer: Any):
         self._judge, self._tokenizer = judge, tokenizer
