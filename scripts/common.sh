@@ -28,6 +28,8 @@
 #   SERVER_CACHE_GIB   key-value cache of each server in GiB (default: measured, one server of a GPU after the other). If
 #                      it is given, servers of one GPU start side by side
 #   SERVER_RESTARTS    times an hour that a server that ended by itself is started again (default 3)
+#   REFLECTION_REPLY   form of the replies that a reflection model is trained on: long (default), or compact with one token
+#                      a label. Whatever asks the model later sees it in its folder
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,6 +49,7 @@ declare -A SERVER_OF=() # the same by planned server
 HELPERS=() # process ids of other background programs
 ATTENDED='' # process group that `attend` waits for
 STOP_SECONDS=120 # that a process has to end: a training finishes its step and writes a checkpoint
+REPLY=(${REFLECTION_REPLY:+--reflection_reply "$REFLECTION_REPLY"}) # of the training file
 SERVE_ARGS=() POLICY_ARGS=() REFLECTION_ARGS=() # of all servers, and of those of a role
 PLANNED=() # servers to start: role, port, GPUs with commas, share of memory, seed (- for none), servers before it there
 PLAN_ARGS=() # of the training

@@ -102,7 +102,7 @@ train_offline() {
 # baseline_data: rows for SFT and RPO: responses that the judge cut and the policy finished
 baseline_data() {
     sample_train
-    judge --train_file "$REFLECTION_DATA"
+    judge --train_file "$REFLECTION_DATA" "${REPLY[@]}"
     finish "$JUDGE_CUTS"
     stage "$LABELING/RPO.json" python -m generation.sft_data "$FINISHED" --paths "$PATHS" "${TEMPLATE[@]}" "${RIGHT[@]}" \
         --sft_out "$LABELING/SFT.json" --rpo_out "$LABELING/RPO.json"

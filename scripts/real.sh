@@ -162,7 +162,7 @@ make_detector() {
         stage "$paths" generate --qaf "$DATA/detector.json" --model_dir "$POLICY" --temperature 0.8 \
             --n_generate_sample "${DETECTOR_SAMPLES:-3}" "${LIMITED[@]}"
         stage "$S/tokens_per_reflection.json" measure_reflection "$paths"
-        judge "$paths" --train_file "$S/reflection_training.json"
+        judge "$paths" --train_file "$S/reflection_training.json" "${REPLY[@]}"
         stage "$S/reflection_model_lora/adapter_model.safetensors" sft reflection_model --model_name_or_path "$REFLECTION_BASE"
     fi
     stage "$REFLECTION/config.json" merge "$REFLECTION_BASE" "$S/reflection_model_lora" "$REFLECTION"

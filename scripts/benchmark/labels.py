@@ -6,6 +6,8 @@
 A second process answers as a vLLM server does: with events of scripted labels, by no model. So only
 the trainer's part is measured: the prompt, the request, the events, P(Result) and the cut. Replies
 are read to the end; the real ones mostly are not.
+
+Rows are the forms of a reply, with each number of tokens that a server sends at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving import ROOT, report, spread
 
 from generation.cuts import CutRule
+from generation.prompts import COMPACT, REFLECTION_REPLIES
 from rea_core.models import load_tokenizer
 from rea_rl.rollout.labeller import STREAM_INTERVAL, Labeller
 from rea_rl.rollout.servers import Servers
@@ -35,12 +38,16 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding
 END = b"0\r\n\r\n"
 
 
-def events(labels: int) -> list[bytes]:
-    """A reply with so many labels, seven tokens each, as a server streams it."""
-    tokens = [
-        token for i in range(labels) for token in ("\n", "[", *f"{i % 90 + 10}", "]", ".", " Think")
-    ]
-    parts = [tokens[i : i + STREAM_INTERVAL] for i in range(0, len(tokens), STREAM_INTERVAL)]
+def reply_tokens(form: str, labels: int) -> list[str]:
+    """A reply with so many labels: a token each, or seven."""
+    if form == COMPACT:
+        return [" Think"] * labels
+    return [t for i in range(labels) for t in ("\n", "[", *f"{i % 90 + 10}", "]", ".", " Think")]
+
+
+def events(tokens: list[str], interval: int) -> list[bytes]:
+    """A reply as a server streams it, so many tokens at a time."""
+    parts = [tokens[i : i + interval] for i in range(0, len(tokens), interval)]
     pieces = [json.dumps(event(part, last=part is parts[-1])) for part in parts]
     data = [f"data: {piece}\n\n".encode() for piece in [*pieces, "[DONE]"]]
     return [b"%x\r\n%b\r\n" % (len(each), each) for each in data]
@@ -77,24 +84,41 @@ async def answer(
         writer.close()
 
 
-async def serve(labels: int, port: Any) -> None:
+async def serve(reply: list[bytes], port: Any) -> None:
     """Answer until the process is ended; says its port once."""
-    server = await asyncio.start_server(partial(answer, events(labels)), "127.0.0.1", 0)
+    server = await asyncio.start_server(partial(answer, reply), "127.0.0.1", 0)
     port.send(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 
 
-def run_server(labels: int, port: Any) -> None:
+def run_server(reply: list[bytes], port: Any) -> None:
     """A process of its own."""
-    asyncio.run(serve(labels, port))
+    asyncio.run(serve(reply, port))
 
 
-async def measure(port: int, args: argparse.Namespace) -> list[float]:
+def measure(form: str, interval: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    ours, theirs = multiprocessing.Pipe()
+    reply = events(reply_tokens(form, args.labels), interval)
+    context = multiprocessing.get_context("fork")
+    server = context.Process(target=run_server, args=(reply, theirs), daemon=True)
+    server.start()
+    try:
+        runs = asyncio.run(ask(form, ours.recv(), args))
+    finally:
+        server.terminate()
+        server.join()
+    tokens = len(reply_tokens(form, args.labels))
+    return {"form": form, "interval": interval, "tokens": tokens, "us_per_paragraph": min(runs),
+            "runs": runs, "spread": spread(runs)}  # fmt: skip
+
+
+async def ask(form: str, port: int, args: argparse.Namespace) -> list[float]:
     """CPU microseconds a paragraph, of each repeat; one before them warms up."""
     settings = SimpleNamespace(
         cut_rule=CutRule(), reflection_model="m", label_until_decided=False,
         revision_strength="normal", max_concurrent_requests=64, request_timeout=600.0,
-        request_retries=0, server_deadline=60.0,
+        request_retries=0, server_deadline=60.0, reply_form=form,
     )  # fmt: skip
     labeller = Labeller(load_tokenizer(str(REFLECTION)), 1 << 20, settings)
     servers = Servers("reflection_server", [f"http://127.0.0.1:{port}/v1"], settings)
@@ -118,22 +142,20 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=25, help="paragraphs of a response")
     parser.add_argument("--replies", type=int, default=200, help="of a repeat")
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
+    parser.add_argument(
+        "--intervals", type=int, nargs="+", default=[STREAM_INTERVAL], help="tokens of an event"
+    )
     parser.add_argument("--json", default=None, help="place of the results")
     args = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("fork")
-    server = context.Process(target=run_server, args=(args.labels, theirs), daemon=True)
-    server.start()
-    try:
-        runs = asyncio.run(measure(ours.recv(), args))
-    finally:
-        server.terminate()
-        server.join()
-    results = {"us_per_paragraph": min(runs), "runs": runs, "spread": spread(runs)}
-    table = [["labels", "us of CPU a paragraph", "spread"]]
-    table.append([str(args.labels), f"{min(runs):.0f}", f"{results['spread']:.0%}"])
+    rows = [
+        measure(form, interval, args) for form in REFLECTION_REPLIES for interval in args.intervals
+    ]
+    table = [["reply", "tokens", "tokens of an event", "us of CPU a paragraph", "spread"]]
+    for row in rows:
+        told = row["form"], str(row["tokens"]), str(row["interval"])
+        table.append([*told, f"{row['us_per_paragraph']:.0f}", f"{row['spread']:.0%}"])
     sizes = {"labels": args.labels, "replies": args.replies, "repeats": args.repeats}
-    report("labels", table, sizes | results, args.json)
+    report("labels", table, sizes | {"rows": rows}, args.json)
 
 
 if __name__ == "__main__":

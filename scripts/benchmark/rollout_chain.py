@@ -46,7 +46,6 @@ from rea_rl.rollout.labeller import TOP_LOGPROBS
 from rea_rl.rollout.replies import Completion
 from rea_rl.rollout.stage_batching import Waves
 
-TOKENS_PER_LABEL = 7  # "\n[12]. Think"
 IDS = range(20, 400)  # ordinary ids of all presets
 CUTS = Path(__file__).with_name("detector_cuts.json")
 
@@ -63,8 +62,8 @@ class Plan:
     finish: int
 
 
-def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
-    """A plan for each response of the batch."""
+def draw_plans(preset: Preset, group: int, seed: int, label_tokens: int = 7) -> list[Plan]:
+    """A plan for each response of the batch, with so many tokens a label."""
     rng = random.Random(seed)
     shares = read_json(CUTS)["shares"]
     plans = []
@@ -74,8 +73,8 @@ def draw_plans(preset: Preset, group: int, seed: int) -> list[Plan]:
         )
         kept, read = rng.choice(shares)
         num_labels = 1 + sample // preset.paragraph_tokens
-        labels = TOKENS_PER_LABEL * num_labels
-        labels_read = TOKENS_PER_LABEL * max(round(num_labels * read), 1)
+        labels = label_tokens * num_labels
+        labels_read = label_tokens * max(round(num_labels * read), 1)
         lengths = sample, int(sample * kept), labels, labels_read
         plans.append(Plan(preset.prompt_tokens, *lengths, preset.finish_tokens))
     return plans
@@ -154,7 +153,7 @@ async def chain(work: Work, plans: list[Plan], label_wave: int = 1) -> None:
 
 
 async def measure(
-    urls: list[str], model: str, preset: Preset, group: int, repeats: int, label_wave: int
+    urls: list[str], model: str, preset: Preset, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Best seconds of each way; share of the chain's finishing prompts that was cached, of label
     tokens not read."""
@@ -162,16 +161,16 @@ async def measure(
         max_concurrent_requests=256, request_timeout=1800.0, request_retries=2, server_deadline=60.0
     )
     policy, reflection = (Endpoint("server", url, settings) for url in urls)
-    plans = draw_plans(preset, group, seed=0)
-    twice = plans + draw_plans(preset, group, seed=0)
+    plans = draw_plans(preset, args.group, 0, args.label_tokens)
+    twice = 2 * plans
     ways: dict[str, tuple[Callable[[Work, list[Plan]], Awaitable[None]], list[Plan]]] = {
         "plain, G": (plain, plans), "plain, 2G": (plain, twice), "barriers": (barriers, plans),
         "chain": (chain, plans),
-        "chain, waves": (partial(chain, label_wave=label_wave), plans),
+        "chain, waves": (partial(chain, label_wave=args.label_wave), plans),
     }  # fmt: skip
     await barriers(Work(policy, reflection, model, seed=-1), plans[:4])  # first requests are slow
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats):
+    for repeat in range(args.repeats):
         for number, (name, (way, paths)) in enumerate(ways.items()):
             # prompts that no cache has
             work = Work(policy, reflection, model, seed=10 * repeat + number)
@@ -211,6 +210,9 @@ def main() -> None:
     )
     parser.add_argument("--group", type=int, default=4, help="sampled responses of a prompt, G")
     parser.add_argument(
+        "--label_tokens", type=int, default=7, help="tokens of a label; 1: compact replies"
+    )
+    parser.add_argument(
         "--label_wave",
         type=int,
         default=64,
@@ -228,11 +230,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(arguments, Path(folder))
         with running_servers({"policy": model, "reflection": model}, arguments) as urls:
-            results = asyncio.run(
-                measure(
-                    urls, model, preset, arguments.group, arguments.repeats, arguments.label_wave
-                )
-            )
+            results = asyncio.run(measure(urls, model, preset, arguments))
     seconds = results["seconds"]
     table = [["rollouts", "seconds", "spread", "of 2G plain", "of barriers"]]
     for name in seconds:
@@ -244,8 +242,9 @@ def main() -> None:
         **sizes,
         "group": arguments.group,
         "repeats": arguments.repeats,
+        "label_wave": arguments.label_wave,
+        "label_tokens": arguments.label_tokens,
     }
-    results["label_wave"] = arguments.label_wave
     results["chain_of_plain_2G"] = seconds["chain"] / seconds["plain, 2G"]
     results["chain_waves_of_plain_2G"] = seconds["chain, waves"] / seconds["plain, 2G"]
     results["revision_overhead"] = (

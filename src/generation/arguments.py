@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from generation.prompts import MATH_COT
+from generation.prompts import MATH_COT, REFLECTION_REPLIES
+from generation.reflection_reply import reply_form
 from generation.rendering import PromptFormat
 from generation.segments import check_paragraph_tokens
 from generation.shards import Shard
@@ -92,6 +93,9 @@ class GenerateArguments:
     chunk_tokens: PositiveInt = option(
         1024, "Tokens of the paragraphs that the judge sees at once."
     )
+    reflection_reply: Annotated[str | None, one_of(*REFLECTION_REPLIES)] = option(
+        None, "Form of the reflection model's replies; default: what the model's folder says."
+    )
 
     # Sampling
     n_generate_sample: Annotated[int, AT_LEAST_1] = option(1, "Responses per prompt.")
@@ -169,6 +173,8 @@ class GenerateArguments:
                 f"split {self.split} needs paragraph_tokenizer: name the model that wrote the "
                 "responses"
             )
+        if self.split == "labeling":
+            self.reply_form  # noqa: B018 - raises for a form that the model was not trained on
         if self.split == "labeling" and not self.logprobs:
             raise ValueError(
                 "split labeling needs logprobs, from which P(Result) is read; give --logprobs 5"
@@ -203,6 +209,11 @@ class GenerateArguments:
     def prompt_format(self) -> PromptFormat:
         """How problems become prompts."""
         return PromptFormat.of(vars(self))
+
+    @property
+    def reply_form(self) -> str:
+        """Form in which the reflection model is asked for labels."""
+        return reply_form(self.reflection_reply, self.lora or self.model_dir)
 
     @property
     def output_path(self) -> Path:

@@ -87,10 +87,10 @@ def parse_confirmation(response: str) -> bool | None:
 
 
 def reflection_example(
-    problem: str, paragraphs: list[str], is_result: list[bool]
+    problem: str, paragraphs: list[str], is_result: list[bool], reply: str = prompts.LONG
 ) -> dict[str, list[dict[str, str]]]:
     """Training example of the reflection model: a prompt-completion row in the format that is used
-    online.
+    online, its `reply` in a form of `prompts.REFLECTION_REPLIES`.
 
     `is_result` holds one confirmed verdict per paragraph; a different length raises ValueError.
     """
@@ -100,8 +100,10 @@ def reflection_example(
             "paragraph"
         )
     return {
-        "prompt": prompts.reflection_messages(problem, paragraphs),
-        "completion": [{"role": "assistant", "content": prompts.reflection_labels(is_result)}],
+        "prompt": prompts.reflection_messages(problem, paragraphs, reply),
+        "completion": [
+            {"role": "assistant", "content": prompts.reflection_labels(is_result, reply)}
+        ],
     }
 
 
@@ -203,6 +205,7 @@ def clean(
     responses: dict[str, Row],
     tokenizer: PreTrainedTokenizerBase,
     split: Callable[[Row], list[Paragraph]],
+    reply: str = prompts.LONG,
 ) -> tuple[list[Row], list[Row]]:
     """(cut rows, training examples) of the responses whose replies could be parsed.
 
@@ -212,6 +215,7 @@ def clean(
         responses: texts of the labelled responses by id.
         tokenizer: of the model that wrote the responses.
         split: makes the paragraphs of a response.
+        reply: form of the examples' replies.
     """
     rows, examples = [], []
     for path in paths:
@@ -229,7 +233,7 @@ def clean(
             path.row, response, paragraphs, confirmed[0] if confirmed else None, tokenizer
         )
         rows.append({**row, "strategy": "judge", "confirmed": confirmed})
-        examples.append(reflection_example(path.row["problem"], path.paragraphs, verdicts))
+        examples.append(reflection_example(path.row["problem"], path.paragraphs, verdicts, reply))
     return rows, examples
 
 
@@ -249,6 +253,16 @@ def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
         paragraph_min_tokens=(32, "tokens that a paragraph has at least"),
         paragraph_max_tokens=(128, "tokens before which it is closed"),
         num_workers=(int, "processes; default: one a core"),
+    )
+
+
+def add_reply_argument(parser: argparse.ArgumentParser) -> None:
+    """Flag of the training file's form, which the reflection model learns."""
+    parser.add_argument(
+        "--reflection_reply",
+        choices=prompts.REFLECTION_REPLIES,
+        default=prompts.LONG,
+        help="replies in the training file: a line for each paragraph, or compact: one word",
     )
 
 
@@ -335,11 +349,13 @@ def read_confirmations(file: Path) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """Some labelled responses: rows of their labels and of themselves, and second judgements."""
+    """Some labelled responses: rows of their labels and of themselves, second judgements, and the
+    form of their examples' replies."""
 
     labels: Rows
     paths: Rows
     confirmations: dict[str, str]
+    reply: str
 
 
 def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
@@ -351,7 +367,8 @@ def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bo
             places = [f"{path.row['id']!r} of {file.path}" for file in (batch.labels, batch.paths)]
             check_same(places[0], identity(path.row), places[1], about[path.row["id"]])
     rows, examples = clean(
-        paths, batch.confirmations, responses, splitting.tokenizer, splitting.paragraphs
+        *(paths, batch.confirmations, responses),
+        *(splitting.tokenizer, splitting.paragraphs, batch.reply),
     )
     made = zip(rows, examples, strict=True)
     return [
@@ -365,6 +382,7 @@ def clean_batches(
     written: Rows,
     places: dict[str, int],
     confirmations: dict[str, dict[str, str]],
+    reply: str,
 ) -> Iterator[CleanBatch]:
     """All labelled responses in batches. `places` are their rows by response id."""
     ids = list(labels.places)
@@ -373,7 +391,8 @@ def clean_batches(
         yield CleanBatch(
             labels.rows.select(place for path in some for place in labels.places[path]),
             written.select(dict.fromkeys(places[path] for path in some if path in places)),
-            {key: reply for path in some for key, reply in confirmations.get(path, {}).items()},
+            {key: each for path in some for key, each in confirmations.get(path, {}).items()},
+            reply,
         )
 
 
@@ -387,6 +406,7 @@ class Cleaning:
         out: cut responses.
         splitting: of the paragraphs that were judged.
         train_file: training examples; None for none.
+        reply: form of the replies in them.
         num_workers: processes; default: one a core.
 
     Raises ValueError for files that cannot be written, or take the place of others.
@@ -398,6 +418,7 @@ class Cleaning:
     out: Path
     splitting: Splitting
     train_file: Path | None = None
+    reply: str = prompts.LONG
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -413,7 +434,7 @@ class Cleaning:
         places: dict[str, int] = {}  # row of each response
         written = read_generations(self.paths, look=partial(_place_paths, places, count()))
         check_same_prompts(written, self.paths, labels.rows, self.labels)
-        batches = clean_batches(labels, written, places, confirmations)
+        batches = clean_batches(labels, written, places, confirmations, self.reply)
         processes = processes_for(written, self.num_workers)
         results = ordered_map(clean_batch, batches, self.splitting, processes)
         bar = tqdm(
@@ -457,7 +478,9 @@ def cleaning(args: argparse.Namespace) -> Cleaning:
         if getattr(args, key) is None:
             raise ValueError(f"clean needs {key}; give --{key}")
     files = args.labels, args.confirmations, args.paths, args.out
-    return Cleaning(*files, splitting_of(args), args.train_file, args.num_workers)
+    return Cleaning(
+        *files, splitting_of(args), args.train_file, args.reflection_reply, args.num_workers
+    )
 
 
 def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> None:
@@ -489,6 +512,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="clean: also write the reflection model's training file (without a value: "
              f"{TRAIN_FILE})",
     )  # fmt: skip
+    add_reply_argument(parser)
     add_paragraph_arguments(parser)
     return parser.parse_args(argv)
 

@@ -15,11 +15,16 @@ FORCED_ANSWER = f"\n{THINK_END}\n\n{ANSWER_HEADING}"
 
 MATH_COT = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
+# Forms of the reflection model's reply: a numbered line, or one word a paragraph; and the begin of
+# the reply, from which the model continues.
+LONG, COMPACT = REFLECTION_REPLIES = ("long", "compact")
 REFLECTION_PREFILL = "[1]."
-_REFLECTION_INSTRUCTION = (
-    "The reasoning below is split into numbered parts. Write one line for each part: Result if it "
-    "states a result for the problem, Think otherwise."
-)
+REFLECTION_PREFILLS = {LONG: REFLECTION_PREFILL, COMPACT: "Labels:"}
+_REFLECTION_INSTRUCTIONS = {
+    form: f"The reasoning below is split into numbered parts. Write one {unit} for each part: "
+    "Result if it states a result for the problem, Think otherwise."
+    for form, unit in ((LONG, "line"), (COMPACT, "word"))
+}
 _PROBLEM_HEADING = "# Problem"
 _GOLD_HEADING = "# Gold answer"
 _REASONING_HEADING = "# Reasoning"
@@ -80,14 +85,17 @@ def format_problem(problem: str, template: str) -> str:
     return template.format(problem=problem)
 
 
-def reflection_messages(problem: str, paragraphs: list[str]) -> list[dict[str, str]]:
-    """Chat messages that ask the reflection model for one label per paragraph.
+def reflection_messages(
+    problem: str, paragraphs: list[str], reply: str = LONG
+) -> list[dict[str, str]]:
+    """Chat messages that ask the reflection model for one label per paragraph, in a form of
+    REFLECTION_REPLIES.
 
-    Training and online labelling both use them. Online, `REFLECTION_PREFILL` follows the generation
+    Training and online labelling both use them. Online, the form's prefill follows the generation
     prompt.
     """
     return _user_message(
-        _REFLECTION_INSTRUCTION,
+        _REFLECTION_INSTRUCTIONS[reply],
         _PROBLEM_HEADING,
         problem,
         _REASONING_HEADING,
@@ -95,12 +103,13 @@ def reflection_messages(problem: str, paragraphs: list[str]) -> list[dict[str, s
     )
 
 
-def reflection_labels(is_result: list[bool]) -> str:
+def reflection_labels(is_result: list[bool], reply: str = LONG) -> str:
     r"""Reflection model's whole reply, prefill included: `[1]. Think\n[2]. Result`, one line per
-    paragraph."""
-    return "\n".join(
-        f"[{i}]. {'Result' if hit else 'Think'}" for i, hit in enumerate(is_result, start=1)
-    )
+    paragraph; compact `Labels: Think Result`."""
+    labels = ["Result" if hit else "Think" for hit in is_result]
+    if reply == COMPACT:
+        return " ".join([REFLECTION_PREFILLS[COMPACT], *labels])
+    return "\n".join(f"[{i}]. {label}" for i, label in enumerate(labels, start=1))
 
 
 def judge_messages(

@@ -22,7 +22,7 @@ from generation.generation_file import read_generations
 from generation.identity import path_digest
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import known_markers
-from generation.prompts import REFLECTION_PREFILL, judge_messages, reflection_messages
+from generation.prompts import REFLECTION_PREFILLS, judge_messages, reflection_messages
 from generation.provenance import differences
 from generation.rendering import known_thinking, thinking_in
 from generation.segments import (
@@ -115,10 +115,12 @@ def labeling(
     args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Prompt]:
     """Labels of the reflection model, in exactly the format of training and of the rollouts."""
+    form = args.reply_form
     for columns, paragraphs in _paths(args, row, tokenizer):
         texts = [paragraph.text for paragraph in paragraphs]
-        messages = reflection_messages(row["problem"], texts)
-        yield Prompt({**columns, "paragraphs": texts}, messages, prefill=REFLECTION_PREFILL)
+        messages = reflection_messages(row["problem"], texts, form)
+        prefill = REFLECTION_PREFILLS[form]
+        yield Prompt({**columns, "paragraphs": texts}, messages, prefill=prefill)
 
 
 def labeling_distill(

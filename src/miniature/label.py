@@ -15,9 +15,10 @@ from pathlib import Path
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
-from generation.labeling_distill_utils import Cleaning, write_candidates
+from generation.labeling_distill_utils import Cleaning, add_reply_argument, write_candidates
 from generation.parallel import Shared
 from generation.path_cutting import Splitting
+from generation.prompts import LONG
 from miniature.judge import respond
 from rea_core.checks import user_name
 from rea_core.command import Needed, add_flags, command
@@ -25,9 +26,11 @@ from rea_core.models import load_tokenizer
 from rea_core.ownership import own_output
 
 
-def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
-    """Judge the responses of a generation file twice and write the training examples to `out`;
-    `paragraphs` are arguments `paragraph_*` of `generation.generate`."""
+def label(file: str, out: Path, paragraphs: dict[str, str | int], reply: str = LONG) -> None:
+    """Judge the responses of a generation file twice and write the training examples to `out`.
+
+    `paragraphs` are arguments `paragraph_*` of `generation.generate`, `reply` is the form of the
+    examples' replies."""
     work = {"model_dir": "oracle", "output_dir": str(out.parent)}
     judging = GenerateArguments(qaf=file, split="labeling_distill_use_asw", **work, **paragraphs)
     labels = generate(judging, respond)
@@ -37,7 +40,7 @@ def label(file: str, out: Path, paragraphs: dict[str, str | int]) -> None:
     cuts = labels.with_name(f"{labels.stem}_cuts.json")
     limits = judging.paragraph_min_tokens, judging.paragraph_max_tokens
     splitting = Splitting(Shared(load_tokenizer(judging.paragraph_tokenizer)), *limits)
-    Cleaning(labels, confirmations, Path(file), cuts, splitting, train_file=out).run()
+    Cleaning(labels, confirmations, Path(file), cuts, splitting, out, reply).run()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +56,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         paragraph_min_tokens=(1, "as in the training recipe"),
         paragraph_max_tokens=(128, "as in the training recipe"),
     )
+    add_reply_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -66,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         "paragraph_min_tokens": args.paragraph_min_tokens,
         "paragraph_max_tokens": args.paragraph_max_tokens,
     }
-    label(args.file, args.out, paragraphs)
+    label(args.file, args.out, paragraphs, args.reflection_reply)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.reflection_reply import copy_form
 from rea_core.checks import check_output_folder, user_path
 from rea_core.command import command
 from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
@@ -60,6 +61,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
     for file, tensors in zip(files, parts, strict=True):
         save_file(tensors, file)
     shutil.copy(adapter / CONFIG, out / CONFIG)
+    copy_form(adapter, out)
     return files
 
 
@@ -84,6 +86,7 @@ def unpack(folder: Path, out: Path) -> Path:
     }
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / CONFIG, out / CONFIG)
+    copy_form(folder, out)
     save_file(weights, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     return out
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
 from generation.cuts import CutRule
-from generation.prompts import MATH_COT
+from generation.prompts import MATH_COT, REFLECTION_REPLIES
+from generation.reflection_reply import reply_form
 from generation.segments import check_paragraph_tokens
 from generation.verifiers import MATH, check_name
 from rea_core.checks import check_finite, check_numbers
@@ -212,6 +213,11 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     reflection_model: str | None = option(
         None,
         "Reflection model as the server was started with: folder or Hub id; needed with revision.",
+    )
+    reflection_reply: Annotated[str | None, one_of(*REFLECTION_REPLIES)] = option(
+        None,
+        "Form of its replies: long, or compact with one token a label. Default: what its folder "
+        "says, else long.",
     )
     max_concurrent_requests: PositiveInt = option(256, "Open requests per server and rank.")
     request_timeout: PositiveFloat = option(
@@ -494,6 +500,13 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     def cut_rule(self) -> CutRule:
         """Which paragraph of a response is the last kept one."""
         return CutRule.of(vars(self))
+
+    @property
+    def reply_form(self) -> str:
+        """Form in which the reflection model is asked for labels. Raises ValueError for one that
+        it was not trained on."""
+        assert self.reflection_model is not None, "it is asked for labels"
+        return reply_form(self.reflection_reply, self.reflection_model)
 
     @property
     def policy_servers(self) -> list[str]:

@@ -285,7 +285,7 @@ def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:
         return None
     check_model(args.reflection_model)
     tokenizer = load_tokenizer(args.reflection_model, key="reflection_model")
-    check_labels(tokenizer, args.reflection_model)
+    check_labels(tokenizer, args.reflection_model, args.reply_form)
     return tokenizer
 
 

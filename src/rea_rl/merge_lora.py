@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generation.reflection_reply import copy_form
 from rea_core import moved
 from rea_core.checks import check_output_folder, user_name
 from rea_core.command import add_flags, command
@@ -91,6 +92,7 @@ def merge_lora(
     for name in PROCESSOR_FILES:
         if (Path(base) / name).is_file():
             shutil.copy(Path(base) / name, unfinished)
+    copy_form(adapter, unfinished)
     write_json(unfinished / MERGED_FROM, merged_from(base, adapter, chat_template))
     os.replace(unfinished, out)
     logger.info("%s merged into %s: %s", adapter, base, out)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generation.reflection_reply import form_of, write_form
 from generation.rendering import PromptFormat, encode_continuation, encode_text
 from rea_core.checks import is_dialogue
 from rea_core.interruption import interruptible
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Example = dict[str, Any]
+BEGIN = 16  # tokens in which a reply of the reflection model shows its form
 
 
 # recipe (`--config FILE`) and overriding flags, or None for those of the command line
@@ -250,9 +253,24 @@ def assemble(
 def build_trainer(
     script: SFTScriptArguments, args: REARLSFTConfig, model_args: ModelConfig
 ) -> SFTTrainer:
-    """Trainer of a recipe, see `assemble`."""
+    """Trainer of a recipe, see `assemble`. If it makes a reflection model, output_dir says which
+    form its replies have."""
     parts = script, args, model_args
-    return assemble("sft", trainer_class, load_examples, parts, args.chat_template_path)
+    trainer = assemble("sft", trainer_class, load_examples, parts, args.chat_template_path)
+    if trainer.is_world_process_zero() and (form := trained_form(trainer)) is not None:
+        write_form(Path(args.output_dir), form)
+    return trainer
+
+
+def trained_form(trainer: SFTTrainer) -> str | None:
+    """Form of the reflection model's replies that all rows train; None for other rows."""
+    first: str | None = None
+    for row in trainer.train_dataset:
+        completion = [i for i in row["labels"] if i != -100][:BEGIN]
+        form = form_of(trainer.processing_class.decode(completion).lstrip())
+        if form is None or form != (first := first or form):
+            return None
+    return first
 
 
 @interruptible

@@ -158,8 +158,12 @@ def test_two_steps_compiles_nothing_and_takes_a_port(monkeypatch, tmp_path, caps
 
 def test_labels(run):
     results = run("labels.py", "--labels", 9, "--replies", 3, "--repeats", 2)
-    assert results["us_per_paragraph"] == min(results["runs"]) > 0
-    assert len(results["runs"]) == 2 and results["versions"]["trl"]
+    assert [(row["form"], row["tokens"]) for row in results["rows"]] == [
+        ("long", 63),
+        ("compact", 9),
+    ]
+    assert all(row["us_per_paragraph"] == min(row["runs"]) > 0 for row in results["rows"])
+    assert all(len(row["runs"]) == 2 for row in results["rows"]) and results["versions"]["trl"]
 
 
 def test_weight_sync(run, servers):

@@ -41,3 +41,6 @@ def test_reflection_labels_continue_the_prefill():
     labels = prompts.reflection_labels([False, True, False])
     assert labels == "[1]. Think\n[2]. Result\n[3]. Think"
     assert labels.startswith(prompts.REFLECTION_PREFILL)
+    compact = prompts.reflection_labels([False, True, False], prompts.COMPACT)
+    assert compact == "Labels: Think Result Think"
+    assert compact.startswith(prompts.REFLECTION_PREFILLS[prompts.COMPACT])

@@ -14,7 +14,12 @@ from tiny import make_tokenizer, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+from generation.prompts import (
+    REFLECTION_PREFILLS,
+    REFLECTION_REPLIES,
+    reflection_labels,
+    reflection_messages,
+)
 from rea_core.models import load_tokenizer
 from rea_rl.configs import REARLConfig
 from rea_rl.rollout.reflection_check import check_context, check_labels, needed_tokens
@@ -49,9 +54,10 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
         sentencepiece_tokenizer(),
     ],
 )
-def test_labels_that_are_tokens_pass(tokenizer):
-    check_labels(tokenizer, "m")
-    check_labels(load_tokenizer(MINIATURE), MINIATURE)
+@pytest.mark.parametrize("form", REFLECTION_REPLIES)
+def test_labels_that_are_tokens_pass(tokenizer, form):
+    check_labels(tokenizer, "m", form)
+    check_labels(load_tokenizer(MINIATURE), MINIATURE, form)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +88,18 @@ def make_args(**changes: object) -> REARLConfig:
     return REARLConfig(output_dir="out", **keys | changes)
 
 
-def test_needed_tokens_are_those_of_the_request_and_of_the_whole_reply():
+@pytest.mark.parametrize("form", REFLECTION_REPLIES)
+def test_needed_tokens_are_those_of_the_request_and_of_the_whole_reply(form):
     tokenizer = load_tokenizer(MINIATURE)
-    messages = reflection_messages("Compute 3 + 4.", ["."] * 5)
+    messages = reflection_messages("Compute 3 + 4.", ["."] * 5, form)
     prompt = (
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        + REFLECTION_PREFILL
+        + REFLECTION_PREFILLS[form]
     )
     expected = len(tokenizer.encode(prompt)) + max(
-        len(tokenizer.encode(reflection_labels([label] * 5))) for label in (True, False)
+        len(tokenizer.encode(reflection_labels([label] * 5, form))) for label in (True, False)
     )
-    assert needed_tokens(40, 5, tokenizer, "Compute 3 + 4.") == 40 + expected
+    assert needed_tokens(40, 5, tokenizer, "Compute 3 + 4.", form) == 40 + expected
 
 
 @pytest.mark.parametrize(("length", "shortest"), [(8000, 32), (768, 1), (16000, 32), (300, 50)])

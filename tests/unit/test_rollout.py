@@ -149,6 +149,21 @@ def test_labels_are_asked_in_the_training_format(tmp_path):
     assert body["max_tokens"] == len("[1]. Result") * 4 + 3
 
 
+def test_compact_labels_are_one_token_each(tmp_path):
+    def reply(body):
+        steps = labels(0.2, 0.9, 0.1, 0.9)(body)[1]["choices"][0]["logprobs"]["top_logprobs"][1::2]
+        return completion([0] * len(steps), top_logprobs=steps)
+
+    settings = {"reflection_reply": "compact", "label_until_decided": False}
+    (_, revision), _, server = run(tmp_path, policy(), reply, **settings)
+    (body,) = server.bodies("completions")
+    prompt = TOKENIZER.decode(body["prompt"])
+    assert "Write one word for each part" in prompt and prompt.endswith("<A><think>\nLabels:")
+    assert body["max_tokens"] == len("Labels: Result Result Result Result")  # byte tokens
+    assert revision.p_result == pytest.approx([0.2, 0.9, 0.1, 0.9])
+    assert (revision.num_label_tokens, revision.cut) == (4, 1)
+
+
 @pytest.mark.parametrize("wave, least", [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
 def test_paths_are_labelled_and_finished_in_waves(tmp_path, wave, least):
     """Five paths end one after the other; at each request for labels, and for an answer, so many

@@ -14,7 +14,7 @@ from supervised import sft_arguments, write_rows
 from tiny import make_tokenizer, save_model
 
 from generation.labeling_distill_utils import reflection_example
-from generation.prompts import REFLECTION_PREFILL, reflection_messages
+from generation.prompts import REFLECTION_PREFILLS, reflection_messages
 from rea_rl.run.training import train
 from rea_rl.sft import build_trainer, encode_example, load_examples, main, parse_recipe
 
@@ -42,16 +42,19 @@ def test_text_is_taken_as_it_stands(tokenizer):
     assert tokenizer.decode(encoded["input_ids"]) == "<U>Q<A>A<eos>"
 
 
-def test_reflection_example_begins_like_the_online_request(tokenizer):
-    encoded = encode_example(reflection_example("P", ["a", "b"], [False, True]), tokenizer)
-    messages = reflection_messages("P", ["a", "b"])
+@pytest.mark.parametrize(
+    ("form", "rest"), [("long", " Think\n[2]. Result<eos>"), ("compact", " Think Result<eos>")]
+)
+def test_reflection_example_begins_like_the_online_request(tokenizer, form, rest):
+    encoded = encode_example(reflection_example("P", ["a", "b"], [False, True], form), tokenizer)
+    messages = reflection_messages("P", ["a", "b"], form)
     online = (
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        + REFLECTION_PREFILL
+        + REFLECTION_PREFILLS[form]
     )
     online_ids = tokenizer.encode(online, add_special_tokens=False)
     assert encoded["input_ids"][: len(online_ids)] == online_ids
-    assert tokenizer.decode(encoded["input_ids"][len(online_ids) :]) == " Think\n[2]. Result<eos>"
+    assert tokenizer.decode(encoded["input_ids"][len(online_ids) :]) == rest
 
 
 def test_rows_that_are_too_long_are_left_out(tokenizer, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import openai
 
 from generation.cuts import Step, result_probabilities
-from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+from generation.prompts import REFLECTION_PREFILLS, reflection_labels, reflection_messages
 from generation.rendering import DEFAULT_FORMAT, encode_continuation, encode_text
 from rea_rl.rollout.endpoint import is_about_one, words
 
@@ -64,8 +64,8 @@ class Labeller:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, args: REARLConfig):
         self._tokenizer, self._context = tokenizer, context
-        self._args, self._rule = args, args.cut_rule
-        self._prefill = encode_continuation(REFLECTION_PREFILL, tokenizer)
+        self._args, self._rule, self._form = args, args.cut_rule, args.reply_form
+        self._prefill = encode_continuation(REFLECTION_PREFILLS[self._form], tokenizer)
         self._reply_length = cache(self._count_reply)
 
     async def label(self, problem: str, paragraphs: list[str], seat: Seat) -> Labels:
@@ -126,7 +126,7 @@ class Labeller:
 
     def _count_reply(self, num_labels: int, label: bool) -> int:
         """Tokens of a reply in which all labels are the same."""
-        reply = reflection_labels([label] * num_labels)
+        reply = reflection_labels([label] * num_labels, self._form)
         return len(self._tokenizer.encode(reply, add_special_tokens=False))
 
     def _num_unread(self, p_result: list[float], num_paragraphs: int) -> int:
@@ -136,7 +136,7 @@ class Labeller:
         return self._reply_length(num_paragraphs, False) - self._reply_length(read, False)
 
     def _encode(self, problem: str, paragraphs: list[str]) -> list[int]:
-        messages = reflection_messages(problem, paragraphs)
+        messages = reflection_messages(problem, paragraphs, self._form)
         prompt = DEFAULT_FORMAT.text(messages, self._tokenizer)
         return encode_text(prompt, self._tokenizer) + self._prefill
 

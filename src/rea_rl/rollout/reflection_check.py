@@ -8,7 +8,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from generation.cuts import result_probabilities
-from generation.prompts import REFLECTION_PREFILL, reflection_labels, reflection_messages
+from generation.prompts import (
+    LONG,
+    REFLECTION_PREFILLS,
+    reflection_labels,
+    reflection_messages,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,17 +26,17 @@ logger = logging.getLogger(__name__)
 SHORT_SENTENCE = 16  # tokens: few responses have paragraphs below it throughout
 
 
-def check_labels(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+def check_labels(tokenizer: PreTrainedTokenizerBase, model: str, form: str = LONG) -> None:
     """Raise ValueError if a label is not read back from the tokens that it is written with."""
     for is_result in (False, True):
-        ids = tokenizer.encode(reflection_labels([is_result]), add_special_tokens=False)
+        reply = reflection_labels([is_result], form)
+        ids = tokenizer.encode(reply, add_special_tokens=False)
         tokens = [tokenizer.decode([i]) for i in ids]
         if result_probabilities([[(0.0, token)] for token in tokens]) != [float(is_result)]:
             raise ValueError(
-                f"reflection_model: the tokenizer of {model!r} writes "
-                f"{reflection_labels([is_result])!r} as {tokens}, in which no token holds the "
-                "label, so that no response could be cut; take a model that has Think and Result "
-                "as tokens, or set revision: false"
+                f"reflection_model: the tokenizer of {model!r} writes {reply!r} as {tokens}, in "
+                "which no token holds the label, so that no response could be cut; take a model "
+                "that has Think and Result as tokens, or set revision: false"
             )
 
 
@@ -51,7 +56,8 @@ def check_context(
     shortest = max(args.paragraph_min_tokens, SHORT_SENTENCE)
     usual, most = (
         needed_tokens(
-            args.max_completion_length, -(-args.max_completion_length // size), tokenizer, problem
+            *(args.max_completion_length, -(-args.max_completion_length // size)),
+            *(tokenizer, problem, args.reply_form),
         )
         for size in ((shortest + args.paragraph_max_tokens) // 2, shortest)
     )
@@ -73,15 +79,15 @@ def check_context(
 
 
 def needed_tokens(
-    path: int, paragraphs: int, tokenizer: PreTrainedTokenizerBase, problem: str
+    path: int, paragraphs: int, tokenizer: PreTrainedTokenizerBase, problem: str, form: str = LONG
 ) -> int:
     """Tokens of request and reply, at most, for a response of so many tokens and paragraphs."""
-    messages = reflection_messages(problem, ["."] * paragraphs)
+    messages = reflection_messages(problem, ["."] * paragraphs, form)
     prompt = (
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        + REFLECTION_PREFILL
+        + REFLECTION_PREFILLS[form]
     )
-    replies = [reflection_labels([label] * paragraphs) for label in (False, True)]
+    replies = [reflection_labels([label] * paragraphs, form) for label in (False, True)]
     num_prompt, *num_reply = (
         len(tokenizer.encode(text, add_special_tokens=False, verbose=False))
         for text in (prompt, *replies)
