@@ -369,6 +369,7 @@ def _labels(client: openai.OpenAI) -> Finding:
 @contextmanager
 def running(place: Place, given: list[str] | None) -> Iterator[tuple[list[str], float]]:
     """Addresses of both servers, and seconds until they were ready; given ones run already."""
+    from rea_rl.study.places import MEMORY_SHARE
     from rea_rl.vllm_server import ServerConfig, VLLMServer
 
     if given:
@@ -379,7 +380,8 @@ def running(place: Place, given: list[str] | None) -> Iterator[tuple[list[str], 
     with tempfile.TemporaryDirectory() as logs:
         settings: dict[str, Any] = {"device": "cuda" if place.is_gpu else "cpu", "gpu": gpu}
         settings |= {"log_dir": logs, "compile": False, "kv_cache_gib": 1}
-        settings |= {"gpu_memory_utilization": 0.2} if place.is_gpu else {}
+        # With caches of a fixed size no server measures the memory, so they may start together.
+        settings |= {"gpu_memory_utilization": MEMORY_SHARE} if place.is_gpu else {}
         started = [
             VLLMServer(ServerConfig(model, _free_port(), role, **settings))
             for role, model in (("policy", POLICY), ("reflection", REFLECTION))
@@ -387,8 +389,6 @@ def running(place: Place, given: list[str] | None) -> Iterator[tuple[list[str], 
         try:
             for server in started:
                 server.start()
-                if place.is_gpu:  # the second one measures the memory that is left
-                    server.wait_ready()
             for server in started:
                 server.wait_ready()
             yield [server.base_url for server in started], time.perf_counter() - start
