@@ -32,6 +32,7 @@
 #                      a label. Whatever asks the model later sees it in its folder
 #   VENV               virtual environment (default .venv)
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv}
@@ -55,6 +56,9 @@ PLANNED=() # servers to start: role, port, GPUs with commas, share of memory, se
 PLAN_ARGS=() # of the training
 
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+# no_options "$@": dies of any; for scripts that take variables only
+no_options() { (($# == 0)) || die "unknown arguments: $*; it takes variables only, see bash $0 --help"; }
 
 # set_recipe VARIANT: sets RECIPE
 set_recipe() {
@@ -279,8 +283,10 @@ launch() {
 # dry_run OPTIONS...: checks the recipe further, in one process, if the files that it names are there; and ends
 dry_run() {
     if ((${#MISSING[@]})); then
-        echo "not checked further, since here is no ${MISSING[*]}"
-        exit 0
+        echo "not checked further; missing:$(printf ' %s,' "${MISSING[@]}" | sed 's/,$//')"
+    else
+        CUDA_VISIBLE_DEVICES=${TRAIN_GPUS%%,*} python -m rea_rl.grpo "$@" >/dev/null
+        echo "checked: recipe, models and problems; nothing was started"
     fi
-    CUDA_VISIBLE_DEVICES=${TRAIN_GPUS%%,*} exec python -m rea_rl.grpo "$@" >/dev/null
+    exit 0
 }

@@ -5,6 +5,7 @@
 #   RECIPE_SET=miniature bash scripts/overthinking_detection.sh    # the oracle is the judge
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/offline.sh"
+no_options "$@"
 set_recipe reflection_model
 sample_eval
 judge

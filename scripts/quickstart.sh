@@ -9,6 +9,7 @@
 # the comparison.
 # Running it again is safe: complete stages are skipped. Remove output/ to begin again.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 FAST=''
@@ -120,3 +121,4 @@ fi
 
 python -m miniature.report --base "$BASE_SCORES" --trained "$TRAINED_SCORES" --run "$RUN" --name "$VARIANT" \
     --out "$OUT" --seconds "${TIMES[@]}" "total=$SECONDS"
+echo "viewer: ${VENV#"$PWD"/}/bin/rea-rl viewer $RUN    # writes a page with every response"

@@ -21,6 +21,7 @@
 # another machine: the adapters (*_lora), cut.json, the .scores.json files, and the folders of the study.
 export RECIPE_SET=Qwen2.5-Coder-0.5B-Instruct
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+no_options "$@"
 [[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
 
 S=output/$RECIPE_SET

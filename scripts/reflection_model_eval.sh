@@ -5,6 +5,7 @@
 #   RECIPE_SET=miniature bash scripts/reflection_model_eval.sh
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/offline.sh"
+no_options "$@"
 set_recipe reflection_model
 [[ -e $REFLECTION/config.json ]] || die "$REFLECTION is missing; run: bash scripts/reflection_model_train.sh"
 sample_eval

@@ -5,6 +5,7 @@
 #   REFLECTION_REPLY=compact bash scripts/reflection_model_train.sh    # one token a label
 # Variables are in scripts/offline.sh and scripts/common.sh. Stages whose result is complete are skipped.
 source "$(dirname "${BASH_SOURCE[0]}")/offline.sh"
+no_options "$@"
 set_recipe reflection_model
 sample_train
 judge --train_file "$REFLECTION_DATA" "${REPLY[@]}"

@@ -6,6 +6,7 @@
 #   bash scripts/run_tests.sh -k rewards -x    # other arguments go to pytest
 # Variable: VENV, as in scripts/setup.sh.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv}

@@ -42,7 +42,7 @@ class GenerateArguments:
     )
     model_dir: str = required("Model: folder or Hub id; with --api only its name, for the output.")
     split: Annotated[str, one_of(*SPLIT_NAMES)] = option(
-        "math_cot", "Stage, that is, which prompts are made of the rows."
+        "math_cot", f"Stage: which prompts are made of the rows; one of {', '.join(SPLIT_NAMES)}."
     )
     lora: str | None = option(None, "Folder of a LoRA adapter of the model.")
     save_suffix: str = option("", "Appended to the name of the output file.")

@@ -503,8 +503,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "num_workers": (2, "processes that compare answers"),
         "timeout": (5.0, "seconds before an answer counts as wrong"),
     }
-    for name in ("solver", "traces"):
-        step = steps.add_parser(name)
+    for name, words in (
+        ("solver", "right samples of the instruct model"),
+        ("traces", "reasoning traces, made of attempts of the solver"),
+    ):
+        step = steps.add_parser(name, help=words, description=f"Training rows: {words}.")
         step.add_argument("samples", nargs="+", type=user_path, help="files of split math_cot")
         step.add_argument("--out", type=user_path, required=True, help="rows for rea_rl.sft")
         step.add_argument("--prompt_template", default=MATH_COT, help="as in the training recipe")

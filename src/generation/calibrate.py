@@ -539,14 +539,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Choose the threshold of the cut on held-out responses."
     )
     steps = parser.add_subparsers(dest="step", required=True)
-    for name, words in (("rows", "generation file"), ("choose", "finished file of the first step")):
-        step = steps.add_parser(name)
-        step.add_argument("file", type=user_path, help=words)
+    for name, words, file, out in (
+        ("rows", "cut responses at each threshold, to be finished",
+         "generation file", "rows for split math_cot"),
+        ("choose", "choose the cut by the finished responses",
+         "finished file of the first step", "file for the recipe key cut_file"),
+    ):  # fmt: skip
+        step = steps.add_parser(name, help=words, description=f"{words.capitalize()}.")
+        step.add_argument("file", type=user_path, help=file)
         add_flags(
             step,
             labels=(Needed(Path), "file of split labeling"),
             judge_cuts=(Needed(Path), "file of labeling_distill_utils --clean"),
-            out=(Needed(Path), "rows for split math_cot, or the chosen setting"),
+            out=(Needed(Path), out),
             seed=(0, "of the random controls"),
             **CAP_FLAGS,
         )

@@ -53,7 +53,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         seed=(0, "of problems and weights"),
         workers=(max(1, (os.cpu_count() or 2) - 2), "processes that draw training data"),
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="auto: a GPU if there is one",
+    )
     parser.add_argument(
         "--tokens-per-batch",
         type=int,

@@ -1,4 +1,4 @@
-"""The oracle in the judge's place: `generation.generate` with the oracle's replies, for both
+r"""The oracle in the judge's place: `generation.generate` with the oracle's replies, for both
 judgements.
 
     python -m miniature.judge --qaf output/Miniature-LRM/train_rl_math_cot.json \
@@ -61,7 +61,7 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
 @command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
+    (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
     generate(args, respond)
 
 

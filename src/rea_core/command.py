@@ -36,6 +36,8 @@ def setup_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
     )
+    if spec := getattr(sys.modules["__main__"], "__spec__", None):  # of `python -m`
+        logging.getLogger("__main__").name = spec.name
     for chatty in ("httpx", "httpx2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

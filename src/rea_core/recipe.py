@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
@@ -16,6 +16,9 @@ from trl import TrlParser
 from rea_core.checks import expand_paths, user_name
 from rea_core.json_text import read_text
 
+HELP_NOTE = """Each key is a line of a recipe, the YAML file of --config, and a flag, which wins.
+A flag that is true or false may stand alone: it is true then. docs/configuration.md and
+recipes/README.md say more."""
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -56,11 +59,33 @@ def read_recipe(path: str) -> dict[str, Any]:
     return recipe
 
 
-class RecipeParser(TrlParser):
-    """`trl.TrlParser` that holds a recipe's values to the flags' types, and raises ValueErrors."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults that say something, and texts as they are written."""
 
-    def __init__(self, dataclass_types: Any):
-        super().__init__(dataclass_types, allow_abbrev=False)
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "") or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Names as recipes write them, without those with hyphens."""
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        return f"{', '.join(names)} {self._format_args(action, 'VALUE')}".rstrip()
+
+
+class RecipeParser(TrlParser):
+    """`trl.TrlParser` that holds a recipe's values to the flags' types, and raises ValueErrors; its
+    help has the program's docstring, `description`, and the project's own keys first."""
+
+    def __init__(self, dataclass_types: Any, description: str | None = None):
+        super().__init__(
+            dataclass_types,
+            allow_abbrev=False,
+            description=description,
+            usage="%(prog)s [--config RECIPE] [--KEY VALUE ...]",
+            epilog=HELP_NOTE,
+            formatter_class=_HelpFormatter,
+        )
         self._hints = {
             key: hint
             for type_ in self.dataclass_types
@@ -80,6 +105,30 @@ class RecipeParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; correct the flag, --help lists all")
+
+    def format_help(self) -> str:
+        """The own keys first, among hundreds; `--no_KEY` and `-h` are left out."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        own = dict.fromkeys(self._own_keys())
+        others = [key for key in reversed(self._flags) if key not in own]
+        for title, keys in (("keys", own), ("keys of TRL and transformers", others)):
+            formatter.start_section(title)
+            formatter.add_arguments([self._flags[key] for key in keys])
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+    def _own_keys(self) -> Iterator[str]:
+        """Keys whose last definition is in this project."""
+        for type_ in self.dataclass_types:
+            for field in dataclasses.fields(type_):
+                written = (
+                    c for c in type_.__mro__ if field.name in vars(c).get("__annotations__", ())
+                )
+                if next(written).__module__.partition(".")[0] not in ("trl", "transformers"):
+                    yield field.name
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **_: Any) -> tuple[Any, ...]:
         """Dataclasses of the recipe that `--config FILE` names and of the flags, which override it.

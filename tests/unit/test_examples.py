@@ -77,6 +77,32 @@ def test_a_program_gets_its_flags(capsys, monkeypatch):
         main(["viewr"])
 
 
+STEPS = (
+    "bootstrap solver", "bootstrap traces", "calibrate rows", "calibrate choose",
+    "benchmarks fetch", "benchmarks collect",
+)  # fmt: skip
+# its names, neither followed by blanks and words nor by a line that is further to the right
+WITHOUT_HELP = re.compile(r"(?m)^  [-\w{](?:(?! {2})[^\n])*\n(?! {4})")
+
+
+@pytest.mark.filterwarnings("ignore:.*in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("words", [*(name for name in PROGRAMS if name != "ranks"), *STEPS])
+def test_every_program_says_what_it_does_and_what_it_takes(words, capsys, monkeypatch):
+    """A sentence, and a few words for each argument; `ranks` has accelerate's own."""
+    monkeypatch.setattr(sys, "argv", ["rea-rl"])
+    monkeypatch.setenv("COLUMNS", "60")  # words of an argument are on lines of their own
+    try:
+        main([*words.split(), "--help"])
+    except SystemExit as end:
+        assert not end.code
+    shown = capsys.readouterr().out
+    assert re.search(r"(?m)^[A-Z][^:\n]+ [^\n]+[.,:\w]$", shown)
+    own, *_ = shown.partition("\nkeys of TRL")
+    arguments = re.split(r"\n(?:options|keys):\n", own)[1:]
+    assert arguments or words == "placement"
+    assert not [line for part in arguments for line in WITHOUT_HELP.findall(part)]
+
+
 def test_pins_lie_in_the_ranges():
     from packaging.requirements import Requirement
 

@@ -315,6 +315,38 @@ def test_what_is_wrong_or_complete_is_known_before_servers_are_started(
     assert found == status and rest.strip() == told and "plan: {" in plan
 
 
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["--max_steps", "2", "--help"]])
+def test_a_script_that_is_asked_for_help_says_its_head_and_starts_nothing(tmp_path, flags):
+    """From any folder, and without a virtual environment."""
+    sourced = {"common", "gpus", "help", "offline"}
+    usages = {"setup"}  # it tells its usage, and is no part of what it installs
+    scripts = [path for path in ROOT.glob("scripts/*.sh") if path.stem not in sourced | usages]
+    assert len(scripts) > 15
+    for script in scripts:
+        done = subprocess.run(
+            ["bash", str(script), *flags], cwd=tmp_path, env={"PATH": os.environ["PATH"]},
+            capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+        head = script.read_text().partition("\n# ")[2].partition("\n")[0]
+        assert done.returncode == 0 and done.stdout.startswith(f"{head}\n"), script
+        assert f"bash scripts/{script.name}" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["overthinking_detection", "reflection_model_train", "reflection_model_eval", "real"],
+)
+def test_a_script_without_options_refuses_them(name):
+    command = ["bash", str(ROOT / f"scripts/{name}.sh"), "--steps", "2"]
+    environment = {**os.environ, "VENV": sys.prefix, "RECIPE_SET": "miniature"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == (
+        f"{name}.sh: unknown arguments: --steps 2; it takes variables only, see bash "
+        f"{ROOT}/scripts/{name}.sh --help\n"
+    )
+
+
 def test_shell_scripts_have_no_known_mistakes():
     scripts = [*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/*/*.sh")]
     scripts.append(ROOT / ".ci" / "run")

@@ -190,11 +190,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Fetch benchmarks, and collect what is to be evaluated."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("fetch", help="from the Hub")
-    command.add_argument("--sets", nargs="+", choices=SOURCES, default=list(SOURCES))
-    command.add_argument("--out", type=user_path, default=Path("dataset/eval_data"))
-    command = commands.add_parser("collect", help="to one file per number of responses")
-    command.add_argument("folder", type=user_path)
+    words = "fetch benchmarks from the Hub"
+    command = commands.add_parser("fetch", help=words, description=f"{words.capitalize()}.")
+    command.add_argument(
+        "--sets", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all"
+    )
+    command.add_argument(
+        "--out", type=user_path, default=Path("dataset/eval_data"), help="folder of their files"
+    )
+    words = "collect benchmarks into one file for each number of responses"
+    command = commands.add_parser("collect", help=words, description=f"{words.capitalize()}.")
+    command.add_argument("folder", type=user_path, help="folder that fetch has filled")
     command.add_argument(
         "--extra", nargs="*", type=_named_file, default=[], help="name=file of a further benchmark"
     )
@@ -203,7 +209,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         num_samples=(int, "responses per problem, for all benchmarks"),
         limit=(int, "first so many problems of each benchmark"),
     )
-    command.add_argument("--out", type=user_path, required=True)
+    command.add_argument("--out", type=user_path, required=True, help="folder of x1.json, x8.json")
     return parser.parse_args(argv)
 
 

@@ -574,7 +574,13 @@ def shell_variables(
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line for wishes that cannot be fulfilled."""
-    path, roles, *rest = sys.argv[1:] if argv is None else argv
+    flags = sys.argv[1:] if argv is None else argv
+    if flags[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(str(__doc__))
+        return
+    if len(flags) < 2:
+        sys.exit("error: give a recipe and its roles, such as 'policy reflection'; see --help")
+    path, roles, *rest = flags
     gpus = [line.strip() for line in sys.stdin if line.strip()]
     try:
         recipe = with_flags(path, rest)
