@@ -265,7 +265,7 @@ def respond(args: JudgeArguments, tasks: Iterator[Task], keep: Keep) -> None:
 @command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    (args,) = RecipeParser(JudgeArguments, __doc__).parse_args_and_config(argv)
+    (args,) = RecipeParser(JudgeArguments).parse_args_and_config(argv)
     generate(args, respond)
 
 

@@ -333,7 +333,7 @@ def _run_engines(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> 
 @command(ConnectionError, EngineError)
 def main(argv: list[str] | None = None) -> None:
     """Exit code 0 with the file complete, 1 with one line on stderr for a mistake."""
-    (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
     generate(args)
 
 

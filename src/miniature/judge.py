@@ -61,7 +61,7 @@ def respond(args: GenerateArguments, tasks: Iterator[Task], keep: Keep) -> None:
 @command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or rows."""
-    (args,) = RecipeParser(GenerateArguments, __doc__).parse_args_and_config(argv)
+    (args,) = RecipeParser(GenerateArguments).parse_args_and_config(argv)
     generate(args, respond)
 
 

@@ -74,14 +74,14 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 class RecipeParser(TrlParser):
-    """`trl.TrlParser` that holds a recipe's values to the flags' types, and raises ValueErrors; its
-    help has the program's docstring, `description`, and the project's own keys first."""
+    """`trl.TrlParser` that holds a recipe's values to the flags' types, and raises ValueErrors. Its
+    help begins with the program's docstring and the project's own keys."""
 
-    def __init__(self, dataclass_types: Any, description: str | None = None):
+    def __init__(self, dataclass_types: Any):
         super().__init__(
             dataclass_types,
             allow_abbrev=False,
-            description=description,
+            description=sys.modules["__main__"].__doc__,
             usage="%(prog)s [--config RECIPE] [--KEY VALUE ...]",
             epilog=HELP_NOTE,
             formatter_class=_HelpFormatter,

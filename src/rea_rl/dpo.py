@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rea_rl.configs import REARLDPOConfig, SFTScriptArguments
 
 
-parse_recipe = partial(parse, "dpo", description=__doc__)  # as `rea_rl.sft.parse_recipe`
+parse_recipe = partial(parse, "dpo")  # as `rea_rl.sft.parse_recipe`
 
 
 def encode_pair(pair: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

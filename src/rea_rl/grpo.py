@@ -41,7 +41,7 @@ DRY_RUN = "--dry_run"
 
 
 # recipe (`--config FILE`) and overriding flags, or None for those of the command line
-parse_recipe = partial(training.parse, "grpo", description=__doc__)
+parse_recipe = partial(training.parse, "grpo")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ BEGIN = 16  # tokens in which a reply of the reflection model shows its form
 
 
 # recipe (`--config FILE`) and overriding flags, or None for those of the command line
-parse_recipe = partial(parse, "sft", description=__doc__)
+parse_recipe = partial(parse, "sft")
 
 
 def encode_prompt(row: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:

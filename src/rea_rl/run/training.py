@@ -34,11 +34,8 @@ NO_ROOM = re.compile(
 )
 
 
-def parse(
-    program: str, argv: list[str] | None = None, description: str | None = None
-) -> tuple[Any, ...]:
-    """Recipe (`--config FILE`) and overriding flags as the dataclasses of a program; its
-    `--help` begins with the description.
+def parse(program: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Recipe (`--config FILE`) and overriding flags as the dataclasses of a program.
 
     Raises ValueError for a key that none has, a value of another type or out of its range, a
     reporter that is not installed, and for places of the run that are no folders.
@@ -47,7 +44,7 @@ def parse(
     from rea_rl.configs import PARTS, check_ranges
     from rea_rl.run.trl_keys import check_hub
 
-    parts = RecipeParser(PARTS[program], description).parse_args_and_config(argv)
+    parts = RecipeParser(PARTS[program]).parse_args_and_config(argv)
     for part in parts:
         check_ranges(part)
         check_reporters(getattr(part, "report_to", []))
