@@ -1,9 +1,10 @@
 """Train with a reward of your own, next to those of the project.
 
+    RECIPE_SET=miniature bash scripts/vllm.sh 12345 cpu &    # its server; `kill %1` ends it
     python examples/custom_reward.py --config recipes/miniature/config_GRPO.yaml \\
-        --reward_funcs accuracy brevity
+        --reward_funcs accuracy brevity --max_steps 2 --output_dir output/own_reward
 
-All flags are those of `rea_rl.grpo`; with `--dry_run` nothing is trained.
+All flags are those of `rea_rl.grpo`; with `--dry_run` nothing is trained and no server is needed.
 """
 
 from __future__ import annotations

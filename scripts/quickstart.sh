@@ -121,4 +121,4 @@ fi
 
 python -m miniature.report --base "$BASE_SCORES" --trained "$TRAINED_SCORES" --run "$RUN" --name "$VARIANT" \
     --out "$OUT" --seconds "${TIMES[@]}" "total=$SECONDS"
-echo "viewer: ${VENV#"$PWD"/}/bin/rea-rl viewer $RUN    # writes a page with every response"
+echo "viewer: ${VENV#"$PWD"/}/bin/python -m rea_rl.viewer $RUN    # writes a page with every response"

@@ -32,6 +32,7 @@ COPIED = (
 )
 ELSEWHERE = {
     "git clone": "the clone is a fixture",
+    "source .venv": "the environment of the tests is active",
     "scripts/run_tests.sh": "this suite",
     "scripts/reflection_model_train.sh": "test_offline_run.py",
     "scripts/overthinking_detection.sh": "test_offline_run.py",
