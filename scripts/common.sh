@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share; they source it. Variables that may be set:
+# Shared by the launchers, which source it. Variables that may be set:
 #   RECIPE_SET         folder under recipes/ (default DeepSeek-R1-Distill-Qwen-7B; miniature is the embedded model)
 #   CONFIG_SUFFIX      recipe of that set, recipes/$RECIPE_SET/config_$CONFIG_SUFFIX.yaml (default: the launcher's own)
 #   NUM_GPUS           use the first so many of the visible GPUs (default: all); 0: the CPU. Visible are those of

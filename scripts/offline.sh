@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034 # variables are for the launchers
-# What the launchers of the offline pipeline share, on top of common.sh, whose variables hold here too. More variables:
+# Shared by the launchers of the offline pipeline. Variables of common.sh hold here too; more of them:
 #   TRAIN_PROBLEMS, EVAL_PROBLEMS     problems that the reflection model and the baselines learn from, and held-out ones
 #   TRAIN_LIMIT, EVAL_LIMIT           how many of them (default: all; of the miniature 150 and 100)
 #   JUDGE_GPUS                        GPUs per engine of the large judge (default 2)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # variables of scripts/study.sh, which sources this
-# What the study of the miniature makes first, unless the quickstart has: reflection model and threshold.
+# Made before the study of the miniature, unless the quickstart has: reflection model and threshold.
 MEASURED=output/Miniature-LRM/train_rl_math_cot
 
 prepare() {

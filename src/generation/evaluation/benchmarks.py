@@ -187,7 +187,7 @@ def _named_file(text: str) -> tuple[str, Path]:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Fetch benchmarks, and collect what is to be evaluated."
+        description="Fetch benchmarks, and collect those to be evaluated."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     words = "fetch benchmarks from the Hub"

@@ -218,7 +218,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rows": {"nargs": "+", "help": f"of {', '.join(ROWS)}; default: all; base is always added"},
     "seeds": {"type": int, "help": "of each row; default: three of the main rows, else one"},
     "jobs": {"type": int, "help": "runs at a time; default: one for each policy server"},
-    "gpus": {"nargs": "+", "help": "where the study starts servers of its own, and trains"},
+    "gpus": {"nargs": "+", "help": "GPUs on which the study starts servers of its own, and trains"},
     "runs_per_gpu": {"type": int, "default": 1, "help": "with --gpus: runs at a time on each"},
     "kv_cache_gib": {"type": int, "default": 4, "help": "with --gpus: of each server, in GiB"},
     "server_context": {"type": int, "help": "with --gpus: in tokens; default: the model's"},
