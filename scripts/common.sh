@@ -96,6 +96,8 @@ place() {
     [[ -z ${SERVER_COMPILE:-} ]] || SERVE_ARGS+=(--compile "$SERVER_COMPILE")
     [[ -z ${SERVER_CACHE_GIB:-} ]] || SERVE_ARGS+=(--kv_cache_gib "$SERVER_CACHE_GIB")
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$(default_config)}
+    [[ -f recipes/accelerate_configs/$ACCELERATE_CONFIG.yaml ]] ||
+        die "ACCELERATE_CONFIG is '$ACCELERATE_CONFIG'; it must be one of $(cd recipes/accelerate_configs && echo *.yaml | sed 's/\.yaml//g')"
 }
 
 # default_config: of an adapter ZeRO-2 shares out half a gigabyte, and its checkpoints are for one number of processes only
@@ -143,6 +145,16 @@ server_args() {
     else
         SERVER_ARGS+=("${REFLECTION_ARGS[@]}")
     fi
+}
+
+# check_shard: dies unless SHARD is a share, i/n, or not given
+check_shard() {
+    local share='^([0-9]{1,9})/([0-9]{1,9})$'
+    [[ -n ${SHARD:-} ]] || return 0
+    if [[ $SHARD =~ $share ]] && ((10#${BASH_REMATCH[1]} > 0 && 10#${BASH_REMATCH[1]} <= 10#${BASH_REMATCH[2]})); then
+        return
+    fi
+    die "SHARD is '$SHARD'; write the number of this share, from 1, and how many there are: 1/4"
 }
 
 # check_gpu GPU: dies unless it is cpu, or one or more GPUs of this machine, with commas
@@ -268,6 +280,8 @@ launch() {
     if [[ " ${*:3} " == *" --dry_run "* ]]; then
         dry_run "${args[@]}"
     fi
+    ((NUM_MACHINES == 1)) || getent ahosts "$MAIN_ADDRESS" >/dev/null ||
+        die "MAIN_ADDRESS is '$MAIN_ADDRESS', which this host does not know; give the name or address of machine 0"
     training rea_rl.grpo
     COMMAND+=("${args[@]}")
     stop_in_order

@@ -33,6 +33,7 @@ fi
 (($# == 3)) || die "usage: bash $0 [GPU_ID] MODEL_NAME STEP, where GPU_ID is an index, or cpu"
 [[ $3 =~ ^[0-9]+$ ]] || die "STEP is $3; it must be 0 for a model or the number of a checkpoint"
 check_gpu "$1"
+check_shard
 [[ -x $VENV/bin/python ]] || die "$VENV is missing; run: bash scripts/setup.sh"
 
 # find_model NAME STEP: sets MODEL, and ADAPTER if there is one

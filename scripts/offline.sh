@@ -13,6 +13,7 @@
 # A stage is skipped when the file that it ends with is there.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 stop_in_order
+[[ ${SHARD:-} == join ]] || check_shard
 
 JUDGE_SPLIT=${JUDGE_SPLIT:-labeling_distill_use_asw}
 RIGHT=(${VERIFIER:+--verifier "$VERIFIER"})

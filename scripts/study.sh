@@ -36,6 +36,9 @@ JOBS=${JOBS:-$PAIRS}
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "--jobs is '$JOBS'; give the number of runs at a time, 1 or more"
 set_recipe ReflectRL
 SERVERS_PER_ROLE=$PAIRS place "policy reflection" "${STUDY[@]}" "${@:2}"
+policies=$(printf '%s\n' "${PLANNED[@]}" | grep -c '^policy ' || true)
+((policies == 0 || policies >= PAIRS)) ||
+    die "PAIRS is $PAIRS, but the plan has $policies policy servers: policy GPUs / POLICY_TP; lower it, or name POLICY_GPUS"
 SERVE_ARGS+=(--max_loras $((JOBS * 2))) # a run may sample from a version while it loads the next
 [[ $NUM_GPUS != 0 ]] || export NUM_GPUS # to the scripts of rows
 [[ $NUM_GPUS != 1 ]] || export ENGINE_MEMORY=${ENGINE_MEMORY:-0.3} # of the rows that sample without the servers

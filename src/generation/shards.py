@@ -9,6 +9,7 @@ file is the one that a single run would have made, byte for byte: seeds are of r
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -58,7 +59,10 @@ class Shard:
 
 def shards_of(output: Path) -> list[Shard]:
     """All shares of an output, if any was begun. Raises ValueError for shares of two numbers."""
-    names = (_FILE.search(path.name) for path in output.parent.glob(f"{output.stem}.shard-*"))
+    names = (
+        _FILE.search(path.name)
+        for path in output.parent.glob(f"{glob.escape(output.stem)}.shard-*")
+    )
     counts = sorted({int(found[2]) for found in names if found})
     if len(counts) > 1:
         raise ValueError(

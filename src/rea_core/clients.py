@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,37 @@ def split_url(url: str, key: str) -> SplitResult:
             f"{key} is {url!r}{cause}; write it as http://HOST:PORT/v1, an IPv6 address in brackets"
         )
     return parts
+
+
+def check_urls(urls: Sequence[str], key: str) -> None:
+    """Raise ValueError for addresses of vLLM servers, none at all, or one server twice, in whatever
+    spelling."""
+    seen: dict[tuple[str, int], str] = {}
+    for url in urls:
+        parts = split_url(url, key)
+        if parts.path != "/v1":
+            raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
+        place = (
+            _one_name(str(parts.hostname)),
+            parts.port or (443 if parts.scheme == "https" else 80),
+        )
+        if place in seen:
+            twice = (
+                f"{url!r} twice"
+                if seen[place] == url
+                else f"{seen[place]!r} and {url!r}, one server"
+            )
+            raise ValueError(f"{key} has {twice}; name each server once")
+        seen[place] = url
+    if not urls:
+        raise ValueError(f"{key} is an empty list; give one address or more")
+
+
+def _one_name(host: str) -> str:
+    """One spelling of a host, as far as it is known without asking the network."""
+    if address := _numeric(host):
+        return str(address)
+    return "127.0.0.1" if is_loopback(host) else host.lower().removesuffix(".")
 
 
 def server_url(host: str, port: int) -> str:

@@ -19,7 +19,7 @@ from generation.reflection_reply import reply_form
 from generation.segments import check_paragraph_tokens
 from generation.verifiers import MATH, check_name
 from rea_core.checks import check_finite, check_numbers
-from rea_core.clients import split_url
+from rea_core.clients import check_urls
 from rea_core.options import (
     Count,
     PositiveFloat,
@@ -541,13 +541,7 @@ def _as_list(servers: str | list[str]) -> list[str]:
 def _one_or_several(key: str, servers: str | list[str]) -> str | list[str]:
     """Addresses, one as a text, several as a list. Raises ValueError for wrong ones and twins."""
     urls = _as_list(servers)
-    for url in urls:
-        if split_url(url, key).path != "/v1":
-            raise ValueError(f"{key} is {url!r}; write it as http://HOST:PORT/v1")
-    if not urls:
-        raise ValueError(f"{key} is an empty list; give one address or more")
-    if twice := [url for url, count in Counter(urls).items() if count > 1]:
-        raise ValueError(f"{key} has {twice[0]!r} twice; name each server once")
+    check_urls(urls, key)
     return urls if len(urls) > 1 else urls[0]
 
 

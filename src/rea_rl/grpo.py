@@ -452,6 +452,8 @@ def main(argv: list[str] | None = None) -> None:
             check_reflection_model(args)
             return
         join_servers(args)
+        if not model_args.use_peft:
+            check_full_weights(args)
         rank = model_args.lora_r if model_args.use_peft else None
         engine = build_engine(args, model_args.model_name_or_path, inputs, rank)
     except (ValueError, OSError) as error:

@@ -207,6 +207,35 @@ def test_addresses_that_no_client_takes(url, part):
     assert str(caught.value).startswith("policy_server is ") and part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        ("http://a:1/v1 http://a:1/v1", "has 'http://a:1/v1' twice; name each server once"),
+        ("http://127.0.0.1:1/v1 http://localhost:1/v1", "and 'http://localhost:1/v1', one server"),
+        ("http://127.0.0.1:1/v1 https://127.0.0.1:1/v1", "one server; name each server once"),
+        ("http://a:1/v1 HTTP://A.:1/v1", "one server"),
+        ("http://a:80/v1 http://a/v1", "one server"),
+        ("http://[::1]:1/v1 http://[0:0::1]:1/v1", "one server"),
+        ("http://a:1/v1 http://a:1/v1/", "is 'http://a:1/v1/'; write it as http://HOST:PORT/v1"),
+        ("http://a:1/v1 http://a:2", "is 'http://a:2'; write it as http://HOST:PORT/v1"),
+        ("", "is an empty list; give one address or more"),
+    ],
+)
+def test_a_server_is_named_once_in_whatever_spelling(urls, words):
+    with pytest.raises(ValueError) as caught:
+        clients.check_urls(urls.split(), "policy_server")
+    assert words in str(caught.value)
+    if len(urls.split()) > 1:
+        given = ["--policy_server", *urls.split(), "--recipe_set", "miniature", "--dry_run"]
+        with pytest.raises(ValueError, match="policy_server (has|is)"):
+            study.parse_arguments(given)
+
+
+def test_servers_that_differ_in_host_or_port_are_several():
+    urls = "http://a:1/v1 http://a:2/v1 http://b:1/v1 http://127.0.0.1:1/v1 http://127.0.0.2:1/v1"
+    clients.check_urls(urls.split(), "policy_server")
+
+
 def test_an_address_of_six_groups_is_written_in_brackets_and_needs_no_key(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     recipe = tmp_path / "recipe.yaml"

@@ -90,6 +90,8 @@ GPU 1: NVIDIA A100 (UUID: GPU-8c31d0b4-0000)
         (3, "GPU-1a,GPU-2", "GPU-1a GPU-2"),
         (MIG, "MIG-1d4b-bbbb", "MIG-1d4b-bbbb"),
         (MIG, "GPU-8c31d0b4", "GPU-8c31d0b4"),
+        (3, " GPU-0 ,\t02 ", "GPU-0 2"),
+        (12, "08,9,GPU-11", "8 9 GPU-11"),
     ],
 )
 def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visible, expected):
@@ -111,6 +113,8 @@ def test_the_gpus_that_are_used_are_those_that_cuda_would_see(shell, gpus, visib
         (MIG, "MIG-1d4b-cccc", "MIG-1d4b-cccc"),
         (3, "two", "two"),
         (3, "0;1", "0;1"),
+        (3, "0 1", "0 1"),
+        (3, "18446744073709551617", "18446744073709551617"),
     ],
 )
 def test_a_name_that_is_no_gpus_is_one_line(shell, gpus, visible, name):
@@ -124,10 +128,34 @@ def test_a_name_that_is_no_gpus_is_one_line(shell, gpus, visible, name):
     )
 
 
-@pytest.mark.parametrize("visible", ["0,0", "1, 2,1", "GPU-1a,GPU-1a"])
+@pytest.mark.parametrize("visible", ["0,0", "1, 2,1", "GPU-1a,GPU-1a", "0,00", "1,GPU-1a"])
 def test_a_gpu_that_is_named_twice_is_one_line(shell, visible):
     status, output = shell(PLACED, 3, CUDA_VISIBLE_DEVICES=visible)
     assert status == 1 and len(output.splitlines()) == 1 and " twice, " in output
+
+
+@pytest.mark.parametrize(("gpus", "visible"), [(12, "GPU-1"), (3, "GPU-"), (MIG, "MIG-1d4b")])
+def test_a_name_of_several_gpus_is_one_line(shell, gpus, visible):
+    status, output = shell(PLACED, gpus, CUDA_VISIBLE_DEVICES=visible)
+    assert status == 1 and len(output.splitlines()) == 1
+    assert f"names {visible}, with which several GPUs begin" in output
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_CONFIG": "zero9"}, "'zero9'; it must be one of cpu ddp zero2 zero3"),
+        ({"MAIN_ADDRESS": "no.such.host.invalid", "NUM_MACHINES": "2", "VLLM_API_KEY": "k"},
+         "MAIN_ADDRESS is 'no.such.host.invalid', which this host does not know"),
+        ({"options": "--policy_server"}, "error: --policy_server has no address"),
+        ({"options": "--prompts_per_step \N{SUPERSCRIPT TWO}"}, "must be a whole number greater"),
+    ],
+)  # fmt: skip
+def test_what_no_launch_could_use_is_known_before_servers_start(shell, variables, words):
+    options = variables.pop("options", "")
+    stub = "start_servers() { echo started; }"
+    status, output = shell(f"{stub}; launch GRPO policy {options}", 4, **variables)
+    assert status == 1 and words in output.splitlines()[-1] and "started" not in output
 
 
 @pytest.mark.parametrize(
@@ -472,6 +500,16 @@ def test_math_eval_of_a_share_ends_before_the_scores(offline):
     assert [line.split()[2] for line in asked] == ["generation.generate"]  # problems are collected
 
 
+@pytest.mark.parametrize("shard", ["5/4", "0/3", "2of4", "Join", "1/9999999999"])
+def test_a_share_that_is_none_is_known_at_once(offline, shard):
+    for script in (
+        f"source scripts/offline.sh; echo {shard} goes on",
+        "set -- MINIATURE_BASE 0; source scripts/math_eval.sh",
+    ):
+        with pytest.raises(AssertionError, match=f"SHARD is '{shard}'; write the number of this"):
+            offline("-c", script, RECIPE_SET="miniature", SHARD=shard)
+
+
 def test_a_share_of_an_offline_stage(offline, tmp_path):
     out = tmp_path / "rows.json"
     script = f"source scripts/offline.sh; answered {out} python -m answer; echo goes on"
@@ -506,6 +544,22 @@ def test_hosts_that_cannot_be_are_one_line(shell, variables, words):
 # --- Study ----------------------------------------------------------------------------------------
 
 
+def dry_study(tmp_path, gpus, variables, options):
+    """The end of `study.sh --dry_run`, whose program only says what it was asked."""
+    pretend_gpus(tmp_path, gpus)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        f'#!/bin/bash\n[[ $* != *"-m rea_rl.study"* ]] || exec echo asked "$*"\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path)}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), **variables}
+    command = ["bash", ROOT / "scripts" / "study.sh", "miniature", *options, "--dry_run"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
     ("gpus", "variables", "options", "planned", "study"),
     [
@@ -523,18 +577,7 @@ def test_hosts_that_cannot_be_are_one_line(shell, variables, words):
     ],
 )  # fmt: skip
 def test_a_study_has_pairs_of_servers(tmp_path, gpus, variables, options, planned, study):
-    pretend_gpus(tmp_path, gpus)
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(
-        f'#!/bin/bash\n[[ $* != *"-m rea_rl.study"* ]] || exec echo asked "$*"\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VENV": str(tmp_path)}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), **variables}
-    command = ["bash", ROOT / "scripts" / "study.sh", "miniature", *options, "--dry_run"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = dry_study(tmp_path, gpus, variables, options)
     assert done.returncode == 0, done.stderr
     *_, plan, asked = done.stdout.splitlines()
     plan = json.loads(plan.removeprefix("plan: "))
@@ -551,3 +594,17 @@ def test_a_recipe_set_without_offline_settings_is_one_line(tmp_path):
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "recipes/SmolLM2-135M-Instruct/offline.sh is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "words"),
+    [
+        (8, {"PAIRS": "9"}, "PAIRS is 9, but the plan has 3 policy servers"),
+        (8, {"PAIRS": "3", "POLICY_TP": "2"}, "PAIRS is 3, but the plan has 1 policy servers"),
+        (1, {"PAIRS": "2"}, "PAIRS is 2, but the plan has 1 policy servers"),
+        (8, {"PAIRS": "none"}, "PAIRS is 'none'; give the number of pairs"),
+    ],
+)
+def test_pairs_that_the_gpus_do_not_have_are_one_line(tmp_path, gpus, variables, words):
+    done = dry_study(tmp_path, gpus, variables, [])
+    assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1

@@ -138,7 +138,11 @@ def test_whole_weights_have_one_policy_server_and_at_most_one_idle_gpu(number):
          [0, 1, 2, 3], [4, 5, 6], [7], []),
         ({"TRAIN_GPUS": "0,1", "POLICY_GPUS": "2,3,4,5", "POLICY_TP": "2",
           "REFLECTION_GPUS": "6"}, [0, 1], [[2, 3], [4, 5]], [6], [7]),
-        ({"POLICY_GPUS": "0"}, [1, 2, 3, 4], [0], [0], [5, 6, 7]),
+        ({"POLICY_GPUS": "0"}, [1, 2, 3, 4], [0], [5, 6, 7], []),
+        ({"TRAIN_GPUS": "0,1"}, [0, 1], [2, 3, 4, 5, 6], [7], []),
+        ({"TRAIN_GPUS": "0,1,2,3", "POLICY_GPUS": "4,5,6"}, [0, 1, 2, 3], [4, 5, 6], [7], []),
+        ({"TRAIN_GPUS": "0", "POLICY_TP": "2", "REFLECTION_TP": "2"},
+         [0], [[1, 2], [3, 4]], [[6, 7]], [5]),
         ({"REFLECTION_GPUS": "7", "TRAIN_GPUS": "5"}, [5], [0, 1, 2, 3, 4, 6], [7], []),
         ({"NUM_GPUS": "3"}, [0, 1], [2], [2], [3, 4, 5, 6, 7]),
         ({"NUM_PROCESSES": "2"}, [0, 1], [4, 5, 6], [7], [2, 3]),
@@ -160,8 +164,50 @@ def test_variables_say_who_does_what(wishes, train, policy, reflection, idle):
 
 
 @pytest.mark.parametrize(
+    ("number", "wishes", "roles", "groups"),
+    [
+        (8, {"TRAIN_GPUS": "0,1"}, BOTH, [[0, 1], [[2, 3, 4, 5]], [6, 7], []]),
+        (8, {"TRAIN_GPUS": "0,1,2,3"}, BOTH, [[0, 1, 2, 3], [[4, 5]], [6, 7], []]),
+        (8, {"TRAIN_GPUS": "0", "POLICY_TP": "2"}, POLICY, [[0], [[1, 2]], [], [3, 4, 5, 6, 7]]),
+        (8, {"POLICY_GPUS": "4,5", "POLICY_TP": "2"}, BOTH, [[0, 1, 2, 3], [[4, 5]], [6, 7], []]),
+        (10, {}, POLICY, [[0, 1], [[2, 3, 4, 5, 6, 7, 8, 9]], [], []]),
+        (15, {}, POLICY, [[0, 1, 2, 3], [[4, 5, 6, 7, 8, 9, 10, 11]], [], [12, 13, 14]]),
+        (12, {}, ["reflection"], [[0, 1, 2, 3], [], [4, 5, 6, 7, 8, 9, 10, 11], []]),
+    ],
+)
+def test_whole_weights_have_one_server_on_gpus_of_its_own(number, wishes, roles, groups):
+    plan = plan_of(number, roles, read(SETS[0]) | {"use_peft": False}, **wishes).as_json()
+    found = [plan[f"{key}_gpus"] for key in ("train", "policy", "reflection", "idle")]
+    assert found == groups
+
+
+@pytest.mark.parametrize(
+    ("number", "wishes", "words"),
+    [
+        (8, {"POLICY_GPUS": "4,5"}, "names 2 GPUs for 2 servers, but use_peft .* POLICY_TP=2, or"),
+        (8, {"POLICY_GPUS": "0", "TRAIN_GPUS": "0"}, "over NCCL .* name POLICY_GPUS apart from"),
+        (1, {}, "over NCCL .* use 2 GPUs or more"),
+        (8, {"NUM_MACHINES": "2"}, "each of 2 hosts would start one; start one by hand, and give"),
+    ],
+)
+def test_whole_weights_on_several_servers_are_one_line(number, wishes, words):
+    with pytest.raises(ValueError, match=words):
+        plan_of(number, BOTH, read(SETS[0]) | {"use_peft": False}, **wishes)
+
+
+@pytest.mark.parametrize(
     ("wishes", "words"),
     [
+        ({"NUM_GPUS": "\N{SUPERSCRIPT TWO}"}, "NUM_GPUS is ., but 8 are visible"),
+        ({"NUM_PROCESSES": "\N{SUPERSCRIPT TWO}"}, "NUM_PROCESSES is ., but the GPUs that train"),
+        ({"SERVER_CONTEXT": "8k"}, "SERVER_CONTEXT is 8k; give a number from 1"),
+        ({"SERVER_RESTARTS": "-1"}, "SERVER_RESTARTS is -1; give a number from 0"),
+        ({"SERVER_CACHE_GIB": "x"}, "SERVER_CACHE_GIB is x; give a number"),
+        ({"SERVER_COMPILE": "maybe"}, "SERVER_COMPILE is maybe; it must be true or false"),
+        ({"MACHINE_RANK": "1"}, "MACHINE_RANK is 1, but NUM_MACHINES is 1; give NUM_MACHINES"),
+        ({"NUM_MACHINES": "2", "MAIN_ADDRESS": "http://h"}, "is http://h; give a host's name or"),
+        ({"NUM_MACHINES": "2", "MAIN_ADDRESS": "h:29500"}, "h:29500; .* the port is MAIN_PORT"),
+        ({"NUM_MACHINES": "2", "SERVER_HOST": "0.0.0.0"}, "SERVER_HOST is 0.0.0.0, at which no"),
         ({"NUM_GPUS": "9"}, "NUM_GPUS is 9, but 8 are visible"),
         ({"NUM_GPUS": "two"}, "NUM_GPUS is two"),
         ({"TRAIN_GPUS": "0,9"}, "TRAIN_GPUS names 9, but the GPUs to use are 0, 1, 2"),
@@ -194,6 +240,11 @@ def test_wishes_that_cannot_be_fulfilled_are_one_line(wishes, words):
     with pytest.raises(ValueError, match=words) as caught:
         plan_of(8, **wishes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_of_several_hosts_says_that_the_key_is_missing():
+    assert "VLLM_API_KEY is not set" in plan_of(8, NUM_MACHINES="2").notes[0]
+    assert plan_of(8, NUM_MACHINES="2", VLLM_API_KEY="k").notes == plan_of(8).notes == []
 
 
 def test_machines_share_the_prompts():

@@ -46,6 +46,12 @@ def test_joined_shares_are_the_file_of_one_run(stage):
     assert joined.stat().st_mtime_ns == written
 
 
+def test_shares_are_found_whatever_the_name_of_their_output(stage):
+    parts = [stage(shard=f"{i}/2", save_suffix="_[1]*") for i in (1, 2)]
+    joined = stage(save_suffix="_[1]*")
+    assert not any(part.exists() for part in parts) and len(json.loads(joined.read_text())) == 12
+
+
 def test_missing_rows_are_named(stage):
     stage(shard="2/4")
     stage(shard="3/4")

@@ -32,6 +32,7 @@ MEMORY_ALONE, MEMORY_WITH_SERVER, MEMORY_WITH_TRAINER = 0.85, 0.45, 0.25
 ROW_KEYS = ("prompts_per_step", "rows_per_step")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 MOST_PORT = 65535
+SWITCHES = ("true", "false", "yes", "no", "1", "0")
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,36 @@ def preset(
         chosen = [gpus[i] for i in train]
         policy = [[gpus[last]], *([] if whole else rest)]
         return Groups(chosen, policy, [[gpus[last]]] if reflects else [])
-    num_train = divisor(rows, n // 2, machines)
-    servers = gpus[num_train:]
     size, reflection_size = sizes
-    num_reflection = max(len(servers) // 4 // reflection_size, 1) * reflection_size * reflects
+    num_train = divisor(rows, n // 2, machines)
+    if whole and size == 1 and not reflects:
+        num_train = _next_to_one_server(n, rows, machines)
+    servers = gpus[num_train:]
+    num_reflection = _for_labels(len(servers), reflection_size) * reflects
     num_policy = len(servers) - num_reflection
     _check_sizes(sizes, (num_policy, len(servers) - 1), n)
     policy = _pieces(servers[:num_policy], size)
     if whole:
-        policy = policy[:1] if size > 1 else [servers[: 1 << (num_policy.bit_length() - 1)]]
+        policy = [servers[: size if size > 1 else _power_of_two(num_policy)]]
         num_policy = len(policy[0])
     reflection = _pieces(servers[num_policy:], reflection_size)
     return Groups(gpus[:num_train], policy, reflection if reflects else [])
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one up to a number: attention heads are shared out to so many GPUs."""
+    return 1 << (max(number, 1).bit_length() - 1)
+
+
+def _next_to_one_server(num_gpus: int, rows: int | None, machines: int) -> int:
+    """Training processes next to one server over a power of two of GPUs: at most half of the
+    GPUs. At most one is idle if that is possible."""
+    numbers = [n for n in range(1, num_gpus // 2 + 1) if rows is None or rows % (n * machines) == 0]
+
+    def idle(train: int) -> int:
+        return num_gpus - train - _power_of_two(num_gpus - train)
+
+    return min(numbers or [1], key=lambda train: (max(idle(train), 1), -train))
 
 
 def _pieces(gpus: list[str], size: int) -> list[list[str]]:
@@ -163,27 +182,59 @@ def _check_sizes(sizes: tuple[int, int], most: tuple[int, int], num_gpus: int) -
 
 
 def named(
-    gpus: list[str], wishes: Mapping[str, str], rows: int | None, reflects: bool, machines: int
+    gpus: list[str],
+    wishes: Mapping[str, str],
+    rows: int | None,
+    reflects: bool,
+    machines: int,
+    whole: bool = False,
 ) -> Groups:
-    """Groups by TRAIN_GPUS, POLICY_GPUS and REFLECTION_GPUS; a role that is not named takes what is
-    left, or shares.
+    """Groups by TRAIN_GPUS, POLICY_GPUS and REFLECTION_GPUS; roles that are not named take what is
+    left, or share. The one server of a policy that is trained as a `whole` takes a power of two.
 
-    Raises ValueError for GPUs that are not visible or stand twice, and for groups of unequal size.
+    Raises ValueError for GPUs that are not visible or stand twice, for groups of unequal size, and
+    for several servers of whole weights.
     """
     given = {key: _names(key, wishes.get(key, ""), gpus) for key in KEYS}
     taken = {gpu for names in given.values() for gpu in names}
     left = [gpu for gpu in gpus if gpu not in taken]
-    policy, reflection = given["POLICY_GPUS"], given["REFLECTION_GPUS"]
-    train = given["TRAIN_GPUS"]
+    train, policy, reflection = given.values()
     if not train:
         train = left[: divisor(rows, len(left), machines)] or policy[:1] or reflection[:1]
         left = [gpu for gpu in left if gpu not in train]
-    policy = policy or left or reflection[-1:] or train[-1:]
-    reflection = (reflection or policy[-1:]) if reflects else []
-    sizes = server_sizes(wishes)
+    size, reflection_size = server_sizes(wishes)
+    if reflects and not reflection:
+        reflection = left if policy else left[len(left) - _for_labels(len(left), reflection_size) :]
+        left = [gpu for gpu in left if gpu not in reflection]
+        if whole and not policy:
+            reflection = left[_whole_size(policy, left, size) :] + reflection
+        reflection = reflection[len(reflection) % reflection_size :]
+    size = _whole_size(policy, left, size) if whole else size
+    policy = policy or left[: size if whole else len(left) - len(left) % size]
+    policy = policy or reflection[-1:] or train[-1:]
+    reflection = (reflection or policy[-reflection_size:]) if reflects else []
     return Groups(
-        train, _grouped("POLICY", policy, sizes[0]), _grouped("REFLECTION", reflection, sizes[1])
+        train, _grouped("POLICY", policy, size), _grouped("REFLECTION", reflection, reflection_size)
     )
+
+
+def _whole_size(policy: list[str], left: list[str], size: int) -> int:
+    """GPUs of the one server with whole weights, on named GPUs or on those that are left."""
+    if size == 1 and not policy:
+        return _power_of_two(len(left))
+    if len(policy) > size:
+        raise ValueError(
+            f"POLICY_GPUS names {len(policy)} GPUs for {len(policy) // size} servers, but use_peft "
+            "is false: all weights move to one policy server; set "
+            f"POLICY_TP={len(policy)}, or name {size}"
+        )
+    return size
+
+
+def _for_labels(servers: int, size: int) -> int:
+    """GPUs that serve the reflection model among those that serve: a quarter, but one server at
+    least, unless none is left for the policy then."""
+    return max(servers // 4 // size, 1) * size if servers > size else 0
 
 
 def server_sizes(wishes: Mapping[str, str]) -> tuple[int, int]:
@@ -239,9 +290,8 @@ def make_plan(
     Raises ValueError for wishes that this machine cannot fulfil.
     """
     machines = _count(wishes, "NUM_MACHINES", 1)
-    if machines > 1:
-        _count(wishes, "MACHINE_RANK", 0, machines - 1, least=0)
-        _count(wishes, "MAIN_PORT", 0, MOST_PORT)
+    _check_hosts(machines, recipe, roles, wishes)
+    _check_server_variables(wishes)
     rows = next((recipe[key] for key in ROW_KEYS if recipe.get(key) is not None), None)
     chosen = _chosen(gpus, wishes)
     groups = _groups(chosen, recipe, roles, wishes, rows, machines)
@@ -252,7 +302,50 @@ def make_plan(
     used = {*groups.train, *(gpu for server in servers for gpu in server.gpus)}
     idle = [gpu for gpu in gpus if gpu not in used]
     batch = _batch(rows, processes, recipe)
-    return Plan(groups.train, servers, idle, processes, rows, batch)
+    notes = []
+    if machines > 1 and servers and not wishes.get("VLLM_API_KEY"):
+        notes = ["key      VLLM_API_KEY is not set: servers that other hosts reach need it"]
+    return Plan(groups.train, servers, idle, processes, rows, batch, notes)
+
+
+def _check_hosts(
+    machines: int, recipe: Mapping[str, Any], roles: Sequence[str], wishes: Mapping[str, str]
+) -> None:
+    """Raise ValueError for variables of several hosts that contradict each other."""
+    rank = wishes.get("MACHINE_RANK", "").strip()
+    if machines == 1:
+        if rank not in ("", "0"):
+            raise ValueError(
+                f"MACHINE_RANK is {rank}, but NUM_MACHINES is 1; give NUM_MACHINES, the number of "
+                "hosts, to each of them, or leave MACHINE_RANK out"
+            )
+        return
+    _count(wishes, "MACHINE_RANK", 0, machines - 1, least=0)
+    _count(wishes, "MAIN_PORT", 0, MOST_PORT)
+    main = wishes.get("MAIN_ADDRESS", "")
+    if not re.fullmatch(r"[\w.-]*|[0-9a-fA-F:.]+", main) or main.count(":") == 1:
+        raise ValueError(
+            f"MAIN_ADDRESS is {main}; give a host's name or address alone: the port is MAIN_PORT"
+        )
+    if (host := wishes.get("SERVER_HOST", "")) in ("0.0.0.0", "::"):
+        raise ValueError(
+            f"SERVER_HOST is {host}, at which no other host finds this one; give its name or "
+            "address"
+        )
+    if "policy" in roles and recipe.get("use_peft", False) is False:
+        raise ValueError(
+            f"use_peft is false, so all weights move to one policy server, but each of {machines} "
+            "hosts would start one; start one by hand, and give its --policy_server to all of them"
+        )
+
+
+def _check_server_variables(wishes: Mapping[str, str]) -> None:
+    """Raise ValueError for what the servers would refuse once they start."""
+    _count(wishes, "SERVER_CONTEXT", 0)
+    _count(wishes, "SERVER_CACHE_GIB", 0)
+    _count(wishes, "SERVER_RESTARTS", 0, least=0)
+    if (text := wishes.get("SERVER_COMPILE", "")).lower() not in ("", *SWITCHES):
+        raise ValueError(f"SERVER_COMPILE is {text}; it must be true or false")
 
 
 def _count(
@@ -269,10 +362,10 @@ def _count(
 
 
 def _chosen(gpus: list[str], wishes: Mapping[str, str]) -> list[str]:
-    text = wishes.get("NUM_GPUS", "")
+    text = wishes.get("NUM_GPUS", "").strip()
     if not text:
         return gpus
-    if not text.isdigit() or int(text) > len(gpus):
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > len(gpus):
         raise ValueError(
             f"NUM_GPUS is {text}, but {len(gpus)} are visible; set it to at most so many, or to 0 "
             "for the CPU"
@@ -289,6 +382,7 @@ def _groups(
     machines: int,
 ) -> Groups:
     reflects = "reflection" in roles
+    whole = "policy" in roles and recipe.get("use_peft", False) is False
     most = _count(wishes, "SERVERS_PER_ROLE", 0)
     for key in KEYS:
         _names(key, wishes.get(key, ""), gpus)
@@ -301,17 +395,22 @@ def _groups(
         names = _names("TRAIN_GPUS", wishes["TRAIN_GPUS"], gpus)
         groups = Groups(names or gpus[: divisor(rows, len(gpus), machines)], [], [])
     elif any(wishes.get(key, "").strip() for key in KEYS):
-        groups = named(gpus, wishes, rows, reflects, machines)
+        groups = named(gpus, wishes, rows, reflects, machines, whole)
     else:
-        whole = recipe.get("use_peft", False) is False
         groups = preset(gpus, rows, reflects, whole, machines, server_sizes(wishes))
     if roles and "policy" not in roles:  # served elsewhere
         groups = Groups(groups.train, [], groups.policy + groups.reflection)
     if most:
         groups = Groups(groups.train, groups.policy[:most], groups.reflection[:most])
-    if number := wishes.get("NUM_PROCESSES"):
+    if whole and {*groups.train} & {gpu for server in groups.policy for gpu in server}:
+        raise ValueError(
+            "use_peft is false, so all weights move over NCCL from the training to the policy "
+            "server, each on GPUs of its own; use 2 GPUs or more, name POLICY_GPUS apart from "
+            "TRAIN_GPUS, or set use_peft: true"
+        )
+    if number := wishes.get("NUM_PROCESSES", "").strip():
         most = len(groups.train)
-        if not number.isdigit() or not 0 < int(number) <= most:
+        if not re.fullmatch("[0-9]{1,9}", number) or not 0 < int(number) <= most:
             raise ValueError(
                 f"NUM_PROCESSES is {number}, but the GPUs that train are "
                 f"{_listed(groups.train)}; give one process for each, or name more TRAIN_GPUS"
@@ -503,7 +602,7 @@ def with_flags(path: str, argv: Sequence[str]) -> dict[str, Any]:
         if recipe.get(key) is None:
             continue
         text = str(recipe[key])
-        if not text.isdigit() or int(text) < 1:
+        if not re.fullmatch("[0-9]+", text) or int(text) < 1:
             raise ValueError(f"{key} is {text}; it must be a whole number greater than 0")
         recipe[key] = int(text)
     for key in ("use_peft", "revision"):
@@ -584,6 +683,9 @@ def main(argv: list[str] | None = None) -> None:
     gpus = [line.strip() for line in sys.stdin if line.strip()]
     try:
         recipe = with_flags(path, rest)
+        for role in ROLES:
+            if given(f"{role}_server", rest) and f"{role}_server" not in _flags(rest):
+                raise ValueError(f"--{role}_server has no address; give one or more")
         # servers whose addresses are given run elsewhere
         here = [role for role in roles.split() if not given(f"{role}_server", rest)]
         plan = make_plan(gpus, recipe, here, os.environ, path)

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 from generation.provenance import read_settings
 from rea_core import recipe
 from rea_core.checks import check_numbers, check_output_folder, user_name, user_path
+from rea_core.clients import check_urls
 from rea_core.command import command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
@@ -257,6 +258,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for role in ("policy", "reflection"):
         key = f"{role}_server"
         setattr(args, key, getattr(args, key) or addresses(recipe, role))
+        check_urls(getattr(args, key), key)
     args.jobs = args.jobs or len(args.policy_server)
     args.device = device_name()
     return args
