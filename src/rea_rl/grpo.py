@@ -66,6 +66,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     from generation.verifiers import is_function
     from generation.verifiers.opening import check_verifier, verifier_record
     from rea_core.models import check_model, load_tokenizer
+    from rea_rl.reward_trial import try_rewards
     from rea_rl.rewards import get_reward_funcs
     from rea_rl.run.resume import plan_run
 
@@ -83,6 +84,7 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     prompts = prompts.of_model(tokenizer)
     threshold = read_threshold(args, prompts, model_args.model_name_or_path)
     reward_funcs = get_reward_funcs(args.reward_funcs, threshold, **args.reward_settings)
+    try_rewards(reward_funcs)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path, Markers.of(vars(prompts)))
     train_rows = load_rows(
@@ -110,8 +112,8 @@ def check_number(num_problems: int, name: str, args: REARLConfig) -> None:
     prompts_per_step = args.generation_batch_size // args.num_generations
     if num_problems < prompts_per_step:
         raise ValueError(
-            f"dataset_name: {name} has {num_problems} problems, but a step takes "
-            f"{prompts_per_step}; give more problems, or a smaller prompts_per_step"
+            f"dataset_name: {name} has {num_problems} problem{'s' * (num_problems != 1)}, but a "
+            f"step takes {prompts_per_step}; give more problems, or a smaller prompts_per_step"
         )
 
 

@@ -8,6 +8,7 @@ their order in a recipe does not matter. All of a problem's responses must be in
 from __future__ import annotations
 
 import math
+import reprlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -18,6 +19,10 @@ from generation.reflection_words import relative_density
 
 # TRL's signature: f(prompts, completions, **columns) -> one value per row
 RewardFunc = Callable[..., list[float]]
+
+
+class RewardError(ValueError):
+    """A reward does not do what it must."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,21 @@ def _bind(name: str, reward: Reward, settings: dict[str, Any]) -> RewardFunc:
             )
 
     def func(prompts: list, completions: list, **columns: Any) -> list[float]:
-        return reward.values(*(columns[column] for column in reward.columns), *values)
+        given = [columns[column] for column in reward.columns]
+        return _numbers(name, reward.values(*given, *values), len(given[0]))
 
     func.__name__ = name
     return func
+
+
+def _numbers(name: str, values: Any, num_rows: int) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != num_rows or not all(map(math.isfinite, numbers)):
+        raise RewardError(
+            f"the reward {name!r} gave {reprlib.repr(values)} for {num_rows} responses; return a "
+            "list with one number for each of them"
+        )
+    return numbers

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from rea_rl import rewards
+from rea_rl.reward_trial import try_rewards
 from rea_rl.rewards import (
     REWARDS,
     get_reward_funcs,
     length_reward_values,
     refined_length_reward_values,
 )
+from rea_rl.run import training
 
 COLUMNS = {
     "problem_id": ["p", "q", "p", "q", "p", "q"],
@@ -242,3 +244,49 @@ def test_density_has_no_cap():
 def test_a_reward_needs_its_settings(name, changes, key):
     with pytest.raises(ValueError, match=f"'{name}', which needs a positive {key}"):
         get_reward_funcs([name], **{**SETTINGS, **changes})
+
+
+def test_all_rewards_of_the_project_pass_their_trial():
+    try_rewards(get_reward_funcs(list(REWARDS), tokens_per_reflection=100, **SETTINGS))
+
+
+NO_COLUMN = r"reads \['num_words'\], which no response has; its columns may be problem_id, step"
+OWN = {  # function, columns, and what is said
+    "another column": (lambda words: words, ("num_words",), NO_COLUMN),
+    "raises": (lambda text: [1 / 0], ("text",), "raised ZeroDivisionError"),
+    "another signature": (lambda: [], ("text",), "raised TypeError"),
+    "one number": (lambda text: 1.0, ("text",), "gave 1.0 for 2 responses; return a list with one"),
+    "one too few": (lambda text: [1.0], ("text",), r"gave \[1.0\] for 2 responses"),
+    "nothing": (lambda text: None, ("text",), "gave None for 2"),
+    "a gap": (lambda text: [1.0, None], ("text",), r"gave \[1.0, None\]"),
+    "words": (lambda text: text, ("text",), "gave .'Wait"),
+    "NaN": (lambda text: [float("nan")] * 2, ("text",), r"gave \[nan, nan\]"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_reward_of_ones_own_that_cannot_be_is_found_before_anything_starts(case, monkeypatch):
+    function, columns, words = OWN[case]
+    monkeypatch.setitem(REWARDS, "own", rewards.Reward(function, columns))
+    with pytest.raises(ValueError, match=f"the reward 'own' {words}"):
+        try_rewards(get_reward_funcs(["accuracy", "own"]))
+
+
+def test_a_reward_may_give_what_numpy_and_torch_have(monkeypatch):
+    import torch
+
+    monkeypatch.setitem(
+        REWARDS, "own", rewards.Reward(lambda tokens: torch.tensor(tokens) / 4, ("num_tokens",))
+    )
+    (func,) = get_reward_funcs(["own"])
+    assert func(["x"] * 2, ["x"] * 2, num_tokens=[1, 8]) == [0.25, 2.0]
+    try_rewards([func])
+
+
+def test_a_reward_that_is_no_number_later_ends_the_training_with_one_line():
+    class Trainer:
+        def is_world_process_zero(self) -> bool:
+            return True
+
+    with pytest.raises(SystemExit, match="error: the reward 'own' gave"):
+        training.end(Trainer(), rewards.RewardError("the reward 'own' gave [nan] for 1 responses"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rea_core.checks import check_output_folder
 from rea_core.command import in_words
 from rea_core.ownership import check_folder_free, own_folder
+from rea_rl.rewards import RewardError
 from rea_rl.run.endings import Interrupted, RunEnded
 
 if TYPE_CHECKING:
@@ -297,8 +298,8 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
             f"({' '.join(str(error).split())[:200]}); "
             "free some, and give the same command to continue from the last checkpoint"
         )
-    # a server stays away or refuses; NaN steps; a monitor
-    if isinstance(error, (ConnectionError, RunEnded)):
+    # a server stays away or refuses; NaN steps; a monitor; a reward that is no number
+    if isinstance(error, (ConnectionError, RunEnded, RewardError)):
         sys.exit(f"\nerror: {error}" if is_first else 1)
     raise error
 
