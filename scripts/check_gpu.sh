@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Whether training and servers compute right on this machine; to be run once after installing, about five minutes.
+# Whether training and servers compute right on this machine; to be run once after installing; it takes a few minutes.
 #   bash scripts/check_gpu.sh          # the first visible GPU
 #   bash scripts/check_gpu.sh --cpu
 # Ends with a table; exit code 1 if anything is wrong. Variables: VENV (default .venv), CUDA_VISIBLE_DEVICES.

@@ -73,7 +73,7 @@ class GenerateArguments:
         None, "Keywords of the model's chat template, as JSON: '{\"enable_thinking\": false}'."
     )
     prefill: str = option(
-        "", "Begin of every reply, from which the model continues; part of the prompt."
+        "", "Beginning of every reply, from which the model continues; part of the prompt."
     )
 
     think_start: str | None = option(
@@ -99,7 +99,7 @@ class GenerateArguments:
 
     # Sampling
     n_generate_sample: Annotated[int, AT_LEAST_1] = option(1, "Responses per prompt.")
-    temperature: Annotated[float, NOT_NEGATIVE] = option(0.6, "0 is greedy.")
+    temperature: Annotated[float, NOT_NEGATIVE] = option(0.6, "Of sampling; 0 is greedy.")
     top_p: PositiveShare = option(0.95, "Share of the probability that is sampled from.")
     max_tokens: PositiveInt = option(16384, "Most tokens of a response.")
     logprobs: PositiveInt | None = option(

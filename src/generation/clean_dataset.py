@@ -129,7 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         answer_column=("answer", "as in training recipes"),
         limit=(int, "first N problems only, as in qaf_limit of the responses"),
         verdicts=(Needed(Path), ".scores.json of responses to the same problems"),
-        out=(Path("dataset/DeepScaleR/DeepScaleR_clean.json"), "result"),
+        out=(Path("dataset/DeepScaleR/DeepScaleR_clean.json"), "the problems left"),
     )
     return parser.parse_args(argv)
 

@@ -506,14 +506,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Score files of generation.generate.")
     parser.add_argument("files", nargs="+", type=user_path, help="generation files")
     budgets = {"nargs": "+", "type": int, "default": []}
-    parser.add_argument("--budgets", help="cut responses to so many tokens; several", **budgets)
+    parser.add_argument("--budgets", help="score responses cut to so many tokens", **budgets)
     add_flags(
         parser,
         model_dir=(Needed(str), "model whose tokenizer counts thinking tokens"),
         base=(Path, ".scores.json file of the base model, for TR"),
         mode=("strict", "how answers are compared: strict or original"),
         results=(Path("output/verify.json"), "log of all scored files"),
-        slips=(False, "miniature: count corrected wrong first results"),
+        slips=(False, "of the miniature: count corrected mistakes"),
         word_bounded=(False, "count whole reflection words only"),
         reflection_quantile=(float, "also write the reflect reward's tokens_per_reflection"),
         **VERIFIER_FLAGS,

@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         base=(Needed(str), ".scores.json of the base model"),
         trained=(Needed(str), ".scores.json of the trained model"),
         run=(Needed(Path), "output_dir of the training run"),
-        name=("REA-RL", "what the trained model is called in table and picture"),
+        name=("REA-RL", "name of the trained model in table and picture"),
         out=(Needed(Path), "folder for summary.json and the picture"),
     )
     parser.add_argument(

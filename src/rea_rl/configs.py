@@ -101,7 +101,7 @@ class DataArguments:
     )
     system_prompt: str | None = option(None, "System message before the problem.")
     prefill: str = option(
-        "", "Begin of every reply, from which the policy continues; part of the prompt."
+        "", "Beginning of every reply, from which the policy continues; part of the prompt."
     )
 
 
@@ -150,7 +150,7 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
     )
 
     # Revision
-    revision: bool = option(True, "Train on revisions next to the originals; no: plain GRPO.")
+    revision: bool = option(True, "Train on revisions next to the originals; false: plain GRPO.")
     construction: Annotated[str, one_of("pairs", "revisions_only", "serial")] = option(
         "pairs",
         "Rows of a group, with revision: 'pairs' of originals and revisions (the paper), "
@@ -190,7 +190,9 @@ class REARLConfig(MonitorKeys, SharedKeys, BatchKeys, GRPOConfig):
         "JSON file of generation.calibrate, with cut_threshold and cut_second_half in place of "
         "these keys.",
     )
-    cut_strong_threshold: float = option(0.25, "The same for the strong cut.")
+    cut_strong_threshold: float = option(
+        0.25, "P(Result) from which a strong cut takes a paragraph."
+    )
     cut_cap_share: float = option(
         0.05, "At least min(floor((n + cut_cap_offset) * this), cut_cap_max) of n paragraphs go."
     )

@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=user_name, help="new folder for the merged model")
     add_flags(
         parser,
-        device=("cpu", "where to merge: cpu or cuda; 4 bytes per parameter"),
+        device=("cpu", "cpu or cuda; a merge takes 4 bytes a parameter"),
         chat_template=(str, "Jinja file in place of the base's chat template"),
     )
     args = parser.parse_args(argv)

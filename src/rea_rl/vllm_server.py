@@ -105,7 +105,7 @@ class ServerConfig:
     )
     host: str = option("127.0.0.1", "Address to listen on; others than this want a key.")
     max_model_len: PositiveInt | None = option(None, "Context in tokens; default: the model's.")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA if there is any.")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU if there is one.")
     gpu: str = option("0", "GPU index or UUID; several, with commas, share the model.")
     max_lora_rank: int = option(16, f"Policy: one of {', '.join(map(str, LORA_RANKS))}.")
     max_loras: PositiveInt = option(

@@ -92,7 +92,7 @@ def test_first_steps_are_those_of_the_run_also_where_it_logs_seldom(caplog):
     [
         (
             {"monitor_stop": ["reflection"]},
-            r"monitor_stop has \['reflection'\]; it takes all, or of reflections, ",
+            r"monitor_stop has \['reflection'\]; it takes all, or some of reflections, ",
         ),
         ({"monitor_truncated": 1.5}, "monitor_truncated is 1.5; it must be a share"),
         ({"monitor_window": 0}, "monitor_window is 0"),

@@ -124,14 +124,14 @@ class MonitorKeys:
         0.1, "Warn if validation accuracy is so much below its best."
     )
     monitor_stop: list[str] = option(
-        [], f"Monitors that end the run: all, or of {', '.join(NAMES)}."
+        [], f"Monitors that end the run: all, or some of {', '.join(NAMES)}."
     )
 
 
 def check_monitors(keys: MonitorKeys) -> None:
     """Raise ValueError for a monitor that is none, and for a threshold that is no share."""
     if unknown := [name for name in keys.monitor_stop if name not in (*NAMES, "all")]:
-        raise ValueError(f"monitor_stop has {unknown}; it takes all, or of {', '.join(NAMES)}")
+        raise ValueError(f"monitor_stop has {unknown}; it takes all, or some of {', '.join(NAMES)}")
     if keys.monitor_window < 1:
         raise ValueError(f"monitor_window is {keys.monitor_window}; it must be at least 1")
     for monitor in MONITORS:

@@ -221,7 +221,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "jobs": {"type": int, "help": "runs at a time; default: one for each policy server"},
     "gpus": {"nargs": "+", "help": "GPUs on which the study starts servers of its own, and trains"},
     "runs_per_gpu": {"type": int, "default": 1, "help": "with --gpus: runs at a time on each"},
-    "kv_cache_gib": {"type": int, "default": 4, "help": "with --gpus: of each server, in GiB"},
+    "kv_cache_gib": {"type": int, "default": 4, "help": "with --gpus: GiB of each server's cache"},
     "server_context": {"type": int, "help": "with --gpus: in tokens; default: the model's"},
     "compile": {"action": "store_true", "help": "with --gpus: servers compile, and start later"},
     "num_processes": {"type": int, "help": "of each training; default: the recipes' number"},
@@ -250,7 +250,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, keywords in OPTIONS.items():
         parser.add_argument(f"--{name}", **keywords)
     trainer = [sys.executable, "-m", "rea_rl.grpo"]
-    parser.add_argument("trainer", nargs="*", default=trainer, help="after --")
+    parser.add_argument("trainer", nargs="*", default=trainer, help="of rea_rl.grpo, after --")
     args = parser.parse_args(argv)
     set_places(args)
     recipe = read_recipe(args.recipe_set)
