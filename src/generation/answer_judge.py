@@ -169,12 +169,9 @@ class AnswerJudge:
             return self._pool.submit(gold, Asked(value, "closed"))
         return self._pool.submit(gold, value)
 
-    def reply(self, row: Row) -> str:
-        """Reply to a chunk of numbered parts, or to one part of the second judgement."""
-        return self.open_reply(row)()
-
     def open_reply(self, row: Row) -> Callable[[], str]:
-        """The same, as a function that waits for the comparisons, which begin at once."""
+        """Reply to a chunk of numbered parts, or to one part of the second judgement, as a function
+        that waits for the comparisons, which begin at once."""
         is_second = "paragraphs" not in row
         parts, use_answer = (
             ([row["paragraph"]], True) if is_second else (row["paragraphs"], row["use_answer"])

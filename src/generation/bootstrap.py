@@ -25,7 +25,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,6 @@ class Trace:
     num_attempts: int
     num_extra: int
     settled: bool = True
-    kinds: list[str] = field(default_factory=list)
 
 
 def loops(text: str) -> bool:

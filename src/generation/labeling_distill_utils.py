@@ -237,14 +237,6 @@ def clean(
     return rows, examples
 
 
-def paragraph_splitter(
-    tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
-) -> Callable[[Row], list[Paragraph]]:
-    """Function from a response to its paragraphs, with the tokenizer and the settings of a
-    command line."""
-    return Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens).paragraphs
-
-
 def add_paragraph_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags from which paragraphs follow; the same as those of `generation.generate`."""
     add_flags(

@@ -29,7 +29,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -53,10 +53,6 @@ from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_output
 from rea_core.row_files import Row, Rows, RowWriter, open_rows
 from rea_core.rows import check_row
-
-if TYPE_CHECKING:
-    pass
-
 
 __getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)

@@ -97,50 +97,21 @@ class Making:
     def _render(self, task: Task) -> Task:
         if task.prompt.responses is not None:
             return task
+        markers = Markers.of(vars(self.args), self.model)
+        if self.model is None:
+            return replace(task, markers=markers)
         try:
-            (task,) = render_tasks(self.args, [task], self.model)
+            rendered = self.args.prompt_format.render(task.prompt.messages, self.model)
         except TemplateRefusal as error:
-            return replace(task, refusal=str(error))
-        if self.args.api or self.model is None:
+            return replace(task, refusal=f"{self.args.qaf}: row {task.row['id']!r}: {error}")
+        task = replace(task, rendered=rendered, markers=markers)
+        if self.args.api:
             return task
         # What the model continues from is encoded by itself, as in training, where it is sampled or
         # a completion.
         given = encode_continuation(task.prompt.prefill, self.model)
         return replace(
             task,
-            prompt_ids=encode_text(task.rendered.text, self.model) + given,
+            prompt_ids=encode_text(rendered.text, self.model) + given,
             num_given=len(given),
         )
-
-
-def build_tasks(args: GenerateArguments) -> list[Task]:
-    """Tasks of the stage for all rows of `qaf`, not yet rendered and all in memory.
-
-    Raises ValueError naming file and row of a malformed one.
-    """
-    rows, making = SPLITS[args.split].open(args), Making.of(args, None)()
-    return [
-        Task(index, prompt)
-        for index, prompt in enumerate(prompt for row in rows for prompt in making.prompts(row))
-    ]
-
-
-def render_tasks(
-    args: GenerateArguments, tasks: list[Task], tokenizer: PreTrainedTokenizerBase | None
-) -> list[Task]:
-    """Tasks with their prompts as the model sees them, also those that a server renders by itself.
-
-    Without a tokenizer they stay as they are. Raises ValueError naming file and row of messages
-    that the model's template refuses.
-    """
-    markers = Markers.of(vars(args), tokenizer)
-    if tokenizer is None:
-        return [replace(task, markers=markers) for task in tasks]
-    rendered = []
-    for task in tasks:
-        try:
-            prompt = args.prompt_format.render(task.prompt.messages, tokenizer)
-        except TemplateRefusal as error:
-            raise TemplateRefusal(f"{args.qaf}: row {task.row['id']!r}: {error}") from error
-        rendered.append(replace(task, rendered=prompt, markers=markers))
-    return rendered

@@ -354,13 +354,9 @@ def _decode_here(window: _Window, path: Path, number: int) -> tuple[Any, int]:
         raise
     except ValueError:  # a number that none is, or with more digits than Python reads
         value, _ = LenientDecoder(finite=True).raw_decode(window.text, window.position)
-        raise _WrongNumber(
+        raise ValueError(
             f"{path}: row {number} has {wrong_number(value)}; write a number, a text or null"
         ) from None
-
-
-class _WrongNumber(ValueError):
-    """A number of a row that cannot be read."""
 
 
 def _place(path: Path, byte: int) -> tuple[int, int]:

@@ -83,15 +83,8 @@ def check_row(
             )
 
 
-def check_ids(rows: Iterable[Row], name: str | Path) -> None:
-    """Raise ValueError for two rows with one `id`."""
-    first: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        check_id(row, i, name, first)
-
-
 def check_id(row: Row, i: int, name: str | Path, first: dict[str, int]) -> None:
-    """The same for row `i` and those before it, whose numbers by `id` are in `first`."""
+    """Raise ValueError for an `id` of an earlier row; numbers of rows by `id` are in `first`."""
     if (other := first.setdefault(str(row["id"]), i)) != i:
         raise ValueError(
             f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or "

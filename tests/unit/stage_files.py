@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from generation.arguments import GenerateArguments
 from generation.identity import path_digest
+from generation.stages import SPLITS
+from generation.tasks import Making, Task
 from rea_core.row_files import write_json
 
 TEXT = "Add the numbers.\n\nThe result is 7.\n\nYes.\n</think>\n\n\\boxed{7}"
@@ -41,3 +44,9 @@ def make_stages(folder: Path) -> dict[str, Path]:
     for name, rows in files.items():
         write_json(folder / f"{name}.json", rows)
     return {name: folder / f"{name}.json" for name in files}
+
+
+def build_tasks(args: GenerateArguments, tokenizer: object = None) -> list[Task]:
+    """Tasks of the stage for all rows of `qaf`; without a tokenizer they are not rendered."""
+    rows, making = SPLITS[args.split].open(args), Making.of(args, tokenizer)()
+    return [task for tasks in making.tasks(rows) for task in tasks]

@@ -264,8 +264,9 @@ def read_scores(name: str) -> Any:
 
 
 def ask(name: str) -> Any:
+    from stage_files import build_tasks
+
     from generation.arguments import GenerateArguments
-    from generation.tasks import build_tasks
 
     return build_tasks(GenerateArguments(qaf=name, model_dir="m", split="json"))
 

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 from fake_api import ROWS, api_arguments
+from stage_files import build_tasks
 from tiny import save_model
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate, main
 from generation.generation_file import GenerationFile, read_generations, sample_seed
-from generation.tasks import build_tasks
 from generation.vllm_worker import Worker, _collect, device_groups, lora_rank
 from rea_core.problems import problem_digest
 from rea_core.row_files import write_json

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from stage_files import build_tasks
 from tiny import make_tokenizer, save_model
 
 from generation import clean_dataset, labeling_distill_utils, labeling_to_prefix, sft_data
@@ -38,7 +39,6 @@ from generation.prompts import confirmation_messages, judge_messages
 from generation.segments import split_paragraphs
 from generation.sft_data import shortened_paths, training_rows
 from generation.stages import SPLITS, path_rows
-from generation.tasks import build_tasks
 from generation.vllm_worker import _best_first
 from miniature import judge, label
 from rea_core.problems import problem_digest

@@ -17,6 +17,7 @@ from tiny import make_tokenizer, save_model
 from generation import generate, labeling_distill_utils, sft_data
 from generation.generation_file import read_generations
 from generation.math_verify import VerifierPool
+from generation.path_cutting import Splitting
 from generation.rendering import PromptFormat, known_thinking, marker_decoder, prompt_thinking
 from generation.vllm_worker import _response
 from rea_core.row_files import write_json
@@ -311,9 +312,7 @@ def test_a_closed_thinking_has_no_paragraphs_to_label(tmp_path):
     ]
     with pytest.raises(SystemExit, match="none of its responses has a thinking to label"):
         generate.main([*flags, "--split", "labeling_distill", "--output_dir", str(tmp_path)])
-    splitter = labeling_distill_utils.paragraph_splitter(
-        make_tokenizer(), SimpleNamespace(paragraph_min_tokens=1, paragraph_max_tokens=9)
-    )
+    splitter = Splitting(make_tokenizer(), 1, 9).paragraphs
     assert splitter(response) == [] and len(splitter(response | {"prompt_thinking": "open"})) == 2
 
 

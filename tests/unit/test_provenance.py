@@ -12,6 +12,7 @@ from fake_api import FakeServer
 from hybrid import save_hybrid
 from recipe_files import read_recipe, write_recipe
 from safetensors.torch import load_file, save_file
+from stage_files import build_tasks
 
 from generation import (
     generate,
@@ -20,7 +21,6 @@ from generation import (
     math_verify_all,
     sft_data,
 )
-from generation import tasks as generation_tasks
 from generation.arguments import GenerateArguments
 from generation.evaluation import benchmarks as eval_data
 from generation.evaluation import plots
@@ -177,9 +177,7 @@ def test_training_and_sampling_ask_the_same_prompt(work):
     *_, inputs = read_recipe(write_recipe(work, work / "model", recipe))
     write_json(work / "problems.json", [{"problem": "0+1?", "answer": "1"}])
     args = GenerateArguments(qaf="problems.json", model_dir="model", **keys)
-    (task,) = generation_tasks.render_tasks(
-        args, generation_tasks.build_tasks(args), make_hybrid_tokenizer(work)
-    )
+    (task,) = build_tasks(args, make_hybrid_tokenizer(work))
     row = inputs.train_rows[0]
     assert (row["prompt"], row["prompt_thinking"]) == task.rendered
     assert row["prompt"] == "<U>Be brief.<U>Q: 0+1?<A><think>\n\n</think>\n\n"
@@ -385,9 +383,7 @@ def test_a_finished_file_of_an_earlier_version_is_complete(work):
     )
     write_json(work / "out/model/p_math_cot.json", [])
     old = {key: value for key, value in settings.items() if key not in added}
-    old["prompts"] = digest(
-        f"{task.row['id']} {task.prompt}" for task in generation_tasks.build_tasks(args)
-    )
+    old["prompts"] = digest(f"{task.row['id']} {task.prompt}" for task in build_tasks(args))
     write_json(work / "out/model/p_math_cot.settings.json", old)
     assert generate.generate(args) == Path("out/model/p_math_cot.json")
     with pytest.raises(ValueError, match=r"other settings: prefill \(None, now 'So '\)"):

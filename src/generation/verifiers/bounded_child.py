@@ -17,7 +17,6 @@ NEW_USER, NEW_NET, NEW_PID, NEW_IPC = 0x10000000, 0x40000000, 0x20000000, 0x0800
 DIE_WITH_PARENT, NO_NEW_PRIVILEGES = 1, 38
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls
 WRITES = sum(1 << bit for bit in (1, *range(4, 13)))  # write, remove and make files of all kinds
-UNREACHED = 96  # exit code of a program whose tests did not come to their end
 
 
 def limit(job: dict) -> bool:
