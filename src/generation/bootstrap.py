@@ -111,10 +111,7 @@ class Attempt:
 
 @dataclass
 class TraceSettings:
-    """How traces are composed.
-
-    Raises ValueError for numbers out of their range.
-    """
+    """How traces are composed. Raises ValueError for numbers out of their range."""
 
     max_attempts: int = 5
     # of 0, 1, 2, ... checks after two attempts agreed
@@ -193,13 +190,7 @@ def read_attempts(
     rows: Iterable[Row], verdicts: Iterable[bool], min_tokens: int, max_tokens: int
 ) -> Iterator[tuple[Row, list[Attempt]]]:
     """Usable attempts by problem, shortest first: ended by themselves, with a box, without loops
-    and code.
-
-    Args:
-        rows: of a generation file.
-        verdicts: one per response, in order.
-        min_tokens, max_tokens: shorter and longer responses are left out.
-    """
+    and code, and of so many tokens. There is a verdict per response, in order."""
     verdict = iter(verdicts)
     for row in rows:
         responses = sorted(
@@ -247,12 +238,7 @@ def user_message(row: Row, template: str) -> list[dict[str, str]]:
 
 
 class Composer:
-    """Composes traces from the attempts at one problem.
-
-    Args:
-        settings: see there.
-        equal: whether two values are the same.
-    """
+    """Composes traces from the attempts at one problem."""
 
     def __init__(self, settings: TraceSettings):
         self._settings = settings

@@ -92,8 +92,7 @@ def cuts_to_finish(
     judged: Mapping[str, int | None],
     args: argparse.Namespace,
 ) -> list[list[int]]:
-    """Cuts of each response that any rule, its random control or the judge chooses, and the whole
-    response; in order."""
+    """Cuts of each response by any rule, its random control and the judge, and none; in order."""
     labels = [(p_result[path.id], len(path.tokens)) for path in paths]
     batches = (labels[i : i + LABELS_AT_ONCE] for i in range(0, len(labels), LABELS_AT_ONCE))
     processes = max(1, min(args.num_workers or num_cores(), len(labels) // (4 * LABELS_AT_ONCE)))

@@ -158,8 +158,7 @@ def answers_of(_: None, rows: Iterable[Row]) -> list[list[str | None]]:
 def first_verdicts(
     rows: Rows, pool: VerifierPool | FunctionPool, num_workers: int | None
 ) -> list[bool]:
-    """Whether the first response of each row is right; answers are read by many processes, and
-    whole responses held a few at a time."""
+    """Whether the first response of each row is right; few whole responses are held at a time."""
     verdicts: list[Future[bool]] = []
     if isinstance(pool, FunctionPool):
         for row in rows:

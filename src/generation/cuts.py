@@ -272,12 +272,7 @@ class PathCuts:
 
     The kept text is that of the fewest ids that hold all up to the end of a paragraph. Where the
     tokenizer says which characters an id holds, all cuts are looked up in that; the others are
-    found by decoding (`rea_rl.revision`).
-
-    Args:
-        text: whole response.
-        tokenizer: of the model that wrote it.
-        markers: that model's.
+    found by decoding (`rea_rl.revision`). Tokenizer and markers are those of the text's model.
     """
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, markers: Markers = R1):
@@ -297,15 +292,13 @@ class PathCuts:
         self._num_thinking = self._count_thinking()
 
     def after(self, end: int) -> tuple[str, float]:
-        """Prefix from which the response is finished if it is cut at a character, and the share of
-        its thinking that stays."""
+        """Prefix of a response that is cut at a character, and the share of its thinking."""
         num_kept, kept = self._keep(end)
         forced = self._markers.forced(after_newline=kept.endswith("\n"))
         return kept + forced, num_kept / self._num_thinking
 
     def _look_up(self, offsets: list[tuple[int, int]]) -> None:
-        """Take the ids' characters for granted if they are all characters, and the ids decode to
-        just this text."""
+        """Look up characters if the ids hold them all, and decode to just this text."""
         starts, ends = (
             (array("Q", places) for places in zip(*offsets, strict=True))
             if offsets

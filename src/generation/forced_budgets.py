@@ -39,14 +39,7 @@ logger = logging.getLogger(__name__)
 def budget_rows(
     rows: Iterable[Row], budgets: list[int], tokenizer: PreTrainedTokenizerBase, num_samples: int
 ) -> Iterator[Row]:
-    """One row per response and budget.
-
-    Args:
-        rows: of a generation file.
-        budgets: tokens of the thinking.
-        tokenizer: of the model that wrote the responses.
-        num_samples: responses of each problem that are taken.
-    """
+    """One row per budget of thinking tokens, and response: `num_samples` of each problem."""
     for row, response in path_rows(rows):
         if row["path"] >= num_samples:
             continue

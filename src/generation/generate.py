@@ -68,8 +68,7 @@ logger = logging.getLogger(__name__)
 
 
 def _tokenizer(args: GenerateArguments) -> PreTrainedTokenizerBase | None:
-    """Tokenizer of `model_dir`; None for a name that only a server knows. The Hub is not asked
-    for such names."""
+    """Tokenizer of `model_dir`; None for a name that only a server knows. The Hub is not asked."""
     if not args.api:
         return load_tokenizer(args.model_dir, "model_dir")
     folder, cause = args.model_dir, f"{args.model_dir} is only a name"
@@ -215,8 +214,7 @@ class _Run:
         return not self._open
 
     def unanswered(self, rows: Rows | list[Row], making: Making) -> Iterator[Task]:
-        """Tasks that are to be asked, made while the first ones are answered. What needs no
-        answer is kept at once."""
+        """Tasks to be asked, made while the first ones are answered; others are kept at once."""
         index = 0
         for read, tasks in enumerate(
             map_rows(Making.tasks, rows, making, self._args.num_workers), 1
@@ -274,9 +272,7 @@ class _Run:
 
 
 def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -> dict[str, Any]:
-    """Everything that the output depends on: arguments, the rows that are read, the weights, and
-    how a prompt is made of a row.
-    """
+    """Everything that the output depends on: arguments, rows, weights, and the form of a prompt."""
     speed_only = (  # and how requests are made
         "n_gpu compile max_num_seqs gpu_memory_utilization kv_cache_gib api_base api_key_env "
         "max_concurrent_requests request_timeout request_retries output_dir num_workers shard "

@@ -209,13 +209,8 @@ def clean(
 ) -> tuple[list[Row], list[Row]]:
     """(cut rows, training examples) of the responses whose replies could be parsed.
 
-    Args:
-        paths: of a labels file.
-        confirmations: replies of the second judgement by candidate id.
-        responses: texts of the labelled responses by id.
-        tokenizer: of the model that wrote the responses.
-        split: makes the paragraphs of a response.
-        reply: form of the examples' replies.
+    Confirmations are replies of the second judgement by candidate id, responses are by their id;
+    `reply` is the form of the examples.
     """
     rows, examples = [], []
     for path in paths:
@@ -259,8 +254,7 @@ def add_reply_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def splitting_of(args: argparse.Namespace) -> Splitting:
-    """How these flags split responses. Raises ValueError if they name no tokenizer, or if a
-    number is out of its range."""
+    """How flags split responses. Raises ValueError without a tokenizer, or for wrong numbers."""
     check_numbers(vars(args), positive=("num_workers",))
     check_paragraph_tokens(args.paragraph_min_tokens, args.paragraph_max_tokens)
     if not args.paragraph_tokenizer:
@@ -278,11 +272,7 @@ def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 class LabelFile:
-    """Responses of a labels file; replies that could not be parsed are counted in the log.
-
-    Args:
-        file: of a split `labeling_distill*`.
-    """
+    """Responses of a file of split `labeling_distill*`; unparsed replies are counted in the log."""
 
     def __init__(self, file: Path):
         self.places: dict[str, list[int]] = {}  # rows of each response, in order

@@ -211,11 +211,8 @@ def write_strategies(
     tokenizer: Shared,
     out: Path,
 ) -> int:
-    """Write one row per response and strategy, all responses of a strategy together; the `id` ends
-    in the strategy.
-
-    Returns the number of rows.
-    """
+    """Write one row per response and strategy, all responses of a strategy together, and return
+    their number; the `id` ends in the strategy."""
 
     def wanted(i: int) -> list[Wanted]:
         columns = ({"id": f"{file.paths[i].id}/{name}", "strategy": name} for name in strategies)

@@ -86,8 +86,7 @@ MOST_WAITING = 4096  # rows whose verdicts are open
 
 
 def problem_id(row: dict[str, Any]) -> str:
-    """Problem of a row: several rows may be responses of one, which then stay together in the
-    intervals."""
+    """Problem of a row: several rows may be responses of one, and stay together in intervals."""
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
 
@@ -380,8 +379,7 @@ def _figures_by_group(
 
 
 def append_result(results: Path, scores: dict[str, Any]) -> None:
-    """Append a file's figures to the log of all scored files, one JSON line; several runs may do
-    so at once."""
+    """Append a file's figures to the log of all, one JSON line; several runs may do so at once."""
     results.parent.mkdir(parents=True, exist_ok=True)
     entry = {key: value for key, value in scores.items() if key != "problems"}
     with FileLock(f"{results}.lock"), results.open("a", encoding="utf-8") as file:

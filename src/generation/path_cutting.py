@@ -156,10 +156,7 @@ class Wanted(NamedTuple):
 
 
 def cut_labelled(tokenizer: PreTrainedTokenizerBase, labelled: Labelled) -> list[list[bytes]]:
-    """Rows, as JSON, of all cuts of each response.
-
-    `known` are each response, split, and its cuts.
-    """
+    """Rows, as JSON, of all cuts of each response; `known` are responses, split, and their cuts."""
     found = []
     for row, response in labelled.paths():
         path, wanted = labelled.known[row["id"]]

@@ -89,11 +89,7 @@ def reflection_messages(
     problem: str, paragraphs: list[str], reply: str = LONG
 ) -> list[dict[str, str]]:
     """Chat messages that ask the reflection model for one label per paragraph, in a form of
-    REFLECTION_REPLIES.
-
-    Training and online labelling both use them. Online, the form's prefill follows the generation
-    prompt.
-    """
+    REFLECTION_REPLIES, in training and online, where the form's prefill follows the prompt."""
     return _user_message(
         _REFLECTION_INSTRUCTIONS[reply],
         _PROBLEM_HEADING,

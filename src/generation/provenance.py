@@ -66,8 +66,7 @@ def model_in(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
-    """How the prompts of a file were made; empty if that is not known. Raises ValueError
-    if rows differ."""
+    """How a file's prompts were made; empty if not known. Raises ValueError if rows differ."""
     settings = read_settings(path)
     known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
     first: int | None = None

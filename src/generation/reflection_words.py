@@ -19,11 +19,8 @@ _LETTERS = str.maketrans("\u0130\u0131\u212a", "iik")
 
 
 def count_reflections(think: str, word_bounded: bool = False) -> int:
-    """Number of clusters of reflection words in a thinking.
-
-    `word_bounded` counts whole words only; a threshold measured with one setting is not valid for
-    the other.
-    """
+    """Number of clusters of reflection words in a thinking; `word_bounded` counts whole words only.
+    A threshold measured with one setting is not valid for the other."""
     lowered = (think if think.isascii() else think.translate(_LETTERS)).lower()
     words = sorted(span for word in REFLECTION_WORDS for span in _find(word, lowered))
     if word_bounded:

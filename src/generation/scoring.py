@@ -202,8 +202,7 @@ def aes(accuracy: Numbers, tokens: Numbers, base_accuracy: Numbers, base_tokens:
 
 
 def against(ratios: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Figures of a row, (1 + R,) by name, and two more: `tr`, tokens in percent of the base's,
-    and `aes`."""
+    """Figures of a row, (1 + R,) by name, with `tr`, tokens in percent of the base's, and `aes`."""
     accuracy, tokens = ratios["accuracy"], ratios["tokens"]
     tr = 100 * tokens / base["tokens"]
     return {**ratios, "tr": tr, "aes": aes(accuracy, tokens, base["accuracy"], base["tokens"])}
@@ -214,10 +213,7 @@ def figures(
 ) -> dict[str, Interval]:
     """Figures of a set of problems, each weighing as much as it has responses.
 
-    Args:
-        problems: scored ones.
-        base: mean tokens of the base model by problem id; adds `tr`, tokens in percent of the base
-            model's.
+    Mean tokens of the base model by problem id add `tr`, tokens in percent of the base model's.
     """
 
     def over(numerator: str, denominator: str | None = None, correct: bool | None = None) -> Ratio:

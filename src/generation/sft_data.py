@@ -39,14 +39,7 @@ def shortened_paths(
     rows: Iterable[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
 ) -> Iterator[tuple[Row, Row, Row]]:
     """(row, shortened response, original response) of the responses that count, in order, at most
-    so many a problem.
-
-    Args:
-        rows: finished rows, one response each.
-        correct: one verdict per row.
-        originals: texts of the originals by id.
-        max_per_problem: further responses of a problem are left out.
-    """
+    so many a problem. There is a verdict per row; `originals` are by id."""
     taken: Counter[str] = Counter()
     for row, is_correct in zip(rows, correct, strict=True):
         shortened, original = row["responses"][0], originals[row["id"]]

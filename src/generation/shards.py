@@ -86,15 +86,8 @@ def join(
 ) -> None:
     """Write the output of complete shares, in the order of the input, and remove these.
 
-    Args:
-        output: final file.
-        shards: all of them.
-        rows: of the input.
-        split: stage.
-        is_asked: whether a row of the input makes any row of the output; a response without a
-            thinking has no labels.
-
-    Raises ValueError naming missing rows, and shares that were made with other settings.
+    `is_asked` says whether a row of the input makes any of the output: a response without a
+    thinking has no labels. Raises ValueError naming missing rows, and shares of other settings.
     """
     files = {shard: _File(output, shard, split) for shard in shards}
     missing: list[str] = []

@@ -56,9 +56,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Split:
-    """A stage: `open` returns its rows, all of them checked, and `prompts` makes those of a row,
-    with the tokenizer that counts the tokens of paragraphs.
-    """
+    """A stage: `open` returns its checked rows, and `prompts` makes those of a row, with the
+    tokenizer that counts the tokens of paragraphs."""
 
     open: Callable[[GenerateArguments], Rows | list[Row]]
     prompts: Callable[[GenerateArguments, Row, PreTrainedTokenizerBase | None], Iterable[Prompt]]

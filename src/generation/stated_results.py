@@ -18,8 +18,7 @@ def stated_result(paragraph: str) -> int | None:
 
 
 def stated_results(thinking: str) -> list[tuple[int, int]]:
-    """(paragraph index, stated result) of every paragraph of `thinking` that states one;
-    paragraphs as the trace wrote them."""
+    """(paragraph index, result) of every paragraph that states one, as the trace wrote them."""
     paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
     return [
         (index, result)

@@ -71,8 +71,7 @@ class Making:
 
     @classmethod
     def of(cls, args: GenerateArguments, tokenizer: PreTrainedTokenizerBase | None) -> Making:
-        """For the split of a command, whose tokenizers are loaded here so that a mistake shows
-        at once."""
+        """For the split of a command; its tokenizers are loaded here: a mistake shows at once."""
         paragraphs = None
         if args.split in LABELING_SPLITS:
             paragraphs = Shared(load_tokenizer(args.paragraph_tokenizer, "paragraph_tokenizer"))

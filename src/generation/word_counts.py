@@ -33,10 +33,6 @@ class WordCounts:
     has the letters of its own version of Unicode, is found when it is first seen. In ASCII texts,
     which are most, properties of characters can be written out; `re` then needs a third of the
     time.
-
-    Args:
-        backend: tokenizer.
-        pattern: its regular expression.
     """
 
     def __init__(self, backend: Tokenizer, pattern: str):

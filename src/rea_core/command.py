@@ -105,10 +105,7 @@ class Needed:
 
 
 def add_flags(parser: argparse._ActionsContainer, **flags: tuple[Any, str]) -> None:
-    """Add flags by name: their default, or their type if there is none, and their help.
-
-    False makes a switch.
-    """
+    """Add flags by name: their default (False: a switch), or their type without one, and help."""
     for name, (value, words) in flags.items():
         if value is False:
             parser.add_argument(f"--{name}", action="store_true", help=words)

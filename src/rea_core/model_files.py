@@ -193,8 +193,7 @@ def check_buildable(path: str, key: str, attn_implementation: str | None, **sett
 
 
 def cause(error: BaseException) -> str:
-    """Message of an error in one line of a readable length; its type too if the message alone
-    says little."""
+    """Message of an error in one readable line; its type too if the message alone says little."""
     words = textwrap.shorten(" ".join(str(error).split()), CAUSE_LENGTH).rstrip(".")
     if words and isinstance(
         error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)

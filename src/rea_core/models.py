@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`dtype` as given; `auto` on a CPU without bfloat16 instructions is `float32`, which is 40
-    times faster there."""
+    """`dtype`; on a CPU without bfloat16 `auto` is `float32`, which is 40 times faster there."""
     if dtype != "auto" or device != "cpu":
         return dtype
     flags = set(Path("/proc/cpuinfo").read_text().split())

@@ -64,10 +64,8 @@ def _metadata(help: str, aliases: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_options(config: Any) -> None:
-    """Raise ValueError naming the first option of a dataclass whose value breaks its rule.
-
-    None stands for an option that was not given.
-    """
+    """Raise ValueError naming the first option of a dataclass whose value breaks its rule; None is
+    no value."""
     for key, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, key, None)
         for rule in _rules(hint):

@@ -95,10 +95,8 @@ def own_output(path: Path, key: str, inputs: Iterable[str | Path | None] = ()) -
 
 
 def own_folder(folder: str | Path, key: str) -> Ownership:
-    """Own a folder of outputs, also before it is there. `key` is the argument that names it.
-
-    Raises ValueError naming the process that owns it.
-    """
+    """Own a folder of outputs, also before it is there. `key` is the argument that names it. Raises
+    ValueError naming the process that owns it."""
     return own(_lock_of(folder), f"{key} {folder}", f"wait for it, or give another {key}")
 
 
@@ -109,8 +107,7 @@ def check_folder_free(folder: str | Path, key: str) -> None:
 
 
 def own_port(port: int) -> Ownership:
-    """Own a port of this machine, from before anything listens there. Raises ValueError naming
-    the process that owns it."""
+    """Own a port of this machine before anything listens. Raises ValueError naming its owner."""
     folder = Path(tempfile.gettempdir()) / f"rea-rl-{os.getuid()}"
     return own(
         folder / f"{socket.gethostname()}-{port}.lock",

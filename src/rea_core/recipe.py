@@ -37,8 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """Keys and values of a recipe. Raises ValueError naming the file, and the line that is not
-    YAML."""
+    """Keys and values of a recipe. Raises ValueError naming file and line of a mistake in YAML."""
     text = read_text(path)
     try:
         recipe = yaml.load(text, _Loader)
@@ -132,9 +131,7 @@ class RecipeParser(TrlParser):
 
     def parse_args_and_config(self, args: Sequence[str] | None = None, **_: Any) -> tuple[Any, ...]:
         """Dataclasses of the recipe that `--config FILE` names and of the flags, which override it.
-
-        Raises ValueError for a mistake in either.
-        """
+        Raises ValueError for a mistake in either."""
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.error = self.error  # type: ignore[method-assign]
         first.add_argument("--config", type=user_name)

@@ -12,10 +12,8 @@ from rea_core.row_files import Row, Rows, open_rows
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
-    """Rows of a local file in any format, or of a Hub dataset, all in memory.
-
-    Raises ValueError naming the file, and the row (from 0) if one is at fault.
-    """
+    """Rows of a local file in any format, or of a Hub dataset, all in memory. Raises ValueError
+    naming the file, and the row (from 0) if one is at fault."""
     return list(any_rows(name, split, config))
 
 

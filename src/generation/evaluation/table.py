@@ -78,10 +78,8 @@ class ScoredFile:
 
 
 def read_models(folder: Path) -> dict[str, Benchmarks]:
-    """Scored problems by model and benchmark.
-
-    Raises ValueError if there are none, or if some were made in another way than others.
-    """
+    """Scored problems by model and benchmark. Raises ValueError if there are none, or if some were
+    made in another way than others."""
     files = [
         read_file(path, folder)
         for path in sorted(folder.glob("*/**/*.scores.json"))
@@ -142,8 +140,7 @@ def read_file(path: Path, folder: Path) -> ScoredFile:
 
 
 def is_current(path: Path, folder: Path) -> bool:
-    """Whether a file's problems are still those that its model is evaluated on; others are left
-    out with a line."""
+    """Whether its model is still evaluated on a file's problems; if not, that is logged."""
     problems = folder / path.relative_to(folder).parts[0] / "problems"
     if problems.is_dir() and not (problems / f"{path.name.partition('_')[0]}.json").is_file():
         logger.warning(
@@ -170,8 +167,7 @@ def check_same_way(files: list[ScoredFile]) -> None:
 
 
 def by_model(files: list[ScoredFile]) -> dict[str, list[ScoredFile]]:
-    """Files by the name of their row: the folder, and if several models share one, also what
-    they are."""
+    """Files by the name of their row: the folder, and the model if several share one."""
     rows: dict[tuple[str, tuple[str, ...]], list[ScoredFile]] = {}
     for file in files:
         rows.setdefault((file.folder, file.model), []).append(file)

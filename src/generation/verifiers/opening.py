@@ -43,10 +43,8 @@ def verifier_record(name: str) -> dict[str, str]:
 
 def check_verifier(name: str, facts: str, timeout: float = 5.0) -> None:
     """Let a verifier judge empty responses to the problem with these facts, before any is made.
-
     Raises ValueError for a name that is no verifier's, and for a function that cannot be loaded,
-    raises, or gives no verdict.
-    """
+    raises, or gives no verdict."""
     check_name(name)
     if name != MATH:
         with FunctionPool(name, 1, timeout) as pool:

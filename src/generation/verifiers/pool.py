@@ -33,8 +33,7 @@ MEMORY_MB = 8192  # of a worker, which may hold a library with large tables
 
 
 class Asked(NamedTuple):
-    """A response, what its prompt did to the thinking, and the markers of that, if they are not
-    R1's."""
+    """A response, what its prompt did to the thinking, and the markers of that, if not R1's."""
 
     text: str
     thinking: Thinking = "unknown"
@@ -184,10 +183,8 @@ class FunctionPool:
         self.close()
 
     def submit(self, facts: str, response: Asked) -> Future[bool]:
-        """Future verdict on a response to the problem with these facts, see `facts_of`.
-
-        Raises RuntimeError on a pool that is closed.
-        """
+        """Future verdict on a response to the problem with these facts, see `facts_of`. Raises
+        RuntimeError on a pool that is closed."""
         if self._closed:
             raise RuntimeError("Verifier pool is not active: it was closed.")
         verdict: Future[bool] = Future()
@@ -208,8 +205,7 @@ class FunctionPool:
         return await asyncio.wrap_future(self.submit(facts, Asked(text, thinking, markers)))
 
     def try_out(self, facts: str) -> None:
-        """Let the function judge two empty responses. Raises ValueError if it cannot be loaded,
-        raises, or gives no verdict."""
+        """Let the function judge two empty responses. Raises ValueError if it cannot."""
         worker = self._idle.get()
         try:
             self._ask(worker, [(facts, Asked(""))] * 2)
