@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from generation.arguments import GenerateArguments
 from generation.generate import generate
@@ -29,15 +28,12 @@ from generation.prompts import REASONING, RESULT, RIGHT_RESULT, WRONG_RESULT
 from generation.tasks import Keep, Task
 from generation.unanswered import without_answer
 from generation.verifiers import MATH, check_name
-from generation.verifiers.opening import check_verifier, open_verifier
+from generation.verifiers.opening import AnyPool, check_verifier, open_verifier
 from generation.verifiers.pool import Asked, FunctionPool, facts_of
 from rea_core.command import command
 from rea_core.options import option
 from rea_core.recipe import RecipeParser
 from rea_core.row_files import Row
-
-if TYPE_CHECKING:
-    from generation.math_verify import VerifierPool
 
 MOST_WAITING = 256  # tasks whose values are compared
 
@@ -123,7 +119,7 @@ class AnswerJudge:
         pool: compares values with the gold answer, as if they were whole responses.
     """
 
-    def __init__(self, pool: VerifierPool | FunctionPool):
+    def __init__(self, pool: AnyPool):
         self._pool = pool
 
     def labels(

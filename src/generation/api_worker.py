@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Served = dict[str, int | None]  # models and adapters, and the contexts of the former
 LOOK_SECONDS = 10.0  # in which a server tells its models
 # what servers say of a request that they do not take, while they take others
 OVER_CONTEXT = re.compile(
@@ -149,7 +150,7 @@ def _count(text: str, finish_reason: str, tokenizer: PreTrainedTokenizerBase | N
     return len(encode_continuation(text, tokenizer)) + (finish_reason == "stop")
 
 
-def _served(args: GenerateArguments) -> dict[str, int | None]:
+def _served(args: GenerateArguments) -> Served:
     """Models and adapters that a vLLM server tells, and the contexts of the former in tokens; none
     of other servers, which may take further names."""
     import openai
@@ -169,7 +170,7 @@ def _served(args: GenerateArguments) -> dict[str, int | None]:
     }
 
 
-def check_served(args: GenerateArguments, served: dict[str, int | None]) -> None:
+def check_served(args: GenerateArguments, served: Served) -> None:
     """Raise ValueError for a model that a server does not serve, or a context without room for
     `max_tokens`. `served` are models and contexts; nothing is known if it is empty."""
     if served and args.api_model not in served:

@@ -153,6 +153,10 @@ class Trace:
     settled: bool = True
 
 
+Tried = tuple[Row, list[Attempt]]  # a problem and the attempts at it
+Traced = tuple[Row, Trace]
+
+
 def loops(text: str) -> bool:
     """Whether a response repeats a longer line, as a small model does that cannot stop."""
     lines = Counter(line.strip() for line in text.splitlines() if len(line.strip()) >= 12)
@@ -188,7 +192,7 @@ def _only_states(line: str) -> bool:
 
 def read_attempts(
     rows: Iterable[Row], verdicts: Iterable[bool], min_tokens: int, max_tokens: int
-) -> Iterator[tuple[Row, list[Attempt]]]:
+) -> Iterator[Tried]:
     """Usable attempts by problem, shortest first: ended by themselves, with a box, without loops
     and code, and of so many tokens. There is a verdict per response, in order."""
     verdict = iter(verdicts)
@@ -218,9 +222,7 @@ def read_attempts(
         yield row, list(attempts.values())
 
 
-def solver_rows(
-    problems: Iterable[tuple[Row, list[Attempt]]], max_per_problem: int, template: str
-) -> list[Row]:
+def solver_rows(problems: Iterable[Tried], max_per_problem: int, template: str) -> list[Row]:
     """Prompt-completion rows of right attempts, the shortest of each problem."""
     return [
         {
@@ -329,9 +331,7 @@ def _key(attempt: Attempt) -> str:
     return "" if attempt.right else attempt.value
 
 
-def compose_all(
-    problems: Sequence[tuple[Row, list[Attempt]]], settings: TraceSettings
-) -> list[tuple[Row, Trace]]:
+def compose_all(problems: Sequence[Tried], settings: TraceSettings) -> list[Traced]:
     """Traces of all problems, those whose first attempt is wrong up to their share."""
     composer, found = Composer(settings), {True: [], False: []}
     for row, attempts in problems:
@@ -347,7 +347,7 @@ def compose_all(
     return _balanced(found[True], found[False], settings)
 
 
-def _balanced(right: list, wrong: list, settings: TraceSettings) -> list[tuple[Row, Trace]]:
+def _balanced(right: list, wrong: list, settings: TraceSettings) -> list[Traced]:
     """Shuffled traces with the wanted shares of corrected and of unsettled ones."""
     shuffle = random.Random(settings.seed).shuffle
     for traces in (right, wrong):
@@ -364,14 +364,14 @@ def _balanced(right: list, wrong: list, settings: TraceSettings) -> list[tuple[R
     return chosen
 
 
-def trace_rows(traces: Iterable[tuple[Row, Trace]], template: str) -> list[Row]:
+def trace_rows(traces: Iterable[Traced], template: str) -> list[Row]:
     """Prompt-completion rows; the chat template of the training recipe opens the thinking."""
     return [
         {"prompt": user_message(row, template), "completion": trace.text} for row, trace in traces
     ]
 
 
-def trace_counts(traces: Sequence[tuple[Row, Trace]]) -> dict[str, float]:
+def trace_counts(traces: Sequence[Traced]) -> dict[str, float]:
     """Counts for log and card."""
     of = [trace for _, trace in traces]
     return {
@@ -410,7 +410,7 @@ def write_card(out: Path, what: str, samples: Sequence[Path], counts: dict[str, 
     write_atomically(out.with_suffix(".md"), lines.splitlines())
 
 
-def read_problems(args: argparse.Namespace) -> list[tuple[Row, list[Attempt]]]:
+def read_problems(args: argparse.Namespace) -> list[Tried]:
     """Problems of all sample files with their usable attempts, verified."""
     from generation.math_verify import VerifierPool
 

@@ -42,7 +42,7 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, identity
 from generation.labeling_distill_utils import add_paragraph_arguments, splitting_of
-from generation.labeling_to_prefix import CAP_FLAGS, PathFile, label_probabilities
+from generation.labeling_to_prefix import CAP_FLAGS, Judged, Labels, PathFile, label_probabilities
 from generation.measured import read_tokens_per_reflection
 from generation.parallel import num_cores, ordered_map
 from generation.path_cutting import SplitPath, Wanted
@@ -88,8 +88,8 @@ def rule_cuts(cap: CutRule, paths: Sequence[tuple[Sequence[float], int]]) -> lis
 
 def cuts_to_finish(
     paths: Sequence[SplitPath],
-    p_result: Mapping[str, Sequence[float]],
-    judged: Mapping[str, int | None],
+    p_result: Labels,
+    judged: Judged,
     args: argparse.Namespace,
 ) -> list[list[int]]:
     """Cuts of each response by any rule, its random control and the judge, and none; in order."""
@@ -164,6 +164,9 @@ class HeldOut:
         return min(range(len(self.thinking)), key=lambda cut: abs(self.share(cut) - share))
 
 
+Responses = Sequence[HeldOut]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Effect of a choice of cuts on all held-out responses."""
@@ -176,7 +179,10 @@ class Outcome:
     reflect: float = 1.0  # share of the reflection reward that these keep
 
 
-def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
+ByName = dict[str, Outcome]  # by the kind of cuts
+
+
+def outcome(responses: Responses, cuts: Sequence[int]) -> Outcome:
     """Figures of one cut per response."""
     chosen = [response.finished[cut] for response, cut in zip(responses, cuts, strict=True)]
     groups: dict[str, list[int]] = {}
@@ -208,7 +214,7 @@ def outcome(responses: Sequence[HeldOut], cuts: Sequence[int]) -> Outcome:
 def held_out(
     rows: Iterable[Row],
     correct: Iterable[bool],
-    p_result: Mapping[str, Sequence[float]],
+    p_result: Labels,
     confirmed: Mapping[str, set[int]],
     tokens_per_reflection: float | None = None,
 ) -> list[HeldOut]:
@@ -236,7 +242,7 @@ def reflection_reward(row: Row, tokens_per_reflection: float | None) -> float:
     return min(relative_density(words, kept, tokens_per_reflection), 1.0)
 
 
-def outcomes(responses: Sequence[HeldOut], cap: CutRule) -> dict[Rule, Outcome]:
+def outcomes(responses: Responses, cap: CutRule) -> dict[Rule, Outcome]:
     """Outcome of every rule."""
     return {
         rule: outcome(responses, [rule.cut(r.p_result, len(r.thinking), cap) for r in responses])
@@ -283,7 +289,7 @@ def choose(
     return min(within, key=lambda rule: (within[rule].tokens, -rule.threshold))
 
 
-def check_detector(responses: Sequence[HeldOut]) -> None:
+def check_detector(responses: Responses) -> None:
     """Raise ValueError for labels that tell nothing: none is a result anywhere, or all are."""
     p = [value for r in responses for value in r.p_result]
     if not p:
@@ -304,7 +310,7 @@ def check_detector(responses: Sequence[HeldOut]) -> None:
         )
 
 
-def reliability(responses: Sequence[HeldOut], bins: int = 10) -> list[dict[str, float]]:
+def reliability(responses: Responses, bins: int = 10) -> list[dict[str, float]]:
     """Mean P(Result) and share of right results in bins of P(Result); empty bins are left out."""
     p, hit = label_arrays(responses)
     places = np.minimum((p * bins).astype(int), bins - 1)
@@ -319,7 +325,7 @@ def reliability(responses: Sequence[HeldOut], bins: int = 10) -> list[dict[str, 
     ]
 
 
-def label_arrays(responses: Sequence[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
+def label_arrays(responses: Responses) -> tuple[np.ndarray, np.ndarray]:
     """P(Result) of all labelled paragraphs and whether the judge confirmed them, both (N,)."""
     pairs = [
         (p, i in r.confirmed)
@@ -329,7 +335,7 @@ def label_arrays(responses: Sequence[HeldOut]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p for p, _ in pairs]), np.array([hit for _, hit in pairs])
 
 
-def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str, float]:
+def detector_figures(responses: Responses, threshold: float) -> dict[str, float]:
     """Precision, recall and area under the ROC curve of single labels against the judge."""
     from scipy.stats import mannwhitneyu
 
@@ -346,9 +352,7 @@ def detector_figures(responses: Sequence[HeldOut], threshold: float) -> dict[str
     }
 
 
-def controls(
-    responses: Sequence[HeldOut], rule: Rule, cap: CutRule, seed: int
-) -> dict[str, Outcome]:
+def controls(responses: Responses, rule: Rule, cap: CutRule, seed: int) -> ByName:
     """The chosen rule, whole responses, the judge's cuts and random cuts of the same budget."""
     cuts = [rule.cut(r.p_result, len(r.thinking), cap) for r in responses]
     shares = [r.share(cut) for r, cut in zip(responses, cuts, strict=True)]
@@ -364,7 +368,7 @@ def controls(
     return {name: outcome(responses, chosen) for name, chosen in by_name.items()}
 
 
-def cut_figures(by_name: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
+def cut_figures(by_name: ByName) -> dict[str, Row]:
     """Figures of each kind of cut, as `cut.json` has them: shares."""
     keys = ("drop", "tokens", "safe", "cut", "reflect")
     bounds = {"accuracy": "value", "accuracy_low": "low", "accuracy_high": "high"}
@@ -375,7 +379,7 @@ def cut_figures(by_name: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     }
 
 
-def cut_table(cuts: dict[str, dict[str, Any]], corner: str, **style: bool) -> str:
+def cut_table(cuts: dict[str, Row], corner: str, **style: bool) -> str:
     """One line per kind of cut, from the figures of `cut_figures`."""
     columns = (
         percent("accuracy %", "accuracy"),
@@ -393,10 +397,10 @@ def cut_table(cuts: dict[str, dict[str, Any]], corner: str, **style: bool) -> st
 
 
 def draw(
-    responses: Sequence[HeldOut],
+    responses: Responses,
     by_rule: dict[Rule, Outcome],
     rule: Rule,
-    names: dict[str, Outcome],
+    names: ByName,
     save_to: Path,
 ) -> None:
     """Two panels: accuracy against tokens of rules and controls; reliability of P(Result)."""
@@ -513,7 +517,7 @@ def run_choose(args: argparse.Namespace) -> str:
 
 
 def report(
-    responses: Sequence[HeldOut], rule: Rule, names: dict[str, Outcome], args: argparse.Namespace
+    responses: Responses, rule: Rule, names: ByName, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Content of `cut.json`: the chosen keys, and the measurements behind the choice."""
     return {

@@ -15,6 +15,7 @@ from generation.reflection_words import count_reflections
 from generation.rendering import after_thinking, answer_of, known_thinking, thinking_in
 from generation.scoring import ScoredResponse
 from generation.segments import num_tokens
+from generation.verifiers.opening import AnyPool
 from generation.verifiers.pool import Asked, FunctionPool, facts_of
 from rea_core.golds import as_list
 from rea_core.problems import problem_digest
@@ -22,8 +23,6 @@ from rea_core.row_files import Row, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from generation.math_verify import VerifierPool
 
 MOST_ASKED = 256  # whole responses that wait for their verdicts
 Judged = str | Asked | None  # an extracted answer, or a whole response
@@ -155,9 +154,7 @@ def answers_of(_: None, rows: Iterable[Row]) -> list[list[str | None]]:
     return [[answer_of(response) for response in row["responses"]] for row in rows]
 
 
-def first_verdicts(
-    rows: Rows, pool: VerifierPool | FunctionPool, num_workers: int | None
-) -> list[bool]:
+def first_verdicts(rows: Rows, pool: AnyPool, num_workers: int | None) -> list[bool]:
     """Whether the first response of each row is right; few whole responses are held at a time."""
     verdicts: list[Future[bool]] = []
     if isinstance(pool, FunctionPool):

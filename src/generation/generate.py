@@ -35,13 +35,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from generation.api_worker import ask_server
 from generation.arguments import GenerateArguments
-from generation.generation_file import NO_ROOM, REFUSED, GenerationFile
+from generation.generation_file import NO_ROOM, REFUSED, GenerationFile, Settings
 from generation.markers import Markers, special_marker_ids
 from generation.parallel import map_rows
 from generation.provenance import read_settings, weights_digest
@@ -57,7 +57,7 @@ from rea_core.command import command
 from rea_core.models import load_tokenizer
 from rea_core.problems import problem_digest
 from rea_core.recipe import RecipeParser
-from rea_core.row_files import Row, Rows, digest
+from rea_core.row_files import AnyRows, Row, Rows, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,7 +172,7 @@ def _makes_any(making: Making, row: Row) -> bool:
 
 def _answer(
     args: GenerateArguments,
-    rows: Rows | list[Row],
+    rows: AnyRows,
     making: Making,
     output: GenerationFile,
     respond: Respond | None,
@@ -213,7 +213,7 @@ class _Run:
         """Whether all tasks that were made are answered."""
         return not self._open
 
-    def unanswered(self, rows: Rows | list[Row], making: Making) -> Iterator[Task]:
+    def unanswered(self, rows: AnyRows, making: Making) -> Iterator[Task]:
         """Tasks to be asked, made while the first ones are answered; others are kept at once."""
         index = 0
         for read, tasks in enumerate(
@@ -257,7 +257,7 @@ class _Run:
         markers = task.markers.column
         known = markers | ({"prompt_thinking": task.rendered.thinking} if task.rendered else {})
         asked = args.prompt_format.record | markers.get("markers", {})
-        columns: dict[str, Any] = {}
+        columns: Row = {}
         if is_asked:
             columns = {"prompt_format": asked, "answered_by": self._output.model}
             columns["problem_digest"] = problem_digest(task.row["problem"])
@@ -271,7 +271,7 @@ class _Run:
         self._bar.update()
 
 
-def _settings(args: GenerateArguments, rows: Rows | list[Row], making: Making) -> dict[str, Any]:
+def _settings(args: GenerateArguments, rows: AnyRows, making: Making) -> Settings:
     """Everything that the output depends on: arguments, rows, weights, and the form of a prompt."""
     speed_only = (  # and how requests are made
         "n_gpu compile max_num_seqs gpu_memory_utilization kv_cache_gib api_base api_key_env "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from rea_core.checks import is_a, short_json
 from rea_core.json_text import parse_json, read_json
 from rea_core.ownership import own_file
 from rea_core.row_files import _PLACE, BUFFER, DIGESTS, Row, Rows, RowWriter, open_rows, write_json
-from rea_core.rows import check_id, check_row
+from rea_core.rows import Columns, check_id, check_row
 
 logger = logging.getLogger(__name__)
 
+Settings = dict[str, Any]
 ANOTHER = "wait for it, or give another --save_suffix"
 
 
@@ -38,7 +39,7 @@ class GenerationFile:
     another process makes it.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
+    def __init__(self, path: Path, settings: Settings):
         self.path = path
         self._ownership = None if self.complete else own_file(path, ANOTHER)
         self._part = path.with_suffix(".part.jsonl")
@@ -109,7 +110,7 @@ class GenerationFile:
         self._part.unlink(missing_ok=True)
         self.__exit__()
 
-    def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
+    def _check_settings(self, path: Path, settings: Settings) -> None:
         if not (self.complete or self._part.exists()):
             return
         before = read_json(path) if path.exists() else {}
@@ -176,7 +177,7 @@ def sample_seed(seed: int, row_id: str, sample: int) -> int:
 
 def read_generations(
     path: str | Path,
-    columns: Mapping[str, type | tuple[type, ...]] | None = None,
+    columns: Columns | None = None,
     remedy: str = "",
     *,
     single: bool = False,

@@ -88,7 +88,7 @@ def parse_confirmation(response: str) -> bool | None:
 
 def reflection_example(
     problem: str, paragraphs: list[str], is_result: list[bool], reply: str = prompts.LONG
-) -> dict[str, list[dict[str, str]]]:
+) -> dict[str, prompts.Messages]:
     """Training example of the reflection model: a prompt-completion row in the format that is used
     online, its `reply` in a form of `prompts.REFLECTION_REPLIES`.
 

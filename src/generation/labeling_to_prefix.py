@@ -57,6 +57,8 @@ from rea_core.rows import check_row
 __getattr__ = moved.names_of(__name__)  # names that have left this module
 logger = logging.getLogger(__name__)
 
+Labels = Mapping[str, Sequence[float]]  # P(Result) of each paragraph, by the id of the response
+Judged = Mapping[str, int | None]  # last kept paragraph, if any is cut off, by the same
 RANDOM_PERCENT = (50, 60, 70, 80, 90)
 CAP_FLAGS = {
     "cut_cap_share": (0.05, "at least min((n + offset) * this, max) go"),
@@ -65,9 +67,7 @@ CAP_FLAGS = {
 }
 
 
-def label_probabilities(
-    file: Path, look: Callable[[Row], None] = lambda row: None
-) -> dict[str, Sequence[float]]:
+def label_probabilities(file: Path, look: Callable[[Row], None] = lambda row: None) -> Labels:
     """P(Result) per paragraph by response id, of a file of split `labeling`; empty if a response
     was too long.
 
@@ -98,14 +98,14 @@ def is_step(step: Any) -> bool:
 
 
 def reflection_cuts(
-    paths: Sequence[SplitPath], p_result: Mapping[str, Sequence[float]], rule: CutRule
+    paths: Sequence[SplitPath], p_result: Labels, rule: CutRule
 ) -> dict[str, list[int]]:
     """Last kept paragraph of every response for each strength."""
     chosen = [rule.choose(p_result[path.id], len(path.tokens)) for path in paths]
     return {strength: [getattr(cuts, strength) for cuts in chosen] for strength in STRENGTHS}
 
 
-def judge_cuts(paths: Sequence[SplitPath], cuts: Mapping[str, int | None]) -> list[int]:
+def judge_cuts(paths: Sequence[SplitPath], cuts: Judged) -> list[int]:
     """Last kept paragraph of every response by what `labeling_distill_utils --clean` cut."""
     chosen = [len(p.tokens) - 1 if cuts[p.id] is None else cuts[p.id] for p in paths]
     for path, cut in zip(paths, chosen, strict=True):

@@ -58,6 +58,7 @@ from generation.verifiers import MATH, check_name, is_function
 from generation.verifiers.names import check_golds
 from generation.verifiers.opening import (
     VERIFIER_FLAGS,
+    AnyPool,
     check_verifier,
     open_verifier,
     verifier_record,
@@ -70,22 +71,22 @@ from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, Rows, RowWriter, write_json
-from rea_core.rows import check_columns, check_row
+from rea_core.rows import Columns, check_columns, check_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
-    from generation.verifiers.pool import FunctionPool
 
 logger = logging.getLogger(__name__)
 
+Scores = dict[str, Any]  # content of a `.scores.json` file
+ByBudget = dict[int | None, list[ScoredProblem]]
 FAILURES = ("timeouts", "crashes", "errors")  # counts of a verifier
 MOST_WAITING = 4096  # rows whose verdicts are open
 
 
-def problem_id(row: dict[str, Any]) -> str:
+def problem_id(row: Row) -> str:
     """Problem of a row: several rows may be responses of one, and stay together in intervals."""
     return str(row["id"] if row.get("problem_id") is None else row["problem_id"])
 
@@ -145,7 +146,7 @@ class Scoring:
 
 def score(
     files: Sequence[Path], model_dir: str, options: Scoring, results: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Scores]:
     """Write `<file stem>.scores.json` next to each generation file, and append to the log
     `results`; scores by name, the base's among them."""
     for path in files:
@@ -164,7 +165,7 @@ def score(
 
 def score_files(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, args: Scoring
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> Iterator[tuple[Path, Scores]]:
     """Scores of generation files: figures by group and budget, and every problem's counts."""
     files = [open_file(path, args.verifier) for path in paths]
     for path, (rows, heads) in zip(paths, files, strict=True):
@@ -216,8 +217,8 @@ def score_counted(
     path: Path,
     rows: Iterable[CountedRow],
     budgets: Sequence[int | None],
-    pool: VerifierPool | FunctionPool,
-) -> dict[int | None, list[ScoredProblem]]:
+    pool: AnyPool,
+) -> ByBudget:
     """Scored problems by budget, and `<file stem>.verdicts.jsonl`: what was extracted, and what was
     made of it.
 
@@ -339,9 +340,7 @@ def check_groups(path: Path, rows: Sequence[Row]) -> None:
         )
 
 
-def file_scores(
-    path: Path, by_budget: dict[int | None, list[ScoredProblem]], args: Scoring
-) -> dict[str, Any]:
+def file_scores(path: Path, by_budget: ByBudget, args: Scoring) -> Scores:
     """Content of `<file stem>.scores.json`; the last budget is the largest."""
     *_, largest = by_budget
     problems = by_budget[largest]
@@ -378,7 +377,7 @@ def _figures_by_group(
     return {name: {key: asdict(value) for key, value in f.items()} for name, f in by_group.items()}
 
 
-def append_result(results: Path, scores: dict[str, Any]) -> None:
+def append_result(results: Path, scores: Scores) -> None:
     """Append a file's figures to the log of all, one JSON line; several runs may do so at once."""
     results.parent.mkdir(parents=True, exist_ok=True)
     entry = {key: value for key, value in scores.items() if key != "problems"}
@@ -388,7 +387,7 @@ def append_result(results: Path, scores: dict[str, Any]) -> None:
         )
 
 
-def read_scores(path: str | Path) -> dict[str, Any]:
+def read_scores(path: str | Path) -> Scores:
     """Scores that an earlier run wrote. Raises ValueError if there are none."""
     if not Path(path).is_file():
         raise ValueError(
@@ -403,7 +402,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     return scores
 
 
-def read_problems(path: str | Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
+def read_problems(path: str | Path, columns: Columns) -> list[Row]:
     """Problems of scores of an earlier run. Raises ValueError if one of the columns is missing."""
     scores = read_scores(path)
     problems = scores.get("problems")
@@ -475,7 +474,7 @@ COLUMNS = (
 BY_CORRECTNESS = ("tokens_correct", "tokens_wrong", "think_tokens_correct", "think_tokens_wrong")
 
 
-def table(scored: dict[str, dict[str, Any]]) -> str:
+def table(scored: dict[str, Scores]) -> str:
     """Table of scores by name: a row each, then accuracy and corrected mistakes by level."""
     overall = {name: scores["groups"][ALL] for name, scores in scored.items()}
     keys = {key for figures in overall.values() for key in figures}

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rea_core.interruption import out_of_reach
-from rea_core.row_files import Row, Rows
+from rea_core.row_files import AnyRows, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def num_cores() -> int:
 
 def map_rows(
     work: Callable[[Any, Rows], list[Result]],
-    rows: Rows | list[Row],
+    rows: AnyRows,
     setup: Callable[[], Any],
     num_workers: int | None = None,
     progress: str | None = None,
@@ -87,7 +87,7 @@ def map_rows(
             yield from results
 
 
-def processes_for(rows: Rows | list[Row], num_workers: int | None) -> int:
+def processes_for(rows: AnyRows, num_workers: int | None) -> int:
     """Processes that pay for work on these rows, at most `num_workers`; 1 means this process."""
     return max(
         1,

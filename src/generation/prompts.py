@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import string
 
+Messages = list[dict[str, str]]  # of a chat: role and content
+
 THINK_START = "<think>"
 THINK_END = "</think>"
 
@@ -85,9 +87,7 @@ def format_problem(problem: str, template: str) -> str:
     return template.format(problem=problem)
 
 
-def reflection_messages(
-    problem: str, paragraphs: list[str], reply: str = LONG
-) -> list[dict[str, str]]:
+def reflection_messages(problem: str, paragraphs: list[str], reply: str = LONG) -> Messages:
     """Chat messages that ask the reflection model for one label per paragraph, in a form of
     REFLECTION_REPLIES, in training and online, where the form's prefill follows the prompt."""
     return _user_message(
@@ -108,9 +108,7 @@ def reflection_labels(is_result: list[bool], reply: str = LONG) -> str:
     return "\n".join(f"[{i}]. {label}" for i, label in enumerate(labels, start=1))
 
 
-def judge_messages(
-    problem: str, paragraphs: list[str], answer: str | list[str] | None
-) -> list[dict[str, str]]:
+def judge_messages(problem: str, paragraphs: list[str], answer: str | list[str] | None) -> Messages:
     """Chat messages that ask the judge for one label per paragraph, numbered from 1.
 
     With the gold `answer` (of several each is right) the labels are Reasoning, Right Result and
@@ -128,9 +126,7 @@ def judge_messages(
     )
 
 
-def confirmation_messages(
-    problem: str, paragraph: str, answer: str | list[str] | None
-) -> list[dict[str, str]]:
+def confirmation_messages(problem: str, paragraph: str, answer: str | list[str] | None) -> Messages:
     """Chat messages of the second judgement, Yes or No: does this paragraph state the result?"""
     instruction = _CONFIRM_WITHOUT_ANSWER if answer is None else _CONFIRM_WITH_ANSWER
     given = _given(answer)
@@ -150,5 +146,5 @@ def _numbered_parts(paragraphs: list[str]) -> str:
     return "\n\n".join(f"[{i}]. {text.strip()}" for i, text in enumerate(paragraphs, start=1))
 
 
-def _user_message(*blocks: str) -> list[dict[str, str]]:
+def _user_message(*blocks: str) -> Messages:
     return [{"role": "user", "content": "\n\n".join(blocks)}]

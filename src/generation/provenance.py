@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from generation.generation_file import MODEL
+from generation.generation_file import MODEL, Settings
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import R1
 from generation.rendering import PromptFormat
@@ -35,7 +35,8 @@ SAMPLING = ("temperature", "top_p", "max_tokens")
 COMPARED = ("sampling", "prompt_format", "scoring")
 NUM_SAMPLES, SAMPLE_BYTES = 256, 4096  # of each file of weights
 
-MadeBy = dict[str, dict[str, Any]]
+MadeBy = dict[str, Settings]
+Parts = Mapping[str, Mapping[str, Any]]  # the same, only read
 
 
 def distinct_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
@@ -54,18 +55,18 @@ def distinct_names(paths: Sequence[Path], taken: Collection[str] = ()) -> dict[P
     return names
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> Settings:
     """Settings that a generation file was made with; empty without its `.settings.json`."""
     settings = Path(path).with_suffix(".settings.json")
     return read_json(settings) if settings.is_file() else {}
 
 
-def model_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+def model_in(settings: Mapping[str, Any]) -> Settings:
     """The model that settings of a file name."""
     return {key: settings[key] for key in MODEL if settings.get(key) is not None}
 
 
-def prompt_format_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
+def prompt_format_of(rows: Sequence[Row], path: str | Path) -> Settings:
     """How a file's prompts were made; empty if not known. Raises ValueError if rows differ."""
     settings = read_settings(path)
     known = PromptFormat.of(settings).record if settings.get("split") == "math_cot" else {}
@@ -95,10 +96,10 @@ def made_by(path: str | Path, rows: Sequence[Row]) -> MadeBy:
     return known | {"prompt_format": prompt_format_of(rows, path)}
 
 
-def model_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
+def model_of(rows: Sequence[Row], path: str | Path) -> Settings:
     """The model that answered the rows of a file, as they say it; empty if they do not. Raises
     ValueError for rows of two models."""
-    model: dict[str, Any] = {}
+    model: Settings = {}
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
         given = row.get("answered_by")
@@ -115,9 +116,7 @@ def model_of(rows: Sequence[Row], path: str | Path) -> dict[str, Any]:
     return model
 
 
-def differences(
-    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
-) -> str:
+def differences(first: Parts, second: Parts) -> str:
     """Keys of the compared parts that both know and that differ, with both values; may be empty."""
     first, second = _with_markers(first), _with_markers(second)
     models = [made.get("model", {}).get("model_dir") for made in (first, second)]
@@ -131,7 +130,7 @@ def differences(
     return ", ".join(f"{key} ({old!r} and {new!r})" for key, old, new in pairs)
 
 
-def _with_markers(made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+def _with_markers(made: Parts) -> Parts:
     """The same with the markers of a whole prompt format that names none: R1's."""
     prompt_format = made.get("prompt_format", {})
     is_whole = {"prompt_template", "prefill"} <= prompt_format.keys()

@@ -34,12 +34,13 @@ from rea_core.row_files import Row, RowWriter
 
 logger = logging.getLogger(__name__)
 
+Shortened = tuple[Row, Row, Row]  # row, shortened response, original response
+
 
 def shortened_paths(
     rows: Iterable[Row], correct: Sequence[bool], originals: dict[str, Row], max_per_problem: int
-) -> Iterator[tuple[Row, Row, Row]]:
-    """(row, shortened response, original response) of the responses that count, in order, at most
-    so many a problem. There is a verdict per row; `originals` are by id."""
+) -> Iterator[Shortened]:
+    """The responses that count, at most so many a problem; there is a verdict per row."""
     taken: Counter[str] = Counter()
     for row, is_correct in zip(rows, correct, strict=True):
         shortened, original = row["responses"][0], originals[row["id"]]
@@ -51,7 +52,7 @@ def shortened_paths(
 
 
 def training_rows(
-    paths: Sequence[tuple[Row, Row, Row]], prompt_template: str | None = None
+    paths: Sequence[Shortened], prompt_template: str | None = None
 ) -> tuple[list[Row], list[Row]]:
     """(SFT rows, preference pairs): the shortened response as completion, and chosen over the
     original.

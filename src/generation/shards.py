@@ -19,7 +19,7 @@ from typing import Any
 
 from generation.generation_file import GenerationFile, read_generations
 from rea_core.json_text import parse_json
-from rea_core.row_files import Row, Rows
+from rea_core.row_files import AnyRows, Row
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def input_id(row: Row, split: str) -> str:
 def join(
     output: GenerationFile,
     shards: list[Shard],
-    rows: Rows | list[Row],
+    rows: AnyRows,
     split: str,
     is_asked: Callable[[Row], bool],
 ) -> None:
@@ -115,7 +115,7 @@ class _File:
         self.path = shard.path(output.path)
         settings = {**output.settings, "shard": str(shard)}
         self.complete = self.path.exists()
-        self.rows: Rows | list[Row] = []
+        self.rows: AnyRows = []
         self.places: dict[str, list[int]] = {}
         self.begun: set[str] = set()
         if self.complete:

@@ -22,7 +22,7 @@ from generation.generation_file import read_generations
 from generation.identity import path_digest
 from generation.markers import KEYS as MARKER_KEYS
 from generation.markers import known_markers
-from generation.prompts import REFLECTION_PREFILLS, judge_messages, reflection_messages
+from generation.prompts import REFLECTION_PREFILLS, Messages, judge_messages, reflection_messages
 from generation.provenance import differences
 from generation.rendering import known_thinking, thinking_in
 from generation.segments import (
@@ -33,15 +33,13 @@ from generation.segments import (
 )
 from rea_core.checks import is_dialogue
 from rea_core.problems import open_problems
-from rea_core.row_files import Row, Rows
+from rea_core.row_files import AnyRows, Row, Rows
 from rea_core.rows import any_rows, check_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from generation.arguments import GenerateArguments
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ class Split:
     """A stage: `open` returns its checked rows, and `prompts` makes those of a row, with the
     tokenizer that counts the tokens of paragraphs."""
 
-    open: Callable[[GenerateArguments], Rows | list[Row]]
+    open: Callable[[GenerateArguments], AnyRows]
     prompts: Callable[[GenerateArguments, Row, PreTrainedTokenizerBase | None], Iterable[Prompt]]
 
 
-def _open_problems(args: GenerateArguments) -> Rows | list[Row]:
+def _open_problems(args: GenerateArguments) -> AnyRows:
     rows = open_problems(
         args.qaf,
         args.qaf_split,
@@ -157,7 +155,7 @@ def _judged(
             yield Prompt({**path, **columns}, messages)
 
 
-def _open_messages(args: GenerateArguments) -> Rows | list[Row]:
+def _open_messages(args: GenerateArguments) -> AnyRows:
     first: dict[str, int] = {}
 
     def check(row: Row, i: int) -> None:

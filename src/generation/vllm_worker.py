@@ -22,13 +22,13 @@ from generation.parallel import end_with_parent
 from generation.unanswered import without_answer
 from rea_core.interruption import out_of_reach
 from rea_core.models import load_tokenizer, resolve_dtype
+from rea_core.row_files import Row
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
 
     from generation.arguments import GenerateArguments
 
-Response = dict[str, Any]
 # times `max_num_seqs` requests are given to an engine, so that none of its places is ever empty
 AHEAD = 2
 
@@ -74,7 +74,7 @@ def device_groups(visible: list[str], n_gpu: int) -> list[list[str]]:
 
 def run_engines(
     tasks: Iterator[EngineTask], args: GenerateArguments
-) -> Iterator[tuple[int, list[Response]]]:
+) -> Iterator[tuple[int, list[Row]]]:
     """Responses of all tasks as (index, responses), in the order in which they finish.
 
     Tasks are taken as engines need them, so that the first ones are answered while others are still
@@ -116,7 +116,7 @@ class Worker(NamedTuple):
 
 def _collect(
     workers: dict[Connection, Worker], tasks: Iterator[EngineTask]
-) -> Iterator[tuple[int, list[Response]]]:
+) -> Iterator[tuple[int, list[Row]]]:
     """Messages of workers: responses; how many tasks they want, and are sent; None at their end."""
     running = dict(workers)
     while running:
@@ -166,7 +166,7 @@ def _work(
         decode = partial(
             tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-    responses: dict[str, dict[int, Response]] = {}
+    responses: dict[str, dict[int, Row]] = {}
     for tasks in _orders(engine, args, orders, results):
         responses |= {str(task.index): {} for task in tasks}
         for index, cause in _submit(engine, tasks, args):
@@ -290,7 +290,7 @@ def _submit(
     return refused
 
 
-def _response(output: Any, decode: Callable[[list[int]], str] | None) -> Response:
+def _response(output: Any, decode: Callable[[list[int]], str] | None) -> Row:
     text = decode(list(output.token_ids)) if decode else output.text
     response = {
         "text": text,

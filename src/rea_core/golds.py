@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from rea_core.boxes import last_boxed
+from rea_core.row_files import Row
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "ground_truth", "target", "gold")
@@ -22,7 +23,7 @@ SOLUTION = "solution"
 _GSM8K = re.compile(r"(?:^|\n)[ \t]*####[ \t]*([^\n]+)\s*$")
 
 
-def find_column(row: dict[str, Any], names: Iterable[str]) -> str | None:
+def find_column(row: Row, names: Iterable[str]) -> str | None:
     """First of these columns that a row has, in capitals or not. One without a value comes last:
     tables have a cell for every column."""
     known = {key.casefold(): key for key in reversed(row)} | {key: key for key in row}
@@ -30,7 +31,7 @@ def find_column(row: dict[str, Any], names: Iterable[str]) -> str | None:
     return next((key for key in found if row[key] is not None), next(iter(found), None))
 
 
-def find_answer(row: dict[str, Any]) -> str | None:
+def find_answer(row: Row) -> str | None:
     """Column with the gold answer, or with a solution that states it; None if there is none."""
     column = find_column(row, (*ANSWER_COLUMNS, SOLUTION))
     if column is None or column.casefold() != SOLUTION:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from rea_core.checks import check_text, odd_characters
 from rea_core.golds import PROBLEM_COLUMNS, find_answer, find_column, gold_texts
-from rea_core.row_files import Rows, digest
+from rea_core.row_files import AnyRows, Check, Row, Rows, digest
 from rea_core.rows import any_rows, check_id
 
 logger = logging.getLogger(__name__)
@@ -23,7 +21,7 @@ def load_problems(
     problem_column: str | None = None,
     answer_column: str = "answer",
     gold_needed: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Problems with their gold answers.
 
     Args:
@@ -60,8 +58,8 @@ def open_problems(
     problem_column: str | None = None,
     answer_column: str = "answer",
     gold_needed: bool = True,
-    check: Callable[[dict[str, Any], int], None] = lambda row, i: None,
-) -> Rows | list[dict[str, Any]]:
+    check: Check = lambda row, i: None,
+) -> AnyRows:
     """The same; those of a local file are read when they are asked for. `check` raises
     ValueError for further faults."""
     # no function of its own: rows are sent to other processes with it
@@ -73,10 +71,10 @@ def open_problems(
         gold_needed=gold_needed,
     )
     first: dict[str, int] = {}
-    known: list[dict[str, Any]] = []  # known columns, to find duplicates
+    known: list[Row] = []  # known columns, to find duplicates
     strange: list[str] = []  # rows with control characters
 
-    def look(row: dict[str, Any], i: int) -> None:
+    def look(row: Row, i: int) -> None:
         problem = convert(row, i)
         if odd := odd_characters(problem["problem"], "\n\t\r"):
             strange.append(f"row {i} {odd[0]!r}")
@@ -109,7 +107,7 @@ def problem_digest(problem: str) -> str:
     return digest([" ".join(problem.split())])
 
 
-def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
+def warn_of_duplicates(problems: list[Row], name: str) -> None:
     """Log how many problems are there more than once, and how many of these have two golds.
 
     Rows with a `problem_id` are responses; a problem has several.
@@ -142,13 +140,13 @@ def warn_of_duplicates(problems: list[dict[str, Any]], name: str) -> None:
 
 
 def _problem(
-    row: dict[str, Any],
+    row: Row,
     i: int,
     name: str,
     problem_column: str | None,
     answer_column: str,
     gold_needed: bool,
-) -> dict[str, Any]:
+) -> Row:
     place = f"{name}: row {i}"
     column = find_column(row, (problem_column,) if problem_column else PROBLEM_COLUMNS)
     gold_column = (

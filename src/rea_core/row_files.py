@@ -39,6 +39,7 @@ from rea_core.json_text import (
 from rea_core.ownership import own_file
 
 Row = dict[str, Any]
+Check = Callable[[Row, int], None]  # raises ValueError for a row, by its number in the file
 Convert = Callable[[Row, int], Row]  # takes a row and its number in the file
 BUFFER = CHUNK = 1 << 20  # bytes that are read at once
 # characters that a number, a literal or an escape may still lack at the end of what was read
@@ -142,6 +143,9 @@ class Rows(Sequence[Row]):
         return hasher.hexdigest()
 
 
+AnyRows = Rows | list[Row]  # of a file, or few in memory
+
+
 class _Chain:
     """Two conversions in turn, as an object that can be sent to other processes."""
 
@@ -156,7 +160,7 @@ def _version(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
+def open_rows(name: str | Path, check: Check = lambda row, i: None) -> Rows:
     """Rows of a file in any of the formats of `rea_core.formats`.
 
     Args:
@@ -176,7 +180,7 @@ def open_rows(name: str | Path, check: Callable[[Row, int], None] = lambda row, 
         raise ValueError(str(error).replace(str(path), str(given))) from None
 
 
-def _look_at_all(path: Path, check: Callable[[Row, int], None]) -> Rows:
+def _look_at_all(path: Path, check: Check) -> Rows:
     with open_text(path, BUFFER) as file:
         version = _version(os.fstat(file.fileno()))
     starts, sizes = array("Q"), array("Q")

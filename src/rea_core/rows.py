@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rea_core.checks import is_a, is_path, short_json
 from rea_core.formats import SOME_FILE, SUFFIXES
-from rea_core.row_files import Row, Rows, open_rows
+from rea_core.row_files import AnyRows, Check, Row, open_rows
+
+Columns = Mapping[str, type | tuple[type, ...]]  # types by the name of the column
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
@@ -21,8 +23,8 @@ def any_rows(
     name: str,
     split: str | None = None,
     config: str | None = None,
-    check: Callable[[Row, int], None] = lambda row, i: None,
-) -> Rows | list[Row]:
+    check: Check = lambda row, i: None,
+) -> AnyRows:
     """The same; those of a local file are read when they are asked for. `check` is called with
     every row, see `open_rows`."""
     if Path(name).is_file() or Path(name).suffix in SUFFIXES:
@@ -56,7 +58,7 @@ def _read_hub(name: str, split: str | None, config: str | None) -> list[Row]:
 
 def check_columns(
     rows: Iterable[Row],
-    columns: Mapping[str, type | tuple[type, ...]],
+    columns: Columns,
     name: str | Path,
     remedy: str,
 ) -> None:
@@ -65,9 +67,7 @@ def check_columns(
         check_row(row, i, columns, name, remedy)
 
 
-def check_row(
-    row: Row, i: int, columns: Mapping[str, type | tuple[type, ...]], name: str | Path, remedy: str
-) -> None:
+def check_row(row: Row, i: int, columns: Columns, name: str | Path, remedy: str) -> None:
     """Raise ValueError for row `i` without all of the columns, or with a value of another type
     in one, or that is no object."""
     if not isinstance(row, dict):

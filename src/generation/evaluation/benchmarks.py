@@ -26,7 +26,7 @@ from rea_core.checks import check_numbers, check_output_folder, user_path
 from rea_core.command import add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.problems import load_problems
-from rea_core.row_files import check_replaceable, write_json
+from rea_core.row_files import Row, check_replaceable, write_json
 from rea_core.rows import read_rows
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ SOURCES = {
 BENCHMARKS = tuple(name for name in SOURCES if name != "deepscaler")
 
 
-def common_format(row: dict[str, Any], source: Source) -> dict[str, str]:
+def common_format(row: Row, source: Source) -> dict[str, str]:
     """One problem as {problem, answer[, solution]}; the answer of GSM8K follows `####`."""
     answer, solution = row[source.answer], row.get("solution")
     if isinstance(answer, list):
@@ -94,12 +94,12 @@ def common_format(row: dict[str, Any], source: Source) -> dict[str, str]:
     return common | ({"solution": solution} if solution else {})
 
 
-def golds_digest(rows: list[dict[str, Any]]) -> str:
+def golds_digest(rows: list[Row]) -> str:
     """Checksum of the golds in their order."""
     return hashlib.sha256("\n".join(str(row["answer"]) for row in rows).encode()).hexdigest()[:16]
 
 
-def check(name: str, rows: list[dict[str, Any]]) -> None:
+def check(name: str, rows: list[Row]) -> None:
     """Compare a set with what is known of it. Raises ValueError for another number of problems."""
     source = SOURCES[name]
     if len(rows) not in source.counts:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generation.math_verify_all import check_same_problems, read_scores
+from generation.math_verify_all import Scores, check_same_problems, read_scores
 from generation.provenance import check_all_comparable, distinct_names, known_parts
 from generation.scoring import ALL, Interval
 from rea_core.checks import check_made, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.ownership import own_file, own_output
+from rea_core.row_files import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ EVAL = "eval_"
 SMOOTHING = 5  # training steps in a running mean: one step has a few prompts only
 
 
-def read_log(trainer_state: str | Path) -> list[dict[str, Any]]:
+def read_log(trainer_state: str | Path) -> list[Row]:
     """Log of a training run. Raises ValueError if the file does not exist or has none."""
     path = Path(trainer_state)
     if not path.is_file():
@@ -62,7 +63,7 @@ def read_log(trainer_state: str | Path) -> list[dict[str, Any]]:
     return history
 
 
-def series(history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def series(history: list[Row], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of one key of a log."""
     points = [(entry["step"], entry[key]) for entry in history if key in entry]
     return [step for step, _ in points], [value for _, value in points]
@@ -78,9 +79,7 @@ def running_mean(values: Sequence[float], width: int = SMOOTHING) -> list[float]
     return [sum(window) / len(window) for window in windows]
 
 
-def plot_training(
-    axes: Axes, history: list[dict[str, Any]], key: str, label: str, scale: float = 1.0
-) -> None:
+def plot_training(axes: Axes, history: list[Row], key: str, label: str, scale: float = 1.0) -> None:
     """One figure over training: every step faintly, their running mean, evaluations as points."""
     steps, values = series(history, key)
     axes.plot(steps, [scale * v for v in values], color=COLOURS[0], alpha=0.25, linewidth=1)
@@ -186,7 +185,7 @@ def plot_points(
     return places
 
 
-def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
+def plot_tradeoff(axes: Axes, scored: dict[str, Scores]) -> None:
     """Accuracy against mean tokens of scored models."""
     groups = {name: scores["groups"][ALL] for name, scores in scored.items()}
     points = {
@@ -202,7 +201,7 @@ def plot_tradeoff(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
     axes.legend(frameon=False)
 
 
-def plot_levels(axes: Axes, scored: dict[str, dict[str, Any]]) -> None:
+def plot_levels(axes: Axes, scored: dict[str, Scores]) -> None:
     """Mean tokens by level, one group of bars per level: where the tokens were saved."""
     levels = [name for name in next(iter(scored.values()))["groups"] if name != ALL]
     width = 0.8 / len(scored)
@@ -228,9 +227,7 @@ def error_bar(figure: Interval, scale: float = 1) -> list[list[float]]:
     return [[value - low], [high - value]]
 
 
-def draw(
-    history: list[dict[str, Any]] | None, scored: dict[str, dict[str, Any]], save_to: str | Path
-) -> Path:
+def draw(history: list[Row] | None, scored: dict[str, Scores], save_to: str | Path) -> Path:
     """Draw what is given, one panel each, and save it as an image.
 
     Args:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from generation.evaluation.plots import draw
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, identity
-from generation.labeling_to_prefix import label_probabilities
-from generation.math_verify_all import Scoring, problem_id, read_scores, score_files
+from generation.labeling_to_prefix import Labels, label_probabilities
+from generation.math_verify_all import Scores, Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
 from generation.scoring import ALL, Interval, at_an_end, ratio_interval
 from generation.verifiers.opening import VERIFIER_FLAGS
@@ -42,7 +42,7 @@ from rea_core.checks import (
 from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
 from rea_core.ownership import own_folder
-from rea_core.row_files import Row, Rows, open_rows, write_json
+from rea_core.row_files import Check, Row, Rows, open_rows, write_json
 from rea_core.rows import check_row
 
 TRUNCATED = "_truncated"  # end of the name of a strategy's truncated responses
@@ -98,7 +98,7 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
 
 
 def detected_paths(
-    p_result: Mapping[str, Sequence[float]], judged: Iterable[Row], threshold: float = 0.5
+    p_result: Labels, judged: Iterable[Row], threshold: float = 0.5
 ) -> list[DetectedPath]:
     """Responses that both the reflection model and the judge labelled; labels beyond the last
     paragraph are dropped. A paragraph is found from a P(Result) of `threshold` on."""
@@ -145,7 +145,7 @@ def scoring_of(args: argparse.Namespace) -> Scoring:
 
 def score_strategies(
     rows: Rows, heads: Sequence[Row], args: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Scores]:
     """Scores of every strategy, each also written next to its file; `none` comes first and is the
     base of TR.
 
@@ -165,7 +165,7 @@ def score_strategies(
     return scored
 
 
-def table(scored: dict[str, dict[str, Any]]) -> str:
+def table(scored: dict[str, Scores]) -> str:
     """One row per strategy or model."""
     columns = (
         percent("accuracy %", "accuracy"),
@@ -188,7 +188,7 @@ def detector_table(figures: dict[str, Interval]) -> str:
     return render({"reflection model": figures}, columns)
 
 
-def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: None) -> Rows:
+def open_judged(file: Path, look: Check = lambda row, i: None) -> Rows:
     """Rows of the judge's cuts, with which `look` is called. Raises ValueError for other files."""
     columns = {"id": str, "problem_id": str, "confirmed": list, "num_paragraphs": int}
 
@@ -204,7 +204,7 @@ def open_judged(file: Path, look: Callable[[Row, int], None] = lambda row, i: No
     return open_rows(file, check)
 
 
-def read_models(models: list[str]) -> dict[str, dict[str, Any]]:
+def read_models(models: list[str]) -> dict[str, Scores]:
     """Scores by name, from NAME=FILE. Raises ValueError for another form."""
     if wrong := [model for model in models if "=" not in model]:
         raise ValueError(f"models has {wrong[0]!r}; write it as NAME=FILE.scores.json")

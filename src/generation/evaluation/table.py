@@ -18,7 +18,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
 
 from tabulate import tabulate
 
@@ -29,6 +28,7 @@ from generation.scoring import ALL, Interval, aes, at_an_end, mean_interval
 from rea_core.checks import NUMBER, user_path
 from rea_core.command import command
 from rea_core.ownership import own_output
+from rea_core.row_files import Row
 from rea_core.rows import check_row
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ COUNTED = {
 }
 AGAIN = "score its generation file again"
 IDENTITY = ("model_dir", "lora_digest", "api_model")
-Problem = dict[str, Any]  # an entry of `problems` of a .scores.json file
+Problem = Row  # an entry of `problems` of a .scores.json file
 Benchmarks = dict[str, list[Problem]]
 
 

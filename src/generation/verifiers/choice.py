@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
-from generation.verifiers.answers import final_answer
+from generation.verifiers.answers import Row, final_answer
 from generation.verifiers.exact import golds, plain
 
 # A letter, and not the word `A` or `I` of a sentence: `A because ...`, but not `A red fox`.
@@ -54,7 +53,7 @@ def choice(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
     ]
 
 
-def chosen(response: str, row: Mapping[str, Any]) -> str | None:
+def chosen(response: str, row: Row) -> str | None:
     """Letter that a response ends in; None if it names none, or several at once."""
     answer = final_answer(response, row)
     if (letter := _letter_of_text(answer, row)) is not None:
@@ -75,14 +74,14 @@ def _only(match: re.Match[str], text: str) -> str | None:
     return letter if all(other is None or other[1] == letter for other in others) else None
 
 
-def _letter_of_text(answer: str, row: Mapping[str, Any]) -> str | None:
+def _letter_of_text(answer: str, row: Row) -> str | None:
     texts = [plain(str(text)) for text in row.get("choices") or ()]
     if plain(answer) not in texts:
         return None
     return string.ascii_uppercase[texts.index(plain(answer))]
 
 
-def right_letter(gold: str, row: Mapping[str, Any]) -> str:
+def right_letter(gold: str, row: Row) -> str:
     """Letter of a gold. Raises ValueError if it is neither a letter nor one of the choices."""
     texts, gold = list(row.get("choices") or ()), gold.strip()
     bare = gold.strip("()").rstrip(".")
@@ -102,7 +101,7 @@ def right_letter(gold: str, row: Mapping[str, Any]) -> str:
     return letter
 
 
-def check_gold(row: Mapping[str, Any]) -> None:
+def check_gold(row: Row) -> None:
     """Raise ValueError for a gold that names no choice."""
     for gold in golds(row):
         right_letter(gold, row)

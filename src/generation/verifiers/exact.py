@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
-from generation.verifiers.answers import final_answer
+from generation.verifiers.answers import Row, final_answer
 
 
 def exact(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
@@ -21,7 +20,7 @@ def exact(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
     ]
 
 
-def golds(row: Mapping[str, Any]) -> list[str]:
+def golds(row: Row) -> list[str]:
     """Gold answers of a row that are not empty."""
     answer = row["answer"]
     return [gold for gold in (answer if isinstance(answer, list) else [answer]) if gold.strip()]
@@ -32,5 +31,5 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def check_gold(row: Mapping[str, Any]) -> None:
+def check_gold(row: Row) -> None:
     """Every text is a gold; an empty one equals nothing."""

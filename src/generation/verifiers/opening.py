@@ -10,6 +10,7 @@ from generation.provenance import verifier_version
 from generation.verifiers.names import MATH, check_name, function_version, recorded_name
 from generation.verifiers.pool import FunctionPool
 
+AnyPool = VerifierPool | FunctionPool
 # of commands that judge responses, see `rea_core.command.add_flags`
 VERIFIER_FLAGS = {
     "num_workers": (int, "processes; default: one a core"),
@@ -28,7 +29,7 @@ def open_verifier(
     timeout: float = 5.0,
     mode: Mode = "strict",
     markers: Sequence[str] = (),
-) -> VerifierPool | FunctionPool:
+) -> AnyPool:
     """Worker processes of a verifier; `mode` is the mathematical check's."""
     if name == MATH:
         return VerifierPool(num_workers, timeout=timeout, mode=mode, markers=markers)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from generation.verifiers.answers import answer_part
+from generation.verifiers.answers import Row, answer_part
 from generation.verifiers.bounded import run_bounded, warn_of_network
 
 _FENCED = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -30,14 +29,14 @@ def program(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
     ]
 
 
-def code_of(response: str, row: Mapping[str, Any]) -> str:
+def code_of(response: str, row: Row) -> str:
     """The last fenced block of the answer part; all of that if it has none."""
     part = answer_part(response, row)
     blocks = _FENCED.findall(part)
     return blocks[-1] if blocks else part.strip()
 
 
-def tests_of(row: Mapping[str, Any]) -> list[Any]:
+def tests_of(row: Row) -> list[Any]:
     """Tests of a row: texts, or inputs with outputs. Raises ValueError if there are none."""
     tests = row["tests"] if row.get("tests") else row.get("answer")
     if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
@@ -59,7 +58,7 @@ def tests_of(row: Mapping[str, Any]) -> list[Any]:
     return tests
 
 
-def check_gold(row: Mapping[str, Any]) -> None:
+def check_gold(row: Row) -> None:
     """Raise ValueError for tests that are missing, or no Python."""
     for test in tests_of(row):
         if isinstance(test, str):
@@ -78,7 +77,7 @@ def _passes(code: str, tests: list[Any], seconds: float) -> bool:
     return all(_prints(code, test, deadline - time.monotonic()) for test in tests)
 
 
-def _prints(code: str, test: Mapping[str, Any], seconds: float) -> bool:
+def _prints(code: str, test: Row, seconds: float) -> bool:
     """Whether the program prints the output, apart from blanks at the ends of lines."""
     if seconds <= 0:
         return False
