@@ -209,7 +209,11 @@ def ask_server(
                 tasks,
                 keep,
                 lambda reply, task: response_of(
-                    reply, _known(task), tokenizer, counts, task.markers
+                    reply,
+                    task.rendered.thinking if task.rendered else None,
+                    tokenizer,
+                    counts,
+                    task.markers,
                 ),
             )
         )
@@ -225,10 +229,6 @@ def ask_server(
         for what, number in sorted(counts.items()):
             if number:
                 logger.warning("api: %d replies %s", number, what)
-
-
-def _known(task: Task) -> str | None:
-    return task.rendered.thinking if task.rendered else None
 
 
 def _is_about_one(error: openai.APIStatusError) -> bool:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from generation.generation_file import read_generations
-from generation.prompts import MATH_COT, THINK_END, format_problem
+from generation.prompts import ANSWER_HEADING, MATH_COT, THINK_END, format_problem
 from generation.rendering import answer_of
 from rea_core.checks import check_made, check_numbers, user_path
 from rea_core.command import command
@@ -275,7 +275,8 @@ class Composer:
         for attempt in extra:
             ending = self._pick(AGREES if attempt.right else STAYS, a=value, b=attempt.value)
             blocks.append(f"{self._pick(EXTRAS)} {attempt.text}\n{ending}")
-        return Trace(self._close(blocks, value), value, used[0].right, len(used), len(extra))
+        text = self._close(blocks, value, CLOSINGS)
+        return Trace(text, value, used[0].right, len(used), len(extra))
 
     def _extras(self, rest: list[Attempt], wanted: int) -> list[Attempt]:
         right, wrong = ([a for a in rest if a.right == kind] for kind in (True, False))
@@ -293,15 +294,9 @@ class Composer:
         blocks = self._attempts(used)
         blocks[-1] += "\n" + self._pick(DIFFERS, a=used[-2].value, b=used[-1].value)
         blocks.append(self._pick(SETTLES, a=right[0].value))
-        text = "\n\n".join([self._pick(OPENINGS), *blocks])
-        return Trace(
-            _with_answer(text, right[0].value),
-            right[0].value,
-            used[0].right,
-            len(used),
-            0,
-            settled=False,
-        )
+        value = right[0].value
+        text = self._close(blocks, value)
+        return Trace(text, value, used[0].right, len(used), 0, settled=False)
 
     def _attempts(self, used: list[Attempt]) -> list[str]:
         """Attempts one after the other; the last one still lacks the sentence that ends it."""
@@ -316,14 +311,12 @@ class Composer:
             blocks.append(begin + attempt.text + end)
         return blocks
 
-    def _close(self, blocks: list[str], value: str) -> str:
-        return _with_answer(
-            "\n\n".join([self._pick(OPENINGS), *blocks, self._pick(CLOSINGS, a=value)]), value
-        )
-
-
-def _with_answer(thinking: str, value: str) -> str:
-    return f"{thinking}\n{THINK_END}\n\n**Final Answer:**\n\n\\boxed{{{value}}}"
+    def _close(self, blocks: list[str], value: str, closings: Sequence[str] = ()) -> str:
+        blocks = [self._pick(OPENINGS), *blocks]
+        if closings:
+            blocks.append(self._pick(closings, a=value))
+        thinking = "\n\n".join(blocks)
+        return f"{thinking}\n{THINK_END}\n\n{ANSWER_HEADING}\\boxed{{{value}}}"
 
 
 def _key(attempt: Attempt) -> str:
@@ -426,44 +419,6 @@ def read_problems(args: argparse.Namespace) -> list[Tried]:
     return list(read_attempts(rows, right, args.min_tokens, args.max_tokens))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Write the rows and their card. Raises ValueError if the samples give none."""
-    format_problem("", args.prompt_template)
-    check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
-    own_output(args.out, "out", args.samples)
-    check_made(args.out, args.out.with_suffix(".md"), "`python -m generation.bootstrap ")
-    if args.step == "traces":
-        keys = tuple(
-            "max_attempts wrong_extra corrected_share unsettled_share max_per_problem seed".split()
-        )
-        settings = TraceSettings(
-            extra_weights=args.extra_weights, **{key: getattr(args, key) for key in keys}
-        )
-        traces = compose_all(read_problems(args), settings)
-        rows, what = (
-            trace_rows(traces, args.prompt_template),
-            "Reasoning traces in R1's format, for supervised fine-tuning.",
-        )
-        counts = trace_counts(traces) if traces else {}
-    else:
-        rows = solver_rows(read_problems(args), args.max_per_problem, args.prompt_template)
-        what, counts = (
-            "Right responses of a model to problems, for supervised fine-tuning.",
-            {"rows": len(rows)},
-        )
-    if not rows:
-        raise ValueError(
-            f"{', '.join(map(str, args.samples))}: no rows can be made: too few responses are "
-            f"right, end by themselves and have at most {args.max_tokens} tokens (max_tokens); "
-            "sample more, or easier problems"
-        )
-    write_json(args.out, rows)
-    write_card(args.out, what, args.samples, counts)
-    logger.info(
-        "wrote %s: %s", args.out, ", ".join(f"{key} {value}" for key, value in counts.items())
-    )
-
-
 # Flags of `traces`: fields of `TraceSettings`.
 TRACE_FLAGS = {
     "max_attempts": "attempts that need not agree",
@@ -509,8 +464,34 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    run(parse_arguments(argv))
+    """Write the rows and their card; exit code 1 with one line on stderr for a mistake."""
+    args = parse_arguments(argv)
+    format_problem("", args.prompt_template)
+    check_numbers(vars(args), positive=("max_per_problem", "max_tokens", "num_workers", "timeout"))
+    own_output(args.out, "out", args.samples)
+    check_made(args.out, args.out.with_suffix(".md"), "`python -m generation.bootstrap ")
+    if args.step == "traces":
+        keys = (*TRACE_FLAGS, "max_per_problem", "seed")
+        settings = TraceSettings(**{key: getattr(args, key) for key in keys})
+        traces = compose_all(read_problems(args), settings)
+        rows = trace_rows(traces, args.prompt_template)
+        what = "Reasoning traces in R1's format, for supervised fine-tuning."
+        counts = trace_counts(traces) if traces else {}
+    else:
+        rows = solver_rows(read_problems(args), args.max_per_problem, args.prompt_template)
+        what = "Right responses of a model to problems, for supervised fine-tuning."
+        counts = {"rows": len(rows)}
+    if not rows:
+        raise ValueError(
+            f"{', '.join(map(str, args.samples))}: no rows can be made: too few responses are "
+            f"right, end by themselves and have at most {args.max_tokens} tokens (max_tokens); "
+            "sample more, or easier problems"
+        )
+    write_json(args.out, rows)
+    write_card(args.out, what, args.samples, counts)
+    logger.info(
+        "wrote %s: %s", args.out, ", ".join(f"{key} {value}" for key, value in counts.items())
+    )
 
 
 if __name__ == "__main__":

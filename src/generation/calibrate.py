@@ -49,7 +49,7 @@ from generation.path_cutting import SplitPath, Wanted
 from generation.provenance import model_in, read_settings
 from generation.reflection_words import count_reflections, relative_density
 from generation.rendering import thinking_in
-from generation.scoring import Interval, at_an_end, ratio_interval
+from generation.scoring import Interval, at_an_end, ratio_interval, sums_by_problem
 from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
 from rea_core.checks import check_numbers, user_path
@@ -92,7 +92,7 @@ def cuts_to_finish(
     judged: Judged,
     args: argparse.Namespace,
 ) -> list[list[int]]:
-    """Cuts of each response by any rule, its random control and the judge, and none; in order."""
+    """Cuts of each response by any rule, its random control or the judge, and none; in order."""
     labels = [(p_result[path.id], len(path.tokens)) for path in paths]
     batches = (labels[i : i + LABELS_AT_ONCE] for i in range(0, len(labels), LABELS_AT_ONCE))
     processes = max(1, min(args.num_workers or num_cores(), len(labels) // (4 * LABELS_AT_ONCE)))
@@ -185,14 +185,10 @@ ByName = dict[str, Outcome]  # by the kind of cuts
 def outcome(responses: Responses, cuts: Sequence[int]) -> Outcome:
     """Figures of one cut per response."""
     chosen = [response.finished[cut] for response, cut in zip(responses, cuts, strict=True)]
-    groups: dict[str, list[int]] = {}
-    for i, response in enumerate(responses):
-        groups.setdefault(response.problem, []).append(i)
-    accuracy = ratio_interval(
-        [sum(chosen[i].correct for i in group) for group in groups.values()],
-        [len(group) for group in groups.values()],
-    )
-    accuracy = at_an_end(accuracy, len(groups))
+    problems = [response.problem for response in responses]
+    right = [response.correct for response in chosen]
+    accuracy = ratio_interval(*sums_by_problem(problems, right, [1] * len(right)))
+    accuracy = at_an_end(accuracy, len({*problems}))
     at_risk = [
         cut >= min(response.confirmed)
         for response, cut in zip(responses, cuts, strict=True)
@@ -343,7 +339,8 @@ def detector_figures(responses: Responses, threshold: float) -> dict[str, float]
     found = p >= threshold
     area = float("nan")
     if hit.any() and not hit.all():
-        area = mannwhitneyu(p[hit], p[~hit]).statistic / (hit.sum() * (~hit).sum())
+        pairs = hit.sum() * (~hit).sum()
+        area = mannwhitneyu(p[hit], p[~hit]).statistic / pairs
     return {
         "precision": float(hit[found].mean()) if found.any() else float("nan"),
         "recall": float(found[hit].mean()) if hit.any() else float("nan"),
@@ -454,9 +451,8 @@ def run_rows(args: argparse.Namespace) -> None:
     )
     p_result = label_probabilities(args.labels)
     ids = [path if path in judged else None for path in p_result]
-    file = PathFile(
-        args.file, open_rows(args.labels), args.labels, ids, splitting, args.num_workers
-    )
+    labels = open_rows(args.labels)
+    file = PathFile(args.file, splitting, args.num_workers, labels, args.labels, ids)
     cuts = cuts_to_finish(file.paths, p_result, judged, args)
 
     def wanted(i: int) -> list[Wanted]:

@@ -76,37 +76,6 @@ def _verifier_of(scores: Row) -> str:
     return f"{name}, mode {scores['mode']}" if name == MATH else name
 
 
-def run(args: argparse.Namespace) -> None:
-    """Write the filtered problems and their card."""
-    check_numbers(vars(args), positive=("limit",))
-    own_output(args.out, "out", (args.dataset, args.verdicts))
-    card = args.out.with_name("README.md")
-    check_made(args.out, card, "`python -m generation.clean_dataset ")
-    scores = read_scores(args.verdicts)
-    keys = {key: getattr(args, key) for key in ("problem_column", "answer_column")}
-    problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
-    problems = problems[: args.limit]
-    verdicts = read_problems(args.verdicts, {"id": str, "responses": list})
-    for i, problem in enumerate(verdicts):
-        place = f"{args.verdicts}: problem {i}"
-        check_columns(
-            problem["responses"], {"correct": (bool, int)}, place, "score the responses again"
-        )
-    check_columns([scores], COUNTED, args.verdicts, "score the responses again")
-    kept = solved_problems(problems, verdicts, args.verdicts)
-    write_json(args.out, kept)
-    facts = {
-        "name": args.out.stem,
-        "dataset": args.dataset,
-        "verdicts": args.verdicts,
-        "verifier": _verifier_of(scores),
-    }
-    facts |= {"num_kept": len(kept), "num_all": len(problems)}
-    facts["num_paths"] = scores["num_responses"] // max(scores["num_problems"], 1)
-    write_atomically(card, CARD.format(**facts).splitlines())
-    logger.info("wrote %s: %d of %d problems", args.out, len(kept), len(problems))
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -136,8 +105,35 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    run(parse_arguments(argv))
+    """Write problems and card; exit code 1 with one line on stderr for a mistake."""
+    args = parse_arguments(argv)
+    check_numbers(vars(args), positive=("limit",))
+    own_output(args.out, "out", (args.dataset, args.verdicts))
+    card = args.out.with_name("README.md")
+    check_made(args.out, card, "`python -m generation.clean_dataset ")
+    scores = read_scores(args.verdicts)
+    keys = {key: getattr(args, key) for key in ("problem_column", "answer_column")}
+    problems = load_problems(args.dataset, args.split, config=args.dataset_config, **keys)
+    problems = problems[: args.limit]
+    verdicts = read_problems(args.verdicts, {"id": str, "responses": list})
+    for i, problem in enumerate(verdicts):
+        place = f"{args.verdicts}: problem {i}"
+        check_columns(
+            problem["responses"], {"correct": (bool, int)}, place, "score the responses again"
+        )
+    check_columns([scores], COUNTED, args.verdicts, "score the responses again")
+    kept = solved_problems(problems, verdicts, args.verdicts)
+    write_json(args.out, kept)
+    facts = {
+        "name": args.out.stem,
+        "dataset": args.dataset,
+        "verdicts": args.verdicts,
+        "verifier": _verifier_of(scores),
+    }
+    facts |= {"num_kept": len(kept), "num_all": len(problems)}
+    facts["num_paths"] = scores["num_responses"] // max(scores["num_problems"], 1)
+    write_atomically(card, CARD.format(**facts).splitlines())
+    logger.info("wrote %s: %d of %d problems", args.out, len(kept), len(problems))
 
 
 if __name__ == "__main__":

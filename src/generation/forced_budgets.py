@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,26 +54,17 @@ def budget_rows(
                 yield {**columns, "prefix": kept + forced}
 
 
-@dataclass(frozen=True)
-class Forcing:
-    """The settings of `budget_rows`; it is called in each process, for its tokenizer."""
-
-    tokenizer: Shared | PreTrainedTokenizerBase
-    budgets: list[int]
-    num_samples: int
-
-    def __call__(self) -> Forcing:
-        return replace(self, tokenizer=self.tokenizer())
-
-
-def forced_lines(forcing: Forcing, rows: Iterable[Row]) -> list[list[bytes]]:
+def forced_lines(
+    budgets: list[int], num_samples: int, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]
+) -> list[list[bytes]]:
     """Rows, as JSON, that are made of each row."""
-    settings = forcing.budgets, forcing.tokenizer, forcing.num_samples
+    settings = budgets, tokenizer, num_samples
     return [[to_json(row) for row in budget_rows([whole], *settings)] for whole in rows]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+@command()
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
     parser = argparse.ArgumentParser(
         description="Rows that force an answer after so many tokens of thinking."
     )
@@ -88,23 +79,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         num_samples=(1, "responses of each problem that are taken"),
         num_workers=(int, "processes; default: one a core"),
     )
-    return parser.parse_args(argv)
-
-
-@command()
-def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    args = parse_arguments(argv)
+    args = parser.parse_args(argv)
     if min(args.budgets) < 1 or len(set(args.budgets)) < len(args.budgets):
         raise ValueError(f"budgets are {args.budgets}; give each once, and at least 1 token")
     check_numbers(vars(args), positive=("num_samples", "num_workers"))
     own_output(args.out, "out", (args.file,))
-    tokenizer = load_tokenizer(args.model_dir, "model_dir")
-    forcing = Forcing(Shared(tokenizer), sorted(args.budgets), args.num_samples)
+    tokenizer = Shared(load_tokenizer(args.model_dir, "model_dir"))
+    work = partial(forced_lines, sorted(args.budgets), args.num_samples)
+    rows = read_generations(args.file)
     with RowWriter(args.out, is_output=True) as out:
-        for lines in map_rows(
-            forced_lines, read_generations(args.file), forcing, args.num_workers, args.out.name
-        ):
+        for lines in map_rows(work, rows, tokenizer, args.num_workers, args.out.name):
             for line in lines:
                 out.add_text(line)
     logger.info("wrote %s: %d rows", args.out, out.num_rows)

@@ -89,7 +89,8 @@ class GenerationFile:
             self._part.touch()
         # of an index that was written twice, the last
         places = {index: place for index, *place in self._read_part()}
-        if lost := sorted({*self.finished, *range(max(self.finished, default=-1) + 1)} - {*places}):
+        expected = {*self.finished, *range(max(self.finished, default=-1) + 1)}
+        if lost := sorted(expected - {*places}):
             raise ValueError(
                 f"{self._part} has lost {len(lost)} rows, the first is row {lost[0]}; nothing else "
                 "may write or delete it; run the command again"
@@ -204,8 +205,11 @@ def read_generations(
         check_id(row, i, path, first)
         check_row(row, i, columns or {}, path, remedy)
         check_edited(row, f"{path}: row {i}")
-        if single:
-            check_single([row], path, i)
+        if single and (number := len(row["responses"])) != 1:
+            raise ValueError(
+                f"{path}: row {i} has {number} responses, but only one would be read; "
+                "generate it with n_generate_sample 1"
+            )
         look(row)
 
     return open_rows(path, check).mapped(_with_text_id)
@@ -231,16 +235,6 @@ def _check_generation(row: Row, i: int, path: str | Path) -> None:
     check_row(row, i, GENERATION, path, "generate it again")
     for response in row["responses"]:
         _check_response(response, f"{path}: row {i}")
-
-
-def check_single(rows: Iterable[Row], path: str | Path, first: int = 0) -> None:
-    """Raise ValueError for a row with several responses; `first` is the number of the first row."""
-    for i, row in enumerate(rows, first):
-        if (number := len(row["responses"])) != 1:
-            raise ValueError(
-                f"{path}: row {i} has {number} responses, but only one would be read; "
-                "generate it with n_generate_sample 1"
-            )
 
 
 def _check_response(response: Any, place: str) -> None:

@@ -23,7 +23,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,21 +155,17 @@ def _join_chunks(path_id: str, chunks: list[Row]) -> LabelledPath:
 def candidate_rows(paths: Iterable[LabelledPath]) -> Iterator[Row]:
     """Rows for split `json`: one second judgement per candidate."""
     for path in paths:
+        problem, answer = path.row["problem"], path.row["answer"]
+        told = answer if path.use_answer else None
         for index, hit in enumerate(path.is_candidate or []):
             if hit:
-                paragraph, problem, answer = (
-                    path.paragraphs[index],
-                    path.row["problem"],
-                    path.row["answer"],
-                )
+                paragraph = path.paragraphs[index]
                 yield {
                     "id": path.candidate_id(index),
                     "problem": problem,
                     "answer": answer,
                     "paragraph": paragraph,
-                    "messages": prompts.confirmation_messages(
-                        problem, paragraph, answer if path.use_answer else None
-                    ),
+                    "messages": prompts.confirmation_messages(problem, paragraph, told),
                 }
 
 
@@ -266,11 +261,6 @@ def splitting_of(args: argparse.Namespace) -> Splitting:
     return Splitting(tokenizer, args.paragraph_min_tokens, args.paragraph_max_tokens)
 
 
-def responses_by_path(rows: Iterable[Row]) -> dict[str, Row]:
-    """Responses of a generation file by id."""
-    return {row["id"]: response for row, response in path_rows(rows)}
-
-
 class LabelFile:
     """Responses of a file of split `labeling_distill*`; unparsed replies are counted in the log."""
 
@@ -281,7 +271,8 @@ class LabelFile:
         def look(row: Row) -> None:
             nonlocal unparsed
             unparsed += chunk_candidates(row) is None
-            self.places.setdefault(str(row["id"]).rpartition("/")[0], []).append(next(numbers))
+            path = str(row["id"]).rpartition("/")[0]
+            self.places.setdefault(path, []).append(next(numbers))
 
         columns = {"use_answer": bool, "paragraphs": list}
         remedy = "it must come from a split labeling_distill*"
@@ -342,8 +333,11 @@ class CleanBatch:
 
 def clean_batch(splitting: Splitting, batch: CleanBatch) -> list[tuple[float, bool, bytes, bytes]]:
     """Share that is kept, whether it is cut, and row and example as JSON, of each response."""
-    paths, responses = labelled_paths(batch.labels), responses_by_path(batch.paths)
-    about = {row["id"]: identity(row, response) for row, response in path_rows(batch.paths)}
+    paths, responses = labelled_paths(batch.labels), {}
+    about = {}
+    for row, response in path_rows(batch.paths):
+        responses[row["id"]] = response
+        about[row["id"]] = identity(row, response)
     for path in paths:
         if path.row["id"] in about:
             places = [f"{path.row['id']!r} of {file.path}" for file in (batch.labels, batch.paths)]
@@ -414,7 +408,14 @@ class Cleaning:
         """Write the files. Raises ValueError if no response is left."""
         confirmations, labels = read_confirmations(self.confirmations), LabelFile(self.labels)
         places: dict[str, int] = {}  # row of each response
-        written = read_generations(self.paths, look=partial(_place_paths, places, count()))
+        numbers = count()
+
+        def look(row: Row) -> None:
+            number = next(numbers)
+            for k in range(len(row["responses"])):
+                places[f"{row['id']}/{k}"] = number
+
+        written = read_generations(self.paths, look=look)
         check_same_prompts(written, self.paths, labels.rows, self.labels)
         batches = clean_batches(labels, written, places, confirmations, self.reply)
         processes = processes_for(written, self.num_workers)
@@ -463,12 +464,6 @@ def cleaning(args: argparse.Namespace) -> Cleaning:
     return Cleaning(
         *files, splitting_of(args), args.train_file, args.reflection_reply, args.num_workers
     )
-
-
-def _place_paths(places: dict[str, int], numbers: Iterator[int], row: Row) -> None:
-    number = next(numbers)
-    for k in range(len(row["responses"])):
-        places[f"{row['id']}/{k}"] = number
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -27,6 +27,7 @@ import logging
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -139,11 +140,11 @@ class PathFile:
 
     Args:
         file: generation file.
+        splitting: how responses are split.
+        num_workers: processes.
         labels, labels_file: rows of the labels, of split `labeling` or from `labeling_distill_utils
             --clean`.
         ids: response of each of these rows; None for one that is left out.
-        splitting: how responses are split.
-        num_workers: processes.
 
     Attributes:
         rows: of the generation file.
@@ -156,11 +157,11 @@ class PathFile:
     def __init__(
         self,
         file: Path,
+        splitting: Splitting,
+        num_workers: int | None,
         labels: Rows,
         labels_file: Path,
         ids: Sequence[str | None],
-        splitting: Splitting,
-        num_workers: int | None,
     ):
         self._ids: list[list[str]] = []  # of the responses of each row
 
@@ -215,10 +216,10 @@ def write_strategies(
     their number; the `id` ends in the strategy."""
 
     def wanted(i: int) -> list[Wanted]:
-        columns = ({"id": f"{file.paths[i].id}/{name}", "strategy": name} for name in strategies)
+        path = file.paths[i].id
         return [
-            Wanted(cuts[i], before, {})
-            for cuts, before in zip(strategies.values(), columns, strict=True)
+            Wanted(cuts[i], {"id": f"{path}/{name}", "strategy": name}, {})
+            for name, cuts in strategies.items()
         ]
 
     with RowWriter(out, len(strategies), is_output=True) as rows:
@@ -226,43 +227,6 @@ def write_strategies(
             for section, line in enumerate(lines):
                 rows.add_text(line, section)
     return rows.num_rows
-
-
-def run(args: argparse.Namespace) -> None:
-    """Write the rows of all strategies."""
-    if args.cut_file is not None:
-        vars(args).update(read_cut_file(args.cut_file))
-        args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
-    rule = CutRule.of(vars(args))
-    own_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
-    splitting = splitting_of(args)
-    if args.labels is not None:
-        p_result = label_probabilities(args.labels)
-        labels = open_rows(args.labels)
-        file = PathFile(
-            args.paths, labels, args.labels, list(p_result), splitting, args.num_workers
-        )
-        cuts = reflection_cuts(file.paths, p_result, rule)
-        cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
-    else:
-        remedy = "give a file of labeling_distill_utils --clean"
-        columns = {"id": str, "cut": (int, NoneType)}
-        judged: dict[str, int | None] = {}
-
-        def look(row: Row, i: int) -> None:
-            check_row(row, i, columns, args.judge_cuts, remedy)
-            if row["cut"] is not None and row["cut"] < 0:
-                raise ValueError(f"{args.judge_cuts}: row {i} has the cut {row['cut']}; {remedy}")
-            judged[row["id"]] = row["cut"]
-
-        labels = open_rows(args.judge_cuts, look)
-        file = PathFile(
-            args.paths, labels, args.judge_cuts, list(judged), splitting, args.num_workers
-        )
-        cuts = {"judge": judge_cuts(file.paths, judged)}
-    strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
-    num_rows = write_strategies(file, strategies, splitting.tokenizer, args.out)
-    logger.info("wrote %s: %d responses, %d rows", args.out, len(file.paths), num_rows)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -297,8 +261,38 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @command()
 def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    run(parse_arguments(argv))
+    """Write the rows of all strategies; exit code 1 with one line on stderr for a mistake."""
+    args = parse_arguments(argv)
+    if args.cut_file is not None:
+        vars(args).update(read_cut_file(args.cut_file))
+        args.cut_strong_threshold = min(args.cut_strong_threshold, args.cut_threshold)
+    rule = CutRule.of(vars(args))
+    own_output(args.out, "out", (args.paths, args.labels, args.judge_cuts))
+    splitting = splitting_of(args)
+    path_file = partial(PathFile, args.paths, splitting, args.num_workers)
+    if args.labels is not None:
+        p_result = label_probabilities(args.labels)
+        labels = open_rows(args.labels)
+        file = path_file(labels, args.labels, list(p_result))
+        cuts = reflection_cuts(file.paths, p_result, rule)
+        cuts = {name: chosen for name, chosen in cuts.items() if name in (args.strategies or cuts)}
+    else:
+        remedy = "give a file of labeling_distill_utils --clean"
+        columns = {"id": str, "cut": (int, NoneType)}
+        judged: dict[str, int | None] = {}
+
+        def look(row: Row, i: int) -> None:
+            check_row(row, i, columns, args.judge_cuts, remedy)
+            if row["cut"] is not None and row["cut"] < 0:
+                raise ValueError(f"{args.judge_cuts}: row {i} has the cut {row['cut']}; {remedy}")
+            judged[row["id"]] = row["cut"]
+
+        labels = open_rows(args.judge_cuts, look)
+        file = path_file(labels, args.judge_cuts, list(judged))
+        cuts = {"judge": judge_cuts(file.paths, judged)}
+    strategies = cuts if args.strategies else with_controls(file.paths, cuts, args.seed)
+    num_rows = write_strategies(file, strategies, splitting.tokenizer, args.out)
+    logger.info("wrote %s: %d responses, %d rows", args.out, len(file.paths), num_rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from generation.provenance import check_comparable, known_parts, weights_digest
 from rea_core.checks import NUMBER, is_a
 from rea_core.json_text import read_json
 
@@ -21,8 +22,6 @@ def read_tokens_per_reflection(
     the prompts were made, and the model. Raises ValueError if it is missing, or was measured
     another way than training counts words and makes prompts, or on another model.
     """
-    from generation.provenance import known_parts
-
     name = f"tokens_per_reflection_file: {path}"
     measured = _read_measurement(name, Path(path))
     if measured["word_bounded"] != word_bounded:
@@ -31,7 +30,12 @@ def read_tokens_per_reflection(
             f"word_bounded_reflections is {word_bounded}; measure again or change the key"
         )
     if prompt_format is not None:
-        _check_prompts(path, measured, prompt_format)
+        names = f"tokens_per_reflection_file: the responses of {path}", "the prompts of the recipe"
+        remedy = (
+            "sample the base model's responses with the recipe's keys and measure again, or change "
+            "the recipe"
+        )
+        check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
     if model is not None:
         _check_model(name, known_parts(measured).get("model", {}), model)
     return float(measured["tokens_per_reflection"])
@@ -59,24 +63,8 @@ def _read_measurement(name: str, path: Path) -> dict[str, Any]:
     return measured
 
 
-def _check_prompts(
-    path: str | Path, measured: dict[str, Any], prompt_format: dict[str, Any]
-) -> None:
-    """Raise ValueError if the measured responses had other prompts than training makes."""
-    from generation.provenance import check_comparable, known_parts
-
-    names = f"tokens_per_reflection_file: the responses of {path}", "the prompts of the recipe"
-    remedy = (
-        "sample the base model's responses with the recipe's keys and measure again, or change "
-        "the recipe"
-    )
-    check_comparable(known_parts(measured), {"prompt_format": prompt_format}, names, remedy)
-
-
 def _check_model(name: str, measured_on: dict[str, Any], model: str) -> None:
     """Raise ValueError for a file of other weights than those of a local model."""
-    from generation.provenance import weights_digest
-
     known, own = measured_on.get("model_digest"), weights_digest(model)
     if known and own and known != own and not measured_on.get("lora"):
         raise ValueError(

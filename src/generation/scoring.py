@@ -9,9 +9,10 @@ ratios over benchmarks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,15 @@ def ratio_interval(
     return mean_interval([(numerators, denominators)], seed)
 
 
+def sums_by_problem(problems: Iterable[str], *counts: Iterable[float]) -> list[list[float]]:
+    """Sums of each kind of counts by problem, from the problem and the counts of each response."""
+    sums: dict[str, list[float]] = {}
+    for problem, *values in zip(problems, *counts, strict=True):
+        known = sums.setdefault(problem, [0.0] * len(values))
+        known[:] = map(add, known, values)
+    return [list(column) for column in zip(*sums.values(), strict=True)]
+
+
 def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
     """Mean over benchmarks of a ratio of sums, each benchmark weighing the same, for any number
     of problems.
@@ -108,7 +118,8 @@ def mean_interval(benchmarks: Sequence[Ratio], seed: int = 0) -> Interval:
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    return interval(np.mean([_ratios([ratio], rng)[:, 0] for ratio in benchmarks], axis=0))
+    ratios = [_ratios([ratio], rng)[:, 0] for ratio in benchmarks]
+    return interval(np.mean(ratios, axis=0))
 
 
 def _ratios(ratios: Sequence[Ratio], rng: np.random.Generator) -> np.ndarray:

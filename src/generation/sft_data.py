@@ -88,8 +88,33 @@ def check_prompts(rows: Sequence[Row], written: Sequence[Row], args: argparse.Na
         )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Verify the shortened responses and write both files."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="SFT rows and preference pairs from shortened responses."
+    )
+    parser.add_argument(
+        "finished", type=user_path, help="finished file of labeling_distill_utils --clean"
+    )
+    add_flags(
+        parser,
+        paths=(Needed(Path), "generation file of the original responses"),
+        sft_out=(Path("dataset/labeling/SFT.json"), "SFT rows"),
+        rpo_out=(Path("dataset/labeling/RPO.json"), "preference pairs"),
+        max_per_problem=(4, "responses of one problem at most"),
+        prompt_template=(
+            str,
+            "as in the training recipe, for files that do not say how their prompts were made",
+        ),
+        **VERIFIER_FLAGS,
+    )
+    return parser.parse_args(argv)
+
+
+@command()
+def main(argv: list[str] | None = None) -> None:
+    """Write both files; exit code 1 with one line on stderr for a mistake."""
+    args = parse_arguments(argv)
     if args.prompt_template is not None:
         format_problem("", args.prompt_template)
     check_numbers(vars(args), positive=("max_per_problem", "num_workers", "timeout"))
@@ -134,35 +159,6 @@ def run(args: argparse.Namespace) -> None:
             )
     for out in (sft, pairs):
         logger.info("wrote %s: %d of %d responses", out.path, out.num_rows, len(rows))
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="SFT rows and preference pairs from shortened responses."
-    )
-    parser.add_argument(
-        "finished", type=user_path, help="finished file of labeling_distill_utils --clean"
-    )
-    add_flags(
-        parser,
-        paths=(Needed(Path), "generation file of the original responses"),
-        sft_out=(Path("dataset/labeling/SFT.json"), "SFT rows"),
-        rpo_out=(Path("dataset/labeling/RPO.json"), "preference pairs"),
-        max_per_problem=(4, "responses of one problem at most"),
-        prompt_template=(
-            str,
-            "as in the training recipe, for files that do not say how their prompts were made",
-        ),
-        **VERIFIER_FLAGS,
-    )
-    return parser.parse_args(argv)
-
-
-@command()
-def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":
