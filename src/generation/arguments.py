@@ -219,8 +219,5 @@ class GenerateArguments:
     def output_path(self) -> Path:
         """Final file of all shares; `<model>` and `<name>` are the last parts of `model_dir` and
         `qaf`, without extension."""
-        model, name = (
-            Path(self.model_dir).name,
-            bare_name(self.qaf),
-        )
+        model, name = Path(self.model_dir).name, bare_name(self.qaf)
         return Path(self.output_dir) / model / f"{name}_{self.split}{self.save_suffix}.json"

@@ -306,8 +306,9 @@ class PathCuts:
         )
         firsts, lasts = np.frombuffer(starts, np.uint64), np.frombuffer(ends, np.uint64)
         whole = len(starts) > 0 and starts[0] == 0 and ends[-1] == len(self._text)
-        gapless = bool((firsts[1:] <= lasts[:-1]).all() and (firsts[1:] >= firsts[:-1]).all())
-        if whole and gapless and self._decode(self._ids) == self._text:
+        gapless = (firsts[1:] <= lasts[:-1]).all()
+        in_order = (firsts[1:] >= firsts[:-1]).all()
+        if whole and gapless and in_order and self._decode(self._ids) == self._text:
             self._starts, self._ends = starts, ends
 
     def _keep(self, end: int) -> tuple[int, str]:

@@ -147,7 +147,8 @@ def generate(args: GenerateArguments, respond: Respond | None = None) -> Path:
     path, settings = args.output_path, _settings(args, rows, making)
     if args.shard and not path.exists():
         shard = Shard.read(args.shard)
-        path, rows, settings = shard.path(path), shard.of(rows), {**settings, "shard": str(shard)}
+        path, rows = shard.path(path), shard.of(rows)
+        settings["shard"] = str(shard)
     with GenerationFile(path, settings) as output:
         if output.complete or not rows:
             logger.info("%s is complete", output.path)

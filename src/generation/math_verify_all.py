@@ -437,18 +437,15 @@ def check_same_problems(one: str | Path, other: str | Path) -> None:
         )
 
 
-def read_base_tokens(
-    path: str | Path, problems: Mapping[str, str | None] | set[str]
-) -> dict[str, float]:
+def read_base_tokens(path: str | Path, digests: Mapping[str, str | None]) -> dict[str, float]:
     """Mean tokens of the base model by problem.
 
     Args:
         path: scores of the base model, in any order.
-        problems: ids of this file's problems, with their digests if they are known.
+        digests: of this file's problems by id, if they are known.
 
     Raises ValueError if the base was scored on other problems.
     """
-    digests = problems if isinstance(problems, Mapping) else dict.fromkeys(problems)
     base = read_problems(path, {"id": str, "mean_tokens": NUMBER})
     remedy = "score the base on the same"
     found = match_problems(digests, base, path, remedy)

@@ -89,13 +89,9 @@ def map_rows(
 
 def processes_for(rows: AnyRows, num_workers: int | None) -> int:
     """Processes that pay for work on these rows, at most `num_workers`; 1 means this process."""
-    return max(
-        1,
-        min(
-            num_workers or num_cores(),
-            rows.num_bytes // BYTES_PER_PROCESS if isinstance(rows, Rows) else 1,
-        ),
-    )
+    if not isinstance(rows, Rows):
+        return 1
+    return max(1, min(num_workers or num_cores(), rows.num_bytes // BYTES_PER_PROCESS))
 
 
 def ordered_map(

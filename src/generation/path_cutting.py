@@ -99,10 +99,8 @@ class SplitPath:
     @property
     def paragraphs(self) -> list[Paragraph]:
         """Paragraphs without their texts."""
-        return [
-            Paragraph("", *place)
-            for place in zip(self.tokens, ((end,) for end in self.ends), strict=True)
-        ]
+        pairs = zip(self.tokens, self.ends, strict=True)
+        return [Paragraph("", tokens, (end,)) for tokens, end in pairs]
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,8 @@ def split_labelled(splitting: Splitting, labelled: Labelled) -> list[SplitPath]:
         check_same(label.place, identity(labels), place, identity(row, response))
         if "paragraphs" in labels:  # cuts of a judge, which were compared before, have none
             check_paragraphs(row["id"], paragraphs, labels["paragraphs"])
-        tokens, ends = (
-            array("I", values)
-            for values in ([p.num_tokens for p in paragraphs], [p.end for p in paragraphs])
-        )
+        tokens = array("I", [p.num_tokens for p in paragraphs])
+        ends = array("I", [p.end for p in paragraphs])
         found.append(SplitPath(row["id"], tokens, ends))
     return found
 

@@ -34,12 +34,10 @@ _PART_HEADING = "# Part"
 
 # The judge's labels. Without the gold answer it cannot tell right from wrong, so it is not asked
 # to.
-RIGHT_RESULT, WRONG_RESULT, RESULT, REASONING = (
-    "Right Result",
-    "Wrong Result",
-    "Result",
-    "Reasoning",
-)
+RIGHT_RESULT = "Right Result"
+WRONG_RESULT = "Wrong Result"
+RESULT = "Result"
+REASONING = "Reasoning"
 _JUDGE_INSTRUCTION = (
     "The reasoning below is split into numbered parts. For each part, in order, write two "
     "lines:\n\n"

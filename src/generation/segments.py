@@ -36,13 +36,6 @@ class Paragraph:
         return self.part_ends[-1]
 
 
-@dataclass(frozen=True)
-class _Part:
-    text: str
-    num_tokens: int
-    end: int
-
-
 def thinking_of(
     text: str, prompt_thinking: Thinking = "unknown", think_end: str = THINK_END
 ) -> str:
@@ -79,7 +72,7 @@ def split_paragraphs(
     sentence, or until the next part would make them reach `max_tokens`. A part is never split.
     Offsets refer to `text`.
     """
-    groups: list[list[_Part]] = [[]]  # the last one is open
+    groups: list[list[Paragraph]] = [[]]  # the last one is open
     for part in _parts(thinking_of(text, prompt_thinking, think_end), count_tokens):
         group = groups[-1]
         num_tokens = sum(p.num_tokens for p in group) + part.num_tokens
@@ -138,24 +131,21 @@ def chunk_paragraphs(num_tokens: list[int], limit: int = 1024) -> list[range]:
     return chunks
 
 
-def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[_Part]:
+def _parts(thinking: str, count_tokens: Callable[[str], int]) -> list[Paragraph]:
     parts = ((thinking[start:end], end) for start, end in _spans(thinking))
-    return [_Part(part, count_tokens(part), end) for part, end in parts]
+    return [Paragraph(part, count_tokens(part), (end,)) for part, end in parts]
 
 
 def _spans(thinking: str) -> list[tuple[int, int]]:
     """Begin and end of each part that is not blank."""
     separators = [match.span() for match in BLANK_LINES.finditer(thinking)]
-    starts, ends = (
-        [0, *(end for _, end in separators)],
-        [*(start for start, _ in separators), len(thinking)],
-    )
-    return [
-        (start, end) for start, end in zip(starts, ends, strict=True) if thinking[start:end].strip()
-    ]
+    starts = [0, *(end for _, end in separators)]
+    ends = [*(start for start, _ in separators), len(thinking)]
+    spans = zip(starts, ends, strict=True)
+    return [(start, end) for start, end in spans if thinking[start:end].strip()]
 
 
-def _join(parts: list[_Part]) -> Paragraph:
+def _join(parts: list[Paragraph]) -> Paragraph:
     return Paragraph(
         text="\n\n".join(part.text for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),

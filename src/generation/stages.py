@@ -121,24 +121,10 @@ def labeling(
 
 
 def labeling_distill(
-    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
+    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase, use_answer: bool = False
 ) -> Iterator[Prompt]:
-    """Labels of the judge, which has to find the results by itself: one row per chunk of a
-    response.
-    """
-    return _judged(args, row, tokenizer, use_answer=False)
-
-
-def labeling_distill_use_asw(
-    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Prompt]:
-    """Labels of the judge, which compares with the gold answer: one row per chunk of a response."""
-    return _judged(args, row, tokenizer, use_answer=True)
-
-
-def _judged(
-    args: GenerateArguments, row: Row, tokenizer: PreTrainedTokenizerBase, use_answer: bool
-) -> Iterator[Prompt]:
+    """Labels of the judge, which has to find the results by itself, or compares with the gold
+    answer: one row per chunk of a response."""
     for path, paragraphs in _paths(args, row, tokenizer):
         chunks = chunk_paragraphs(
             [paragraph.num_tokens for paragraph in paragraphs], args.chunk_tokens
@@ -228,5 +214,5 @@ SPLITS: dict[str, Split] = {
     "json": Split(_open_messages, json),
     "labeling": Split(_open_paths, labeling),
     "labeling_distill": Split(_open_paths, labeling_distill),
-    "labeling_distill_use_asw": Split(_open_paths, labeling_distill_use_asw),
+    "labeling_distill_use_asw": Split(_open_paths, partial(labeling_distill, use_answer=True)),
 }

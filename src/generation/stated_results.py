@@ -19,12 +19,15 @@ def stated_result(paragraph: str) -> int | None:
 
 def stated_results(thinking: str) -> list[tuple[int, int]]:
     """(paragraph index, result) of every paragraph that states one, as the trace wrote them."""
-    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
     return [
         (index, result)
-        for index, part in enumerate(paragraphs)
+        for index, part in enumerate(_paragraphs(thinking))
         if (result := stated_result(part)) is not None
     ]
+
+
+def _paragraphs(thinking: str) -> list[str]:
+    return [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
 
 
 def recomputes(paragraph: str) -> bool:
@@ -35,11 +38,8 @@ def recomputes(paragraph: str) -> bool:
 
 def after_first_result(thinking: str) -> list[str]:
     """Paragraphs after the first one that states a result: where re-checks are."""
-    paragraphs = [part for part in re.split(r"\n{2,}", thinking) if part.strip()]
-    first = next(
-        (i for i, part in enumerate(paragraphs) if stated_result(part) is not None), len(paragraphs)
-    )
-    return paragraphs[first + 1 :]
+    results = stated_results(thinking)
+    return _paragraphs(thinking)[results[0][0] + 1 :] if results else []
 
 
 def count_rechecks(thinking: str) -> int:

@@ -27,6 +27,7 @@ import random
 import re
 from pathlib import Path
 
+from generation.evaluation.benchmarks import SOURCES, common_format
 from rea_core.checks import check_numbers, check_output_folder
 from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_folder
@@ -46,31 +47,27 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 def fetch() -> dict[str, list[Row]]:
     """The six files' rows from the Hub: numeric answers, no problem twice, shuffled with a seed."""
     svamp = [
-        {
-            "problem": f"{row['Body'].strip().rstrip('.')}. {row['Question']}",
-            "answer": _plain(row["Answer"]),
-            "source": "SVAMP",
-        }
+        _asked(f"{row['Body'].strip().rstrip('.')}. {row['Question']}", row["Answer"], "SVAMP")
         for split in ("train", "test")
         for row in read_rows("ChilleD/SVAMP", split)
     ]
     asdiv = [
-        {
-            "problem": f"{row['body']} {row['question']}",
-            "answer": _plain(row["answer"]),
-            "source": "ASDiv",
-        }
+        _asked(f"{row['body']} {row['question']}", row["answer"], "ASDiv")
         for row in read_rows("EleutherAI/asdiv", "validation")
     ]
-    parts = [_dealt(rows) for rows in (svamp, asdiv)]
-    files = {"svamp_test": parts[0][0], "asdiv_test": parts[1][0]}
-    files |= {
-        "words_validation": parts[0][1] + parts[1][1],
-        "words_train": parts[0][2] + parts[1][2],
+    svamp_parts, asdiv_parts = _dealt(svamp), _dealt(asdiv)
+    return {
+        "svamp_test": svamp_parts[0],
+        "asdiv_test": asdiv_parts[0],
+        "words_validation": svamp_parts[1] + asdiv_parts[1],
+        "words_train": svamp_parts[2] + asdiv_parts[2],
+        "gsm8k_train": _gsm8k("train"),
+        "GSM8K_test": _gsm8k("test"),
     }
-    return files | {
-        f"{name}_{split}": _gsm8k(split) for name, split in (("gsm8k", "train"), ("GSM8K", "test"))
-    }
+
+
+def _asked(problem: str, answer: str, source: str) -> Row:
+    return {"problem": problem, "answer": _plain(answer), "source": source}
 
 
 def _plain(answer: str) -> str | None:
@@ -88,18 +85,12 @@ def _dealt(rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 def _gsm8k(split: str) -> list[Row]:
-    rows = []
-    for row in read_rows("openai/gsm8k", split, "main"):
-        solution, _, answer = row["answer"].rpartition("\n#### ")
-        solution = _CALCULATOR.sub("", solution)
-        rows.append(
-            {
-                "problem": row["question"],
-                "answer": answer.replace(",", ""),
-                "solution": solution,
-                "source": "GSM8K",
-            }
-        )
+    source = SOURCES["GSM8K"]
+    rows = [common_format(row, source) for row in read_rows(source.hub_id, split, source.config)]
+    for row in rows:
+        row["answer"] = row["answer"].replace(",", "")
+        row["solution"] = _CALCULATOR.sub("", row["solution"])
+        row["source"] = "GSM8K"
     return rows
 
 
@@ -164,8 +155,9 @@ def _row(name: str, i: int, row: Row) -> Row:
     return common | ({"level": level} if level else {})
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+@command()
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
     parser = argparse.ArgumentParser(description="Word problems for scripts/real.sh.")
     add_flags(
         parser,
@@ -173,13 +165,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         source=(Path, "folder with the six files; default: from the Hub"),
         num_heldout=(400, "held-out problems from GSM8K's training split"),
     )
-    return parser.parse_args(argv)
-
-
-@command()
-def main(argv: list[str] | None = None) -> None:
-    """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    args = parse_arguments(argv)
+    args = parser.parse_args(argv)
     check_numbers(vars(args), positive=("num_heldout",))
     check_output_folder(args.out, "out")
     own_folder(args.out, "out")

@@ -14,6 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rea_core.options import NOT_NEGATIVE, POSITIVE, SHARE
+
+Kind = type | tuple[type, ...]
 NUMBER = (int, float)
 SOCKET_FOLDER = 107 - len("/00000000-0000-0000-0000-000000000000")  # bytes
 
@@ -34,15 +37,10 @@ def check_numbers(
         not_negative: keys whose number must be 0 or more.
         shares: keys whose number must be from 0 to 1.
     """
-    ranges = (
-        (positive, lambda number: number > 0, "greater than 0"),
-        (not_negative, lambda number: number >= 0, "0 or more"),
-        (shares, lambda number: 0 <= number <= 1, "from 0 to 1"),
-    )
-    for keys, is_within, words in ranges:
+    for keys, rule in ((positive, POSITIVE), (not_negative, NOT_NEGATIVE), (shares, SHARE)):
         for key in keys:
-            if isinstance(number := values.get(key), NUMBER) and not is_within(number):
-                raise ValueError(f"{key} is {number}; it must be {words}")
+            if isinstance(number := values.get(key), NUMBER) and not rule.holds(number):
+                raise ValueError(f"{key} is {number}; it must be {rule.words}")
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
@@ -68,7 +66,8 @@ def check_output(path: str | Path, key: str, inputs: Iterable[str | Path | None]
         kind = "a folder" if path.is_dir() else "a device or pipe"
         raise ValueError(f"{key} is {path}, which is {kind}; name a file")
     # realpath takes a link that leads to itself, too
-    if os.path.realpath(path) in {os.path.realpath(file) for file in inputs if file is not None}:
+    others = {os.path.realpath(file) for file in inputs if file is not None}
+    if os.path.realpath(path) in others:
         raise ValueError(
             f"{key} is {path}, which this command also reads or writes; name another file"
         )
@@ -191,7 +190,7 @@ def is_path(name: str) -> bool:
     )
 
 
-def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+def is_a(value: Any, kind: Kind) -> bool:
     """Whether a value of JSON is of a type; true and false are no numbers."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)

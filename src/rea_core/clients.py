@@ -116,7 +116,8 @@ def bypass_proxies(url: str) -> None:
     """Let every library of this process ask a server of this machine without a proxy."""
     if is_own(host := urlsplit(url).hostname or ""):
         for name in ("no_proxy", "NO_PROXY"):
-            os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), host])
+            known = os.environ.get(name)
+            os.environ[name] = f"{known},{host}" if known else host
 
 
 def http_errors() -> tuple[type[Exception], ...]:

@@ -21,6 +21,8 @@ from rea_core.ownership import release_all
 # characters of tables and logs, as an old terminal can write them
 PLAIN = {"±": "+-", "—": "-", "→": "->"}
 
+Main = Callable[[list[str] | None], None]
+
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Log to stderr with time and module; ranks other than the first only warn.
@@ -61,19 +63,16 @@ def _plain_form(error: UnicodeError) -> tuple[str | bytes, int]:
     )
 
 
-def command(
-    *errors: type[Exception],
-) -> Callable[[Callable[[list[str] | None], None]], Callable[..., None]]:
+def command(*errors: type[Exception]) -> Callable[[Main], Callable[..., None]]:
     """Frame of a program's `main`: it logs to stderr, and an error that a user can mend ends it
     with exit code 1 and one line; Ctrl-C with 130.
 
     Args:
         errors: these errors, next to ValueError and OSError.
     """
-
     mendable: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
 
-    def frame(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
+    def frame(main: Main) -> Callable[..., None]:
         @functools.wraps(main)
         @interruptible
         def framed(argv: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".bz2", ".xz")
 SOME_FILE = "a file (.json, .jsonl, .csv or .parquet, also with .gz)"
 PACKED: dict[bytes, Callable[[Path], Any]] = {
@@ -99,7 +100,7 @@ def _separator(path: Path, begin: bytes) -> str | None:
     return separator if is_header or (path.suffix in (".csv", ".tsv") and line.strip()) else None
 
 
-def _table_rows(path: Path, separator: str) -> Iterator[dict[str, str]]:
+def _table_rows(path: Path, separator: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
@@ -122,7 +123,7 @@ def _table_rows(path: Path, separator: str) -> Iterator[dict[str, str]]:
             ) from None
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -156,7 +157,7 @@ def _unpacked(path: Path, unpack: Callable[[Path], Any]) -> Path:
     return place
 
 
-def _copied(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+def _copied(path: Path, rows: Iterator[Row]) -> Path:
     place = _place(path, ".jsonl")
     try:
         with place.open("w", encoding="utf-8") as out:

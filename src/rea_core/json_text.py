@@ -3,7 +3,6 @@ mistake."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
@@ -52,15 +51,8 @@ def not_utf8(path: str | Path, line: int, reason: str) -> ValueError:
 
 def wide_encoding(data: bytes) -> str | None:
     """Name of an encoding with two or four bytes a letter, also without a mark; None for others."""
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "UTF-32"
-    begin = data[: 2 * (min(len(data), 64) // 2)]
-    every_other_is_zero = len(begin) >= 4 and not (any(begin[::2]) and any(begin[1::2]))
-    return (
-        "UTF-16"
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other_is_zero
-        else None
-    )
+    name = json.detect_encoding(data)[: len("utf-16")].upper()
+    return name if name in ("UTF-16", "UTF-32") else None
 
 
 def read_json(path: str | Path, finite: bool = False) -> Any:

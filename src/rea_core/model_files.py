@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-JSON_FILES = tuple(
-    (
-        "config.json generation_config.json tokenizer_config.json special_tokens_map.json "
-        "tokenizer.json"
-    ).split()
+JSON_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "tokenizer.json"),
 )
 OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from rea_core.checks import NUMBER, is_a, is_path
+from rea_core.checks import NUMBER, Kind, is_a, is_path
 from rea_core.json_text import read_json, read_text
 from rea_core.model_files import check_files, read_tokenizer, text_config
 
@@ -154,7 +154,7 @@ def read_adapter_config(adapter: str | Path) -> dict[str, Any]:
             f"{adapter} is an adapter of the kind {config.get('peft_type')}, not LORA; train a "
             "LoRA adapter"
         )
-    kinds: dict[str, type | tuple[type, ...]] = {"r": int, "lora_alpha": NUMBER}
+    kinds: dict[str, Kind] = {"r": int, "lora_alpha": NUMBER}
     kinds["base_model_name_or_path"] = (str, NoneType)
     for key, kind in kinds.items():
         if key in config and not is_a(config[key], kind):  # PEFT has defaults for them

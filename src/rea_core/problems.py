@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import Any
 
 from rea_core.checks import check_text, odd_characters
 from rea_core.golds import PROBLEM_COLUMNS, find_answer, find_column, gold_texts
@@ -13,15 +14,7 @@ from rea_core.rows import any_rows, check_id
 logger = logging.getLogger(__name__)
 
 
-def load_problems(
-    name: str,
-    split: str | None = None,
-    *,
-    config: str | None = None,
-    problem_column: str | None = None,
-    answer_column: str = "answer",
-    gold_needed: bool = True,
-) -> list[Row]:
+def load_problems(name: str, split: str | None = None, **settings: Any) -> list[Row]:
     """Problems with their gold answers.
 
     Args:
@@ -39,15 +32,7 @@ def load_problems(
 
     Raises ValueError naming the file, and the row if one is at fault.
     """
-    problems = open_problems(
-        name,
-        split,
-        config=config,
-        problem_column=problem_column,
-        answer_column=answer_column,
-        gold_needed=gold_needed,
-    )
-    return list(problems)
+    return list(open_problems(name, split, **settings))
 
 
 def open_problems(
@@ -60,8 +45,10 @@ def open_problems(
     gold_needed: bool = True,
     check: Check = lambda row, i: None,
 ) -> AnyRows:
-    """The same; those of a local file are read when they are asked for. `check` raises
-    ValueError for further faults."""
+    """The same; those of a local file are read when they are asked for.
+
+    `check` is called with every problem and its number, and raises ValueError for further faults.
+    """
     # no function of its own: rows are sent to other processes with it
     convert = partial(
         _problem,
@@ -71,7 +58,7 @@ def open_problems(
         gold_needed=gold_needed,
     )
     first: dict[str, int] = {}
-    known: list[Row] = []  # known columns, to find duplicates
+    asked: dict[str, list[tuple[int, Any]]] = {}  # rows and golds of each problem
     strange: list[str] = []  # rows with control characters
 
     def look(row: Row, i: int) -> None:
@@ -80,26 +67,21 @@ def open_problems(
             strange.append(f"row {i} {odd[0]!r}")
         check_id(problem, i, name, first)
         check(problem, i)
-        known.append(
-            {key: problem[key] for key in ("problem", "answer")}
-            if "problem_id" not in problem
-            else problem_id
-        )
+        if "problem_id" not in problem:  # else they are responses; a problem has several
+            text = " ".join(problem["problem"].split())
+            asked.setdefault(text, []).append((i, problem["answer"]))
 
-    problem_id = {"problem_id": True}
     rows = any_rows(name, split, config, look)
-    warn_of_duplicates(known, name)
+    _warn_of_duplicates(asked, name, len(rows))
     if strange:
         logger.warning(
             "%s: %d problems have control characters, as one backslash too few makes them: %s; "
             "correct those that are not meant",
             *(name, len(strange), ", ".join(strange[:5])),
         )
-    return (
-        rows.mapped(convert)
-        if isinstance(rows, Rows)
-        else [convert(row, i) for i, row in enumerate(rows)]
-    )
+    if isinstance(rows, Rows):
+        return rows.mapped(convert)
+    return [convert(row, i) for i, row in enumerate(rows)]
 
 
 def problem_digest(problem: str) -> str:
@@ -107,35 +89,21 @@ def problem_digest(problem: str) -> str:
     return digest([" ".join(problem.split())])
 
 
-def warn_of_duplicates(problems: list[Row], name: str) -> None:
-    """Log how many problems are there more than once, and how many of these have two golds.
-
-    Rows with a `problem_id` are responses; a problem has several.
-    """
-    rows_of: dict[str, list[int]] = {}
-    for i, row in enumerate(problems):
-        if "problem_id" not in row:
-            rows_of.setdefault(" ".join(row["problem"].split()), []).append(i)
-    twice = [rows for rows in rows_of.values() if len(rows) > 1]
-    torn = [rows for rows in twice if len({str(problems[i]["answer"]) for i in rows}) > 1]
+def _warn_of_duplicates(asked: dict[str, list[tuple[int, Any]]], name: str, num_rows: int) -> None:
+    """Log how many problems are there more than once, and how many of these have two golds."""
+    twice = [rows for rows in asked.values() if len(rows) > 1]
+    torn = [rows for rows in twice if len({str(gold) for _, gold in rows}) > 1]
     if twice:
+        first = ", ".join(str(i) for i, _ in twice[0][:5])
         logger.warning(
             "%s: %d problems are there more than once, in %d of %d rows; the first in rows %s",
-            *(
-                name,
-                len(twice),
-                sum(map(len, twice)),
-                len(problems),
-                ", ".join(map(str, twice[0][:5])),
-            ),
+            *(name, len(twice), sum(map(len, twice)), num_rows, first),
         )
     if torn:
-        golds = ", ".join(f"row {i} {problems[i]['answer']!r}" for i in torn[0][:5])
+        golds = ", ".join(f"row {i} {gold!r}" for i, gold in torn[0][:5])
         logger.warning(
             "%s: %d problems have two golds; the first: %s; keep the right one",
-            name,
-            len(torn),
-            golds,
+            *(name, len(torn), golds),
         )
 
 
@@ -148,12 +116,12 @@ def _problem(
     gold_needed: bool,
 ) -> Row:
     place = f"{name}: row {i}"
-    column = find_column(row, (problem_column,) if problem_column else PROBLEM_COLUMNS)
+    wanted = (problem_column,) if problem_column else PROBLEM_COLUMNS
+    column = find_column(row, wanted)
     gold_column = (
         find_answer(row) if answer_column == "answer" else find_column(row, (answer_column,))
     )
     if column is None or gold_column is None:
-        wanted = (problem_column,) if problem_column else PROBLEM_COLUMNS
         missing = repr(answer_column) if column else " or ".join(map(repr, wanted))
         raise ValueError(
             f"{place} has no column {missing}, only {sorted(row)}; problem_column and "

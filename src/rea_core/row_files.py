@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rea_core.checks import made_by_others
-from rea_core.formats import is_lines, plain_json
+from rea_core.formats import Row, is_lines, plain_json
 from rea_core.json_text import (
     LenientDecoder,
     check_characters,
@@ -38,7 +38,6 @@ from rea_core.json_text import (
 )
 from rea_core.ownership import own_file
 
-Row = dict[str, Any]
 Check = Callable[[Row, int], None]  # raises ValueError for a row, by its number in the file
 Convert = Callable[[Row, int], Row]  # takes a row and its number in the file
 BUFFER = CHUNK = 1 << 20  # bytes that are read at once
@@ -136,11 +135,7 @@ class Rows(Sequence[Row]):
     @property
     def digest(self) -> str:
         """Fingerprint of the rows as they are written."""
-        hasher = hashlib.blake2b(digest_size=8)
-        for data in self.texts():
-            hasher.update(data)
-            hasher.update(b"\0")
-        return hasher.hexdigest()
+        return digest(self.texts())
 
 
 AnyRows = Rows | list[Row]  # of a file, or few in memory
@@ -190,7 +185,11 @@ def _look_at_all(path: Path, check: Check) -> Rows:
     ):
         try:
             if refused is None:
-                _check_object(row, i, path)
+                if not isinstance(row, dict):
+                    raise ValueError(
+                        f"{path}: row {i} must be an object, but is {str(row)[:60]!r}; write "
+                        "{...}"
+                    )
                 check(row, i)
         except ValueError as error:
             refused = error
@@ -201,13 +200,6 @@ def _look_at_all(path: Path, check: Check) -> Rows:
     if refused is not None:
         raise refused
     return Rows(path, starts, sizes, range(len(starts)), version)
-
-
-def _check_object(row: Any, i: int, path: Path) -> None:
-    if not isinstance(row, dict):
-        raise ValueError(
-            f"{path}: row {i} must be an object, but is {str(row)[:60]!r}; write {{...}}"
-        )
 
 
 def _no_rows(path: Path, found: str) -> ValueError:
@@ -382,7 +374,9 @@ def check_replaceable(path: Path, row: Any) -> None:
     if not (path.exists() and isinstance(row, dict)):
         return
     columns = _columns(path)
-    if columns is not None and 2 * len(columns & row.keys()) <= len(columns | row.keys()):
+    if columns is None:
+        return
+    if 2 * len(columns & row.keys()) <= len(columns | row.keys()):
         raise made_by_others(path)
 
 
@@ -480,19 +474,27 @@ def write_json(path: Path, value: Any) -> None:
             for row in value:
                 out.add(row)
         return
+    write_atomically(path, [json.dumps(value, ensure_ascii=False, indent=1)])
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 DIGESTS = {"model_digest", "input_digest", "first_prompt"}
 
 
-def digest(values: Iterable[str]) -> str:
-    """Short fingerprint of a sequence of strings."""
+def digest(values: Iterable[str | bytes]) -> str:
+    """Short fingerprint of a sequence of texts."""
     hasher = hashlib.blake2b(digest_size=8)
     for value in values:
-        hasher.update(value.encode())
+        hasher.update(value.encode() if isinstance(value, str) else value)
         hasher.update(b"\0")
     return hasher.hexdigest()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rea_core.checks import is_a, is_path, short_json
+from rea_core.checks import Kind, is_a, is_path, short_json
 from rea_core.formats import SOME_FILE, SUFFIXES
 from rea_core.row_files import AnyRows, Check, Row, open_rows
+from rea_core.row_files import write_atomically as write_atomically  # has moved
 
-Columns = Mapping[str, type | tuple[type, ...]]  # types by the name of the column
+Columns = Mapping[str, Kind]  # types by the name of the column
 
 
 def read_rows(name: str, split: str | None = None, config: str | None = None) -> list[Row]:
@@ -88,14 +88,3 @@ def check_id(row: Row, i: int, name: str | Path, first: dict[str, int]) -> None:
             f"{name}: rows {other} and {i} have the same 'id', {row['id']!r}; make it unique, or "
             "leave it out"
         )
-
-
-def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file so that it is either complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

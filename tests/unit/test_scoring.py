@@ -319,11 +319,11 @@ def test_table_has_a_row_per_file_and_a_table_by_level():
 
 def test_base_scored_on_other_problems_is_refused(tmp_path):
     write_json(tmp_path / "s.json", {"groups": {}, "problems": [{"id": "a", "mean_tokens": 5.0}]})
-    assert read_base_tokens(tmp_path / "s.json", {"a"}) == {"a": 5.0}
+    assert read_base_tokens(tmp_path / "s.json", {"a": None}) == {"a": 5.0}
     with pytest.raises(
         ValueError, match="s.json: 2 of 2 problems are not in it, the first is row [bc]; score"
     ):
-        read_base_tokens(tmp_path / "s.json", {"b", "c"})
+        read_base_tokens(tmp_path / "s.json", {"b": None, "c": None})
 
 
 def test_mistakes_are_one_line(tmp_path, model):

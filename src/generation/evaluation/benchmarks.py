@@ -96,7 +96,8 @@ def common_format(row: Row, source: Source) -> dict[str, str]:
 
 def golds_digest(rows: list[Row]) -> str:
     """Checksum of the golds in their order."""
-    return hashlib.sha256("\n".join(str(row["answer"]) for row in rows).encode()).hexdigest()[:16]
+    golds = "\n".join(str(row["answer"]) for row in rows)
+    return hashlib.sha256(golds.encode()).hexdigest()[:16]
 
 
 def check(name: str, rows: list[Row]) -> None:

@@ -28,7 +28,7 @@ from generation.identity import Identities, identity
 from generation.labeling_to_prefix import Labels, label_probabilities
 from generation.math_verify_all import Scores, Scoring, problem_id, read_scores, score_files
 from generation.provenance import check_all_comparable, known_parts, prompt_format_of
-from generation.scoring import ALL, Interval, at_an_end, ratio_interval
+from generation.scoring import ALL, Interval, at_an_end, ratio_interval, sums_by_problem
 from generation.verifiers.opening import VERIFIER_FLAGS
 from rea_core.checks import (
     NUMBER,
@@ -71,17 +71,12 @@ def detector_figures(paths: list[DetectedPath]) -> dict[str, Any]:
     >>> [round(detector_figures(paths)[key].value, 2) for key in keys]
     [0.67, 0.67, 0.0]
     """
-    problems: dict[str, list[DetectedPath]] = {}
-    for path in paths:
-        problems.setdefault(path.problem, []).append(path)
-    groups = list(problems.values())
+    problems = [path.problem for path in paths]
 
     def over(numerator, denominator, is_share: bool = True) -> Interval:
-        found = ratio_interval(
-            [sum(map(numerator, group)) for group in groups],
-            [sum(map(denominator, group)) for group in groups],
-        )
-        return at_an_end(found, len(groups)) if is_share else found
+        counts = map(numerator, paths), map(denominator, paths)
+        found = ratio_interval(*sums_by_problem(problems, *counts))
+        return at_an_end(found, len({*problems})) if is_share else found
 
     def right(path: DetectedPath) -> int:
         return len(path.confirmed & path.found)
@@ -130,12 +125,8 @@ def by_strategy(heads: Iterable[Row]) -> dict[str, list[int]]:
 
 def kept_tokens(rows: Iterable[Row]) -> Interval:
     """Mean share of the thinking's tokens that a strategy keeps."""
-    kept: dict[str, list[float]] = {}
-    for row in rows:
-        kept.setdefault(problem_id(row), []).append(row["kept"])
-    return ratio_interval(
-        [sum(shares) for shares in kept.values()], [len(shares) for shares in kept.values()]
-    )
+    shares = [(problem_id(row), row["kept"], 1) for row in rows]
+    return ratio_interval(*sums_by_problem(*zip(*shares, strict=True)))
 
 
 def scoring_of(args: argparse.Namespace) -> Scoring:
@@ -307,9 +298,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 @command()
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a mistake in the arguments or files."""
-    args = parse_arguments(argv)
-    tables = report(args)
-    sys.stdout.write(tables)
+    sys.stdout.write(report(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
 
-from tabulate import tabulate
-
 from generation.evaluation.plots import draw
+from generation.figure_table import Column, percent, render
 from generation.math_verify_all import read_problems, read_scores
 from generation.provenance import MadeBy, check_all_comparable, known_parts
 from generation.scoring import ALL, Interval, aes, at_an_end, mean_interval
@@ -39,6 +38,14 @@ ORDER = ("GSM8K", "math500", "gaokao2023en", "amc23", "aime2024", "olympiadbench
 COUNTED = {
     "num_tokens": int,
     **dict.fromkeys(("correct", "truncated", "answered", "no_room"), bool),
+}
+# last columns of the table
+SUMMARY = {
+    "TR %": "tr",
+    "AES": "aes",
+    "truncated %": "truncated",
+    "answered %": "answered",
+    "no room %": "no_room",
 }
 AGAIN = "score its generation file again"
 IDENTITY = ("model_dir", "lora_digest", "api_model")
@@ -59,7 +66,9 @@ class ScoredFile:
     def model(self) -> tuple[str, ...]:
         """The model's name in the table; if scores do not say it, the folder of their file."""
         known = self.made_by.get("model", {})
-        return tuple(str(known.get(key)) for key in IDENTITY) if known else (str(self.path.parent),)
+        if not known:
+            return (str(self.path.parent),)
+        return tuple(str(known.get(key)) for key in IDENTITY)
 
     @property
     def origin(self) -> str:
@@ -258,44 +267,37 @@ def efficiency(benchmarks: Benchmarks, base: Benchmarks) -> float | None:
 
 def table(models: dict[str, Benchmarks], base: str | None) -> str:
     """Accuracy (%) and tokens, a row per model; half of a 95 % interval after ±."""
+    accuracy = {
+        name: _averages(b, "correct") | _summary(b, models.get(base)) for name, b in models.items()
+    }
+    tokens = {name: _averages(b, "num_tokens") for name, b in models.items()}
     names = sorted({name for b in models.values() for name in b}, key=_place)
-    accuracy = [
-        [model, *_cells(b, names, "correct", 100, 1), *_summary(b, models.get(base))]
-        for model, b in models.items()
-    ]
-    tokens = [[model, *_cells(b, names, "num_tokens", 1, 0)] for model, b in models.items()]
-    headers = [*names, "average"]
-    style = {"disable_numparse": True, "stralign": "right"}
-    summary = ["TR %", "AES", "truncated %", "answered %", "no room %"]
+    titles = {**{name: f"on {name}" for name in names}, "average": "average"}
+    shares = [percent(title, key) for title, key in titles.items()]
+    counts = [Column(title, key, digits=0) for title, key in titles.items()]
+    summary = [Column(title, key) for title, key in SUMMARY.items()]
     return (
-        f"{tabulate(accuracy, ['accuracy %', *headers, *summary], **style)}\n\n"
-        f"{tabulate(tokens, ['tokens', *headers], **style)}\n"
+        f"{render(accuracy, [*shares, *summary], 'accuracy %')}\n\n"
+        f"{render(tokens, counts, 'tokens')}\n"
     )
 
 
-def _cells(
-    benchmarks: Benchmarks, names: list[str], key: str, scale: float, digits: int
-) -> list[str]:
-    """One cell per benchmark, then the average over those that were scored."""
-    cells = [
-        average({name: benchmarks[name]}, key).format(scale, digits) if name in benchmarks else "-"
-        for name in names
-    ]
-    return [*cells, average(benchmarks, key).format(scale, digits)]
+def _averages(benchmarks: Benchmarks, key: str) -> Row:
+    """Figure of each benchmark that was scored, and of all."""
+    each = {f"on {name}": average({name: rows}, key) for name, rows in benchmarks.items()}
+    return each | {"average": average(benchmarks, key)}
 
 
-def _summary(benchmarks: Benchmarks, base: Benchmarks | None) -> list[str]:
-    relative = relative_tokens(benchmarks, base) if base else None
-    score = efficiency(benchmarks, base) if base else None
-    shares = [
-        f"{100 * average(benchmarks, key).value:.1f}"
+def _summary(benchmarks: Benchmarks, base: Benchmarks | None) -> Row:
+    found: Row = {
+        key: f"{100 * average(benchmarks, key).value:.1f}"
         for key in ("truncated", "answered", "no_room")
-    ]
-    return [
-        relative.format() if relative else "-",
-        "-" if score is None else f"{score:.2f}",
-        *shares,
-    ]
+    }
+    if base:
+        found["tr"] = relative_tokens(benchmarks, base)
+        score = efficiency(benchmarks, base)
+        found["aes"] = None if score is None else f"{score:.2f}"
+    return found
 
 
 def picture(models: dict[str, Benchmarks], save_to: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from typing import Any
 
 from generation.verifiers.answers import Row, final_answer
 from generation.verifiers.exact import golds, plain
@@ -41,7 +40,7 @@ _FOLLOWED = re.compile(
 _PRECEDED = re.compile(rf"(?<![\w'])([A-Z])[)*$]*\s*(?:{_JOINT}\s*)+[*$(]*$")
 
 
-def choice(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
+def choice(responses: list[str], rows: list[Row]) -> list[bool]:
     """Whether each response ends in the letter, or the text, of the right choice.
 
     >>> choice(["</think>The answer is (B).", "</think>\\\\boxed{C}"], [{"answer": "B"}] * 2)

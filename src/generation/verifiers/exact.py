@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
 
 from generation.verifiers.answers import Row, final_answer
 
 
-def exact(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
+def exact(responses: list[str], rows: list[Row]) -> list[bool]:
     """Whether the final answer is the text of `answer`, or of one of several; case counts.
 
     >>> exact(["</think>\\\\boxed{the  fox}", "</think>The fox"], [{"answer": "the fox"}] * 2)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from generation.math_verify.pool import KILL_MARGIN, Worker, start_process
 from generation.verifiers.names import check_name, load_function, recorded_name
+from rea_core.row_files import Row
 
 if TYPE_CHECKING:
     from generation.math_verify.extract import Thinking
@@ -40,7 +41,7 @@ class Asked(NamedTuple):
     markers: Mapping[str, str] | None = None
 
     @property
-    def as_response(self) -> dict[str, Any]:
+    def as_response(self) -> Row:
         """The same, as files hold it."""
         return {"text": self.text, "prompt_thinking": self.thinking, "markers": self.markers}
 
@@ -94,7 +95,7 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _call(function: Any, asked: Sequence[Asked], rows: list[dict[str, Any]]) -> list[bool] | str:
+def _call(function: Any, asked: Sequence[Asked], rows: list[Row]) -> list[bool] | str:
     """Verdicts of a function, or a text with its error."""
     for row, (_, thinking, markers) in zip(rows, asked, strict=True):
         row["prompt_thinking"] = thinking

@@ -20,7 +20,7 @@ SHARE = 0.8  # of a response's seconds that its programs may take
 PAIR = {"input", "output"}
 
 
-def program(responses: list[str], rows: list[dict[str, Any]]) -> list[bool]:
+def program(responses: list[str], rows: list[Row]) -> list[bool]:
     """Whether the last fenced block after each thinking passes all tests."""
     warn_of_network()
     return [
