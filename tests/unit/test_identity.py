@@ -205,6 +205,17 @@ def test_files_about_different_things_are_refused(tmp_path, stages, name, what):
     assert not (tmp_path / "out").is_file()
 
 
+@pytest.mark.parametrize("name", JOINS)
+def test_files_without_a_common_response_are_refused(tmp_path, stages, name):
+    program, line, other = JOINS[name]
+    edit(stages[other], lambda row: row.update(id=row["id"].replace("p", "q", 1)))
+    with pytest.raises(SystemExit) as ended:
+        program(line.format(out=tmp_path / "out", **stages).split())
+    said = str(ended.value)
+    assert said.startswith("error: ") and "\n" not in said and "; " in said
+    assert not (tmp_path / "out").is_file()
+
+
 # --- Models ---------------------------------------------------------------------------------------
 
 

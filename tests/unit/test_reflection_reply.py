@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from adapters import save_adapter
 from recipe_files import write_recipe
-from stage_files import make_stages
+from stage_files import build_tasks, make_stages
 from supervised import sft_arguments, write_rows
 from tiny import save_model
 
@@ -17,7 +17,6 @@ from generation import generate
 from generation.arguments import GenerateArguments
 from generation.labeling_distill_utils import reflection_example
 from generation.reflection_reply import FILE, form_of, reply_form
-from generation.tasks import build_tasks
 from miniature import label
 from rea_rl import adapter_pack, grpo
 from rea_rl.merge_lora import merge_lora

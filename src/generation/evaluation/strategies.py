@@ -217,7 +217,13 @@ def detected(args: argparse.Namespace) -> list[DetectedPath]:
         if row["id"] in p_result:
             labelled.check(f"{args.judge_cuts}: row {i}", row["id"], identity(row))
 
-    return detected_paths(p_result, open_judged(args.judge_cuts, check), args.cut_threshold)
+    paths = detected_paths(p_result, open_judged(args.judge_cuts, check), args.cut_threshold)
+    if not paths:
+        raise ValueError(
+            f"{args.labels} and {args.judge_cuts} have no response in common; give two files of "
+            "the same responses"
+        )
+    return paths
 
 
 def report(args: argparse.Namespace) -> str:
