@@ -84,12 +84,9 @@ def length_reward_values(
     >>> length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 100])
     [0.5, -0.5, 0.0]
     """
-    shares = _length_shares(problem, [True] * len(correct), num_tokens)
-    values = (0.0 if share is None else 0.5 - share for share in shares)
-    return [
-        value if is_right else min(0.0, value)
-        for value, is_right in zip(values, correct, strict=True)
-    ]
+    values = _length_values(problem, [True] * len(correct), num_tokens)
+    rows = zip(values, correct, strict=True)
+    return [value if is_right else min(0.0, value) for value, is_right in rows]
 
 
 def refined_length_reward_values(
@@ -104,8 +101,7 @@ def refined_length_reward_values(
     >>> refined_length_reward_values(["a", "a", "a"], [True, True, False], [100, 200, 10])
     [0.5, -0.5, -0.5]
     """
-    shares = _length_shares(problem, correct, num_tokens)
-    values = (0.0 if share is None else 0.5 - share for share in shares)
+    values = _length_values(problem, correct, num_tokens)
     return [value if is_right else -0.5 for value, is_right in zip(values, correct, strict=True)]
 
 
@@ -138,10 +134,7 @@ def sigmoid_length_values(
     >>> sigmoid_length_values(["a", "a", "b"], [True, True, False], [70, 70, 10])
     [0.9, 0.9, 0.0]
     """
-    lengths = defaultdict(list)
-    for key, is_right, tokens in zip(problem, correct, num_tokens, strict=True):
-        if is_right:
-            lengths[key].append(tokens)
+    lengths = _of_each(problem, num_tokens, correct)
 
     def value(key: Hashable, tokens: int) -> float:
         deviation = statistics.pstdev(lengths[key])
@@ -172,9 +165,7 @@ def laser_values(
     >>> laser_values(["a", "a"], [True, True], [100, 101], [100])
     [0.5, 0.0]
     """
-    verdicts = defaultdict(list)
-    for key, is_right in zip(problem, correct, strict=True):
-        verdicts[key].append(is_right)
+    verdicts = _of_each(problem, correct)
 
     def target(key: Hashable) -> int:
         share = statistics.fmean(verdicts[key])
@@ -227,9 +218,7 @@ def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) ->
     >>> serial_decay_values(["a", "a", "a", "a"], [True, False, True, True])
     [0.25, 0.0, 1.0, 0.5]
     """
-    rows = defaultdict(list)
-    for row, key in enumerate(problem):
-        rows[key].append(row)
+    rows = _of_each(problem, range(len(problem)))
     values = [0.0] * len(correct)
     for whole, *cuts in rows.values():
         right = [row for row in (*cuts, whole) if correct[row]]
@@ -238,21 +227,29 @@ def serial_decay_values(problem: Sequence[Hashable], correct: Sequence[bool]) ->
     return values
 
 
-def _length_shares(
+def _length_values(
     problem: Sequence[Hashable], counted: Sequence[bool], num_tokens: Sequence[int]
-) -> list[float | None]:
-    """(tokens - min) / (max - min) over a problem's counted responses; None if all are equal."""
-    lengths = defaultdict(list)
-    for key, is_counted, tokens in zip(problem, counted, num_tokens, strict=True):
-        if is_counted:
-            lengths[key].append(tokens)
+) -> list[float]:
+    """0.5 - (tokens - min) / (max - min) over a problem's counted responses; 0 if all are equal."""
+    lengths = _of_each(problem, num_tokens, counted)
     bounds = {key: (min(values), max(values)) for key, values in lengths.items()}
 
-    def share(key: Hashable, tokens: int) -> float | None:
+    def value(key: Hashable, tokens: int) -> float:
         shortest, longest = bounds.get(key, (0, 0))
-        return (tokens - shortest) / (longest - shortest) if longest > shortest else None
+        return 0.5 - (tokens - shortest) / (longest - shortest) if longest > shortest else 0.0
 
-    return [share(key, tokens) for key, tokens in zip(problem, num_tokens, strict=True)]
+    return [value(key, tokens) for key, tokens in zip(problem, num_tokens, strict=True)]
+
+
+def _of_each(
+    problem: Sequence[Hashable], values: Sequence[Any], counted: Sequence[bool] | None = None
+) -> dict[Hashable, list[Any]]:
+    """Values of the responses to each problem, or of those that count."""
+    found = defaultdict(list)
+    for key, value, counts in zip(problem, values, counted or [True] * len(values), strict=True):
+        if counts:
+            found[key].append(value)
+    return found
 
 
 PATHS = ("problem_id", "correct", "num_tokens")

@@ -111,14 +111,8 @@ def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[torch.Tensor]:
     rows = []
     for path in paths:
         ids = torch.from_numpy(path.ids).unsqueeze(0).to(trainer.accelerator.device)  # (1, L)
-        arguments = (
-            trainer,
-            trainer.model,
-            ids,
-            torch.ones_like(ids),
-            len(path.ids) - path.num_prompt,
-        )
-        rows.append(GRPOTrainer._get_per_token_logps_and_entropies(*arguments)[0][0])
+        row = trainer.model, ids, torch.ones_like(ids), len(path.ids) - path.num_prompt
+        rows.append(GRPOTrainer._get_per_token_logps_and_entropies(trainer, *row)[0][0])
     return rows
 
 

@@ -147,9 +147,7 @@ class PackedStep:
 
     def _packs(self, inputs: Inputs) -> list[Inputs]:
         """Rows of each forward pass of this rank; also makes ready for the backward passes."""
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        paths = token_paths(ids, mask, inputs["completion_ids"].size(1))
+        paths = _paths_of(inputs)
         rows = plan(paths, self.budget)
         self.recompute.begin_step(
             lambda: max(num_unique([paths[i] for i in some]) for some in rows)
@@ -196,6 +194,12 @@ def token_paths(
         TokenPath(row[kept], int(prompt))
         for row, kept, prompt in zip(ids, mask, num_prompt, strict=True)
     ]
+
+
+def _paths_of(inputs: Inputs) -> list[TokenPath]:
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return token_paths(ids, mask, inputs["completion_ids"].size(1))
 
 
 def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
@@ -251,8 +255,6 @@ def relatives_together(batches: list[Inputs]) -> list[Inputs]:
         key: torch.cat([each[key] for each in batches]) if is_rows[key] else value
         for key, value in batches[0].items()
     }
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    order = order_by_ids(token_paths(ids, mask, batch["completion_ids"].size(1)))
+    order = order_by_ids(_paths_of(batch))
     size = len(order) // len(batches)
     return [select_rows(batch, order[start : start + size]) for start in range(0, len(order), size)]

@@ -19,6 +19,7 @@ from rea_core.json_text import read_json
 from rea_core.row_files import digest, write_json
 from rea_rl.run.card import code_version
 from rea_rl.run.monitors import MonitorKeys
+from rea_rl.run.trl_keys import default_of
 
 Record = dict[str, Any]
 RECORD = "run_record.json"
@@ -107,16 +108,10 @@ def make_record(
         "given": sorted(
             key
             for key, (_, field) in fields.items()
-            if key in settings and values[key] != _plain(_default(field))
+            if key in settings and values[key] != _plain(default_of(field))
         ),
     }
     return json.loads(json.dumps(record))
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
 
 
 def launch_kind(args: Any) -> str:

@@ -150,7 +150,7 @@ SMALLER_IS_BETTER = """
 
 def check_defaults(config: Any, reasons: Mapping[str, str]) -> None:
     """Raise ValueError for a key that must keep its default, or does nothing without another."""
-    defaults = {f.name: _default(f) for f in dataclasses.fields(config)}
+    defaults = {f.name: default_of(f) for f in dataclasses.fields(config)}
     changed = {key for key, default in defaults.items() if getattr(config, key) != default}
     for key in [key for key in reasons if key in changed]:
         raise ValueError(
@@ -337,10 +337,11 @@ def _try_schedule(config: Any) -> None:
         ) from error
 
 
-def _default(field: dataclasses.Field) -> Any:
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
+def default_of(field: dataclasses.Field) -> Any:
+    """Default of a dataclass's field; None if it has to be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _shown(value: Any) -> str:

@@ -398,6 +398,7 @@ def run(args: argparse.Namespace) -> None:
         rows = [read_row(name, paths, problems, counter) for name, paths in files.items()]
     report = make_report(rows, problems)
     forced, logs = forced_curves(args.work, problems), training_logs(args.work)
+    made_with = provenance(args.work)
     shown = {row["id"]: row["problem"] for row in shown_problems(args.train_problems)}
     parts = {
         "forced": forced,
@@ -406,7 +407,7 @@ def run(args: argparse.Namespace) -> None:
         if shown
         else [],
         "notes": args.notes,
-        "cut": read_json(args.work / "cut.json") if (args.work / "cut.json").is_file() else None,
+        "cut": made_with.get("cut"),
     }
     if (args.work / "cut.png").is_file():
         check_made(picture := args.out / "cut.png", picture, PICTURE)
@@ -416,7 +417,7 @@ def run(args: argparse.Namespace) -> None:
     found = {"differences": report.differences, "budgets": report.curves, "forced": forced}
     found = {key: {n: plain(figures) for n, figures in by.items()} for key, by in found.items()}
     found |= {"rows": json_rows(report, rows), "versions": package_versions() | code_version()}
-    write_json(args.out / "real.json", found | provenance(args.work))
+    write_json(args.out / "real.json", found | made_with)
     logger.info("wrote %s: %s", args.out / "README.md", ", ".join(row.name for row in rows))
 
 
