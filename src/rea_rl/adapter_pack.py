@@ -26,7 +26,7 @@ from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
 from rea_core.ownership import own_folder
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
     check_output_folder(out, "out")
     own_folder(out, "out")
     out.mkdir(parents=True, exist_ok=True)
-    parts: list[dict[str, torch.Tensor]] = [{}]
+    parts: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, weight in sorted(load_file(adapter / ADAPTER_WEIGHTS).items()):
         if size + weight.numel() > MAX_FILE_BYTES and parts[-1]:
@@ -91,7 +91,7 @@ def unpack(folder: Path, out: Path) -> Path:
     return out
 
 
-def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 (R, C) and scale (R, 1) of a matrix (R, C)."""
     import torch
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import openai
     import torch
     from peft import PeftModel
+    from torch import Tensor
 
     from rea_rl.packing.prefix_tree import TokenPath
 
@@ -118,7 +119,7 @@ def nan_gradients(place: Place) -> Iterator[Finding]:
         torch.backends.cuda.enable_cudnn_sdp(allowed)
 
 
-def _padding(length: int, side: str, device: torch.device) -> torch.Tensor:
+def _padding(length: int, side: str, device: torch.device) -> Tensor:
     """Mask (4, L) of rows of different lengths; the first is whole."""
     import torch
 
@@ -127,7 +128,7 @@ def _padding(length: int, side: str, device: torch.device) -> torch.Tensor:
     return places < real[:, None] if side == "right" else places >= length - real[:, None]
 
 
-def attention_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
+def attention_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     """Of queries, keys and values (4, 14, L, 64), whose scores are about -LOW_SCORE."""
     import torch
 
@@ -165,32 +166,32 @@ def _random_model(place: Place) -> PeftModel:
     return get_peft_model(model, LoraConfig(r=8, target_modules=LINEAR, task_type="CAUSAL_LM"))
 
 
-def _row_logps(model: PeftModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _row_logps(model: PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Log-probs (B, L - 1) of the tokens of padded rows but the first."""
     logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
     return logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
 
 
-def _sums(model: PeftModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _sums(model: PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Sums (B,) of those that are no padding."""
     return (_row_logps(model, ids, mask) * (mask[:, 1:] & mask[:, :-1])).sum(dim=1)
 
 
-def _tokens(place: Place, length: int) -> torch.Tensor:
+def _tokens(place: Place, length: int) -> Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(length)
     return torch.randint(0, 256, (4, length), generator=generator).to(place.device)
 
 
-def sft_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
+def sft_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     """Of an adapter, for the mean log-prob of padded rows."""
     model, mask = _random_model(place), _padding(length, side, place.device)
     (-_sums(model, _tokens(place, length), mask).sum() / mask.sum()).backward()
     return _gradients(model)
 
 
-def dpo_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
+def dpo_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     """Of an adapter, for the preference of the first two of padded rows over the others."""
     import torch
     import torch.nn.functional as F
@@ -204,7 +205,7 @@ def dpo_gradients(place: Place, length: int, side: str) -> list[torch.Tensor]:
     return _gradients(model)
 
 
-def _gradients(model: PeftModel) -> list[torch.Tensor]:
+def _gradients(model: PeftModel) -> list[Tensor]:
     """Of all trained weights; 0 for one that has no part in the loss."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p.detach() * 0 if p.grad is None else p.grad.detach().clone() for p in trained]
@@ -260,7 +261,7 @@ def policy(place: Place) -> PeftModel:
     return model
 
 
-def _step(model: PeftModel, logps: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(model: PeftModel, logps: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """Log-probs (M,) of trained tokens, and all gradients (P,) of their weighted sum."""
     import torch
 
@@ -272,14 +273,14 @@ def _step(model: PeftModel, logps: Callable[[], torch.Tensor]) -> tuple[torch.Te
     return found.detach(), gradients
 
 
-def padded_logps(model: PeftModel, paths: list[TokenPath]) -> torch.Tensor:
+def padded_logps(model: PeftModel, paths: list[TokenPath]) -> Tensor:
     """As TRL computes them: prompts padded on the left, completions on the right."""
     import torch
     from trl.trainer.utils import pad
 
     ends = [path.num_prompt for path in paths]
 
-    def padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    def padded(rows: list[Tensor]) -> Tensor:
         parts = (row.tensor_split([end]) for row, end in zip(rows, ends, strict=True))
         prompts, completions = zip(*parts, strict=True)
         return torch.cat([pad(prompts, padding_side="left"), pad(completions)], dim=1)
@@ -290,7 +291,7 @@ def padded_logps(model: PeftModel, paths: list[TokenPath]) -> torch.Tensor:
     return _row_logps(model, ids, mask)[:, max(ends) - 1 :][trained]
 
 
-def packed_logps(model: PeftModel, paths: list[TokenPath]) -> torch.Tensor:
+def packed_logps(model: PeftModel, paths: list[TokenPath]) -> Tensor:
     """The same in a row of shared prefixes."""
     from rea_rl.packing.prefix_tree import fold
 

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from generation.cuts import think_end_finder
@@ -89,8 +90,8 @@ class StepInWork:
     rows: list[dict[str, Any]]
     rollouts: list[Rollout] = field(default_factory=list)
     trained: list[Rollout] = field(default_factory=list)
-    rewards: torch.Tensor | None = None
-    loss_inputs: dict[str, torch.Tensor] | None = None
+    rewards: Tensor | None = None
+    loss_inputs: dict[str, Tensor] | None = None
 
 
 def gathered_on_first(rows: list[Any]) -> list[Any] | None:
@@ -168,9 +169,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """One row per sampled response: G rows of a prompt follow each other, on one rank."""
         return epoch_sampler(self, lambda: int(self.state.epoch or 0), dataset)
 
-    def _generate_and_score_completions(
-        self, inputs: list[dict[str, Any]]
-    ) -> dict[str, torch.Tensor]:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
         self._work = work = StepInWork(inputs)
         output = super()._generate_and_score_completions(
@@ -197,11 +196,11 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         self._apply_switches(output, rewards)
         return output
 
-    def _of_this_rank(self, rows: torch.Tensor) -> torch.Tensor:
+    def _of_this_rank(self, rows: Tensor) -> Tensor:
         """Rows (B, ...) of all ranks -> those of this one."""
         return rows.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
 
-    def _apply_switches(self, output: dict[str, torch.Tensor], rewards: torch.Tensor) -> None:
+    def _apply_switches(self, output: dict[str, Tensor], rewards: Tensor) -> None:
         """Recipe's `overthinking_loss` makes advantages (B, C); `dynamic_sampling` masks groups
         with equal `rewards`, (B, F) of all ranks."""
         if self.args.overthinking_loss != "none":
@@ -216,7 +215,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             differs = differing_groups(rewards, self.num_generations)
             self._leave_out(output, self._of_this_rank(differs))
 
-    def _leave_out(self, output: dict[str, torch.Tensor], kept: torch.Tensor) -> None:
+    def _leave_out(self, output: dict[str, Tensor], kept: Tensor) -> None:
         """Train no token of the rows (b,) that are not kept. All ranks do it together."""
         output["completion_mask"] *= kept.unsqueeze(1)
         num_tokens = self.accelerator.gather(output["completion_mask"].sum())
@@ -240,7 +239,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         columns = ("prompt_ids", "completion_ids", "logprobs", *reward_columns())
         return {column: [getattr(each, column) for each in work.trained] for column in columns}
 
-    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+    def _calculate_rewards(self, *args: Any) -> Tensor:
         self._work.rewards = super()._calculate_rewards(*args)
         return self._work.rewards
 
@@ -267,8 +266,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         return inputs
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any
-    ) -> torch.Tensor:
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], **kwargs: Any
+    ) -> Tensor:
         if self.packed_step is None:
             return super().compute_loss(model, inputs, **kwargs)
         metrics = self._metrics["train"]
@@ -278,9 +277,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """Problems of the step, since its micro-batches mix them."""
         return list(dict.fromkeys(row["problem_id"] for row in self._work.rows))
 
-    def _compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         self._work.loss_inputs = dict(inputs)
         loss = super()._compute_loss(model, self._work.loss_inputs)
         self._work.loss_inputs = None
@@ -289,8 +286,8 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self,
         model: torch.nn.Module,
-        input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
-        attention_mask: torch.Tensor,  # (B, P + C)
+        input_ids: Tensor,  # (B, P + C), prompts padded on the left, completions on the right
+        attention_mask: Tensor,  # (B, P + C)
         logits_to_keep: int,  # C
         batch_size: int | None = None,
         **kwargs: Any,
@@ -311,7 +308,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             self._correct_for_sampler(self._work.loss_inputs, logps.detach())
         return logps, entropies, balance
 
-    def _correct_for_sampler(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
+    def _correct_for_sampler(self, inputs: dict[str, Tensor], logps: Tensor) -> None:
         """Weigh each token's advantage by its truncated ratio trainer / server; 1 for forced tokens
         and padding.
 
@@ -367,7 +364,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         )
         return metrics
 
-    def _note_training(self, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
+    def _note_training(self, rewards: Tensor, advantages: Tensor) -> None:
         """Complete the records of a training batch and log their metrics."""
         rollouts = self._work.rollouts
         rows = list(zip(self._work.trained, rewards.tolist(), advantages.tolist(), strict=True))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from generation.cuts import FindThinkEnd, find_marker
 from rea_core import moved
@@ -80,11 +81,11 @@ def serial_cuts(num_paragraphs: int, num_cuts: int) -> list[int]:
 
 
 def group_advantages(
-    rewards: torch.Tensor,
-    correct: torch.Tensor,
+    rewards: Tensor,
+    correct: Tensor,
     group_size: int,
     scale: bool | Literal["batch"] = True,
-) -> torch.Tensor:
+) -> Tensor:
     """Advantage of each row: its summed reward against the mean of its group, over a standard
     deviation.
 
@@ -117,7 +118,7 @@ def group_advantages(
     return advantages / (advantages.std() + STD_EPSILON) if scale == "batch" else advantages
 
 
-def differing_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
+def differing_groups(rewards: Tensor, group_size: int) -> Tensor:
     """Whether the summed rewards of a row's group differ, (B,), bool; the others teach nothing
     (dynamic sampling, DAPO). If no group differs all are kept, so that a step is never empty.
 
@@ -171,12 +172,12 @@ def pair_signals(
 
 
 def token_advantages(
-    advantages: torch.Tensor,
+    advantages: Tensor,
     signals: Sequence[OverthinkingSignal],
     group_size: int,
     num_tokens: int,
     how: str,
-) -> torch.Tensor:
+) -> Tensor:
     """Advantages per token: those of the rows, and the signal of `overthinking_signal` from each
     cut onward.
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,9 +45,9 @@ class Tree:
             device.
     """
 
-    kv_index: torch.Tensor
-    cu_q: torch.Tensor
-    cu_k: torch.Tensor
+    kv_index: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
     bounds: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device) -> Tree:
@@ -74,26 +75,26 @@ class _GatherRows(torch.autograd.Function):
     """`index_select` whose backward pass sums in float32: a shared key has many gradients."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.num_rows = rows.size(0)
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         total = grad.new_zeros((ctx.num_rows, *grad.shape[1:]), dtype=torch.float32)
         return total.index_add_(0, index, grad.float()).to(grad.dtype), None
 
 
 def attend_run_by_run(
-    query: torch.Tensor,  # (N, H, D)
-    key: torch.Tensor,  # (K, H_kv, D), gathered
-    value: torch.Tensor,  # (K, H_kv, D), gathered
+    query: Tensor,  # (N, H, D)
+    key: Tensor,  # (K, H_kv, D), gathered
+    value: Tensor,  # (K, H_kv, D), gathered
     tree: Tree,
     scale: float,
     window: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Plain reference, (N, H, D): one `scaled_dot_product_attention` a run, with its mask."""
     outputs = []
     for queries, keys in tree.runs:
@@ -121,13 +122,13 @@ def attend_run_by_run(
 
 
 def attend_varlen(
-    query: torch.Tensor,  # (N, H, D)
-    key: torch.Tensor,  # (K, H_kv, D), gathered
-    value: torch.Tensor,  # (K, H_kv, D), gathered
+    query: Tensor,  # (N, H, D)
+    key: Tensor,  # (K, H_kv, D), gathered
+    value: Tensor,  # (K, H_kv, D), gathered
     tree: Tree,
     scale: float,
     window: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """One call of a variable-length kernel: FlashAttention if it is installed, else torch's own."""
     # A window counts the token itself, the kernel counts those to its left; -1 is all of them.
     left = -1 if window is None else window - 1
@@ -136,7 +137,7 @@ def attend_varlen(
 
 
 @cache
-def _varlen_kernel() -> Callable[..., torch.Tensor]:
+def _varlen_kernel() -> Callable[..., Tensor]:
     """Kernel of (q, k, v, cu_q, cu_k, max_q, max_k) with keywords for scale and window; causal."""
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
@@ -158,17 +159,17 @@ def _varlen_kernel() -> Callable[..., torch.Tensor]:
 
 def tree_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,  # (1, H, N, D)
-    key: torch.Tensor,  # (1, H_kv, N, D)
-    value: torch.Tensor,  # (1, H_kv, N, D)
-    attention_mask: torch.Tensor | None,
+    query: Tensor,  # (1, H, N, D)
+    key: Tensor,  # (1, H_kv, N, D)
+    value: Tensor,  # (1, H_kv, N, D)
+    attention_mask: Tensor | None,
     *,
     plain: str,
     tree: Tree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention function for transformers; returns (1, N, H, D). Without a tree, `plain`'s."""
     if tree is None:
         # None would take the place of a default of the other function.
@@ -190,7 +191,7 @@ def tree_attention(
 
 def _plain_attention(
     module: torch.nn.Module, name: str
-) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
     # each model has its own
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, fold, without_adapter
 from rea_rl.trl_trainer import GRPOTrainer
@@ -106,7 +107,7 @@ def _compare(trainer: GRPOTrainer, paths: list[TokenPath], packed: PackedPaths) 
     return None
 
 
-def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[torch.Tensor]:
+def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[Tensor]:
     """Log-probs of the completion of each response, alone in its forward pass; TRL's own code."""
     rows = []
     for path in paths:
@@ -116,7 +117,7 @@ def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[torch.Tensor]:
     return rows
 
 
-def _packed(trainer: GRPOTrainer, packed: PackedPaths) -> torch.Tensor:
+def _packed(trainer: GRPOTrainer, packed: PackedPaths) -> Tensor:
     with trainer.accelerator.autocast():
         return trainer.model(packed=packed).logps[packed.token_index]
 
@@ -126,7 +127,7 @@ def _try_backward(trainer: GRPOTrainer, packed: PackedPaths) -> None:
     torch.autograd.grad(_packed(trainer, packed).sum(), trained, allow_unused=True)
 
 
-def _difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+def _difference(first: list[Tensor], second: list[Tensor]) -> float:
     return float((torch.cat(first).float() - torch.cat(second).float()).abs().mean())
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 # Their code is the plain formula; other models' classes differ in details that matter.
@@ -25,23 +25,21 @@ MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 class _Weights(NamedTuple):
     """A linear layer with LoRA: y = x W^T + bias + scaling * (x A^T) B^T."""
 
-    weight: torch.Tensor  # (out, in), frozen
-    bias: torch.Tensor | None  # (out,), frozen
-    a: torch.Tensor  # (r, in)
-    b: torch.Tensor  # (out, r)
+    weight: Tensor  # (out, in), frozen
+    bias: Tensor | None  # (out,), frozen
+    a: Tensor  # (r, in)
+    b: Tensor  # (out, r)
     scaling: float
 
 
-def _forward(x: torch.Tensor, w: _Weights) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(x: Tensor, w: _Weights) -> tuple[Tensor, Tensor]:
     """y (N, out) and x A^T (N, r) for x (N, in)."""
     low = x @ w.a.to(x.dtype).T
     y = F.linear(x, w.weight, w.bias)
     return y.addmm_(low, w.b.to(x.dtype).T, alpha=w.scaling), low
 
 
-def _backward(
-    grad: torch.Tensor, x: torch.Tensor, low: torch.Tensor, w: _Weights
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _backward(grad: Tensor, x: Tensor, low: Tensor, w: _Weights) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input (N, in), of A and of B."""
     grad_low = grad @ w.b.to(grad.dtype)  # (N, r)
     # Added in place: one tensor of the input's size instead of two.
@@ -54,14 +52,14 @@ def _backward(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight, bias, a, b, scaling: float) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, weight, bias, a, b, scaling: float) -> Tensor:
         y, low = _forward(x.flatten(0, -2), _Weights(weight, bias, a, b, scaling))
         ctx.save_for_backward(x, low, weight, a, b)
         ctx.scaling = scaling
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, a, b = ctx.saved_tensors
         weights = _Weights(weight, None, a, b, ctx.scaling)
         grad_x, grad_a, grad_b = _backward(grad.flatten(0, -2), x.flatten(0, -2), low, weights)
@@ -72,9 +70,7 @@ class _SwiGLULoraLinear(torch.autograd.Function):
     """Last projection of silu(gate) * up, which the backward pass computes again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, gate: torch.Tensor, up: torch.Tensor, weight, bias, a, b, scaling: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight, bias, a, b, scaling: float) -> Tensor:
         x = F.silu(gate).mul_(up)
         y, low = _forward(x.flatten(0, -2), _Weights(weight, bias, a, b, scaling))
         ctx.save_for_backward(gate, up, low, weight, a, b)
@@ -82,7 +78,7 @@ class _SwiGLULoraLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, low, weight, a, b = ctx.saved_tensors
         weights = _Weights(weight, None, a, b, ctx.scaling)
         activated = F.silu(gate)
@@ -124,7 +120,7 @@ def _weights(layer: nn.Module) -> _Weights | None:
     )
 
 
-def _same_dtype(x: torch.Tensor, weights: _Weights) -> bool:
+def _same_dtype(x: Tensor, weights: _Weights) -> bool:
     """Whether nothing has to be cast, by autocast neither."""
     device = x.device.type
     computes = (
@@ -135,14 +131,14 @@ def _same_dtype(x: torch.Tensor, weights: _Weights) -> bool:
     return x.dtype == weights.weight.dtype == computes
 
 
-def _lora_forward(self: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _lora_forward(self: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     weights = _weights(self)
     if args or kwargs or weights is None or not _same_dtype(x, weights):
         return type(self).forward(self, x, *args, **kwargs)
     return _LoraLinear.apply(x, *weights)
 
 
-def _mlp_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _mlp_forward(self: nn.Module, x: Tensor) -> Tensor:
     weights = _weights(self.down_proj)
     gate, up = self.gate_proj(x), self.up_proj(x)
     if weights is None or not _same_dtype(gate, weights):
@@ -150,7 +146,7 @@ def _mlp_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return _SwiGLULoraLinear.apply(gate, up, *weights)
 
 
-def _norm_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm_forward(self: nn.Module, x: Tensor) -> Tensor:
     if x.dtype != self.weight.dtype:
         return type(self).forward(self, x)
     with torch.autocast(x.device.type, enabled=False):

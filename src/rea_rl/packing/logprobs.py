@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import is_peft_model
+from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 1024
-Output = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+Output = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -37,11 +38,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        targets: torch.Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
         temperature: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         trained, weight = weight, weight.to(hidden.dtype)
         logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -67,29 +68,25 @@ class _ChunkedLogProbs(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_logps: torch.Tensor, _: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, grad_logps: Tensor, _: Any) -> tuple[Tensor, Tensor | None, None, None]:
         slopes, *others = ctx.saved_tensors
         of_head = _head_gradient(*others, grad_logps, ctx.temperature) if others else None
         return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), of_head, None, None
 
 
-def _chunk_log_probs(
-    hidden: torch.Tensor, weight: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def _chunk_log_probs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """(n, V) in float32, of hidden states (n, H)."""
     logits = (hidden @ weight.T).float()
     return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(dim=-1)
 
 
 def _head_gradient(
-    hidden: torch.Tensor,  # (N, H)
-    weight: torch.Tensor,  # (V, H)
-    targets: torch.Tensor,  # (N,)
-    grad_logps: torch.Tensor,  # (N,)
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    targets: Tensor,  # (N,)
+    grad_logps: Tensor,  # (N,)
     temperature: float,
-) -> torch.Tensor:
+) -> Tensor:
     """(V, H) in the type of the weight: products of a chunk in the type of the hidden states, their
     sum in the weight's."""
     head, gradient = weight.to(hidden.dtype), torch.zeros_like(weight)
@@ -104,11 +101,11 @@ def _head_gradient(
 
 
 def chunked_logps(
-    hidden: torch.Tensor,  # (N, H)
-    weight: torch.Tensor,  # (V, H)
-    targets: torch.Tensor,  # (N,)
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    targets: Tensor,  # (N,)
     temperature: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in
     float32.
 
@@ -163,7 +160,7 @@ def leave_load_balancing(trainer: GRPOTrainer) -> None:
 
 
 def sampling_metrics(
-    accelerator: Accelerator, difference: torch.Tensor, mask: torch.Tensor, clip_max: float | None
+    accelerator: Accelerator, difference: Tensor, mask: Tensor, clip_max: float | None
 ) -> dict[str, float]:
     """Metrics `sampling/*` of all ranks; 0 if there is no such token.
 
@@ -195,8 +192,8 @@ def sampling_metrics(
 
 def padded_logps(
     forward: Callable[..., Output],
-    input_ids: torch.Tensor,  # (B, P + C), prompts padded on the left, completions on the right
-    attention_mask: torch.Tensor,  # (B, P + C)
+    input_ids: Tensor,  # (B, P + C), prompts padded on the left, completions on the right
+    attention_mask: Tensor,  # (B, P + C)
     num_kept: int,  # C
     rows_per_forward: int,
 ) -> Output:
@@ -215,8 +212,8 @@ def padded_logps(
 
 def _trimmed(
     forward: Callable[..., Output],
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     num_kept: int,
 ) -> Output:
     """A pass without columns that are padding in all rows; outputs are padded to (B, C) again."""

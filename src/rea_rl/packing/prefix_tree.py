@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -64,11 +65,11 @@ class PackedPaths:
         tree: what each token attends to.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    predictors: torch.Tensor
-    targets: torch.Tensor
-    token_index: torch.Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    predictors: Tensor
+    targets: Tensor
+    token_index: Tensor
     tree: Tree
 
     def to(self, device: torch.device) -> PackedPaths:
@@ -80,8 +81,8 @@ class PackedPaths:
 class PackedOutput(ModelOutput):
     """Log-probs and entropies of the U unique trained tokens."""
 
-    logps: torch.Tensor | None = None
-    entropies: torch.Tensor | None = None
+    logps: Tensor | None = None
+    entropies: Tensor | None = None
 
 
 @cache
@@ -127,7 +128,7 @@ def fold(paths: Sequence[TokenPath]) -> PackedPaths:
     )
 
 
-def _join_segments(kv_index: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tensor) -> Tree:
+def _join_segments(kv_index: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tree:
     """Make a segment and its first child, which follows it in the row, one run: half the keys,
     fewer queries' blocks.
 

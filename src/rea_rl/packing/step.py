@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 from rea_rl.packing.fork_check import packing_differs
 from rea_rl.packing.fused_lora import fuse_layers
@@ -91,10 +92,10 @@ class PackedStep:
     def logps(
         self,
         model: torch.nn.Module,
-        input_ids: torch.Tensor,  # (B, P + C)
-        attention_mask: torch.Tensor,  # (B, P + C)
+        input_ids: Tensor,  # (B, P + C)
+        attention_mask: Tensor,  # (B, P + C)
         logits_to_keep: int,  # C
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies, both (B, C), 0 in the padding."""
         paths = token_paths(input_ids, attention_mask, logits_to_keep)
         mask = attention_mask[:, -logits_to_keep:].bool()  # (B, C)
@@ -115,9 +116,9 @@ class PackedStep:
         self,
         model: torch.nn.Module,
         inputs: Inputs,
-        compute_loss: Callable[[torch.nn.Module, Inputs], torch.Tensor],
+        compute_loss: Callable[[torch.nn.Module, Inputs], Tensor],
         metrics: dict[str, list[float]],
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Loss () of a micro-batch. The backward pass of all its forward passes but the last has
         been done.
 
@@ -184,9 +185,7 @@ class PackedStep:
         state._set_sync_gradients(synchronizes)
 
 
-def token_paths(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
-) -> list[TokenPath]:
+def token_paths(input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> list[TokenPath]:
     """Rows (B, P + C) without their padding."""
     ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
     num_prompt = mask[:, :-logits_to_keep].sum(axis=1)
@@ -205,7 +204,7 @@ def _paths_of(inputs: Inputs) -> list[TokenPath]:
 def select_rows(inputs: Inputs, rows: list[int]) -> Inputs:
     """Some rows of a micro-batch; what has no rows stays."""
     return {
-        key: value[rows] if isinstance(value, torch.Tensor) and value.ndim > 0 else value
+        key: value[rows] if isinstance(value, Tensor) and value.ndim > 0 else value
         for key, value in inputs.items()
     }
 
@@ -249,7 +248,7 @@ def relatives_together(batches: list[Inputs]) -> list[Inputs]:
     if len(batches) == 1:
         return batches
     is_rows = {
-        key: isinstance(value, torch.Tensor) and value.ndim > 0 for key, value in batches[0].items()
+        key: isinstance(value, Tensor) and value.ndim > 0 for key, value in batches[0].items()
     }
     batch = {
         key: torch.cat([each[key] for each in batches]) if is_rows[key] else value

@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     import openai
@@ -39,7 +40,7 @@ class Probe:
 
     def __init__(self, base: str, prompt_ids: list[int]):
         self._base, self._ids = base, prompt_ids
-        self._without: torch.Tensor | None = None  # (T - 1,) of the server's base model
+        self._without: Tensor | None = None  # (T - 1,) of the server's base model
 
     def check(self, model: PeftModel, client: openai.OpenAI, version: str) -> bool:
         """Whether the server was seen to apply a version; False if the trainer's own change does
@@ -91,7 +92,7 @@ class Probe:
                 "with the same files of the model"
             )
 
-    def _ask_base(self, client: openai.OpenAI) -> torch.Tensor:
+    def _ask_base(self, client: openai.OpenAI) -> Tensor:
         if self._without is None:
             self._without = served_logps(client, self._base, self._ids)
         return self._without
@@ -101,7 +102,7 @@ class NoLogprobs(Exception):
     """A server that does not tell the log-probs of a prompt's tokens."""
 
 
-def trainer_logps(model: PeftModel, ids: list[int]) -> torch.Tensor:
+def trainer_logps(model: PeftModel, ids: list[int]) -> Tensor:
     """Log-probs (T - 1,) of all ids but the first, by the model as it is; float32 on the CPU."""
     row = torch.tensor([ids], device=model.device)  # (1, T)
     training = model.training
@@ -114,7 +115,7 @@ def trainer_logps(model: PeftModel, ids: list[int]) -> torch.Tensor:
         model.train(training)
 
 
-def served_logps(client: openai.OpenAI, model: str, ids: list[int]) -> torch.Tensor:
+def served_logps(client: openai.OpenAI, model: str, ids: list[int]) -> Tensor:
     """The same by a server, which must generate a token. Raises NoLogprobs, openai.APIError."""
     # of no alternatives
     settings = {"max_tokens": 1, "temperature": 1.0, "extra_body": {"prompt_logprobs": 0}}

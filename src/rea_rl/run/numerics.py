@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from rea_rl.run.counts import counts_of
 from rea_rl.run.endings import NonFiniteError
@@ -49,7 +50,7 @@ class FiniteSteps:
         super().__init__(*args, **kwargs)
         set_cudnn_attention(self.args.cudnn_attention)
         self._in_a_row = 0
-        self._losses: list[tuple[torch.Tensor, list[str]]] = []  # of each micro-batch, and its rows
+        self._losses: list[tuple[Tensor, list[str]]] = []  # of each micro-batch, and its rows
 
     def row_names(self) -> list[str]:
         """Names of the micro-batch's rows, for the log."""
@@ -74,7 +75,7 @@ class FiniteSteps:
             )
         return prepared
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> torch.Tensor | float | None:
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Tensor | float | None:
         """Norm of the gradient; None if the step is skipped. Called before the optimizer."""
         norm = super()._get_grad_norm(*args, **kwargs)
         if self.is_deepspeed_enabled:  # whose optimizer has stepped, or not, with the backward pass
