@@ -8,12 +8,12 @@ python -m miniature.build --out /tmp/weak --problems /tmp/weak --minutes 30
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
 import os
 import random
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,9 @@ SPLITS = {
 INSTRUCT_SHARE = 0.2  # of the training time
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Command line of the build."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_flags(
         parser,
         out=(Path("model"), "folder for Miniature-LRM and Miniature-Instruct"),
@@ -76,7 +74,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
+def check_arguments(arguments: Namespace) -> None:
     """Raise ValueError for numbers out of range, bad outputs, and a missing model to start from."""
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
     check_output_folder(arguments.out, "out")
@@ -123,7 +121,7 @@ def pick_device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def schedule_of(arguments: argparse.Namespace, share: float, learning_rate: float) -> Schedule:
+def schedule_of(arguments: Namespace, share: float, learning_rate: float) -> Schedule:
     """Training time of one of the two models."""
     from miniature.train import Schedule
 
@@ -136,7 +134,7 @@ def schedule_of(arguments: argparse.Namespace, share: float, learning_rate: floa
     )
 
 
-def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
+def build_lrm(arguments: Namespace, problems: list[Problem]) -> dict:
     """Train and save `Miniature-LRM`; returns its figures on `problems`."""
     import torch
 
@@ -158,7 +156,7 @@ def build_lrm(arguments: argparse.Namespace, problems: list[Problem]) -> dict:
     return report
 
 
-def build_instruct(arguments: argparse.Namespace) -> dict:
+def build_instruct(arguments: Namespace) -> dict:
     """Train `Miniature-Instruct` from the LRM in `--out` and save it; figures of the training."""
     import torch
     from transformers import AutoTokenizer, Qwen2ForCausalLM

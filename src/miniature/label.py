@@ -10,7 +10,7 @@ The stages of the large judge one after the other: `miniature.judge`, candidates
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from generation.arguments import GenerateArguments
@@ -43,11 +43,9 @@ def label(file: str, out: Path, paragraphs: dict[str, str | int], reply: str = L
     Cleaning(labels, confirmations, Path(file), cuts, splitting, out, reply).run()
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Label the miniature's responses with the oracle judge."
-    )
+    parser = ArgumentParser(description="Label the miniature's responses with the oracle judge.")
     parser.add_argument("file", type=user_name, help="generation file of miniature problems")
     add_flags(
         parser,

@@ -8,9 +8,9 @@ base and the trained model.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ def stage_seconds(text: str) -> tuple[str, float]:
     return name, float(seconds)
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Compare the trained miniature with its base.")
+    parser = ArgumentParser(description="Compare the trained miniature with its base.")
     add_flags(
         parser,
         base=(Needed(str), ".scores.json of the base model"),

@@ -17,7 +17,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rea_core.interruption import interruptible
 from rea_rl.run import training
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from generation.markers import Markers
     from generation.rendering import PromptFormat
+    from rea_core.row_files import Row
     from rea_rl.configs import DataArguments, REARLConfig
     from rea_rl.rea_rl_trainer import REARLTrainer
     from rea_rl.rewards import RewardFunc
@@ -50,8 +51,8 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     reward_funcs: list[RewardFunc]
-    train_rows: list[dict[str, Any]]
-    eval_rows: list[dict[str, Any]]
+    train_rows: list[Row]
+    eval_rows: list[Row]
     plan: Plan
 
 
@@ -222,7 +223,7 @@ def check_marker(
         )
 
 
-def check_thinking(rows: list[dict[str, Any]], model_name: str) -> None:
+def check_thinking(rows: list[Row], model_name: str) -> None:
     """Raise ValueError if a prompt has closed its thinking: a revision could cut nothing."""
     if closed := [row["problem_id"] for row in rows if row["prompt_thinking"] == "closed"]:
         raise ValueError(
@@ -240,7 +241,7 @@ def load_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptFormat,
     verifier: str,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows with `prompt` (rendered text), `prompt_thinking`, `problem`, `problem_id` and
     `answer`; without problems that the model's template refuses, which the log names. With `facts`,
     all columns as JSON, if the verifier is a function."""

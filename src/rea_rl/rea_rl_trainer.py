@@ -35,10 +35,12 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import Sampler
 
 from generation.cuts import think_end_finder
 from generation.markers import Markers
+from rea_core.row_files import Row
 from rea_core.rows import write_atomically
 from rea_rl.configs import REARLConfig
 from rea_rl.packing.logprobs import (
@@ -87,7 +89,7 @@ class StepInWork:
         loss_inputs: micro-batch whose loss is being computed, tensors (b, ...).
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     rollouts: list[Rollout] = field(default_factory=list)
     trained: list[Rollout] = field(default_factory=list)
     rewards: Tensor | None = None
@@ -169,7 +171,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """One row per sampled response: G rows of a prompt follow each other, on one rank."""
         return epoch_sampler(self, lambda: int(self.state.epoch or 0), dataset)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
         """Sampled rows of one rank -> padded tensors of its trained rows, with advantages (B,)."""
         self._work = work = StepInWork(inputs)
         output = super()._generate_and_score_completions(
@@ -265,9 +267,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], **kwargs: Any
-    ) -> Tensor:
+    def compute_loss(self, model: Module, inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
         if self.packed_step is None:
             return super().compute_loss(model, inputs, **kwargs)
         metrics = self._metrics["train"]
@@ -277,7 +277,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """Problems of the step, since its micro-batches mix them."""
         return list(dict.fromkeys(row["problem_id"] for row in self._work.rows))
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def _compute_loss(self, model: Module, inputs: dict[str, Tensor]) -> Tensor:
         self._work.loss_inputs = dict(inputs)
         loss = super()._compute_loss(model, self._work.loss_inputs)
         self._work.loss_inputs = None
@@ -285,7 +285,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(
         self,
-        model: torch.nn.Module,
+        model: Module,
         input_ids: Tensor,  # (B, P + C), prompts padded on the left, completions on the right
         attention_mask: Tensor,  # (B, P + C)
         logits_to_keep: int,  # C

@@ -12,11 +12,11 @@ draws the rows in view only.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import re
+from argparse import ArgumentParser, Namespace
 from bisect import bisect_right
 from collections.abc import Iterator
 from importlib import resources
@@ -264,11 +264,9 @@ def render(data: dict[str, Any]) -> str:
     return "".join((head, *scripts, tail))
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Write a page that shows the responses of a training run."
-    )
+    parser = ArgumentParser(description="Write a page that shows the responses of a training run.")
     parser.add_argument("run_dir", type=user_path, help="output_dir of a run of rea_rl.grpo")
     parser.add_argument(
         "--batches", nargs="+", help="rollout files by name, as step-0 eval-10; default: all"

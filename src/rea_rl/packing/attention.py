@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -158,7 +159,7 @@ def _varlen_kernel() -> Callable[..., Tensor]:
 
 
 def tree_attention(
-    module: torch.nn.Module,
+    module: Module,
     query: Tensor,  # (1, H, N, D)
     key: Tensor,  # (1, H_kv, N, D)
     value: Tensor,  # (1, H_kv, N, D)
@@ -189,9 +190,7 @@ def tree_attention(
     return attend(query, key, value, tree, scale, sliding_window).unsqueeze(0), None
 
 
-def _plain_attention(
-    module: torch.nn.Module, name: str
-) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _plain_attention(module: Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     # each model has its own
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

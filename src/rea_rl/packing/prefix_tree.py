@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -230,7 +231,7 @@ def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     return int(differ.argmax()) if differ.any() else length
 
 
-def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
+def without_adapter(model: Module) -> PreTrainedModel:
     """The model that an adapter is on, or the model itself; wrappers of accelerate are off
     already."""
     return model.get_base_model() if is_peft_model(model) else model

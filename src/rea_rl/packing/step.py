@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.nn import Module
 
 from rea_rl.packing.fork_check import packing_differs
 from rea_rl.packing.fused_lora import fuse_layers
@@ -74,7 +75,7 @@ class PackedStep:
     The model, without its adapter, has a packed forward pass, see `why_not_packed`.
     """
 
-    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, args: REARLConfig):
+    def __init__(self, model: Module, accelerator: Accelerator, args: REARLConfig):
         self.model = model
         self.accelerator = accelerator
         self.args = args
@@ -91,7 +92,7 @@ class PackedStep:
 
     def logps(
         self,
-        model: torch.nn.Module,
+        model: Module,
         input_ids: Tensor,  # (B, P + C)
         attention_mask: Tensor,  # (B, P + C)
         logits_to_keep: int,  # C
@@ -114,9 +115,9 @@ class PackedStep:
 
     def loss(
         self,
-        model: torch.nn.Module,
+        model: Module,
         inputs: Inputs,
-        compute_loss: Callable[[torch.nn.Module, Inputs], Tensor],
+        compute_loss: Callable[[Module, Inputs], Tensor],
         metrics: dict[str, list[float]],
     ) -> Tensor:
         """Loss () of a micro-batch. The backward pass of all its forward passes but the last has
@@ -174,7 +175,7 @@ class PackedStep:
         return {"scale_wrt_gas": False} if deepspeed else {}
 
     @contextmanager
-    def _without_sync(self, model: torch.nn.Module) -> Iterator[None]:
+    def _without_sync(self, model: Module) -> Iterator[None]:
         """Accumulate gradients on this rank, as in a micro-step before the last."""
         # DeepSpeed looks at the flag, DDP at the context.
         state = self.accelerator.gradient_state

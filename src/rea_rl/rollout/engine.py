@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from generation.math_verify import VerifierPool
     from generation.math_verify.extract import Thinking
     from generation.verifiers.pool import FunctionPool
+    from rea_core.row_files import Row
     from rea_rl.configs import REARLConfig
 
 
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 class _Work:
     """A response to be made: its row, and where the requests of its prompt go."""
 
-    row: dict[str, Any]
+    row: Row
     batch: Batch
     policy: Seat
     reflection: Seat | None
@@ -108,7 +109,7 @@ class RolloutEngine:
             context = min(served[args.reflection_model] for served in contexts)
             self.labeller = Labeller(reflection_tokenizer, context, args)
 
-    def run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+    def run(self, rows: list[Row], batch: Batch) -> list[Rollout]:
         """Responses for `rows`, in their order; one per row, or original and revision.
 
         Args:
@@ -165,7 +166,7 @@ class RolloutEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, rows: list[dict[str, Any]], batch: Batch) -> list[Rollout]:
+    async def _run(self, rows: list[Row], batch: Batch) -> list[Rollout]:
         if self._is_cancelled:
             raise ConnectionError("the run is being ended")
         if batch.revision:
@@ -195,7 +196,7 @@ class RolloutEngine:
         await work.policy.complete(version, begin, settings, max_tokens=1, **self._sampling)
         self._refusals.has_answered = True
 
-    async def _deal(self, rows: list[dict[str, Any]], batch: Batch) -> list[_Work]:
+    async def _deal(self, rows: list[Row], batch: Batch) -> list[_Work]:
         """Deal prompts to the servers that are alive; rows of a prompt follow each other."""
         prompts = [[*group] for _, group in itertools.groupby(rows, lambda r: r["problem_id"])]
         # the same share for each server over all ranks, and over the steps
@@ -365,7 +366,7 @@ class RolloutEngine:
             logger.warning("problem %r has no revision: %.300s", original.problem_id, words(error))
             return None
 
-    async def _verify(self, rollout: Rollout, row: dict[str, Any]) -> None:
+    async def _verify(self, rollout: Rollout, row: Row) -> None:
         start = time.perf_counter()
         if "facts" in row:  # a function reads the whole response
             rollout.correct = await self.verifier.averify(
@@ -417,5 +418,5 @@ class RolloutEngine:
             think_end=self._markers.think_end,
         )
 
-    def _encode_prompt(self, row: dict[str, Any]) -> list[int]:
+    def _encode_prompt(self, row: Row) -> list[int]:
         return encode_text(row["prompt"], self.tokenizer)

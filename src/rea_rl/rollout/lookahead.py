@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOTrainer
 
+    from rea_core.row_files import Row
     from rea_rl.rollout.engine import RolloutEngine
     from rea_rl.rollout.record import Batch, Rollout
-
-Row = dict[str, Any]
 
 
 class EpochSampler(RepeatSampler):

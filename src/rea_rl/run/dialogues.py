@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rea_core.checks import is_dialogue
+from rea_core.row_files import Row
 
-Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 # Keys of a turn that would silently not be trained.
 UNTRAINED = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")

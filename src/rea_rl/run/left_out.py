@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from generation.rendering import TemplateRefusal
+from rea_core.row_files import Row
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Row = dict[str, Any]
 # So many next to each other have a common cause, such as a message that the template never takes.
 MOST_IN_A_ROW = 16
 MOST_NAMED = 10  # rows in a line of the log

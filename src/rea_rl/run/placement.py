@@ -25,6 +25,8 @@ from rea_core.clients import server_url, split_url
 from rea_core.formats import SUFFIXES
 from rea_core.json_text import read_json, read_text
 
+Recipe = Mapping[str, Any]  # keys, flags included
+Wishes = Mapping[str, str]  # variables of scripts/common.sh
 ROLES = ("policy", "reflection")
 # GPUs that train, and that serve, where both roles share one GPU
 SHARED = {1: ([0], 0), 2: ([0], 1), 3: ([0, 1], 2)}
@@ -183,7 +185,7 @@ def _check_sizes(sizes: tuple[int, int], most: tuple[int, int], num_gpus: int) -
 
 def named(
     gpus: list[str],
-    wishes: Mapping[str, str],
+    wishes: Wishes,
     rows: int | None,
     reflects: bool,
     machines: int,
@@ -237,7 +239,7 @@ def _for_labels(servers: int, size: int) -> int:
     return max(servers // 4 // size, 1) * size if servers > size else 0
 
 
-def server_sizes(wishes: Mapping[str, str]) -> tuple[int, int]:
+def server_sizes(wishes: Wishes) -> tuple[int, int]:
     """GPUs of each policy and each reflection server."""
     policy, reflection = (_count(wishes, f"{role.upper()}_TP", 1) for role in ROLES)
     return policy, reflection
@@ -277,9 +279,9 @@ def _listed(gpus: Sequence[str]) -> str:
 
 def make_plan(
     gpus: list[str],
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     roles: Sequence[str],
-    wishes: Mapping[str, str],
+    wishes: Wishes,
     source: str = "the recipe",
 ) -> Plan:
     """Plan of a machine with visible `gpus`, as CUDA_VISIBLE_DEVICES names them.
@@ -308,9 +310,7 @@ def make_plan(
     return Plan(groups.train, servers, idle, processes, rows, batch, notes)
 
 
-def _check_hosts(
-    machines: int, recipe: Mapping[str, Any], roles: Sequence[str], wishes: Mapping[str, str]
-) -> None:
+def _check_hosts(machines: int, recipe: Recipe, roles: Sequence[str], wishes: Wishes) -> None:
     """Raise ValueError for variables of several hosts that contradict each other."""
     rank = wishes.get("MACHINE_RANK", "").strip()
     if machines == 1:
@@ -339,7 +339,7 @@ def _check_hosts(
         )
 
 
-def _check_server_variables(wishes: Mapping[str, str]) -> None:
+def _check_server_variables(wishes: Wishes) -> None:
     """Raise ValueError for what the servers would refuse once they start."""
     _count(wishes, "SERVER_CONTEXT", 0)
     _count(wishes, "SERVER_CACHE_GIB", 0)
@@ -348,9 +348,7 @@ def _check_server_variables(wishes: Mapping[str, str]) -> None:
         raise ValueError(f"SERVER_COMPILE is {text}; it must be true or false")
 
 
-def _count(
-    wishes: Mapping[str, str], key: str, default: int, most: int | None = None, least: int = 1
-) -> int:
+def _count(wishes: Wishes, key: str, default: int, most: int | None = None, least: int = 1) -> int:
     text = wishes.get(key, "").strip()
     if not text:
         return default
@@ -361,7 +359,7 @@ def _count(
     return int(text)
 
 
-def _chosen(gpus: list[str], wishes: Mapping[str, str]) -> list[str]:
+def _chosen(gpus: list[str], wishes: Wishes) -> list[str]:
     text = wishes.get("NUM_GPUS", "").strip()
     if not text:
         return gpus
@@ -375,9 +373,9 @@ def _chosen(gpus: list[str], wishes: Mapping[str, str]) -> list[str]:
 
 def _groups(
     gpus: list[str],
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     roles: Sequence[str],
-    wishes: Mapping[str, str],
+    wishes: Wishes,
     rows: int | None,
     machines: int,
 ) -> Groups:
@@ -419,7 +417,7 @@ def _groups(
     return groups
 
 
-def _old_name(gpus: Sequence[str], wishes: Mapping[str, str]) -> dict[str, str]:
+def _old_name(gpus: Sequence[str], wishes: Wishes) -> dict[str, str]:
     """REFLECTION_GPU, the place among three GPUs where the reflection model is served."""
     place = wishes.get("REFLECTION_GPU", "")
     if not place or len(gpus) != 3 or any(wishes.get(key) for key in KEYS):
@@ -433,8 +431,8 @@ def _old_name(gpus: Sequence[str], wishes: Mapping[str, str]) -> dict[str, str]:
 def _check_rows(
     rows: int | None,
     processes: int,
-    wishes: Mapping[str, str],
-    recipe: Mapping[str, Any],
+    wishes: Wishes,
+    recipe: Recipe,
     source: str,
 ) -> None:
     if rows is None:
@@ -452,7 +450,7 @@ def _check_rows(
         )
 
 
-def _batch(rows: int | None, processes: int, recipe: Mapping[str, Any]) -> tuple[int, int]:
+def _batch(rows: int | None, processes: int, recipe: Recipe) -> tuple[int, int]:
     """Batch keys of a process, as the trainer derives them."""
     from rea_rl.run.batch import share_rows
 
@@ -464,9 +462,7 @@ def _batch(rows: int | None, processes: int, recipe: Mapping[str, Any]) -> tuple
     return share_rows(key, rows, group, processes, size or 8, given)
 
 
-def _servers(
-    groups: Groups, recipe: Mapping[str, Any], roles: Sequence[str], wishes: Mapping[str, str]
-) -> list[Server]:
+def _servers(groups: Groups, recipe: Recipe, roles: Sequence[str], wishes: Wishes) -> list[Server]:
     """Servers with ports from the recipe's on, and shares of memory by who else is on a GPU."""
     first = _count(wishes, "SERVER_PORT", 0, MOST_PORT - 1)
     known = {role: _known_ports(recipe, role) for role in ROLES}
@@ -483,7 +479,7 @@ def _servers(
     return servers
 
 
-def _memory(trains: bool, others: int, wishes: Mapping[str, str]) -> float:
+def _memory(trains: bool, others: int, wishes: Wishes) -> float:
     if text := wishes.get("SERVER_MEMORY"):
         most = 1 / (1 + others)
         if not re.fullmatch(r"\d*\.?\d+", text) or not 0 < float(text) <= most:
@@ -497,13 +493,13 @@ def _memory(trains: bool, others: int, wishes: Mapping[str, str]) -> float:
     return MEMORY_WITH_SERVER if others else MEMORY_ALONE
 
 
-def addresses(recipe: Mapping[str, Any], role: str) -> list[str]:
+def addresses(recipe: Recipe, role: str) -> list[str]:
     """Addresses of a role's servers in the recipe."""
     urls = recipe.get(f"{role}_server") or f"http://127.0.0.1:{12345 + ROLES.index(role)}/v1"
     return urls if isinstance(urls, list) else [urls]
 
 
-def _known_ports(recipe: Mapping[str, Any], role: str) -> list[int]:
+def _known_ports(recipe: Recipe, role: str) -> list[int]:
     return [split_url(url, f"{role}_server").port or 80 for url in addresses(recipe, role)]
 
 
@@ -526,7 +522,7 @@ def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[in
 # --- Words ----------------------------------------------------------------------------------------
 
 
-def described(plan: Plan, recipe: Mapping[str, Any], machines: int) -> Iterator[str]:
+def described(plan: Plan, recipe: Recipe, machines: int) -> Iterator[str]:
     """The plan for people, a line each."""
     gpus = f"GPU{'s' * (len(plan.train) > 1)} {', '.join(plan.train)}"
     where = gpus if plan.train else "the CPU"
@@ -553,7 +549,7 @@ def _processes(number: int) -> str:
     return f"{number} process{'es' * (number > 1)}"
 
 
-def _fits(server: Server, recipe: Mapping[str, Any]) -> str:
+def _fits(server: Server, recipe: Recipe) -> str:
     """Memory of a server's weights and of a token of its cache, if the model is here."""
     key = "model_name_or_path" if server.role == "policy" else "reflection_model"
     path = Path(str(recipe.get(key)), "config.json")
@@ -573,7 +569,7 @@ def model_sizes(folder: Path) -> tuple[int, int]:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")), cache
 
 
-def missing_files(recipe: Mapping[str, Any]) -> list[str]:
+def missing_files(recipe: Recipe) -> list[str]:
     """Folders and files that a recipe names and that are not here."""
     keys = ["model_name_or_path", "dataset_name", "tokens_per_reflection_file", "cut_file"]
     if recipe.get("revision") and recipe.get("construction") != "serial":
@@ -629,16 +625,14 @@ def given(key: str, argv: Sequence[str]) -> bool:
     return any(word.partition("=")[0] == f"--{key}" for word in argv)
 
 
-def _seed(server: Server, plan: Plan, wishes: Mapping[str, str]) -> int | str:
+def _seed(server: Server, plan: Plan, wishes: Wishes) -> int | str:
     """Of a policy server among several: with one seed, all would draw the same numbers."""
     rank = int(wishes.get("MACHINE_RANK") or 0)
     several = len(plan.of_role("policy")) > 1 or wishes.get("NUM_MACHINES", "1") != "1"
     return server.port + 1000 * rank if several and server.role == "policy" else "-"
 
 
-def shell_variables(
-    plan: Plan, recipe: Mapping[str, Any], wishes: Mapping[str, str]
-) -> Iterator[str]:
+def shell_variables(plan: Plan, recipe: Recipe, wishes: Wishes) -> Iterator[str]:
     """Assignments for scripts/common.sh."""
     lines = [
         f"{server.role} {server.port} {','.join(server.gpus) or '-'} {server.memory or '-'} "

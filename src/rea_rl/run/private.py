@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rea_core.json_text import read_json
-from rea_core.row_files import open_rows, write_json
+from rea_core.row_files import Row, open_rows, write_json
 
 # Their strings are vocabulary, and may look like anything.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"}
@@ -63,7 +63,7 @@ def public_file(path: Path, folder: Path, has_responses: bool = False) -> Path:
 
 
 def _public_rows(path: Path, copy: Path) -> Path:
-    def public(row: dict[str, Any]) -> dict[str, Any]:
+    def public(row: Row) -> Row:
         return row | {MODEL: without_places(row[MODEL])} if MODEL in row else row
 
     rows = open_rows(path)

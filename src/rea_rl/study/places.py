@@ -7,9 +7,9 @@ all runs share a base.
 
 from __future__ import annotations
 
-import argparse
 import os
 import queue
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,7 +105,7 @@ class Place:
         self.servers.clear()
 
 
-def make_places(args: argparse.Namespace) -> queue.Queue[Place]:
+def make_places(args: Namespace) -> queue.Queue[Place]:
     """Places of a study: `--jobs` on the given servers, or `--runs_per_gpu` on each of `--gpus`."""
     places: queue.Queue[Place] = queue.Queue()
     if not args.gpus:

@@ -8,10 +8,10 @@ Figures and their intervals are those of `rea_rl.study.real_figures`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -383,7 +383,7 @@ def page(
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Namespace) -> None:
     """Write page, pictures and JSON. Raises ValueError if something is missing."""
     from generation.math_verify import VerifierPool
 
@@ -428,9 +428,9 @@ def shown_problems(path: Path | None) -> list[Row]:
     return [row for row in read_json(path) if row.get("benchmark") in ("SVAMP", "GSM8K")]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
+    parser = ArgumentParser(description="Table, pictures and JSON of scripts/real.sh.")
     parser.add_argument("work", type=user_path, help="folder of the stages, output/<recipe set>")
     add_flags(
         parser,

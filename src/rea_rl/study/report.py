@@ -7,8 +7,8 @@ problems. Every figure is a ratio of sums.
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,7 +38,7 @@ from generation.scoring import ALL, Interval, against, intervals, resampled_rati
 from generation.stated_results import count_empty_checks, count_rechecks
 from rea_core.checks import check_made
 from rea_core.problems import problem_digest
-from rea_core.row_files import write_json
+from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
     )
 
 
-def problems_of(scores: dict[str, Any]) -> Problems:
+def problems_of(scores: Row) -> Problems:
     """Ids and digests of the problems of scores; of those of an earlier version no digests."""
     return [(problem["id"], problem.get("problem_digest")) for problem in scores["problems"]]
 
@@ -137,8 +137,8 @@ def same_problems(one: Problems, other: Problems) -> bool:
     )
 
 
-def _count(scores: dict[str, Any], name: str) -> list[float]:
-    values: dict[str, Callable[[dict[str, Any]], float]] = {
+def _count(scores: Row, name: str) -> list[float]:
+    values: dict[str, Callable[[Row], float]] = {
         "responses": lambda response: 1,
         "corrected": lambda response: response["correct"] and response["first_right"] is False,
         "slips": lambda response: response["first_right"] is False,
@@ -324,7 +324,7 @@ def plot_pareto(
 
 def plot_curves(
     axes: Axes,
-    logs: Mapping[str, list[dict[str, Any]]],
+    logs: Mapping[str, list[Row]],
     styles: Styles,
     titles: Mapping[str, str],
     key: str,
@@ -371,7 +371,7 @@ def seconds(runs: Sequence[Run]) -> tuple[Counter[str], Counter[str]]:
     return by_row, by_device
 
 
-def write_report(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+def write_report(args: Namespace, runs: Sequence[Run]) -> None:
     """`study.md`, `study.json` and the pictures in `args.out`, of the runs that are evaluated."""
     names = [*dict.fromkeys(run.row.name for run in runs)]
     rows = [read_row([run for run in runs if run.row.name == name]) for name in names]

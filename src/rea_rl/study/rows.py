@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,7 @@ class Run:
         return next((self.directory / "eval").glob("*/*.scores.json"), None)
 
 
-def make_run(row: Row, seed: int, args: argparse.Namespace) -> Run:
+def make_run(row: Row, seed: int, args: Namespace) -> Run:
     """The row with one seed, and the place of its results."""
     directory = args.work / row.name / f"seed-{seed}"
     return Run(

@@ -14,7 +14,6 @@ table, pictures and JSON of it.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shlex
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
@@ -49,7 +49,7 @@ STOP_SECONDS = 110  # that trainers have to end; the launcher waits a little lon
 SCRIPTS = threading.Lock()  # scripts of several rows make the same files on their way
 
 
-def all_runs(args: argparse.Namespace) -> list[Run]:
+def all_runs(args: Namespace) -> list[Run]:
     """Runs of the chosen rows, base first, since the others are compared with it.
 
     Raises ValueError for a row that there is none of, or whose script is missing, and for numbers
@@ -75,7 +75,7 @@ def all_runs(args: argparse.Namespace) -> list[Run]:
     return [make_run(row, seed, args) for row in rows for seed in range(seeds[row.name])]
 
 
-def train_command(run: Run, args: argparse.Namespace) -> list[str]:
+def train_command(run: Run, args: Namespace) -> list[str]:
     """Command that makes the row's adapter in the run's directory."""
     if run.row.script:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
@@ -86,7 +86,7 @@ def train_command(run: Run, args: argparse.Namespace) -> list[str]:
     return command + as_flags(flags | ({"max_steps": args.steps} if args.steps else {}))
 
 
-def check_processes(path: str, args: argparse.Namespace) -> None:
+def check_processes(path: str, args: Namespace) -> None:
     """Raise ValueError for a number of training processes that cannot share a step's prompts."""
     prompts = recipe.read_recipe(path).get("prompts_per_step")
     if prompts and args.num_processes and prompts % args.num_processes:
@@ -96,7 +96,7 @@ def check_processes(path: str, args: argparse.Namespace) -> None:
         )
 
 
-def train(run: Run, place: Place, args: argparse.Namespace) -> None:
+def train(run: Run, place: Place, args: Namespace) -> None:
     """Train a row, or continue its training. Raises ValueError if it was begun with another
     command.
 
@@ -122,9 +122,7 @@ def train(run: Run, place: Place, args: argparse.Namespace) -> None:
     write_json(run.directory / "trained.json", spent(begin, args))
 
 
-def evaluate(
-    run: Run, place: Place, args: argparse.Namespace, base_scores: Callable[[], Path]
-) -> None:
+def evaluate(run: Run, place: Place, args: Namespace, base_scores: Callable[[], Path]) -> None:
     """Sample a row's answers to the held-out problems on the policy server, and score them.
 
     `base_scores` waits for the scores of the base model, with which all other rows are compared.
@@ -136,13 +134,13 @@ def evaluate(
     write_json(run.directory / "evaluated.json", spent(begin, args))
 
 
-def spent(begin: float, args: argparse.Namespace) -> dict[str, Any]:
+def spent(begin: float, args: Namespace) -> dict[str, Any]:
     """Seconds since `begin`, and the device, for the report."""
     return {"seconds": round(time.perf_counter() - begin, 1), "device": args.device}
 
 
 @contextmanager
-def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[str]:
+def served(run: Run, policy_server: str, args: Namespace) -> Iterator[str]:
     """Name under which the policy server serves the row's model while the context is open."""
     if run.row.name == "base":
         yield args.model
@@ -171,7 +169,7 @@ def served(run: Run, policy_server: str, args: argparse.Namespace) -> Iterator[s
         logger.warning("policy_server (%s) did not unload %s: %s", policy_server, name, error)
 
 
-def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -> Path:
+def sample(run: Run, model: str, policy_server: str, args: Namespace) -> Path:
     """Generation file of the row; finished answers of an interrupted evaluation are kept.
 
     Responses have seeds of their own only if the generation recipe has a seed: on a GPU they
@@ -197,7 +195,7 @@ def sample(run: Run, model: str, policy_server: str, args: argparse.Namespace) -
     return generate(GenerateArguments(**settings))
 
 
-def score(generations: Path, base: Path | None, args: argparse.Namespace) -> None:
+def score(generations: Path, base: Path | None, args: Namespace) -> None:
     """Write the scores next to a generation file."""
     from generation import math_verify_all
 
@@ -242,9 +240,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> Namespace:
     """Command line. After `--` comes a training command, to which a row's flags are added."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m rea_rl.study", description="Train and evaluate the rows of the study."
     )
     for name, keywords in OPTIONS.items():
@@ -264,7 +262,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def set_places(args: argparse.Namespace) -> None:
+def set_places(args: Namespace) -> None:
     """Problems and folders of the recipe set, unless others are given."""
     given = args.set = read_study_set(args.recipe_set)
     args.work = args.work or Path(given.work or f"output/study-{args.recipe_set}")
@@ -272,7 +270,7 @@ def set_places(args: argparse.Namespace) -> None:
     args.eval_dataset = args.eval_dataset or given.eval_dataset
 
 
-def check_evaluations(runs: list[Run], args: argparse.Namespace) -> None:
+def check_evaluations(runs: list[Run], args: Namespace) -> None:
     """Raise ValueError without test problems, and for an evaluation of others or another model."""
     if args.eval_dataset is None:
         raise ValueError(
@@ -304,7 +302,7 @@ def device_name() -> str:
     return f"{torch.cuda.get_device_name()} with {cores}" if torch.cuda.is_available() else cores
 
 
-def plan(runs: list[Run], args: argparse.Namespace) -> str:
+def plan(runs: list[Run], args: Namespace) -> str:
     """A line per run: what is left to do, and the command of its training."""
     lines = []
     for run in runs:
@@ -320,7 +318,7 @@ def plan(runs: list[Run], args: argparse.Namespace) -> str:
     return "".join(lines)
 
 
-def run_all(runs: list[Run], args: argparse.Namespace) -> None:
+def run_all(runs: list[Run], args: Namespace) -> None:
     """Train and evaluate the rest, `args.jobs` runs at a time, and write the report after every
     run.
 
