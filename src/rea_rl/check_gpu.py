@@ -141,8 +141,9 @@ def attention_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     key[..., 0] = -query[..., 0]
     inputs = [x.to(place.dtype).requires_grad_() for x in (query, key, value)]
     mask = _padding(length, side, place.device)
-    seen = torch.ones(length, length, dtype=torch.bool, device=place.device).tril() & mask[:, None]
-    seen |= torch.eye(length, dtype=torch.bool, device=place.device)
+    square = {"dtype": torch.bool, "device": place.device}
+    seen = torch.ones(length, length, **square).tril() & mask[:, None]
+    seen |= torch.eye(length, **square)
     out = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=seen[:, None])
     (out.float().square() * mask[:, None, :, None]).sum().backward()
     return [x.grad for x in inputs]
@@ -169,12 +170,14 @@ def _random_model(place: Place) -> PeftModel:
 def _row_logps(model: PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Log-probs (B, L - 1) of the tokens of padded rows but the first."""
     logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-    return logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    log_probs = logits[:, :-1].float().log_softmax(-1)
+    return log_probs.gather(2, ids[:, 1:, None])[..., 0]
 
 
 def _sums(model: PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Sums (B,) of those that are no padding."""
-    return (_row_logps(model, ids, mask) * (mask[:, 1:] & mask[:, :-1])).sum(dim=1)
+    real = mask[:, 1:] & mask[:, :-1]
+    return (_row_logps(model, ids, mask) * real).sum(dim=1)
 
 
 def _tokens(place: Place, length: int) -> Tensor:
@@ -217,6 +220,8 @@ def _gradients(model: PeftModel) -> list[Tensor]:
 def training_step(place: Place) -> Iterator[Finding]:
     """Log-probs and gradients of packed rows against padded ones; then each part of the packed
     step, which is added to those before it."""
+    import torch
+
     from rea_core.models import load_tokenizer
     from rea_rl.packing.fork_check import make_fork
     from rea_rl.packing.fused_lora import fuse_layers
@@ -237,7 +242,7 @@ def training_step(place: Place) -> Iterator[Finding]:
         switch_on()
         found = _step(model, lambda: packed_logps(model, paths))
         difference = float((found[0] - expected[0]).abs().mean())
-        cosine = float(found[1] @ expected[1] / found[1].norm() / expected[1].norm())
+        cosine = float(torch.cosine_similarity(found[1], expected[1], dim=0))
         ok = difference < DIFFERENCES[place.size] and cosine > COSINES[place.size]
         words = f"log-probs differ by {difference:.1e}, gradients have a cosine of {cosine:.6f}"
         yield Finding(f"step: {name}", words, ok)

@@ -59,6 +59,7 @@ from rea_rl.rollout.engine import RolloutEngine
 from rea_rl.rollout.lookahead import Lookahead, epoch_sampler, upcoming_rows
 from rea_rl.rollout.record import (
     Batch,
+    Metrics,
     Rollout,
     detector_metrics,
     longest_metrics,
@@ -343,7 +344,7 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         eval_dataset: Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Sample `num_generations_eval` responses per problem, without revision; their metrics."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = [row for row in dataset for _ in range(self.num_generations_eval)]
@@ -376,11 +377,11 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         metrics = self._record(rollouts, f"step-{self.state.global_step}", self.args.revision)
         collect(self._metrics["train"], metrics)
 
-    def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> dict[str, float]:
+    def _record(self, rollouts: list[Rollout], name: str, revision: bool) -> Metrics:
         """Write the responses of all ranks, in the order of one process; their metrics."""
         of_ranks = gather_object([self.engine.counts, self.weight_sync.counts])
         counts = self._counters.add(of_ranks, self.state)
-        metrics: list[dict[str, float]] = [{}]
+        metrics: list[Metrics] = [{}]
         everyone = gathered_on_first(rollouts)
         if everyone is not None:
             path = Path(self.args.output_dir, "rollouts", f"{name}.jsonl")

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,15 +62,16 @@ class Tree:
     @property
     def runs(self) -> list[tuple[slice, slice]]:
         """Queries (in the row) and keys (in `kv_index`) of each run."""
-        pairs = zip(self.bounds, self.bounds[1:], strict=False)
-        return [(slice(q, next_q), slice(k, next_k)) for (q, k), (next_q, next_k) in pairs]
+        return [
+            (slice(q, next_q), slice(k, next_k))
+            for (q, k), (next_q, next_k) in pairwise(self.bounds)
+        ]
 
     @property
     def max_lengths(self) -> tuple[int, int]:
         """Most queries and most keys of a run."""
-        return max(q.stop - q.start for q, _ in self.runs), max(
-            k.stop - k.start for _, k in self.runs
-        )
+        queries = max(q.stop - q.start for q, _ in self.runs)
+        return queries, max(k.stop - k.start for _, k in self.runs)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -101,7 +103,8 @@ def attend_run_by_run(
     for queries, keys in tree.runs:
         num_q, num_k = queries.stop - queries.start, keys.stop - keys.start
         # (1, H, num, D)
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query[queries], key[keys], value[keys]))
+        of_run = query[queries], key[keys], value[keys]
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in of_run)
         # The queries are the last of the keys: query i sees the first num_k - num_q + i + 1.
         mask = torch.ones(num_q, num_k, dtype=torch.bool, device=q.device).tril(num_k - num_q)
         if window is not None:

@@ -128,7 +128,8 @@ def _try_backward(trainer: GRPOTrainer, packed: PackedPaths) -> None:
 
 
 def _difference(first: list[Tensor], second: list[Tensor]) -> float:
-    return float((torch.cat(first).float() - torch.cat(second).float()).abs().mean())
+    difference = torch.cat(first).float() - torch.cat(second).float()
+    return float(difference.abs().mean())
 
 
 def _computing_dtype(trainer: GRPOTrainer) -> torch.dtype:

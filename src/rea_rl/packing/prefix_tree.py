@@ -151,8 +151,8 @@ def _join_segments(kv_index: Tensor, cu_q: Tensor, cu_k: Tensor) -> Tree:
         if not longer or kv_index[2 * end - start - 1] != last:
             kept.append(kv_index[start:end])
             bounds.append((next_start, bounds[-1][1] + end - start))
-    cu = torch.tensor(bounds, dtype=torch.int32)
-    return Tree(torch.cat(kept), cu[:, 0].contiguous(), cu[:, 1].contiguous(), tuple(bounds))
+    cu_q, cu_k = (torch.tensor(places, dtype=torch.int32) for places in zip(*bounds, strict=True))
+    return Tree(torch.cat(kept), cu_q, cu_k, tuple(bounds))
 
 
 def plan(paths: Sequence[TokenPath], budget: int | None) -> list[list[int]]:

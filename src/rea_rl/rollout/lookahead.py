@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from rea_core.row_files import Row
     from rea_rl.rollout.engine import RolloutEngine
-    from rea_rl.rollout.record import Batch, Rollout
+    from rea_rl.rollout.record import Batch, Metrics, Rollout
 
 
 class EpochSampler(RepeatSampler):
@@ -152,7 +152,7 @@ class Lookahead:
                 ahead = dataclasses.replace(batch, step=step)
                 self._flights[step] = self._launch(self._upcoming(step), ahead, batch.step)
 
-    def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], dict[str, float]]:
+    def take(self, step: int, rows: list[Row]) -> tuple[list[Rollout], Metrics]:
         """Responses of a step, and metrics: its seconds, those waited for it, its lag, and
         responses of later steps that are made meanwhile. Raises what its chain raised."""
         # Taken out first: `rollout/carried` counts the others.

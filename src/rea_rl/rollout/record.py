@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from generation.segments import Paragraph
     from rea_rl.rollout.labeller import Labels
 
+Metrics = dict[str, float]
+Pairs = list[tuple["Rollout", "Rollout"]]  # original and revision
 # Of a response: asked for; decoded, split and cut by this process; waiting for its wave; labelled;
 # finished; judged.
 STAGES = "sample text turn label finish verify".split()
@@ -158,9 +160,7 @@ def trained_rows(rollouts: Sequence[Rollout], construction: str = "pairs") -> li
     return [rollouts[source] for source in sources([rollout.correct for rollout in rollouts])]
 
 
-def rollout_metrics(
-    rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1
-) -> dict[str, float]:
+def rollout_metrics(rollouts: Sequence[Rollout], revision: bool, num_revisions: int = 1) -> Metrics:
     """Means over the responses of a batch, all finite; `rollout/*` of the originals that there
     are, `revision/*` of the revisions.
 
@@ -188,7 +188,7 @@ def rollout_metrics(
     return metrics | _stage_metrics(rollouts)
 
 
-def longest_metrics(rollouts: Sequence[Rollout], seconds: float) -> dict[str, float]:
+def longest_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:
     """Parts of the seconds that a batch took; they add up to `seconds`.
 
     A batch ends with its last response, so these are the stages of the one that took longest. The
@@ -199,22 +199,26 @@ def longest_metrics(rollouts: Sequence[Rollout], seconds: float) -> dict[str, fl
         if rollout.kind == "original":
             paths.append([])
         paths[-1].append(rollout)
-    stages = max(map(_path_seconds, paths), key=lambda found: sum(found.values()), default={})
+    stages = _longest(map(_path_seconds, paths))
     parts = {f"timing/longest_{stage}": stages.get(stage, 0.0) for stage in STAGES}
     return parts | {"timing/longest_other": seconds - sum(parts.values())}
 
 
-def _path_seconds(path: Sequence[Rollout]) -> dict[str, float]:
+def _path_seconds(path: Sequence[Rollout]) -> Metrics:
     """Seconds by stage from a prompt to the last of its revisions."""
     original, *revisions = path
-    last = max((r.seconds for r in revisions), key=lambda s: sum(s.values()), default={})
+    last = _longest(revision.seconds for revision in revisions)
     first = original.seconds
     if revisions or "label" in first:  # it was verified side by side with them
         first = {stage: value for stage, value in first.items() if stage != "verify"}
     return {stage: first.get(stage, 0.0) + last.get(stage, 0.0) for stage in STAGES}
 
 
-def _stage_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def _longest(seconds: Iterable[Metrics]) -> Metrics:
+    return max(seconds, key=lambda stages: sum(stages.values()), default={})
+
+
+def _stage_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Mean seconds of a response in each stage, and the stage's share of the seconds of all."""
     stages = sorted({stage for r in rollouts for stage in r.seconds})
     seconds = {s: [r.seconds[s] for r in rollouts if s in r.seconds] for s in stages}
@@ -224,7 +228,7 @@ def _stage_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return means | shares
 
 
-def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def detector_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Share of the labelled responses in which the detector finds a result; nothing if none was
     labelled.
 
@@ -238,7 +242,7 @@ def detector_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     )
 
 
-def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
+def _revision_metrics(pairs: Pairs) -> Metrics:
     revisions = [revision for _, revision in pairs]
     return {
         "revision/success": _mean(r.correct for r in revisions),
@@ -259,7 +263,7 @@ def _revision_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
     }
 
 
-def _gain_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
+def _gain_metrics(pairs: Pairs) -> Metrics:
     """How much more advantage a revision has than its original, where both are right; below 0 the
     rewards work against the cut."""
     gains = [
@@ -272,7 +276,7 @@ def _gain_metrics(pairs: list[tuple[Rollout, Rollout]]) -> dict[str, float]:
     return {"revision/gain": _mean(gains)} if gains else {}
 
 
-def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
+def _label_metrics(labelled: list[Rollout]) -> Metrics:
     read = sum(r.num_label_tokens for r in labelled)
     saved = sum(r.num_label_tokens_saved for r in labelled)
     return {
@@ -287,7 +291,7 @@ def _label_metrics(labelled: list[Rollout]) -> dict[str, float]:
     }
 
 
-def _cache_metrics(revisions: list[Rollout]) -> dict[str, float]:
+def _cache_metrics(revisions: list[Rollout]) -> Metrics:
     """Share of the finishing prompts that the server had cached, if it says so."""
     told = [r for r in revisions if r.num_cached_tokens is not None]
     if not told:

@@ -24,6 +24,8 @@ from rea_core.problems import problem_digest
 from rea_core.row_files import Row
 from rea_core.rows import read_rows
 
+Figures = dict[str, dict[str, Interval]]  # by group, or row, and name
+Curves = dict[str, dict[int, Interval]]  # by row and budget
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 TITLES = {
     "instruct": "instruct model",
@@ -210,9 +212,9 @@ def area(curve: dict[int, np.ndarray]) -> np.ndarray:
 class Report:
     """All figures: by row and group, differences between rows, and curves."""
 
-    figures: dict[str, dict[str, dict[str, Interval]]]
-    differences: dict[str, dict[str, Interval]]
-    curves: dict[str, dict[int, Interval]]
+    figures: dict[str, Figures]
+    differences: Figures
+    curves: Curves
 
 
 def groups_of(problems: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -228,7 +230,7 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
     """Figures of all rows; the row `lrm` is what tokens are relative to."""
     groups = groups_of(problems)
     by_name = {row.name: row for row in rows}
-    figures: dict[str, dict[str, dict[str, Interval]]] = {row.name: {} for row in rows}
+    figures: dict[str, Figures] = {row.name: {} for row in rows}
     overall, curves = {}, {}
     for group, inside in groups.items():
         base = by_name["lrm"].ratios(inside)
@@ -246,7 +248,7 @@ def make_report(rows: Sequence[RowData], problems: Sequence[Row]) -> Report:
     return Report(figures, _differences(overall), curves)
 
 
-def _differences(overall: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Interval]]:
+def _differences(overall: dict[str, dict[str, np.ndarray]]) -> Figures:
     """Paired differences between rows, from their resampled figures."""
     keys = ("accuracy", "tokens", "words", "corrected", "accuracy, GSM8K", "area")
     return {

@@ -25,7 +25,7 @@ from generation.evaluation.plots import PICTURE, point_style, save_panels
 from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, check_same, identity
-from generation.scoring import Interval, interval, resample
+from generation.scoring import interval, resample
 from rea_core.checks import check_made, check_output_folder, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
@@ -41,6 +41,7 @@ from rea_rl.study.real_figures import (
     TITLES,
     WITHOUT_THINKING,
     Counter,
+    Curves,
     Report,
     RowData,
     make_report,
@@ -101,7 +102,7 @@ def group_table(report: Report, groups: Sequence[str]) -> str:
     return table(rows, [percent(group, group) for group in groups], "accuracy %")
 
 
-def curve_table(curves: dict[str, dict[int, Interval]]) -> str:
+def curve_table(curves: Curves) -> str:
     """Accuracy at each budget, one line a row."""
     columns = [percent(f"{b} tokens", b) for b in next(iter(curves.values()))]
     return table(curves, columns, "accuracy %")
@@ -128,9 +129,7 @@ def json_rows(report: Report, rows: Sequence[RowData]) -> list[dict[str, Any]]:
     return found
 
 
-def draw(
-    report: Report, forced: dict[str, dict[int, Interval]], logs: dict[str, list[dict]], out: Path
-) -> list[str]:
+def draw(report: Report, forced: Curves, logs: dict[str, list[dict]], out: Path) -> list[str]:
     """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
     # rows that are trained but not evaluated have curves only
@@ -165,7 +164,7 @@ FRONT = "dashed: Pareto front"
 
 def _plot_budgets(
     axes: Axes,
-    curves: dict[str, dict[int, Interval]],
+    curves: Curves,
     styles: Styles,
     titles: dict[str, str],
     heading: str,
@@ -238,7 +237,7 @@ def find_rows(work: Path) -> dict[str, list[Path]]:
     return {name: found[name] for name in [*TITLES, *found] if name in found}
 
 
-def forced_curves(work: Path, problems: Sequence[Row]) -> dict[str, dict[int, Interval]]:
+def forced_curves(work: Path, problems: Sequence[Row]) -> Curves:
     """Accuracy with an answer that is forced at each budget, by row."""
     found = {}
     order = {row["id"]: i for i, row in enumerate(problems)}
