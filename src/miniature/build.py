@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miniature.world import LEVELS, Problem, make_problem
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
+from rea_core.models import resolve_device
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 
@@ -77,8 +78,6 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
 def check_arguments(arguments: Namespace) -> None:
     """Raise ValueError for numbers out of range, bad outputs, and a missing model to start from."""
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
-    check_output_folder(arguments.out, "out")
-    check_output_folder(arguments.problems, "problems")
     own_folder(arguments.out, "out")
     own_folder(arguments.problems, "problems")
     if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
@@ -114,13 +113,6 @@ def write_problems(splits: dict[str, list[Problem]], folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 
-def pick_device(name: str) -> str:
-    """`auto` is CUDA if there is any."""
-    import torch
-
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def schedule_of(arguments: Namespace, share: float, learning_rate: float) -> Schedule:
     """Training time of one of the two models."""
     from miniature.train import Schedule
@@ -141,7 +133,7 @@ def build_lrm(arguments: Namespace, problems: list[Problem]) -> dict:
     from miniature import figures, train
     from miniature.tokenizer import build_tokenizer
 
-    device, tokenizer = pick_device(arguments.device), build_tokenizer()
+    device, tokenizer = resolve_device(arguments.device), build_tokenizer()
     model = train.new_model(tokenizer, arguments.seed)
     report: dict = {"parameters": model.num_parameters(), "seed": arguments.seed, "device": device}
     schedule = schedule_of(arguments, 1 - INSTRUCT_SHARE, 2e-3)
@@ -173,7 +165,7 @@ def build_instruct(arguments: Namespace) -> dict:
         train.draw_dialogue,
         schedule,
         arguments.seed + 1,
-        pick_device(arguments.device),
+        resolve_device(arguments.device),
     )
     tokenizer.chat_template = INSTRUCT_TEMPLATE
     save(model, tokenizer, arguments.out / "Miniature-Instruct")

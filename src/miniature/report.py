@@ -19,7 +19,6 @@ from generation.math_verify_all import read_scores, table
 from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from miniature.world import LEVELS
-from rea_core.checks import check_output_folder
 from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
@@ -79,7 +78,6 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr if a file is missing."""
     args = parse_arguments(argv)
-    check_output_folder(args.out, "out")
     own_folder(args.out, "out")
     scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
     for name, file in (("base", args.base), ("trained", args.trained)):

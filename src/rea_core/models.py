@@ -24,6 +24,15 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "auto" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
+def resolve_device(device: str) -> str:
+    """`cuda` or `cpu`; `auto` is whichever torch finds."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_tokenizer(
     path: str,
     key: str = "model_name_or_path",

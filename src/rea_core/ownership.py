@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rea_core.checks import check_output
+from rea_core.checks import check_output, check_output_folder
 
 _held: dict[str, Ownership] = {}  # of this process, by lock file
 
@@ -97,6 +97,7 @@ def own_output(path: Path, key: str, inputs: Iterable[str | Path | None] = ()) -
 def own_folder(folder: str | Path, key: str) -> Ownership:
     """Own a folder of outputs, also before it is there. `key` is the argument that names it. Raises
     ValueError naming the process that owns it."""
+    check_output_folder(folder, key)
     return own(_lock_of(folder), f"{key} {folder}", f"wait for it, or give another {key}")
 
 

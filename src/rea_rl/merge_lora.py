@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from generation.reflection_reply import copy_form
 from rea_core import moved
-from rea_core.checks import check_output_folder, user_name
+from rea_core.checks import user_name
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.model_files import cause, check_files, read_model
@@ -67,7 +67,6 @@ def merge_lora(
         check_same(out, merged_from(base, adapter, chat_template))
         logger.info("%s is complete", out)
         return Path(out)
-    check_output_folder(out, "OUT")
     own_folder(out, "OUT")
     check_model(base)
     check_adapter(base, adapter)

@@ -42,7 +42,14 @@ from rea_core import moved
 from rea_core.checks import check_output_folder, check_sockets, expand_paths, is_a, user_name
 from rea_core.clients import is_loopback, server_url, split_url
 from rea_core.command import command
-from rea_core.models import DTYPES, LORA_RANKS, check_context, check_model, resolve_dtype
+from rea_core.models import (
+    DTYPES,
+    LORA_RANKS,
+    check_context,
+    check_model,
+    resolve_device,
+    resolve_dtype,
+)
 from rea_core.options import (
     Count,
     PositiveFloat,
@@ -445,15 +452,6 @@ def server_environment(config: ServerConfig, device: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-
-
-def resolve_device(device: str) -> str:
-    """`cuda` or `cpu`; `auto` is whichever torch finds."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_port_free(host: str, port: int) -> None:

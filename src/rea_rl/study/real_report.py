@@ -26,7 +26,7 @@ from generation.figure_table import Column, percent, render
 from generation.generation_file import read_generations
 from generation.identity import Identities, check_same, identity
 from generation.scoring import interval, resample
-from rea_core.checks import check_made, check_output_folder, user_path
+from rea_core.checks import check_made, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
@@ -386,7 +386,6 @@ def run(args: Namespace) -> None:
     """Write page, pictures and JSON. Raises ValueError if something is missing."""
     from generation.math_verify import VerifierPool
 
-    check_output_folder(args.out, "out")
     own_folder(args.out, "out")
     files = find_rows(args.work)
     columns = ("id", "problem", "answer", "benchmark", "level")

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from generation.provenance import read_settings
 from rea_core import recipe
-from rea_core.checks import check_numbers, check_output_folder, user_name, user_path
+from rea_core.checks import check_numbers, user_name, user_path
 from rea_core.clients import check_urls
 from rea_core.command import command
 from rea_core.json_text import read_json
@@ -57,8 +57,6 @@ def all_runs(args: Namespace) -> list[Run]:
     """
     numbers = [name for name, keywords in OPTIONS.items() if keywords.get("type") is int]
     check_numbers(vars(args), positive=numbers)
-    check_output_folder(args.work, "work")
-    check_output_folder(args.out, "out")
     own_folder(args.work, "work")
     own_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
