@@ -16,11 +16,6 @@ def boxed_answer(answer: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def right_results(paragraphs: list[str], answer: int) -> list[bool]:
-    """Whether each paragraph states the right result: labels that the reflection model learns."""
-    return [stated_result(paragraph) == answer for paragraph in paragraphs]
-
-
 def judge_reply(paragraphs: list[str], answer: int, first: int = 1) -> str:
     """The reply of the judge for one chunk of parts, numbered from `first` on."""
     blocks = []

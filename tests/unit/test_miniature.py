@@ -14,7 +14,7 @@ import pytest
 
 from generation.stated_results import stated_result, stated_results
 from miniature.build import SPLITS, draw_splits, write_problems
-from miniature.oracle import boxed_answer, right_results
+from miniature.oracle import boxed_answer
 from miniature.world import (
     LEVELS,
     NUM_STEPS,
@@ -117,7 +117,7 @@ def test_traces_state_results_and_answer_with_the_last(level):
         assert results and boxed_answer(trace.final) == results[-1]
         assert set(results) <= set(trace.results)
         wrong_first += results[0] != problem.answer
-        labels = right_results(trace.thinking.split("\n\n"), problem.answer)
+        labels = [stated_result(p) == problem.answer for p in trace.thinking.split("\n\n")]
         assert sum(labels) == results.count(problem.answer)
     assert (wrong_first == 0) == (level < 3)  # easy first passes never slip, the others do
 

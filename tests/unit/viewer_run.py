@@ -8,7 +8,7 @@ from pathlib import Path
 
 from generation.prompts import forced_answer
 from generation.reflection_words import count_reflections
-from miniature.oracle import right_results
+from generation.stated_results import stated_result
 from miniature.world import make_problem, make_trace
 from rea_rl.rollout.record import Rollout
 
@@ -34,7 +34,7 @@ def pair(problem_id: str, step: int, seed: int, prefix: str = "") -> list[dict]:
     trace = make_trace(problem, rng)
     thinking = prefix + trace.thinking
     parts = thinking.split("\n\n")
-    right = right_results(parts, problem.answer)
+    right = [stated_result(part) == problem.answer for part in parts]
     ends = [len("\n\n".join(parts[: i + 1])) for i in range(len(parts))]
     cut = min(next((i for i, r in enumerate(right) if r), len(parts)), len(parts) - 2)
     answer = f"\\boxed{{{problem.answer}}}"

@@ -48,8 +48,8 @@ def why_not_packed(trainer: GRPOTrainer) -> str | None:
     """Why the rows of a trainer cannot be packed; None if they can: its model, and that of its KL
     term, then have a packed forward pass."""
     # The head is used by its weight, and a shard is only a part of it.
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3
-    if sharded:
+    zero = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if trainer.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3):
         return "its weights are sharded"
     if trainer.aux_loss_enabled:  # of full fine-tuning; with an adapter it is left out
         return "its routers have a loss of their own (router_aux_loss_coef: 0 leaves it out)"
@@ -63,10 +63,6 @@ def why_not_packed(trainer: GRPOTrainer) -> str | None:
         reference = trainer.accelerator.unwrap_model(trainer.ref_model)
         add_packed_forward(reference, trainer.temperature)
     return reason
-
-
-def _zero_stage(trainer: GRPOTrainer) -> int:
-    return trainer.accelerator.state.deepspeed_plugin.zero_stage
 
 
 class PackedStep:
@@ -135,10 +131,13 @@ class PackedStep:
         packs = self._packs(inputs)
         before = {key: len(values) for key, values in metrics.items()}
         total = torch.zeros((), device=self.accelerator.device)
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        # as in transformers' training step: the loss is normalized already
+        settings = {"scale_wrt_gas": False} if deepspeed else {}
         for pack in packs[:-1]:
             with self._without_sync(model):
                 loss = compute_loss(model, pack)
-                self.accelerator.backward(loss, **self._backward_settings())
+                self.accelerator.backward(loss, **settings)
             total += loss.detach()
         loss = compute_loss(model, packs[-1])
         if len(packs) > 1:
@@ -168,11 +167,6 @@ class PackedStep:
             torch.tensor([[len(rows) for rows in packs]], device=device)
         )
         return list(zip(packs, num_rows.amax(dim=0).tolist(), strict=True))
-
-    def _backward_settings(self) -> dict[str, bool]:
-        """As in transformers' training step: the loss is normalized already."""
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        return {"scale_wrt_gas": False} if deepspeed else {}
 
     @contextmanager
     def _without_sync(self, model: Module) -> Iterator[None]:

@@ -139,9 +139,10 @@ class ServerWatch:
         """
         if self._given_up is not None:
             raise self._given_up
+        key = {"Authorization": f"Bearer {api_key()}"}
         try:
             async with httpx.AsyncClient(
-                timeout=PROBE_TIMEOUT, trust_env=False, headers=_headers()
+                timeout=PROBE_TIMEOUT, trust_env=False, headers=key
             ) as client:
                 await self._probe(client)
                 await self._reload(client, model)
@@ -374,10 +375,6 @@ def refusal(folder: Path, answer: Any) -> str:
         (remedy for words, remedy in REFUSALS.items() if words in str(answer)), "its log says more"
     )
     return f"the policy server refuses the adapter {folder} ({answer}); {remedy}"
-
-
-def _headers() -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key()}"}
 
 
 def words(error: Exception) -> str:

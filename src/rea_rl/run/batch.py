@@ -35,11 +35,6 @@ class RowKeys(BatchKeys):
         share_out(self, "rows_per_step")
 
 
-def num_ranks() -> int:
-    """Training processes, as accelerate and torchrun tell each of them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def share_out(config: Any, key: str, group: int = 1) -> None:
     """Set the batch keys of a rank so that a step has exactly the rows that the recipe asks for.
 
@@ -50,7 +45,8 @@ def share_out(config: Any, key: str, group: int = 1) -> None:
     if (groups := getattr(config, key)) is None:
         config.gradient_accumulation_steps = given or 1
         return
-    shared = share_rows(key, groups, group, num_ranks(), size, given)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # as accelerate and torchrun tell each of them
+    shared = share_rows(key, groups, group, ranks, size, given)
     config.per_device_train_batch_size, config.gradient_accumulation_steps = shared
 
 

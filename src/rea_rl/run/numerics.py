@@ -28,15 +28,6 @@ SKIPPED = "non_finite_steps"
 ROW = "row"  # column of encoded rows: their number in the data file, from 0
 
 
-def set_cudnn_attention(enabled: bool) -> None:
-    """Allow or forbid cuDNN's attention to this process, forward and backward.
-
-    On GPUs, masked bfloat16 rows got NaN gradients from it; torch's other kernels
-    did not.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(enabled)
-
-
 class FiniteSteps:
     """Mixin, before a trainer of TRL: no step with a NaN or infinite loss or gradient reaches the
     weights.
@@ -48,7 +39,8 @@ class FiniteSteps:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        set_cudnn_attention(self.args.cudnn_attention)
+        # On GPUs, masked bfloat16 rows got NaN gradients from it; torch's other kernels did not.
+        torch.backends.cuda.enable_cudnn_sdp(self.args.cudnn_attention)
         self._in_a_row = 0
         self._losses: list[tuple[Tensor, list[str]]] = []  # of each micro-batch, and its rows
 

@@ -465,7 +465,10 @@ def _batch(rows: int | None, processes: int, recipe: Recipe) -> tuple[int, int]:
 def _servers(groups: Groups, recipe: Recipe, roles: Sequence[str], wishes: Wishes) -> list[Server]:
     """Servers with ports from the recipe's on, and shares of memory by who else is on a GPU."""
     first = _count(wishes, "SERVER_PORT", 0, MOST_PORT - 1)
-    known = {role: _known_ports(recipe, role) for role in ROLES}
+    known = {
+        role: [split_url(url, f"{role}_server").port or 80 for url in addresses(recipe, role)]
+        for role in ROLES
+    }
     if first:
         known = {role: [first + i] for i, role in enumerate(ROLES)}
     ports = _ports(known, groups)
@@ -497,10 +500,6 @@ def addresses(recipe: Recipe, role: str) -> list[str]:
     """Addresses of a role's servers in the recipe."""
     urls = recipe.get(f"{role}_server") or f"http://127.0.0.1:{12345 + ROLES.index(role)}/v1"
     return urls if isinstance(urls, list) else [urls]
-
-
-def _known_ports(recipe: Recipe, role: str) -> list[int]:
-    return [split_url(url, f"{role}_server").port or 80 for url in addresses(recipe, role)]
 
 
 def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[int]]:
