@@ -34,8 +34,8 @@ from rea_core.ownership import own_folder
 from rea_core.row_files import digest, write_json
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
+    from torch.nn import Module
 
 
 __getattr__ = moved.names_of(__name__)  # names that have left this module
@@ -113,7 +113,7 @@ def check_same(out: str, made_of: dict[str, str | None]) -> None:
         raise ValueError(f"{out} exists already{what}; delete it or give another folder")
 
 
-def _merge(model: torch.nn.Module, adapter: str, vocab_size: int) -> torch.nn.Module:
+def _merge(model: Module, adapter: str, vocab_size: int) -> Module:
     """Model without LoRA layers whose logits are those of `model` with the adapter."""
     import torch
     from peft import PeftModel

@@ -174,10 +174,9 @@ def sampling_metrics(
     ratio = sampled.exp()
     truncated = ratio > (math.inf if clip_max is None else clip_max)
     largest = ratio.max() if len(ratio) else ratio.new_zeros(())
-    counts = [truncated.sum(), mask.sum(), torch.tensor(len(sampled), device=ratio.device)]
-    sums = torch.stack(
-        [sampled.abs().sum(), ratio.sum(), *(count.to(ratio.dtype) for count in counts), largest]
-    )
+    num_sampled = torch.tensor(len(sampled), device=ratio.device)
+    counts = [count.to(ratio.dtype) for count in (truncated.sum(), mask.sum(), num_sampled)]
+    sums = torch.stack([sampled.abs().sum(), ratio.sum(), *counts, largest])
     of_ranks = accelerator.gather(sums).view(-1, len(sums))
     total_difference, total_ratio, num_truncated, num_trained, num_sampled, _ = of_ranks.sum(
         dim=0

@@ -48,7 +48,7 @@ from rea_rl.rollout.server_answers import request
 from rea_rl.trl_experimental import weight_transfer
 
 if TYPE_CHECKING:
-    import torch
+    from torch.nn import Module
 
     from rea_rl.trl_experimental import WeightTransferClient
 
@@ -360,7 +360,7 @@ class FullSync:
         self._server, self._model_name, self._timeout = server, model_name, timeout
         self._client: WeightTransferClient | None = None
 
-    def publish(self, model: torch.nn.Module, step: int, in_use: Set[str] = frozenset()) -> str:
+    def publish(self, model: Module, step: int, in_use: Set[str] = frozenset()) -> str:
         """Make the server sample from `model` as it is now. Called on all ranks; returns the name
         to ask for.
 
@@ -375,7 +375,7 @@ class FullSync:
     def cancel(self) -> None:
         """Nothing is waited for."""
 
-    def _send(self, model: torch.nn.Module) -> None:
+    def _send(self, model: Module) -> None:
         try:
             if self._client is None:
                 self._client = self._join(model)
@@ -391,7 +391,7 @@ class FullSync:
                 "must run on other GPUs than the trainer, and be started with --full_weights true"
             ) from error
 
-    def _join(self, model: torch.nn.Module) -> WeightTransferClient:
+    def _join(self, model: Module) -> WeightTransferClient:
         """Form an NCCL group with the server, which learns names, types and shapes to come."""
         weights = list(model.named_parameters())
         manifest = {

@@ -352,7 +352,8 @@ def _count(wishes: Wishes, key: str, default: int, most: int | None = None, leas
     text = wishes.get(key, "").strip()
     if not text:
         return default
-    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= (most or int(text)):
+    is_number = re.fullmatch("[0-9]{1,9}", text) is not None
+    if not is_number or not least <= int(text) <= (most or int(text)):
         raise ValueError(
             f"{key} is {text}; give a number from {least}{f' to {most}' if most else ''}"
         )
@@ -425,7 +426,8 @@ def _old_name(gpus: Sequence[str], wishes: Wishes) -> dict[str, str]:
     if place not in ("1", "2"):
         raise ValueError(f"REFLECTION_GPU is {place}; it must be 1 or 2, since GPU 0 trains")
     train = gpus[: int(place)]
-    return dict(zip(KEYS, (",".join(train), gpus[2], gpus[int(place)]), strict=True))
+    policy, reflection = gpus[2], gpus[int(place)]
+    return dict(zip(KEYS, (",".join(train), policy, reflection), strict=True))
 
 
 def _check_rows(
@@ -592,7 +594,8 @@ def with_flags(path: str, argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe has one `key: value` a line; correct it")
-    recipe |= {key: words[0] if len(words) == 1 else words for key, words in _flags(argv).items()}
+    for key, words in _flags(argv).items():
+        recipe[key] = words[0] if len(words) == 1 else words
     for key in (*ROW_KEYS, *BATCH_KEYS, "num_generations"):
         if recipe.get(key) is None:
             continue
@@ -650,10 +653,11 @@ def shell_variables(plan: Plan, recipe: Recipe, wishes: Wishes) -> Iterator[str]
     }
     if plan.of_role("reflection") and plan.train and not shares:
         flags += ["--stage_batch_size", "1"]  # no response waits for others
+    used = {*plan.train, *(gpu for server in plan.servers for gpu in server.gpus)}
     values = {
         "NUM_PROCESSES": str(plan.processes),
         "TRAIN_GPUS": ",".join(plan.train),
-        "NUM_GPUS": str(len({*plan.train, *(g for s in plan.servers for g in s.gpus)})),
+        "NUM_GPUS": str(len(used)),
     }
     yield from (f"{key}={shlex.quote(value)}" for key, value in values.items())
     for key, words in (

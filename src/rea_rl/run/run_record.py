@@ -22,6 +22,7 @@ from rea_rl.run.monitors import MonitorKeys
 from rea_rl.run.trl_keys import default_of
 
 Record = dict[str, Any]
+Values = Mapping[str, Any]  # of keys
 RECORD = "run_record.json"
 FIELDS = {*"program launch ranks batch steps rows data models settings".split()}
 LOGGING = """
@@ -83,8 +84,8 @@ REPLICAS = ("one process", "ddp")  # launches that read each other's optimizer s
 def make_record(
     program: str,
     parts: Sequence[Any],
-    rows: Iterable[Mapping[str, Any]],
-    measured: Mapping[str, Any] | None = None,
+    rows: Iterable[Values],
+    measured: Values | None = None,
 ) -> Record:
     """The record of this command's run, as JSON gives it back."""
     args = next(part for part in parts if hasattr(part, "output_dir"))
@@ -126,7 +127,7 @@ def launch_kind(args: Any) -> str:
     return REPLICAS[args.world_size > 1]
 
 
-def _used_models(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _used_models(values: Values) -> dict[str, dict[str, str]]:
     """Models that have a part in the run, by the key that names them."""
     used = {
         "model_name_or_path": identify(
@@ -181,7 +182,7 @@ def _file_digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _settings(values: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(values: Values, measured: Values) -> dict[str, Any]:
     """Keys and values that must stay, in an order that means nothing."""
     free = {*FREE, *COMPARED_OTHERWISE, *(() if _steered_by_evaluation(values) else EVALUATION)}
     settings = {key: value for key, value in values.items() if key not in free} | measured
@@ -196,7 +197,7 @@ def _settings(values: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[st
     return settings
 
 
-def _steered_by_evaluation(values: Mapping[str, Any]) -> bool:
+def _steered_by_evaluation(values: Values) -> bool:
     """Whether evaluations have a say in the weights."""
     return values["load_best_model_at_end"] or values["lr_scheduler_type"] in (
         "reduce_lr_on_plateau",
@@ -319,7 +320,7 @@ def length(record: Record) -> tuple[str, float]:
     return key, record["steps"][key]
 
 
-def _schedule_is_open(settings: Mapping[str, Any]) -> bool:
+def _schedule_is_open(settings: Values) -> bool:
     """Whether the learning rate of a step is the same in a longer run: a warm-up below 1 is a
     share of all steps."""
     if settings["lr_scheduler_type"] == "constant":

@@ -204,8 +204,8 @@ def budget_curve(row: RowData, inside: np.ndarray) -> dict[int, np.ndarray]:
 
 def area(curve: dict[int, np.ndarray]) -> np.ndarray:
     """(1 + R,) mean height of a curve over the logarithm of the budget."""
-    x = np.log2(list(curve))
-    return np.trapezoid(np.stack(list(curve.values())), x, axis=0) / (x[-1] - x[0])
+    x, heights = np.log2(list(curve)), np.stack(list(curve.values()))
+    return np.trapezoid(heights, x, axis=0) / np.ptp(x)
 
 
 @dataclass(frozen=True)

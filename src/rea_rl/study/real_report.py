@@ -275,7 +275,8 @@ def provenance(work: Path) -> dict[str, Any]:
     for path in sorted((work / "study").glob("*/seed-*/trainer_state.json")):
         # A run that was continued has the seconds of its last piece only in trained.json.
         seconds = sum(step.get("step_time", 0.0) for step in read_json(path)["log_history"])
-        found["seconds"][path.parts[-3]] = found["seconds"].get(path.parts[-3], 0.0) + seconds
+        row = path.parts[-3]
+        found["seconds"][row] = found["seconds"].get(row, 0.0) + seconds
     for path in sorted((work / "study").glob("*/seed-*/trained.json")):
         found["devices"] = sorted({*found["devices"], read_json(path)["device"]})
     if (work / "cut.json").is_file():
