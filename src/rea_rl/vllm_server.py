@@ -273,20 +273,16 @@ class VLLMServer:
     def stop(self) -> None:
         """Stop vLLM and all that it started; after STOP_SECONDS kill it, by process id."""
         with self._owned:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        for member in self._wait_gone():
-            logger.warning(
-                "%s server: killing process %d, which did not stop", self.config.role, member.pid
-            )
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        self._wait_gone()
-        self._process = None
+            if self._process is None:
+                return
+            self._process.terminate()
+            for member in self._wait_gone():
+                what = "%s server: killing process %d, which did not stop"
+                logger.warning(what, self.config.role, member.pid)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            self._wait_gone()
+            self._process = None
 
     def supervise(self) -> NoReturn:
         """Wait, and start vLLM again when it ends by itself, `max_restarts` times an hour.

@@ -284,7 +284,10 @@ class RolloutEngine:
         if num_cuts:
             cuts = serial_cuts(len(paragraphs), num_cuts)
             return await asyncio.gather(
-                *(self._finish(original, work, paragraphs, cut, clock.fork()) for cut in cuts)
+                *(
+                    self._finish(original, work, paragraphs, cut, StageClock(clock.seconds))
+                    for cut in cuts
+                )
             )
         await waves.turn("label")
         clock.mark("turn")

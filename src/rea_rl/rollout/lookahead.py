@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,43 +49,6 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class UpcomingRows:
-    """Rows that the dataloader will deal to one rank, by optimizer step.
-
-    Args:
-        dataset: what the sampler's indices are of.
-        sampler: indices of an epoch; those of a step are one after the other, once per micro-step,
-            and the first time rank after rank.
-        micro_steps: how often a step's indices are repeated.
-        rows_per_rank: rows of one rank in a step.
-        rank, ranks: this rank and their number.
-    """
-
-    def __init__(
-        self,
-        dataset: Sequence[Row],
-        sampler: Callable[[int], Sequence[int]],
-        micro_steps: int,
-        rows_per_rank: int,
-        rank: int,
-        ranks: int,
-    ):
-        self._dataset = dataset
-        # Two epochs: batches ahead may already be of the next one.
-        self._order = lru_cache(maxsize=2)(lambda epoch: list(sampler(epoch)))
-        # Indices of the sampler for one optimizer step, of all ranks.
-        self._step_size = micro_steps * rows_per_rank * ranks
-        self._first, self._rows_per_rank = rank * rows_per_rank, rows_per_rank
-
-    def __call__(self, step: int) -> list[Row]:
-        """Rows of optimizer step `step`, counted from 0 over all epochs."""
-        # Every epoch has as many whole steps; rows beyond them are not dealt.
-        epoch, place = divmod(step, len(self._order(0)) // self._step_size)
-        # The first micro-step has every row once, rank after rank; the others repeat them.
-        start = place * self._step_size + self._first
-        return [self._dataset[i] for i in self._order(epoch)[start : start + self._rows_per_rank]]
-
-
 def epoch_sampler(
     trainer: GRPOTrainer, epoch: Callable[[], int], dataset: Dataset | None = None
 ) -> EpochSampler:
@@ -102,16 +65,30 @@ def epoch_sampler(
     )
 
 
-def upcoming_rows(trainer: GRPOTrainer) -> UpcomingRows:
-    """The same rows for this rank, without the dataloader."""
-    return UpcomingRows(
-        trainer.train_dataset,
-        lambda epoch: epoch_sampler(trainer, lambda: epoch),
-        micro_steps=trainer.args.steps_per_generation,
-        rows_per_rank=trainer.args.generation_batch_size // trainer.accelerator.num_processes,
-        rank=trainer.accelerator.process_index,
-        ranks=trainer.accelerator.num_processes,
-    )
+def upcoming_rows(trainer: GRPOTrainer) -> Callable[[int], list[Row]]:
+    """Rows that the dataloader will deal to this rank, by optimizer step, counted from 0 over all
+    epochs.
+
+    The sampler has the indices of a step one after the other, once per micro-step, and the first
+    time rank after rank.
+    """
+    args, ranks = trainer.args, trainer.accelerator.num_processes
+    per_rank = args.generation_batch_size // ranks
+    step_size = args.steps_per_generation * args.generation_batch_size
+    first = trainer.accelerator.process_index * per_rank
+
+    @lru_cache(maxsize=2)  # batches ahead may already be of the next epoch
+    def order(epoch: int) -> list[int]:
+        return list(epoch_sampler(trainer, lambda: epoch))
+
+    def rows_of(step: int) -> list[Row]:
+        # Every epoch has as many whole steps; rows beyond them are not dealt.
+        epoch, place = divmod(step, len(order(0)) // step_size)
+        # The first micro-step has every row once, rank after rank; the others repeat them.
+        start = place * step_size + first
+        return [trainer.train_dataset[i] for i in order(epoch)[start : start + per_rank]]
+
+    return rows_of
 
 
 @dataclass(frozen=True)

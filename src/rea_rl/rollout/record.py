@@ -27,7 +27,7 @@ STAGES = "sample text turn label finish verify".split()
 
 
 class StageClock:
-    """Seconds by stage of something that is always in one of its stages."""
+    """Seconds by stage of something that is always in one of its stages, and has some behind it."""
 
     def __init__(self, seconds: Mapping[str, float] = MappingProxyType({})):
         self.seconds = dict(seconds)
@@ -38,10 +38,6 @@ class StageClock:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
-
-    def fork(self) -> StageClock:
-        """Clock of something that begins now, and has these stages behind it."""
-        return StageClock(self.seconds)
 
 
 @dataclass

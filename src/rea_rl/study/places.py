@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import queue
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
@@ -122,14 +121,3 @@ def make_places(args: Namespace) -> queue.Queue[Place]:
             # Responses without seeds of their own differ from server to server.
             places.put(Place(*urls, gpu=gpu, server_flags=as_flags(flags | {"seed": port})))
     return places
-
-
-@contextmanager
-def stopping(places: queue.Queue[Place]) -> Iterator[None]:
-    """Stop the servers of all places at the end of the context, where all have been put back."""
-    everywhere = list(places.queue)
-    try:
-        yield
-    finally:
-        for place in everywhere:
-            place.stop()

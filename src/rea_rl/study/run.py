@@ -25,7 +25,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +38,7 @@ from rea_core.json_text import read_json
 from rea_core.ownership import own_folder
 from rea_core.row_files import write_json
 from rea_rl.run.placement import addresses
-from rea_rl.study.places import Place, as_flags, make_places, stopping
+from rea_rl.study.places import Place, as_flags, make_places
 from rea_rl.study.recipe_set import read_study_set
 from rea_rl.study.rows import ROWS, Run, make_run
 
@@ -345,7 +345,9 @@ def run_all(runs: list[Run], args: Namespace) -> None:
         finally:
             places.put(place)
 
-    with stopping(places), ThreadPoolExecutor(places.qsize()) as pool:
+    with ExitStack() as at_the_end, ThreadPoolExecutor(places.qsize()) as pool:
+        for place in list(places.queue):
+            at_the_end.callback(place.stop)  # its servers
         first = pool.submit(finish, base)
         futures = [first, *(pool.submit(finish, run) for run in runs[1:])]
         try:
