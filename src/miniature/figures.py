@@ -52,10 +52,8 @@ def sample(
             pad_token_id=tokenizer.pad_token_id,
         )
         for i, ids in zip(rows, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            end = (
-                ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
-            )
-            completions[i] = ids[:end]
+            eos = tokenizer.eos_token_id
+            completions[i] = ids[: ids.index(eos) + 1] if eos in ids else ids
     return completions
 
 
@@ -85,14 +83,8 @@ class Path:
     @property
     def oracle_cut(self) -> int | None:
         """Index of the first paragraph that states the right result."""
-        return next(
-            (
-                index
-                for index, result in stated_results(self.thinking)
-                if result == self.problem.answer
-            ),
-            None,
-        )
+        stated = stated_results(self.thinking)
+        return next((index for index, result in stated if result == self.problem.answer), None)
 
     @property
     def num_redundant(self) -> int:
@@ -119,11 +111,8 @@ def sample_paths(
     )
     for problem, ids in zip(problems, completions, strict=True):
         thinking, _, answer = tokenizer.decode(ids, skip_special_tokens=True).partition(THINK_END)
-        paths.append(
-            Path(
-                problem, thinking, boxed_answer(answer), len(ids), ids[-1] != tokenizer.eos_token_id
-            )
-        )
+        truncated = ids[-1] != tokenizer.eos_token_id
+        paths.append(Path(problem, thinking, boxed_answer(answer), len(ids), truncated))
     return paths
 
 

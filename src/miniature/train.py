@@ -52,11 +52,8 @@ class Schedule:
     def rate(self, step: int, elapsed: float) -> float:
         """Learning rate at this step; the last 40 % of the time decay to 3 %."""
         progress = min(elapsed / self.seconds, 1.0)
-        decay = (
-            1.0
-            if progress < 0.6
-            else 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (progress - 0.6) / 0.4))
-        )
+        falling = max(progress - 0.6, 0.0) / 0.4
+        decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * falling))
         return self.learning_rate * min(1.0, (step + 1) / 100) * decay
 
 
@@ -96,9 +93,8 @@ class DrawnBatches(IterableDataset):
         self, examples: list[tuple[list[int], int]]
     ) -> Iterator[list[tuple[list[int], int]]]:
         batch: list[tuple[list[int], int]] = []
-        for example in sorted(
-            (e for e in examples if len(e[0]) <= MAX_TOKENS), key=lambda e: len(e[0])
-        ):
+        short = [example for example in examples if len(example[0]) <= MAX_TOKENS]
+        for example in sorted(short, key=lambda example: len(example[0])):
             if batch and (len(batch) + 1) * len(example[0]) > self.tokens:
                 yield batch
                 batch = []

@@ -284,23 +284,23 @@ def _check_backwards(
         )
     )
     value, out = current, [head]
+
+    def mistake(cause: str) -> tuple[str, bool]:
+        return "\n".join((*out, f"{cause}, so there is a mistake.")), False
+
     for operator, operand in reversed(problem.steps):
         step = (INVERSE[operator], operand)
         if operator == "*" and value % operand:
-            return "\n".join(
-                (*out, f"{value}/{operand} is not whole, so there is a mistake.")
-            ), False
+            return mistake(f"{value}/{operand} is not whole")
         slipped = rng.random() < CHECK_SLIP and operator != "*" and carries(value, step)
         result = forget_carry(value, step) if slipped else apply_step(value, step)
         if result < 0:
-            return "\n".join(
-                (*out, f"{value}{step[0]}{operand} is below 0, so there is a mistake.")
-            ), False
+            return mistake(f"{value}{step[0]}{operand} is below 0")
         out.append(f"{value}{step[0]}{operand}={result}")
         value = result
     if value == problem.start:
         return "\n".join((*out, f"This is the start, so the result is {current}.")), True
-    return "\n".join((*out, f"But the start was {problem.start}, so there is a mistake.")), False
+    return mistake(f"But the start was {problem.start}")
 
 
 def _check_all_steps(
@@ -316,21 +316,15 @@ def _check_all_steps(
     )
     again, result = _run(problem, rng, CHECK_SLIP) or _run(problem, rng, 0)
     if result == current:
-        return "\n".join(
-            (
-                head,
-                *again,
-                rng.choice(("Yes, the result is {}.", "Again the result is {}.")).format(current),
-            )
-        ), True
+        end = rng.choice(("Yes, the result is {}.", "Again the result is {}."))
+        return "\n".join((head, *again, end.format(current))), True
     return "\n".join((head, *again, f"Hmm, this gives {result} but before I had {current}.")), False
 
 
 def _careful_pass(problem: Problem, rng: random.Random) -> tuple[str, list[str]]:
     lines, result = _run(problem, rng, 0)
-    return "\n".join(
-        ("Let me go slowly and be careful.", *lines, f"So the result is {result}.")
-    ), lines
+    head, end = "Let me go slowly and be careful.", f"So the result is {result}."
+    return "\n".join((head, *lines, end)), lines
 
 
 def make_trace(problem: Problem, rng: random.Random) -> Trace:

@@ -88,17 +88,13 @@ def load_inputs(data: DataArguments, args: REARLConfig, model_args: ModelConfig)
     try_rewards(reward_funcs)
     if args.revision:
         check_marker(tokenizer, model_args.model_name_or_path, Markers.of(vars(prompts)))
-    train_rows = load_rows(
-        *(data, data.dataset_name, data.dataset_train_split, tokenizer, prompts, args.verifier)
-    )
+    rows_of = partial(load_rows, data, tokenizer=tokenizer, prompts=prompts, verifier=args.verifier)
+    train_rows = rows_of(data.dataset_name, data.dataset_train_split)
     if args.revision:
         check_thinking(train_rows, model_args.model_name_or_path)
     eval_rows = []
     if data.eval_dataset_name is not None:
-        eval_rows = load_rows(
-            *(data, data.eval_dataset_name, data.dataset_eval_split, tokenizer, prompts),
-            args.verifier,
-        )
+        eval_rows = rows_of(data.eval_dataset_name, data.dataset_eval_split)
     check_number(len(train_rows), data.dataset_name, args)
     measured = {"tokens_per_reflection": threshold, "verifier": args.verifier}
     if is_function(args.verifier):

@@ -322,19 +322,13 @@ class REARLTrainer(Monitored, Continued, FiniteSteps, GRPOTrainer):
         """
         difference = logps - inputs["sampling_per_token_logps"]  # (B, C), NaN for forced tokens
         ratio = difference.nan_to_num(nan=0.0).exp()
+        clip_max = None
         if self.vllm_importance_sampling_correction:
-            weights = ratio.clamp(
-                self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
-            )
+            clip_max = self.vllm_importance_sampling_clip_max
+            weights = ratio.clamp(self.vllm_importance_sampling_clip_min, clip_max)
             inputs["advantages"] = inputs["advantages"].view(len(weights), -1) * weights
-        clip_max = (
-            self.vllm_importance_sampling_clip_max
-            if self.vllm_importance_sampling_correction
-            else None
-        )
-        metrics = sampling_metrics(
-            self.accelerator, difference, inputs["completion_mask"].bool(), clip_max
-        )
+        mask = inputs["completion_mask"].bool()
+        metrics = sampling_metrics(self.accelerator, difference, mask, clip_max)
         collect(self._metrics["train"], metrics)
 
     # --- Evaluation and records -------------------------------------------------------------------

@@ -99,14 +99,10 @@ def _weights(layer: nn.Module) -> _Weights | None:
         or len(layer.active_adapters) != 1
     ):
         return None
-    name = layer.active_adapters[0]
-    base = layer.base_layer
+    name, base = layer.active_adapters[0], layer.base_layer
     dropout = layer.lora_dropout[name] if name in layer.lora_A else None
-    if (
-        type(base) is not nn.Linear
-        or not isinstance(dropout, nn.Identity)
-        or name in layer.lora_variant
-    ):
+    is_plain = isinstance(dropout, nn.Identity) and name not in layer.lora_variant
+    if type(base) is not nn.Linear or not is_plain:
         return None
     # Gradients of these two are not computed here.
     if base.weight.requires_grad or layer.lora_bias[name]:
@@ -123,11 +119,9 @@ def _weights(layer: nn.Module) -> _Weights | None:
 def _same_dtype(x: Tensor, weights: _Weights) -> bool:
     """Whether nothing has to be cast, by autocast neither."""
     device = x.device.type
-    computes = (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device)
-        else weights.weight.dtype
-    )
+    computes = weights.weight.dtype
+    if torch.is_autocast_enabled(device):
+        computes = torch.get_autocast_dtype(device)
     return x.dtype == weights.weight.dtype == computes
 
 

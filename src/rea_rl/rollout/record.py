@@ -231,11 +231,8 @@ def detector_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     `rollouts` alternate original and revision; labels are in the second of a pair.
     """
     labelled = [r for r in rollouts[1::2] if r.num_paragraphs]
-    return (
-        {"reflection/found": _mean(any(p >= 0.5 for p in r.p_result) for r in labelled)}
-        if labelled
-        else {}
-    )
+    found = [any(p >= 0.5 for p in r.p_result) for r in labelled]
+    return {"reflection/found": _mean(found)} if found else {}
 
 
 def _revision_metrics(pairs: Pairs) -> Metrics:

@@ -128,13 +128,9 @@ class _Layers:
             for name, module in model.named_modules()
             if isinstance(module, (nn.Linear, Conv1D))
         }
-        places = {
-            name: name.startswith(self.prefix)
-            for name, module in linear.items()
-            if module is not head
-        }
-        self.inside = [name for name, inside in places.items() if inside]
-        self.outside = [name for name, inside in places.items() if not inside]
+        names = [name for name, module in linear.items() if module is not head]
+        self.inside = [name for name in names if name.startswith(self.prefix)]
+        self.outside = [name for name in names if not name.startswith(self.prefix)]
         self.names = sorted({name.rpartition(".")[2] for name in self.inside})
 
     @staticmethod
@@ -161,11 +157,8 @@ class _Layers:
 
 
 def _names(config: LoraConfig) -> set[str]:
-    return (
-        {config.target_modules}
-        if isinstance(config.target_modules, str)
-        else set(config.target_modules or ())
-    )
+    targets = config.target_modules
+    return {targets} if isinstance(targets, str) else set(targets or ())
 
 
 def _experts(model: PreTrainedModel, config: LoraConfig) -> set[str]:

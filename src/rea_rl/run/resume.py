@@ -182,16 +182,10 @@ def missing_parts(checkpoint: Path, record: Record) -> list[str]:
         if settings.get("mixed_precision") == "fp16" and not settings.get("use_cpu"):
             files.append("scaler.pt")
     elif record["launch"].startswith("zero"):
-        shards = [
-            path
-            for path in checkpoint.glob("global_step*/*optim_states.pt")
-            if zipfile.is_zipfile(path)
-        ]
-        missing += (
-            []
-            if len(shards) == record["ranks"]
-            else [f"global_step*/*optim_states.pt of {record['ranks']} ranks"]
-        )
+        shards = [*checkpoint.glob("global_step*/*optim_states.pt")]
+        shards = [path for path in shards if zipfile.is_zipfile(path)]
+        if len(shards) != record["ranks"]:
+            missing.append(f"global_step*/*optim_states.pt of {record['ranks']} ranks")
     missing += [f"state of {key}" for key in UNSAVED if record["settings"].get(key)]
     return missing + [name for name in files if not zipfile.is_zipfile(checkpoint / name)]
 
@@ -201,10 +195,8 @@ def _has_weights(folder: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     names = {path.name for path in folder.glob("*.safetensors")}
-    if (
-        any(name.startswith("adapter_") for name in names)
-        and not (folder / "adapter_config.json").is_file()
-    ):
+    is_adapter = any(name.startswith("adapter_") for name in names)
+    if is_adapter and not (folder / "adapter_config.json").is_file():
         return False
     for index in folder.glob("*.safetensors.index.json"):
         names |= {*read_json(index)["weight_map"].values()}

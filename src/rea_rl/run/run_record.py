@@ -119,10 +119,8 @@ def launch_kind(args: Any) -> str:
     """`one process`, `ddp`, `zero2`, `zero3` or `fsdp`: who can read the optimizer's state."""
     if args.deepspeed_plugin is not None:
         return f"zero{args.deepspeed_plugin.zero_stage}"
-    if args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in (
-        "1",
-        "true",
-    ):
+    is_asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    if args.fsdp_plugin_args is not None or is_asked:
         return "fsdp"
     return REPLICAS[args.world_size > 1]
 
@@ -148,20 +146,14 @@ def identify(key: str, name: str, revision: str | None = None) -> dict[str, str]
         files = sorted(
             path for path in Path(name).iterdir() if path.suffix in MODEL_FILES and path.is_file()
         )
-        return {
-            "name": name,
-            "digest": digest(f"{path.name} {_file_digest(path)}" for path in files),
-        }
+        found = digest(f"{path.name} {_file_digest(path)}" for path in files)
+        return {"name": name, "digest": found}
 
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
-        return {
-            "name": name,
-            "digest": extract_commit_hash(
-                cached_file(name, "config.json", revision=revision), None
-            ),
-        }
+        config = cached_file(name, "config.json", revision=revision)
+        return {"name": name, "digest": extract_commit_hash(config, None)}
     except OSError as error:
         raise ValueError(
             f"{key}: {' '.join(str(error).split())}; give a Hub id that can be reached, or a folder"

@@ -42,15 +42,10 @@ def _lines_of(trainer: Trainer) -> Iterator[tuple[str, str]]:
         f"{_number(len(trainer.train_dataset), 'row')}, padded: only responses of rea_rl.grpo are "
         "packed",
     )
-    dealt, passes = (
-        _number(args.per_device_train_batch_size, "row"),
-        args.gradient_accumulation_steps,
-    )
-    rows = args.per_device_train_batch_size * passes * args.world_size
-    yield (
-        "a step",
-        f"{dealt} x {passes} accumulated x {_number(args.world_size, 'rank')} = {rows} rows",
-    )
+    size, passes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    dealt, ranks = _number(size, "row"), _number(args.world_size, "rank")
+    rows = size * passes * args.world_size
+    yield "a step", f"{dealt} x {passes} accumulated x {ranks} = {rows} rows"
 
 
 def _reinforcement(trainer: GRPOTrainer) -> Iterator[tuple[str, str]]:
@@ -60,20 +55,14 @@ def _reinforcement(trainer: GRPOTrainer) -> Iterator[tuple[str, str]]:
         f"{_number(len(trainer.train_dataset), 'problem')}; responses are {_packing(trainer)}",
     )
     prompts = args.generation_batch_size // args.num_generations // args.world_size
-    paths = f"{args.num_generations} responses" + " and as many revisions" * (
-        args.rows_per_path == 2
-    )
+    paths = f"{args.num_generations} responses"
+    paths += " and as many revisions" if args.rows_per_path == 2 else ""
     rows = prompts * trainer.num_generations * args.world_size
-    yield (
-        "a step",
-        f"{_number(prompts, 'prompt')} x ({paths}) x {_number(args.world_size, 'rank')} = {rows} "
-        "rows",
-    )
+    dealt, ranks = _number(prompts, "prompt"), _number(args.world_size, "rank")
+    yield "a step", f"{dealt} x ({paths}) x {ranks} = {rows} rows"
     weighed = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
-    yield (
-        "rewards",
-        ", ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weighed),
-    )
+    names = (name if weight == 1 else f"{weight:g} x {name}" for name, weight in weighed)
+    yield "rewards", ", ".join(names)
     yield "policy server", _servers(args.policy_servers)
     if args.needs_labels:
         yield "reflection server", f"{_servers(args.reflection_servers)}: {args.reflection_model}"

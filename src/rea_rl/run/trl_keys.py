@@ -195,11 +195,8 @@ def check_values(config: Any) -> None:
         ("accelerator_config", [f.name for f in dataclasses.fields(AcceleratorConfig)]),
     ):
         given = _as_dict(config, key)
-        if (
-            unknown := [name for name in given if name not in known]
-            if isinstance(given, dict)
-            else []
-        ):
+        names = given if isinstance(given, dict) else ()
+        if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{key} has {unknown}; it takes of {', '.join(known)}")
 
 
