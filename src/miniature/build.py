@@ -22,7 +22,7 @@ from rea_core.checks import check_numbers
 from rea_core.command import add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import resolve_device
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import write_json
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
 def check_arguments(arguments: Namespace) -> None:
     """Raise ValueError for numbers out of range, bad outputs, and a missing model to start from."""
     check_numbers(vars(arguments), positive=("minutes", "workers", "tokens_per_batch"))
-    own_folder(arguments.out, "out")
-    own_folder(arguments.problems, "problems")
+    own_output_folder(arguments.out, "out")
+    own_output_folder(arguments.problems, "problems")
     if arguments.only_instruct and not (arguments.out / "Miniature-LRM" / "figures.json").is_file():
         raise ValueError(
             f"only-instruct: {arguments.out} has no Miniature-LRM with its figures.json; build "

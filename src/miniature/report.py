@@ -20,7 +20,7 @@ from generation.provenance import check_all_comparable, known_parts
 from generation.scoring import ALL
 from miniature.world import LEVELS
 from rea_core.command import Needed, add_flags, command
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr if a file is missing."""
     args = parse_arguments(argv)
-    own_folder(args.out, "out")
+    own_output_folder(args.out, "out")
     scored = {"base": read_scores(args.base), args.name: read_scores(args.trained)}
     for name, file in (("base", args.base), ("trained", args.trained)):
         check_scores(scored["base" if name == "base" else args.name], file)

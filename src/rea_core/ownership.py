@@ -94,10 +94,16 @@ def own_output(path: Path, key: str, inputs: Iterable[str | Path | None] = ()) -
     own_file(path, f"wait for it, or give another {key}").__enter__()
 
 
+def own_output_folder(folder: str | Path, key: str) -> None:
+    """Check a folder that a command writes to, see `check_output_folder`, and own it until the
+    command ends."""
+    check_output_folder(folder, key)
+    own_folder(folder, key)
+
+
 def own_folder(folder: str | Path, key: str) -> Ownership:
     """Own a folder of outputs, also before it is there. `key` is the argument that names it. Raises
     ValueError naming the process that owns it."""
-    check_output_folder(folder, key)
     return own(_lock_of(folder), f"{key} {folder}", f"wait for it, or give another {key}")
 
 

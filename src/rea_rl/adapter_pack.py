@@ -23,7 +23,7 @@ from generation.reflection_reply import copy_form
 from rea_core.checks import user_path
 from rea_core.command import command
 from rea_core.models import ADAPTER_WEIGHTS, read_adapter_config
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def pack(adapter: Path, out: Path) -> list[Path]:
     read_adapter_config(adapter)
     if any(out.glob(PART.replace("{:02d}", "*"))):
         raise ValueError(f"{out} has a packed adapter already; delete it, or name another folder")
-    own_folder(out, "out")
+    own_output_folder(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -76,7 +76,7 @@ def unpack(folder: Path, out: Path) -> Path:
         )
     if (out / ADAPTER_WEIGHTS).exists():
         raise ValueError(f"{out} has an adapter already; delete it, or name another folder")
-    own_folder(out, "out")
+    own_output_folder(out, "out")
     tensors = {name: value for file in files for name, value in load_file(file).items()}
     names = [name for name in tensors if not name.endswith(SCALE)]
     weights = {

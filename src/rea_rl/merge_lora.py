@@ -30,7 +30,7 @@ from rea_core.models import (
     load_tokenizer,
     read_chat_template,
 )
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import digest, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def merge_lora(
         check_same(out, merged_from(base, adapter, chat_template))
         logger.info("%s is complete", out)
         return Path(out)
-    own_folder(out, "OUT")
+    own_output_folder(out, "OUT")
     check_model(base)
     check_adapter(base, adapter)
     check_files(adapter)

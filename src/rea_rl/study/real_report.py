@@ -30,7 +30,7 @@ from rea_core.checks import check_made, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.json_text import read_json
 from rea_core.models import load_tokenizer
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.problems import problem_digest
 from rea_core.row_files import Row, write_json
 from rea_core.rows import write_atomically
@@ -387,7 +387,7 @@ def run(args: Namespace) -> None:
     """Write page, pictures and JSON. Raises ValueError if something is missing."""
     from generation.math_verify import VerifierPool
 
-    own_folder(args.out, "out")
+    own_output_folder(args.out, "out")
     files = find_rows(args.work)
     columns = ("id", "problem", "answer", "benchmark", "level")
     problems = [{key: row.get(key) for key in columns} for row in read_generations(files["lrm"][0])]

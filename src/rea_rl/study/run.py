@@ -35,7 +35,7 @@ from rea_core.checks import check_numbers, user_name, user_path
 from rea_core.clients import check_urls
 from rea_core.command import command
 from rea_core.json_text import read_json
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import write_json
 from rea_rl.run.placement import addresses
 from rea_rl.study.places import Place, as_flags, make_places
@@ -57,8 +57,8 @@ def all_runs(args: Namespace) -> list[Run]:
     """
     numbers = [name for name, keywords in OPTIONS.items() if keywords.get("type") is int]
     check_numbers(vars(args), positive=numbers)
-    own_folder(args.work, "work")
-    own_folder(args.out, "out")
+    own_output_folder(args.work, "work")
+    own_output_folder(args.out, "out")
     names = [*dict.fromkeys(["base", *(args.rows or ROWS)])]
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows {unknown} are unknown; there are {', '.join(ROWS)}")
