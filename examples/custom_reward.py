@@ -1,6 +1,7 @@
 """Train with a reward of your own, next to those of the project.
 
     RECIPE_SET=miniature bash scripts/vllm.sh 12345 cpu &    # its server; `kill %1` ends it
+    python -m rea_rl.vllm_server --role policy --recipe recipes/miniature/config_GRPO.yaml --wait
     python examples/custom_reward.py --config recipes/miniature/config_GRPO.yaml \\
         --reward_funcs accuracy brevity --max_steps 2 --output_dir output/own_reward
 
