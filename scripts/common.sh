@@ -122,11 +122,13 @@ training() {
 
 # option NAME OPTION...: value of the last --NAME among the options, or nothing
 option() {
-    local name=$1 value=''
+    local name=$1 word value=''
     shift
     while (($#)); do
-        [[ $1 != "--$name" ]] || value=${2:-}
-        [[ $1 != "--$name="* ]] || value=${1#*=}
+        word=${1%%=*}
+        if [[ ${word//-/_} == "__$name" ]]; then # --max-steps is --max_steps, too
+            if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2:-}; fi
+        fi
         shift
     done
     echo "$value"

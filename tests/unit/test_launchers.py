@@ -309,6 +309,15 @@ def test_servers_whose_addresses_are_given_are_not_started(shell):
         "--stage_batch_size 1")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["--model_name_or_path M", "--model-name-or-path M", "--model-name-or-path=M --seed 1",
+     "--model_name_or_path L --model-name-or-path M"],
+)  # fmt: skip
+def test_an_option_is_read_in_both_spellings(shell, options):
+    assert shell(f"option model_name_or_path {options}", 0) == (0, "M")
+
+
 def test_several_machines_are_one_launch(shell):
     line = 'place policy; training rea_rl.grpo; echo "${COMMAND[*]} ${PLAN_ARGS[*]}"'
     machines = {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "node1"}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from gpus import pretend_gpus
 
-from rea_rl.run.placement import make_plan, model_sizes, with_flags
+from rea_rl.run.placement import given, make_plan, model_sizes, with_flags
 
 ROOT = Path(__file__).parents[2]
 BOTH, POLICY = ["policy", "reflection"], ["policy"]
@@ -277,6 +277,9 @@ def test_sizes_of_a_model():
         ("prompts_per_step: many", [], "prompts_per_step is many; it must be a whole number"),
         ("prompts_per_step: 0", [], "prompts_per_step is 0; it must be a whole number"),
         ("prompts_per_step: 8", ["--num_generations=-1"], "num_generations is -1"),
+        ("prompts_per_step: 8", ["--prompts-per-step", "\N{SUPERSCRIPT TWO}"], "a whole number"),
+        ("use_peft: maybe", [], "use_peft is maybe; it must be true or false"),
+        ("revision: [true]", [], "revision is .*; it must be true or false"),
     ],
 )
 def test_recipes_without_a_plan_are_one_line(tmp_path, text, flags, words):
@@ -285,6 +288,44 @@ def test_recipes_without_a_plan_are_one_line(tmp_path, text, flags, words):
     with pytest.raises(ValueError, match=words) as caught:
         with_flags(str(path), flags)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("servers", "words"),
+    [
+        (5, "policy_server is .5.; give one address, or a list of them"),
+        ({"a": "b"}, "policy_server is .* give one address, or a list"),
+        (["http://a:1/v1", "http://a:1/v1"], "policy_server has 'http://a:1/v1' twice"),
+        ("http://a:1", "write it as http://HOST:PORT/v1"),
+    ],
+)
+def test_addresses_of_a_recipe_that_are_none_are_one_line(servers, words):
+    with pytest.raises(ValueError, match=words):
+        plan_of(8, BOTH, read(SETS[0]) | {"policy_server": servers})
+
+
+def test_servers_of_a_recipe_with_several_hosts_have_ports_of_their_own_here():
+    urls = {
+        "policy_server": ["http://a:12345/v1", "http://b:12345/v1"],
+        "reflection_server": "http://c:12345/v1",
+    }
+    plan = plan_of(8, BOTH, read(SETS[0]) | urls)
+    assert [server.port for server in plan.servers] == [12345, 12346, 12347, 12348]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--policy-server", "http://a/v1", "--prompts-per-step=6", "--use-peft"],
+        ["--policy_server=http://a/v1", "--prompts_per_step", "6", "--use_peft", "yes"],
+    ],
+)
+def test_flags_have_both_spellings_of_the_training_programs(tmp_path, flags):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("prompts_per_step: 8\n")
+    assert given("policy_server", flags) and not given("http://a/v1", flags)
+    recipe = {"policy_server": "http://a/v1", "prompts_per_step": 6, "use_peft": True}
+    assert with_flags(str(path), flags) == recipe
 
 
 def test_flags_override_a_recipe(tmp_path):

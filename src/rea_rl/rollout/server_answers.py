@@ -46,9 +46,9 @@ def check_server(
     served = served_contexts(base_url, key)
     if model not in served:
         raise ValueError(
-            f"the server at {base_url} serves {', '.join(map(repr, served))}, but {model!r} is "
-            "needed; start it with that model (scripts/vllm.sh, scripts/vllm_reflection.sh), or "
-            "give another address"
+            f"the server at {base_url} serves {', '.join(map(repr, served)) or 'no model'}, but "
+            f"{model!r} is needed; start it with that model (scripts/vllm.sh, "
+            "scripts/vllm_reflection.sh), or give another address"
         )
     if max_model_len is not None and served[model] is None:
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from rea_core.clients import server_url, split_url
+from rea_core.clients import check_urls, server_url, split_url
 from rea_core.formats import SUFFIXES
 from rea_core.json_text import read_json, read_text
 
@@ -34,7 +34,7 @@ MEMORY_ALONE, MEMORY_WITH_SERVER, MEMORY_WITH_TRAINER = 0.85, 0.45, 0.25
 ROW_KEYS = ("prompts_per_step", "rows_per_step")
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 MOST_PORT = 65535
-SWITCHES = ("true", "false", "yes", "no", "1", "0")
+SWITCHES = ("true", "false", "yes", "no", "1", "0")  # on, off, on, ...
 
 
 @dataclass(frozen=True)
@@ -467,12 +467,7 @@ def _batch(rows: int | None, processes: int, recipe: Recipe) -> tuple[int, int]:
 def _servers(groups: Groups, recipe: Recipe, roles: Sequence[str], wishes: Wishes) -> list[Server]:
     """Servers with ports from the recipe's on, and shares of memory by who else is on a GPU."""
     first = _count(wishes, "SERVER_PORT", 0, MOST_PORT - 1)
-    known = {
-        role: [split_url(url, f"{role}_server").port or 80 for url in addresses(recipe, role)]
-        for role in ROLES
-    }
-    if first:
-        known = {role: [first + i] for i, role in enumerate(ROLES)}
+    known = {role: [first + i] for i, role in enumerate(ROLES)} if first else _known_ports(recipe)
     ports = _ports(known, groups)
     wanted = [(role, tuple(g)) for role in roles for g in getattr(groups, role)]
     servers = []
@@ -499,9 +494,25 @@ def _memory(trains: bool, others: int, wishes: Wishes) -> float:
 
 
 def addresses(recipe: Recipe, role: str) -> list[str]:
-    """Addresses of a role's servers in the recipe."""
+    """Addresses of a role's servers in the recipe. Raises ValueError for what is none."""
     urls = recipe.get(f"{role}_server") or f"http://127.0.0.1:{12345 + ROLES.index(role)}/v1"
-    return urls if isinstance(urls, list) else [urls]
+    urls = urls if isinstance(urls, list) else [urls]
+    if not all(isinstance(url, str) for url in urls):
+        raise ValueError(f"{role}_server is {urls}; give one address, or a list of them")
+    check_urls(urls, f"{role}_server")
+    return urls
+
+
+def _known_ports(recipe: Recipe) -> dict[str, list[int]]:
+    """Ports of the recipe by role, each once: its servers may be of several hosts."""
+    seen: set[int] = set()
+    known = {}
+    for role in ROLES:
+        urls = addresses(recipe, role)
+        ports = dict.fromkeys(split_url(url, f"{role}_server").port or 80 for url in urls)
+        known[role] = [port for port in ports if port not in seen]
+        seen |= {*ports}
+    return known
 
 
 def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[int]]:
@@ -604,27 +615,42 @@ def with_flags(path: str, argv: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{key} is {text}; it must be a whole number greater than 0")
         recipe[key] = int(text)
     for key in ("use_peft", "revision"):
-        if isinstance(recipe.get(key), str):
-            recipe[key] = recipe[key].lower() in ("true", "1", "yes")
+        if recipe.get(key) is not None:
+            recipe[key] = _switch(key, recipe[key])
+        elif given(key, argv):
+            recipe[key] = True
     return recipe
 
 
+def _switch(key: str, value: Any) -> bool:
+    if str(value).lower() not in SWITCHES:
+        raise ValueError(f"{key} is {value}; it must be true or false")
+    return str(value).lower() in SWITCHES[::2]
+
+
 def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Values by flag, in both spellings; flags without any are left out."""
+    """Values by flag, in all spellings; flags without any are left out."""
     flags: dict[str, list[str]] = {}
     name = None
     for word in argv:
         if word.startswith("--"):
-            name, has_value, value = word[2:].partition("=")
+            name, has_value, value = _flag(word)
             flags[name] = [value] if has_value else []
         elif name is not None:
             flags[name].append(word)
     return {key: words for key, words in flags.items() if words}
 
 
+def _flag(word: str) -> tuple[str, str, str]:
+    """Name of a flag, an equals sign or nothing, and the value behind it. Programs take
+    `--max-steps` as `--max_steps`."""
+    name, has_value, value = word[2:].partition("=")
+    return name.replace("-", "_"), has_value, value
+
+
 def given(key: str, argv: Sequence[str]) -> bool:
     """Whether a flag is among the training's."""
-    return any(word.partition("=")[0] == f"--{key}" for word in argv)
+    return any(word.startswith("--") and _flag(word)[0] == key for word in argv)
 
 
 def _seed(server: Server, plan: Plan, wishes: Wishes) -> int | str:
