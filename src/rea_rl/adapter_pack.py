@@ -79,9 +79,8 @@ def unpack(folder: Path, out: Path) -> Path:
     own_output_folder(out, "out")
     tensors = {name: value for file in files for name, value in load_file(file).items()}
     names = [name for name in tensors if not name.endswith(SCALE)]
-    weights = {
-        name: (tensors[name].float() * tensors[name + SCALE]).to(torch.bfloat16) for name in names
-    }
+    weights = {name: tensors[name].float() * tensors[name + SCALE] for name in names}
+    weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / CONFIG, out / CONFIG)
     copy_form(folder, out)
@@ -94,7 +93,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     weight = weight.float()
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    scale = largest.clamp(min=1e-12) / 127
     return (weight / scale).round().to(torch.int8), scale
 
 

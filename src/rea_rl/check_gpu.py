@@ -100,7 +100,8 @@ def nan_gradients(place: Place) -> Iterator[Finding]:
     allowed = torch.backends.cuda.cudnn_sdp_enabled()
     checks = {"attention": attention_gradients, "SFT": sft_gradients, "DPO": dpo_gradients}
     try:
-        for cudnn, (name, gradients) in product((False, True)[: 1 + place.is_gpu], checks.items()):
+        settings = (False, True) if place.is_gpu else (False,)
+        for cudnn, (name, gradients) in product(settings, checks.items()):
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
             bad = [
                 f"{length} {side}"
@@ -145,7 +146,8 @@ def attention_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     seen = torch.ones(length, length, **square).tril() & mask[:, None]
     seen |= torch.eye(length, **square)
     out = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=seen[:, None])
-    (out.float().square() * mask[:, None, :, None]).sum().backward()
+    loss = out.float().square() * mask[:, None, :, None]
+    loss.sum().backward()
     return [x.grad for x in inputs]
 
 
@@ -161,8 +163,9 @@ def _random_model(place: Place) -> PeftModel:
     config = Qwen2Config(**sizes, **heads, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     for layer in model.model.layers:  # of the slowest rotation, so that it holds at any distance
-        for projection, sign in ((layer.self_attn.q_proj, 1), (layer.self_attn.k_proj, -1)):
-            projection.bias.data.view(-1, 64)[:, 31] = sign * (LOW_SCORE * 8) ** 0.5
+        size = (LOW_SCORE * 8) ** 0.5
+        layer.self_attn.q_proj.bias.data.view(-1, 64)[:, 31] = size
+        layer.self_attn.k_proj.bias.data.view(-1, 64)[:, 31] = -size
     model = model.to(place.device, place.dtype)
     return get_peft_model(model, LoraConfig(r=8, target_modules=LINEAR, task_type="CAUSAL_LM"))
 
@@ -190,7 +193,8 @@ def _tokens(place: Place, length: int) -> Tensor:
 def sft_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     """Of an adapter, for the mean log-prob of padded rows."""
     model, mask = _random_model(place), _padding(length, side, place.device)
-    (-_sums(model, _tokens(place, length), mask).sum() / mask.sum()).backward()
+    logps = _sums(model, _tokens(place, length), mask)
+    (-logps.sum() / mask.sum()).backward()
     return _gradients(model)
 
 
@@ -204,7 +208,8 @@ def dpo_gradients(place: Place, length: int, side: str) -> list[Tensor]:
     with torch.no_grad(), model.disable_adapter():
         reference = _sums(model, ids, mask)
     gain = 0.1 * (_sums(model, ids, mask) - reference)
-    (-F.logsigmoid(gain[:2] - gain[2:]).mean()).backward()
+    loss = -F.logsigmoid(gain[:2] - gain[2:]).mean()
+    loss.backward()
     return _gradients(model)
 
 
@@ -363,7 +368,7 @@ def _labels(client: openai.OpenAI) -> Finding:
         model=REFLECTION, prompt=ids, max_tokens=64, temperature=0.0, logprobs=5
     )
     steps = [
-        [(logprob, token) for token, logprob in sorted(step.items(), key=lambda x: -x[1])]
+        sorted(((logprob, token) for token, logprob in step.items()), reverse=True)
         for step in reply.choices[0].logprobs.top_logprobs
     ]
     found = result_probabilities(steps)

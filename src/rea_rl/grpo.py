@@ -272,7 +272,8 @@ def prompt_lengths(inputs: Inputs) -> list[tuple[int, str]]:
     """Tokens of each prompt, and the id of its problem."""
     rows = inputs.train_rows + inputs.eval_rows
     ids = inputs.tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
-    return [*zip(map(len, ids), (row["problem_id"] for row in rows), strict=True)]
+    problems = [row["problem_id"] for row in rows]
+    return [*zip(map(len, ids), problems, strict=True)]
 
 
 def check_reflection_model(args: REARLConfig) -> PreTrainedTokenizerBase | None:

@@ -119,7 +119,8 @@ def _merge(model: Module, adapter: str, vocab_size: int) -> Module:
     from peft import PeftModel
 
     # (1, T)
-    probe = torch.randint(vocab_size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(vocab_size, (1, PROBE_TOKENS), generator=generator)
     probe = probe.to(model.device)
     with torch.no_grad():
         try:
@@ -131,7 +132,8 @@ def _merge(model: Module, adapter: str, vocab_size: int) -> Module:
         _check_all_loaded(unmerged, adapter)
         before = unmerged(probe).logits  # (1, T, V)
         merged = unmerged.merge_and_unload(safe_merge=True)
-        difference = ((merged(probe).logits - before).abs().max() / before.std()).item()
+        difference = (merged(probe).logits - before).abs().max()
+    difference = (difference / before.std()).item()
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"merged and unmerged logits differ by {difference:.1e} of their deviation, over "

@@ -192,8 +192,8 @@ def token_advantages(
         (B, C); columns beyond the end of a row have its advantage.
     """
     sizes = advantages.abs().view(-1, group_size)  # (N, G)
-    # (B,)
-    size = (sizes.mean(dim=1) if how == "mean" else sizes.amax(dim=1)).repeat_interleave(group_size)
+    of_groups = sizes.mean(dim=1) if how == "mean" else sizes.amax(dim=1)  # (N,)
+    size = of_groups.repeat_interleave(group_size)  # (B,)
     result = advantages.unsqueeze(1).repeat(1, num_tokens)  # (B, C)
     for pair, signal in enumerate(signals):
         for row, mask, sign in zip(
@@ -202,5 +202,6 @@ def token_advantages(
             signal.sign,
             strict=True,
         ):
-            result[row, : len(mask)] += sign * size[row] * torch.tensor(mask, device=result.device)
+            places = torch.tensor(mask, device=result.device)
+            result[row, : len(mask)] += sign * size[row] * places
     return result

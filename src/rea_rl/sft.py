@@ -151,7 +151,8 @@ def load_encoded(
     kept = [
         example for example in encoded if max_length is None or num_tokens(example) <= max_length
     ]
-    long = [str(row) for row in sorted({e["row"] for e in encoded} - {e["row"] for e in kept})]
+    rows_of = [{example["row"] for example in some} for some in (encoded, kept)]
+    long = [str(row) for row in sorted(rows_of[0] - rows_of[1])]
     if not kept:
         raise ValueError(
             f"{name}: none of its {len(rows)} rows has at most max_length ({max_length}) tokens; "

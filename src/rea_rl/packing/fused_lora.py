@@ -43,11 +43,11 @@ def _backward(grad: Tensor, x: Tensor, low: Tensor, w: _Weights) -> tuple[Tensor
     """Gradients of the input (N, in), of A and of B."""
     grad_low = grad @ w.b.to(grad.dtype)  # (N, r)
     # Added in place: one tensor of the input's size instead of two.
-    grad_x = (grad @ w.weight).addmm_(grad_low, w.a.to(grad.dtype), alpha=w.scaling)
-    grad_a, grad_b = (
-        (out.T @ into).to(w.a.dtype) * w.scaling for out, into in ((grad_low, x), (grad, low))
-    )
-    return grad_x, grad_a, grad_b
+    grad_x = grad @ w.weight
+    grad_x.addmm_(grad_low, w.a.to(grad.dtype), alpha=w.scaling)
+    grad_a, grad_b = grad_low.T @ x, grad.T @ low
+    dtype = w.a.dtype
+    return grad_x, grad_a.to(dtype) * w.scaling, grad_b.to(dtype) * w.scaling
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -183,7 +183,8 @@ def num_unique(paths: Sequence[TokenPath]) -> int:
     """Tokens of `fold(paths)`, but for one at each fork: a shared prefix counts once."""
     # The tree forks one token before responses differ, so that each place predicts one token.
     order = order_by_ids(paths)
-    shared = sum(common_prefix(paths[a].ids, paths[b].ids) for a, b in pairwise(order))
+    neighbours = pairwise(paths[i].ids for i in order)
+    shared = sum(common_prefix(first, second) for first, second in neighbours)
     return sum(len(path.ids) for path in paths) - shared
 
 
@@ -220,7 +221,8 @@ def related(first: TokenPath, second: TokenPath, shared: int) -> bool:
 def order_by_ids(paths: Sequence[TokenPath]) -> list[int]:
     """Indices in lexicographic order of the ids: each response shares most with its neighbours."""
     # Big-endian bytes compare as the numbers do, much faster than lists of ints.
-    return sorted(range(len(paths)), key=lambda i: paths[i].ids.astype(">i4").tobytes())
+    keys = [path.ids.astype(">i4").tobytes() for path in paths]
+    return sorted(range(len(paths)), key=keys.__getitem__)
 
 
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:

@@ -160,7 +160,8 @@ class PackedStep:
         # Ranks meet in each pass: in the gathered metrics, and in the last one for the gradients. A
         # rank without a pass would keep the others waiting; so it has empty ones, before its own.
         device = self.accelerator.device
-        most = int(self.accelerator.gather(torch.tensor([len(packs)], device=device)).max())
+        number = torch.tensor([len(packs)], device=device)
+        most = int(self.accelerator.gather(number).max())
         packs = [[]] * (most - len(packs)) + packs
         # (ranks, n)
         num_rows = self.accelerator.gather(
@@ -234,7 +235,8 @@ def merge_metrics(
             continue
         extreme = {"min": min, "max": max}.get(key.rsplit("_")[-1])
         entries = [new[i] for i in used]
-        mean = sum(new[i] * num_tokens[i] for i in used) / max(sum(num_tokens), 1)
+        mean = sum(new[i] * num_tokens[i] for i in used)
+        mean /= max(sum(num_tokens), 1)
         values[before.get(key, 0) :] = [extreme(entries) if extreme and entries else mean]
 
 
@@ -251,4 +253,5 @@ def relatives_together(batches: list[Inputs]) -> list[Inputs]:
     }
     order = order_by_ids(_paths_of(batch))
     size = len(order) // len(batches)
-    return [select_rows(batch, order[start : start + size]) for start in range(0, len(order), size)]
+    starts = range(0, len(order), size)
+    return [select_rows(batch, order[start : start + size]) for start in starts]

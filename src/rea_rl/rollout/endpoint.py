@@ -189,8 +189,10 @@ class ServerWatch:
     def times_away(self) -> list[tuple[str, float, float]]:
         """URL, begin and end of each outage; the end of one that lasts is now."""
         now = time.time()
-        last = [] if self.away_since is None else [(now - time.monotonic() + self.away_since, now)]
-        return [(self.url, *times) for times in (*self.outages, *last)]
+        times = [*self.outages]
+        if self.away_since is not None:
+            times.append((now - time.monotonic() + self.away_since, now))
+        return [(self.url, *each) for each in times]
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         (await client.get(f"{self.url.removesuffix('/v1')}/health")).raise_for_status()

@@ -110,7 +110,8 @@ def trainer_logps(model: PeftModel, ids: list[int]) -> Tensor:
     try:
         with torch.no_grad():
             logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()  # (T - 1, V)
-        return logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0].cpu()
+        log_probs = logits.log_softmax(-1)
+        return log_probs.gather(1, row[0, 1:, None])[:, 0].cpu()
     finally:
         model.train(training)
 
@@ -126,6 +127,5 @@ def served_logps(client: openai.OpenAI, model: str, ids: list[int]) -> Tensor:
     )
     if not told or len(told) != len(ids):
         raise NoLogprobs("the server does not tell the log-probs of a prompt")
-    return torch.tensor(
-        [step[str(i)]["logprob"] for step, i in zip(told[1:], ids[1:], strict=True)]
-    )
+    steps = zip(told[1:], ids[1:], strict=True)
+    return torch.tensor([step[str(i)]["logprob"] for step, i in steps])

@@ -289,7 +289,8 @@ def _cache_metrics(revisions: list[Rollout]) -> Metrics:
     told = [r for r in revisions if r.num_cached_tokens is not None]
     if not told:
         return {}
-    prompts = sum(len(r.prompt_ids) + r.num_kept_tokens + r.logprobs.count(None) for r in told)
+    forced = sum(r.logprobs.count(None) for r in told)
+    prompts = forced + sum(len(r.prompt_ids) + r.num_kept_tokens for r in told)
     return {"revision/cached_prompt": sum(r.num_cached_tokens for r in told) / prompts}
 
 

@@ -83,7 +83,8 @@ def served_contexts(base_url: str, key: str | None = None) -> dict[str, int | No
     """
     told = told_by(base_url, "/v1/models", key)
     entries = told["data"] if isinstance(told.get("data"), list) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries):
+    names = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
+    if not all(isinstance(name, str) for name in names):
         raise _no_vllm(base_url, "/v1/models", "with no list of models")
     contexts = {entry["id"]: entry.get("max_model_len") for entry in entries}
     return {name: size if isinstance(size, int) else None for name, size in contexts.items()}

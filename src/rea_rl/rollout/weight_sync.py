@@ -151,7 +151,8 @@ class AdapterSync:
         unfinished = self.directory / f".unfinished-{os.getpid()}"
         # that the server computes in: it would round a float32 adapter of a bfloat16 model itself
         dtype = model.dtype
-        weights = {n: w.detach().to(dtype) for n, w in model.named_parameters() if w.requires_grad}
+        trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
+        weights = {n: w.detach().to(dtype) for n, w in trained.items()}
         model.save_pretrained(unfinished, save_embedding_layers=False, state_dict=weights)
         with (unfinished / "adapter_model.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()  # of 81 MB in 10 ms

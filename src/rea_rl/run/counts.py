@@ -51,7 +51,8 @@ class Counters:
             totals[key] = totals.get(key, 0.0) + value - self._before.get(key, 0.0)
         self._before = now
         alive = [each[ALIVE] for each in of_ranks if ALIVE in each]
-        return {key: totals[key] for key in now} | ({ALIVE: float(min(alive))} if alive else {})
+        known = {key: totals[key] for key in now}
+        return known | {ALIVE: float(min(alive))} if alive else known
 
 
 def outages(away: Iterable[tuple[str, float, float]]) -> dict[str, float]:

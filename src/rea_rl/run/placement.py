@@ -107,8 +107,8 @@ def divisor(rows: int | None, most: int, machines: int = 1) -> int:
     """Training processes of a machine: the most up to a number that share a step's rows evenly."""
     if rows is None:
         return max(most, 1)
-    shares = (n for n in range(most, 0, -1) if rows % (n * machines) == 0)
-    return next(shares, 1)
+    numbers = range(most, 0, -1)
+    return next((n for n in numbers if rows % (n * machines) == 0), 1)
 
 
 def preset(
@@ -518,7 +518,8 @@ def _known_ports(recipe: Recipe) -> dict[str, list[int]]:
 def _ports(known: dict[str, list[int]], groups: Groups) -> dict[str, Iterator[int]]:
     """Each role's own ports, and then free ones behind all of these."""
     first = max(port for ports in known.values() for port in ports) + 1
-    needed = {role: len(getattr(groups, role)[len(ports) :]) for role, ports in known.items()}
+    wanted = {role: len(getattr(groups, role)) for role in known}
+    needed = {role: max(wanted[role] - len(ports), 0) for role, ports in known.items()}
     if first + sum(needed.values()) - 1 > MOST_PORT:
         raise ValueError(
             f"{sum(needed.values())} more servers have no ports behind {first - 1}; set "

@@ -43,7 +43,8 @@ def _without_place(text: str) -> str:
 
 def _exists(text: str) -> bool:
     """Whether a text is the absolute path of something here, such as one with blanks in it."""
-    return text.startswith("/") and "\n" not in text and len(text) < 4096 and Path(text).exists()
+    may_be = text.startswith("/") and "\n" not in text and len(text) < 4096
+    return may_be and Path(text).exists()
 
 
 def public_file(path: Path, folder: Path, has_responses: bool = False) -> Path:

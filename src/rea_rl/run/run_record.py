@@ -354,7 +354,8 @@ def _compare_settings(before: Record, now: Record) -> Changes:
 
 def _show(value: Any) -> str:
     """A value within one line."""
-    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:190]}..."
 
 

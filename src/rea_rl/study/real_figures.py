@@ -99,10 +99,12 @@ def read_row(
     """Counts of a row's generation files, one a seed. Raises ValueError for other problems."""
     seeds = [counter.count(path, problems, thinks=name not in WITHOUT_THINKING) for path in files]
     keys = seeds[0][0][0]
-    counts = {
-        key: np.array([[[r[key] for r in one] for one in seed] for seed in seeds], dtype=float)
-        for key in keys
-    }
+
+    def counted(key: str) -> np.ndarray:
+        values = [[[response[key] for response in one] for one in seed] for seed in seeds]
+        return np.array(values, dtype=float)
+
+    counts = {key: counted(key) for key in keys}
     return RowData(name, counts, [str(path) for path in files])
 
 

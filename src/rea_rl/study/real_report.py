@@ -133,7 +133,8 @@ def draw(report: Report, forced: Curves, logs: dict[str, list[dict]], out: Path)
     """Pictures: accuracy against tokens, budget curves, training curves; their file names."""
     names = [name for name in report.figures if name not in WITHOUT_THINKING]
     # rows that are trained but not evaluated have curves only
-    styles = {name: point_style(i) for i, name in enumerate(dict.fromkeys([*names, *logs]))}
+    drawn = dict.fromkeys([*names, *logs])
+    styles = {name: point_style(i) for i, name in enumerate(drawn)}
     every = {name: TITLES.get(name, name) for name in styles}
     overall = {name: report.figures[name]["all"] for name in names}
     titles = {name: every[name] for name in names}
@@ -153,10 +154,10 @@ def draw(report: Report, forced: Curves, logs: dict[str, list[dict]], out: Path)
             if logs
         ],
     }
-    drawn = {name: plots for name, plots in panels.items() if plots}
-    for name, plots in drawn.items():
+    panels = {name: plots for name, plots in panels.items() if plots}
+    for name, plots in panels.items():
         save_panels(plots, out / f"{name}.png", columns=len(plots), height=4.6)
-    return list(drawn)
+    return list(panels)
 
 
 FRONT = "dashed: Pareto front"
@@ -187,9 +188,8 @@ def _plot_budgets(
 def example_pairs(run: Path, problems: dict[str, str], limit: int = 3) -> list[str]:
     """Original and revision of some problems of SVAMP and GSM8K as text; the last one is a
     revision that broke an answer."""
-    files = sorted(
-        (run / "rollouts").glob("step-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])
-    )
+    files = (run / "rollouts").glob("step-*.jsonl")
+    files = sorted(files, key=lambda path: int(path.stem.split("-")[1]))
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for path in files:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -390,7 +390,8 @@ def run(args: Namespace) -> None:
     own_output_folder(args.out, "out")
     files = find_rows(args.work)
     columns = ("id", "problem", "answer", "benchmark", "level")
-    problems = [{key: row.get(key) for key in columns} for row in read_generations(files["lrm"][0])]
+    tested = read_generations(files["lrm"][0])
+    problems = [{key: row.get(key) for key in columns} for row in tested]
     tokenizer = load_tokenizer(args.model_dir, "model_dir")
     with VerifierPool(args.num_workers) as pool:
         counter = Counter(AnswerJudge(pool), tokenizer)

@@ -119,9 +119,8 @@ def read_row(runs: Sequence[Run]) -> RowCounts:
     for name, count in {"rechecks": count_rechecks, "empty_checks": count_empty_checks}.items():
         counts[name] = np.array([_count_texts(run.generations, ids, count) for run in runs])
     levels = [problem["level"] for problem in scored[0]["problems"]]
-    return RowCounts(
-        runs[0].row.name, runs[0].row.title, ids, levels, counts, known_parts(scored[0])
-    )
+    row, made_by = runs[0].row, known_parts(scored[0])
+    return RowCounts(row.name, row.title, ids, levels, counts, made_by)
 
 
 def problems_of(scores: Row) -> Problems:
@@ -347,11 +346,13 @@ def plot_difficulties(
     for i, row in enumerate(rows):
         values = [figures[row.name][group][key] for group in DIFFICULTIES]
         heights = [v.value or 0.0 for v in values]
-        errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-        places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(values))]
+        below = [v.value - v.low for v in values]
+        above = [v.high - v.value for v in values]
+        shift = (i - (len(rows) - 1) / 2) * width
+        places = [x + shift for x in range(len(values))]
         bars = {"color": STYLES[row.name]["color"], "label": row.title}
         bars |= {"error_kw": {"elinewidth": 1, "ecolor": GREY}}
-        axes.bar(places, heights, width, yerr=errors, **bars)
+        axes.bar(places, heights, width, yerr=[below, above], **bars)
     words = {"words": "reflection words", "rechecks": "re-checks"}[key]
     axes.set(ylabel=f"{words} / 1000 tokens")
     axes.set_xticks(range(len(DIFFICULTIES)), list(DIFFICULTIES))

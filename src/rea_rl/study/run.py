@@ -79,7 +79,8 @@ def train_command(run: Run, args: Namespace) -> list[str]:
         return ["env", f"RECIPE_SET={args.recipe_set}", "bash", run.row.script]
     recipe = f"recipes/{args.recipe_set}/config_{run.row.variant}.yaml"
     check_processes(recipe, args)
-    command = [*args.trainer, "--config", recipe, *run.row.changes.format(**args.set.sizes).split()]
+    changes = run.row.changes.format(**args.set.sizes)
+    command = [*args.trainer, "--config", recipe, *changes.split()]
     flags = {"seed": run.seed, "output_dir": run.directory, "model_name_or_path": args.model}
     return command + as_flags(flags | ({"max_steps": args.steps} if args.steps else {}))
 
@@ -109,10 +110,9 @@ def train(run: Run, place: Place, args: Namespace) -> None:
     write_json(begun, command)
     logger.info("training %s, seed %d: %s", run.row.name, run.seed, " ".join(command))
     begin = time.perf_counter()
+    flags = [] if run.row.script else place.flags
     with SCRIPTS if run.row.script else nullcontext():
-        subprocess.run(
-            command + ([] if run.row.script else place.flags), check=True, env=place.environment
-        )
+        subprocess.run(command + flags, check=True, env=place.environment)
     if not (run.adapter / ADAPTER).is_file():
         raise ValueError(
             f"row {run.row.name}: {' '.join(command)} ended without {run.adapter / ADAPTER}"
