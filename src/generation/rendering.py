@@ -216,6 +216,11 @@ def _warn_of_unread(template: str, *keywords: str) -> None:
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a prompt's text, which has its special tokens already."""
+    if tokenizer.is_fast and not tokenizer.split_special_tokens:
+        backend = tokenizer.backend_tokenizer
+        if backend.truncation is None and backend.padding is None:
+            # The plain call also finds the characters of each id: a third more time.
+            return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
     return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -17,6 +17,7 @@ from generation.counting import Counting, answers_of, count_rows
 from generation.cuts import PathCuts, cut_completion_ids, decode_completion, think_end_finder
 from generation.generation_file import read_generations, sample_seed
 from generation.parallel import Shared, map_rows
+from generation.rendering import encode_text
 from generation.segments import num_tokens, split_paragraphs
 from generation.word_counts import in_ascii, word_counts
 from rea_core.models import load_tokenizer
@@ -264,3 +265,20 @@ def test_prompts_of_many_problems_are_made_by_many_processes(tmp_path, monkeypat
     assert [row["responses"][0]["text"] for row in alone] == [
         f"{i}+1? {sample_seed(0, str(i), 0)}</think>\\boxed{{1}}" for i in range(9)
     ]
+
+
+@pytest.mark.parametrize("name", ["bytes", "model/Miniature-LRM"])
+@pytest.mark.parametrize("setting", ["plain", "truncated", "padded", "split"])
+def test_texts_are_encoded_as_by_the_plain_call_whatever_was_set_before(name, setting):
+    tokenizer = make_tokenizer() if name == "bytes" else load_tokenizer(str(ROOT / name))
+    rng = random.Random(2)
+    texts = ["", "<think>\n", *(odd_text(rng) for _ in range(30))]
+    if setting == "split":
+        tokenizer.split_special_tokens = True
+        texts.append(tokenizer.eos_token)
+    expected = [tokenizer.encode(each, add_special_tokens=False) for each in texts]
+    if setting == "truncated":
+        tokenizer.backend_tokenizer.enable_truncation(3)
+    elif setting == "padded":
+        tokenizer.backend_tokenizer.enable_padding(length=50)
+    assert [encode_text(each, tokenizer) for each in texts] == expected
