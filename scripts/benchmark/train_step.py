@@ -13,22 +13,20 @@ optimizer step:
                 shuffled, --micro_batch
                 rows at a time, PEFT's layers, sdpa, gradient checkpointing
     unshared    one row at a time without padding, otherwise as `padded`
-    trl_tree    as TRL's AsyncGRPO does it: its tree of shared prefixes, its attention layers and
-                fused head, PEFT's layers, gradient checkpointing; its attention kernel comes from
-                the Hub, so torch's varlen attention is in its place
+    trl_tree    as TRL's AsyncGRPO does it: its tree of shared prefixes, its attention layers,
+                PEFT's layers, gradient checkpointing; its attention kernel comes from the Hub, so
+                torch's varlen attention is in its place
     shared      prefix tree, fused layers, as little recomputation as memory allows
     unfused     the same with PEFT's layers
-    trl_head    the same with TRL's fused head in place of `packing/logprobs.py`
     recomputed  the same with gradient checkpointing of all layers
     packed      as `shared`, but without sharing: what fusing and packing bring alone
 
 --groups 2 4 8 then measures `shared` and `packed` with so many originals and revisions a prompt.
 unsloth has no row: its newest release (2026.10.9) wants TRL 1.15 or older.
 
-All variants take log-probs of trained tokens only. By default there is no KL
-term, hence no reference pass, and TRL's extra pass for old log-probs is left out of `padded` and
-`unshared`; --reference_pass adds both, and the KL term. Without TRL's dependencies only its file
-with the prefix tree is needed: an unpacked `trl`.
+All variants have TRL's fused head, which takes log-probs of trained tokens only. By default there
+is no KL term, hence no reference pass, and TRL's extra pass for old log-probs is left out of
+`padded` and `unshared`; --reference_pass adds both, and the KL term.
 """
 
 from __future__ import annotations
@@ -50,17 +48,24 @@ import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
+from trl.trainer.utils import add_fused_lm_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import spread, versions
-from trl_tree import add_trl_head, fold_as_trl, head_logps, kernel_name, trl_logps, trl_packing
+from trl_tree import fold_as_trl, kernel_name, trl_logps, trl_packing
 
 from rea_core.json_text import read_json
 from rea_rl.packing import attention as tree_attention
 from rea_rl.packing.attention import TREE_ATTENTION, Tree
 from rea_rl.packing.fused_lora import fuse_layers
-from rea_rl.packing.logprobs import chunked_logps
-from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, add_packed_forward, fold, plan
+from rea_rl.packing.prefix_tree import (
+    PackedPaths,
+    TokenPath,
+    add_packed_forward,
+    fold,
+    packed_logps,
+    plan,
+)
 from rea_rl.packing.recompute import Recompute
 
 logger = logging.getLogger(__name__)
@@ -78,9 +83,9 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 # multiples of a run of `shared`.
 EXPECTED_SECONDS = {
     "shared": 1, "trl_tree": 4, "unshared": 4, "padded": 8, "recomputed": 2.5, "packed": 3,
-    "unfused": 3, "trl_head": 2.5,
+    "unfused": 3,
 }  # fmt: skip
-TREES = ("shared", "trl_tree", "recomputed", "unfused", "trl_head")
+TREES = ("shared", "trl_tree", "recomputed", "unfused")
 BETA = 0.04
 CUTS = Path(__file__).with_name("detector_cuts.json")
 
@@ -168,7 +173,6 @@ class Steps:
     args: argparse.Namespace
     kept: Recompute  # of `shared` and `packed`
     recompute: Recompute | None = None  # of the variant in work
-    logps: Callable[[PeftModel, Any], torch.Tensor] | None = None  # TRL's; None: ours
 
     def autocast(self) -> torch.autocast:
         """As the trainer: bf16 where the weights are."""
@@ -214,15 +218,14 @@ class Steps:
         ids, mask, trained = (
             torch.from_numpy(x).to(self.model.device) for x in (ids, mask, trained)
         )
-        base = self.model.get_base_model()
         with self.autocast():
-            hidden = base.model(
-                input_ids=ids, attention_mask=mask if len(rows) > 1 else None, use_cache=False
-            ).last_hidden_state
-            logps, _ = chunked_logps(
-                hidden[:, :-1][trained[:, 1:]], base.lm_head.weight, ids[trained]
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask if len(rows) > 1 else None,
+                labels=ids.masked_fill(~trained, -100),
+                fused_lm_head=True,
             )
-        return logps
+        return output.log_probs[trained[:, 1:]]
 
     def tree(
         self, fold_rows: Callable[[list[TokenPath]], Any], packs: list[list[int]]
@@ -245,9 +248,9 @@ class Steps:
     def forward_packed(self, packed: Any) -> torch.Tensor:
         """Log-probs of the trained tokens of the responses."""
         with self.autocast():
-            if self.logps is not None:
-                return self.logps(self.model, packed)
-            return self.model(packed=packed).logps[packed.token_index]
+            if isinstance(packed, PackedPaths):
+                return packed_logps(self.model, packed)[0][packed.token_index]
+            return trl_logps(self.model, packed)
 
 
 def fold_apart(paths: list[TokenPath]) -> PackedPaths:
@@ -290,13 +293,10 @@ def prepare(steps: Steps, name: str) -> Callable[[], torch.Tensor]:
     for module in model.modules():
         if module is not base:
             module.__dict__.pop("forward", None)  # fused forward functions
-    steps.logps = {"trl_tree": trl_logps, "trl_head": head_logps}.get(name)
     if name in ("padded", "unshared"):
         base.set_attn_implementation("sdpa")
         steps.recompute = Recompute(base, "all", None)
         return partial(steps.plain, steps.args.micro_batch if name == "padded" else 1)
-    if steps.logps is not None:
-        add_trl_head(base)
     if name == "trl_tree":
         base.set_attn_implementation(trl_packing().TREE_ATTENTION)
         steps.recompute = Recompute(base, "all", None)
@@ -658,6 +658,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     model = make_model(args.preset, device, dtype)
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy"))
     add_packed_forward(model.get_base_model())
     recompute = Recompute(model.get_base_model(), "auto", args.tokens_per_forward)
     steps = Steps(model, make_batch(args, DIMENSIONS[args.preset][0]), args, recompute)

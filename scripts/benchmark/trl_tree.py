@@ -1,4 +1,4 @@
-"""TRL's tree attention and fused head on the rows of `train_step.py`: its layers, its code.
+"""TRL's tree attention on the rows of `train_step.py`: its layers, its code.
 
 TRL fetches its attention kernel from the Hub. In its place is the variable-length kernel that
 `rea_rl.packing` takes too, or on the CPU one attention with a dense mask.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from rea_rl.packing import attention
-from rea_rl.packing.prefix_tree import PackedPaths, TokenPath
+from rea_rl.packing.prefix_tree import TokenPath
 
 TREE_KEYS = ("tree_kv_index", "tree_cu_seqlens_q", "tree_cu_seqlens_k")
 
@@ -88,15 +88,6 @@ def fold_as_trl(paths: list[TokenPath]) -> dict[str, torch.Tensor]:
     return row.pack()
 
 
-def add_trl_head(model: Any) -> None:
-    """TRL's fused head, as its trainer adds it, unless the model has it."""
-    if not getattr(model, "has_trl_head", False):
-        from trl.trainer.utils import add_fused_lm_head
-
-        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-        model.has_trl_head = True
-
-
 def trl_logps(model: Any, packed: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probs of trained tokens, as in TRL's `compute_loss`."""
     device = model.device
@@ -108,18 +99,3 @@ def trl_logps(model: Any, packed: dict[str, torch.Tensor]) -> torch.Tensor:
     }
     output = model(fused_lm_head=True, **row, **tree)
     return output.log_probs.flatten()[packed["token_index"].to(device)]
-
-
-def head_logps(model: Any, packed: PackedPaths) -> torch.Tensor:
-    """Log-probs of trained tokens by our layers and TRL's head."""
-    labels = torch.full_like(packed.input_ids, -100)
-    labels[0, packed.predictors] = packed.targets
-    with attention.packing():
-        output = model(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            shift_labels=labels,
-            tree=packed.tree,
-            fused_lm_head=True,
-        )
-    return output.log_probs.flatten()[packed.predictors][packed.token_index]

@@ -226,6 +226,7 @@ def training_step(place: Place) -> Iterator[Finding]:
     """Log-probs and gradients of packed rows against padded ones; then each part of the packed
     step, which is added to those before it."""
     import torch
+    from trl.trainer.utils import add_fused_lm_head
 
     from rea_core.models import load_tokenizer
     from rea_rl.packing.fork_check import make_fork
@@ -237,6 +238,7 @@ def training_step(place: Place) -> Iterator[Finding]:
     paths = make_fork(load_tokenizer(POLICY))
     base = model.get_base_model()
     expected = _step(model, lambda: padded_logps(model, paths))
+    add_fused_lm_head(base)  # as TRL's trainer does
     add_packed_forward(base)
     parts: dict[str, Callable[[], Any]] = {
         "packed against padded": lambda: None,
@@ -303,10 +305,10 @@ def padded_logps(model: PeftModel, paths: list[TokenPath]) -> Tensor:
 
 def packed_logps(model: PeftModel, paths: list[TokenPath]) -> Tensor:
     """The same in a row of shared prefixes."""
-    from rea_rl.packing.prefix_tree import fold
+    from rea_rl.packing import prefix_tree
 
-    packed = fold(paths).to(model.device)
-    return model(packed=packed).logps[packed.token_index]
+    packed = prefix_tree.fold(paths).to(model.device)
+    return prefix_tree.packed_logps(model, packed)[0][packed.token_index]
 
 
 # --- Servers --------------------------------------------------------------------------------------

@@ -38,14 +38,14 @@ def test_variants_agree_and_are_reported(fast_python, tmp_path):
     )  # fmt: skip
     report = json.loads(out.read_text())
     assert report["variants"].keys() == {
-        "shared", "trl_tree", "unshared", "padded", "recomputed", "packed", "unfused", "trl_head"
+        "shared", "trl_tree", "unshared", "padded", "recomputed", "packed", "unfused"
     }  # fmt: skip
     for variant in report["variants"].values():
         assert len(variant["runs"]) == 2 and variant["seconds"] == min(variant["runs"])
         assert variant["spread"] == pytest.approx(max(variant["runs"]) / variant["seconds"] - 1)
     assert "model/Qwen2.5-Coder-0.5B-Reflection" in report["cuts"]
     assert report["unique_tokens"] < report["raw_tokens"] and report["forwards"] > 1
-    for name in ("", "_trl_tree", "_padded", "_recomputed", "_packed", "_unfused", "_trl_head"):
+    for name in ("", "_trl_tree", "_padded", "_recomputed", "_packed", "_unfused"):
         assert report[f"gradient_cosine{name}"] == pytest.approx(1, abs=1e-5)
     assert report["mean_logp_difference"] < 1e-5
     ratio = report["variants"]["padded"]["seconds"] / report["variants"]["shared"]["seconds"]

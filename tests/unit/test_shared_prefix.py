@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from families import make_model as make_random
 from packed_paths import group
 from peft import LoraConfig, get_peft_model
 from tiny import save_model
@@ -20,15 +21,16 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
 )
+from trl.trainer.utils import add_fused_lm_head
 
 from rea_rl.packing import attention as tree_attention
 from rea_rl.packing.fused_lora import fuse_layers
-from rea_rl.packing.logprobs import chunked_logps
 from rea_rl.packing.prefix_tree import (
     TokenPath,
     add_packed_forward,
     fold,
     num_unique,
+    packed_logps,
     plan,
     unsupported,
 )
@@ -203,46 +205,84 @@ def test_torch_kernel_is_called_with_what_its_version_knows(monkeypatch):
 # --- Log-probs and gradients ----------------------------------------------------------------------
 
 
-def test_chunked_logps_are_log_softmax(monkeypatch):
-    monkeypatch.setattr("rea_rl.packing.logprobs.CHUNK_TOKENS", 4)
-    torch.manual_seed(0)
-    hidden, weight, targets = (
-        torch.randn(10, 6, requires_grad=True),
-        torch.randn(20, 6),
-        torch.randint(20, (10,)),
-    )
-    factors = torch.randn(10)
-    logps, entropies = chunked_logps(hidden, weight, targets, temperature=0.7)
-    plain = (hidden @ weight.T / 0.7).log_softmax(-1)
-    torch.testing.assert_close(logps, plain.gather(1, targets[:, None])[:, 0])
-    torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(-1))
-    (ours,) = torch.autograd.grad((logps * factors).sum(), hidden)
-    (theirs,) = torch.autograd.grad(
-        (plain.gather(1, targets[:, None])[:, 0] * factors).sum(), hidden
-    )
-    torch.testing.assert_close(ours, theirs)
-    assert chunked_logps(hidden[:0], weight, targets[:0])[0].shape == (0,)
+def take_packed_rows(model, temperature=1.0):
+    """With TRL's head, which a trainer has put on its model already."""
+    add_fused_lm_head(model, temperature, outputs=("log_probs", "entropy"))
+    add_packed_forward(model)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_trained_head_has_the_gradient_of_log_softmax(monkeypatch, dtype):
-    """Under autocast the product is in its type, and the gradient in the weight's float32."""
-    monkeypatch.setattr("rea_rl.packing.logprobs.CHUNK_TOKENS", 4)
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(10, 6, requires_grad=True), torch.randn(20, 6, requires_grad=True)
-    targets, factors = torch.randint(20, (10,)), torch.randn(10)
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        logps, _ = chunked_logps(hidden, weight, targets, temperature=0.7)
-        logits = (hidden @ weight.T).float() / 0.7
-    plain = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    close = {"atol": 0.03, "rtol": 0.03} if dtype else {}
-    torch.testing.assert_close(logps, plain, **close)
-    ours, theirs = (
-        torch.autograd.grad((each * factors).sum(), (hidden, weight)) for each in (logps, plain)
+HEADS = {
+    "qwen2": {},
+    "qwen2, tied": {"tie_word_embeddings": True},
+    "granite": {"logits_scaling": 8.0},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25},
+    "gemma2": {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"final_logit_softcapping": 2.0},
+    "nanochat": {"num_key_value_heads": 2, "final_logit_softcapping": 2.0},
+    "phi": {"num_key_value_heads": 2},  # its head has a bias
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_log_probs_entropies_and_all_gradients_are_those_of_log_softmax(name):
+    """Heads that scale, cap or shift their logits too; every weight is trained, the head's too."""
+    plain, packed_model = (make_random(name.partition(",")[0], **HEADS[name]) for _ in range(2))
+    for model in (plain, packed_model):
+        if (bias := model.get_output_embeddings().bias) is not None:
+            torch.nn.init.normal_(bias)
+    packed_model.load_state_dict(plain.state_dict())
+    paths = group()
+    factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
+    expected = row_by_row(plain, paths, factors, 0.7)
+    assert unsupported(packed_model) is None
+    take_packed_rows(packed_model, 0.7)
+    packed = fold(paths)
+    logps, entropies = packed_logps(packed_model, packed)
+    assert logps.dtype == entropies.dtype == torch.float32
+    torch.testing.assert_close(logps[packed.token_index], expected, atol=1e-5, rtol=1e-5)
+    ids = torch.from_numpy(paths[0].ids)
+    log_probs = (plain(input_ids=ids[None]).logits[0] / 0.7).log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)[paths[0].num_prompt - 1 : -1]
+    mine = entropies[packed.token_index][: len(entropy)]
+    torch.testing.assert_close(mine, entropy, atol=1e-5, rtol=1e-5)
+    (logps[packed.token_index] * factors).sum().backward()
+    for weight, gradient in gradients(plain).items():
+        torch.testing.assert_close(
+            gradients(packed_model)[weight], gradient, atol=1e-4, rtol=1e-3, msg=weight
+        )
+
+
+def test_the_head_sees_hidden_states_of_predictors_only():
+    model = make_random("qwen2")
+    take_packed_rows(model)
+    shapes = []
+    model.base_model.register_forward_hook(
+        lambda _module, _args, output: shapes.append(output.last_hidden_state.size(1))
     )
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one, other, **close)
+    packed = fold(group())
+    assert len(packed_logps(model, packed)[0]) == len(packed.targets) < packed.input_ids.numel()
+    (nothing, _) = packed_logps(model, fold([path([1, 2])]))
+    assert shapes == [len(packed.targets), 0] and nothing.shape == (0,)
+    nothing.sum().backward()  # of a rank whose pass trains nothing
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
+
+
+def test_a_trained_head_under_autocast_has_gradients_in_its_own_type():
+    """The product is in autocast's type, log-probs and the weight's gradient in float32."""
+    plain, half = make_random("qwen2"), make_random("qwen2")
+    paths = group()
+    factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
+    row_by_row(plain, paths, factors, 1.0)
+    take_packed_rows(half)
+    packed = fold(paths)
+    with torch.autocast("cpu", torch.bfloat16):
+        logps, _ = packed_logps(half, packed)
+    assert logps.dtype == torch.float32
+    (logps[packed.token_index] * factors).sum().backward()
+    ours, theirs = (model.get_output_embeddings().weight.grad for model in (half, plain))
+    assert ours.dtype == torch.float32
+    assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.99
 
 
 @pytest.fixture(scope="module")
@@ -279,13 +319,13 @@ def test_packed_forward_is_the_models_own(folder, mode):
     factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
     plain, packed_model = make_model(folder), make_model(folder)
     expected = row_by_row(plain, paths, factors, 0.7)
-    add_packed_forward(packed_model.get_base_model(), 0.7)
+    take_packed_rows(packed_model.get_base_model(), 0.7)
     # layers: linear, norms, MLP; and the last norm
     assert fuse_layers(packed_model) == 2 * (7 + 2 + 1) + 1
     Recompute(packed_model.get_base_model(), mode, None)
     packed = fold(paths)
     assert packed.input_ids.numel() < 0.75 * sum(len(p.ids) for p in paths)
-    logps = packed_model(packed=packed).logps[packed.token_index]
+    logps = packed_logps(packed_model, packed)[0][packed.token_index]
     torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
     (logps * factors).sum().backward()
     for name, gradient in gradients(plain).items():
@@ -302,11 +342,11 @@ def test_base_model_is_forwarded_with_adapters_off(folder):
         expected = (
             model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         )
-    add_packed_forward(model.get_base_model())
+    take_packed_rows(model.get_base_model())
     fuse_layers(model)
     packed = fold(paths)
     with torch.no_grad(), model.disable_adapter():
-        logps = model(packed=packed).logps[packed.token_index]
+        logps = packed_logps(model, packed)[0][packed.token_index]
     torch.testing.assert_close(logps[: len(expected) - 4], expected[4:], atol=1e-5, rtol=1e-5)
 
 
@@ -319,11 +359,11 @@ def test_bf16_gradients_point_where_float32_ones_do(folder, monkeypatch, dtype):
     factors = torch.randn(sum(len(p.ids) - p.num_prompt for p in paths))
     plain, half = make_model(folder), make_model(folder, dtype=dtype)
     row_by_row(plain, paths, factors, 1.0)
-    add_packed_forward(half.get_base_model())
+    take_packed_rows(half.get_base_model())
     fuse_layers(half)
     packed = fold(paths)
     with torch.autocast("cpu", torch.bfloat16):
-        logps = half(packed=packed).logps[packed.token_index]
+        logps = packed_logps(half, packed)[0][packed.token_index]
     (logps * factors).sum().backward()
     first, second = (
         torch.cat([g.flatten() for g in gradients(model).values()]) for model in (plain, half)
@@ -350,10 +390,10 @@ def test_llama_and_sliding_window(folder):
             .gather(1, ids[1:, None])[4:, 0]
         )
         assert unsupported(model) is None
-        add_packed_forward(model)
+        take_packed_rows(model)
         packed = fold(paths)
         start = len(paths[0].ids) - 5
-        logps = model(packed=packed).logps[packed.token_index][start : start + len(expected)]
+        logps = packed_logps(model, packed)[0][packed.token_index][start : start + len(expected)]
         torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -361,9 +401,9 @@ def test_models_that_cannot_be_packed_are_named(folder):
     model = make_model(folder).get_base_model()
     model.config.attention_dropout = 0.1
     assert unsupported(model) == "it drops out attention"
-    model.config.attention_dropout, model.config.final_logit_softcapping = 0.0, 30.0
-    assert unsupported(model) == "it changes its scores or logits"
-    model.config.final_logit_softcapping = None
+    model.config.attention_dropout, model.config.attn_logit_softcapping = 0.0, 50.0
+    assert unsupported(model) == "it caps its attention scores"
+    model.config.attn_logit_softcapping = None
     model.config.layer_types = ["linear_attention", "full_attention"]
     assert unsupported(model) == "it has layers that are not attention"
 
@@ -374,11 +414,11 @@ def test_layers_that_are_not_plain_stay(folder):
     factors = torch.ones(sum(len(p.ids) - p.num_prompt for p in paths))
     plain, packed_model = (make_model(folder, targets=("q_proj", "v_proj")) for _ in range(2))
     expected = row_by_row(plain, paths, factors, 1.0)
-    add_packed_forward(packed_model.get_base_model())
+    take_packed_rows(packed_model.get_base_model())
     fuse_layers(packed_model)
     packed = fold(paths)
     torch.testing.assert_close(
-        packed_model(packed=packed).logps[packed.token_index], expected, atol=1e-5, rtol=1e-5
+        packed_logps(packed_model, packed)[0][packed.token_index], expected, atol=1e-5, rtol=1e-5
     )
 
 

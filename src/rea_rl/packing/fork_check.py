@@ -17,7 +17,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from rea_rl.packing.prefix_tree import PackedPaths, TokenPath, fold, without_adapter
+from rea_rl.packing.prefix_tree import (
+    PackedPaths,
+    TokenPath,
+    fold,
+    packed_logps,
+    without_adapter,
+)
 from rea_rl.trl_trainer import GRPOTrainer
 
 if TYPE_CHECKING:
@@ -119,7 +125,7 @@ def _plain(trainer: GRPOTrainer, paths: list[TokenPath]) -> list[Tensor]:
 
 def _packed(trainer: GRPOTrainer, packed: PackedPaths) -> Tensor:
     with trainer.accelerator.autocast():
-        return trainer.model(packed=packed).logps[packed.token_index]
+        return packed_logps(trainer.model, packed)[0][packed.token_index]
 
 
 def _try_backward(trainer: GRPOTrainer, packed: PackedPaths) -> None:

@@ -1,13 +1,11 @@
-"""Log-probs of next tokens: from hidden states, without logits for more than one chunk of tokens at
-a time, and of padded rows, a few of similar length at a time.
-"""
+"""Log-probs of padded rows, a few of similar length at a time, and what goes with every row."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,101 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK_TOKENS = 1024
 Output = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-class _ChunkedLogProbs(torch.autograd.Function):
-    """Log-probs and entropies of `hidden @ weight.T / temperature`.
-
-    The gradient of a token's log-prob with respect to its hidden state does not depend on the loss,
-    except for one factor. It is computed while the chunk's logits are there, and kept in their
-    place: (N, H) instead of (N, V). For a frozen head nothing is projected a second time in the
-    backward pass; a trained one needs the logits again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        trained, weight = weight, weight.to(hidden.dtype)
-        logps, entropies = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
-            log_probs = _chunk_log_probs(hidden[part], weight, temperature)
-            target = targets[part].unsqueeze(1)
-            logps[part] = log_probs.gather(1, target).squeeze(1)
-            probs = log_probs.exp()
-            entropies[part] = -torch.einsum("nv,nv->n", probs, log_probs)
-            if slopes is not None:
-                # Minus the gradient of the logits; 1 is subtracted in float32, where little may be
-                # left of it.
-                slope = probs.scatter_add_(
-                    1, target, target.new_full(target.shape, -1, dtype=torch.float32)
-                )
-                torch.mm(slope.to(weight.dtype), weight, out=slopes[part]).div_(-temperature)
-        ctx.temperature = temperature
-        ctx.save_for_backward(
-            slopes, *((hidden, trained, targets) if ctx.needs_input_grad[1] else ())
-        )
-        ctx.mark_non_differentiable(entropies)
-        return logps, entropies
-
-    @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, _: Any) -> tuple[Tensor, Tensor | None, None, None]:
-        slopes, *others = ctx.saved_tensors
-        of_head = _head_gradient(*others, grad_logps, ctx.temperature) if others else None
-        return slopes * grad_logps.unsqueeze(1).to(slopes.dtype), of_head, None, None
-
-
-def _chunk_log_probs(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(n, V) in float32, of hidden states (n, H)."""
-    logits = (hidden @ weight.T).float()
-    return (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(dim=-1)
-
-
-def _head_gradient(
-    hidden: Tensor,  # (N, H)
-    weight: Tensor,  # (V, H)
-    targets: Tensor,  # (N,)
-    grad_logps: Tensor,  # (N,)
-    temperature: float,
-) -> Tensor:
-    """(V, H) in the type of the weight: products of a chunk in the type of the hidden states, their
-    sum in the weight's."""
-    head, gradient = weight.to(hidden.dtype), torch.zeros_like(weight)
-    for start in range(0, len(hidden), CHUNK_TOKENS):
-        part = slice(start, start + CHUNK_TOKENS)
-        target = targets[part].unsqueeze(1)
-        slope = _chunk_log_probs(hidden[part], head, temperature).exp_().neg_()
-        slope.scatter_add_(1, target, torch.ones_like(target, dtype=slope.dtype))
-        slope.mul_(grad_logps[part].unsqueeze(1) / temperature)
-        gradient += slope.to(hidden.dtype).T @ hidden[part]
-    return gradient
-
-
-def chunked_logps(
-    hidden: Tensor,  # (N, H)
-    weight: Tensor,  # (V, H)
-    targets: Tensor,  # (N,)
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Log-prob of each target and entropy (without gradient) of each distribution, both (N,) in
-    float32.
-
-    Logits are products in the type of the weight; of a trained one, whose own type is the
-    optimizer's, in that of autocast.
-    """
-    device, dtype = hidden.device.type, weight.dtype
-    if weight.requires_grad and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return _ChunkedLogProbs.apply(hidden.to(dtype), weight, targets, temperature)
 
 
 def takes_one_pass(args: REARLConfig) -> bool:

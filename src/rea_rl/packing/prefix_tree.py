@@ -3,8 +3,8 @@
 Original and revision share prompt and kept thinking id by id, all responses of a problem share its
 prompt. Responses are folded into a prefix tree (TRL's `TreeRow`), which is forwarded as one packed
 row without padding: position ids are depths in the tree, and each token attends to its own response
-only (`tree_attention`). Log-probs are computed for trained tokens only, in chunks, and once if
-responses share them.
+only (`tree_attention`). TRL's fused head computes log-probs of trained tokens only, in chunks, and
+once if responses share them.
 
 The result is that of padded rows, up to rounding, unless the model draws random numbers in its
 forward pass.
@@ -12,9 +12,7 @@ forward pass.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,18 +29,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from rea_rl.packing.attention import Tree, packing, register_tree_attention
-from rea_rl.packing.logprobs import chunked_logps
 
 # of the shorter completion that relatives share, see `related`
 RELATED = 0.25
 # Layers in which a token sees others by attention alone. A recurrent layer would carry the state
 # of one response into the next.
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-# Settings of models whose attention scores or logits are not a plain product.
-SCALES = """
-    attn_logit_softcapping final_logit_softcapping logit_scale logits_scaling output_multiplier
-    lm_head_multiplier
-""".split()
 
 
 @dataclass(frozen=True)
@@ -76,14 +68,6 @@ class PackedPaths:
     def to(self, device: torch.device) -> PackedPaths:
         """The same paths on `device`."""
         return PackedPaths(*(value.to(device) for value in vars(self).values()))
-
-
-@dataclass
-class PackedOutput(ModelOutput):
-    """Log-probs and entropies of the U unique trained tokens."""
-
-    logps: Tensor | None = None
-    entropies: Tensor | None = None
 
 
 @cache
@@ -249,60 +233,63 @@ def unsupported(model: PreTrainedModel) -> str | None:
         "it has layers that are not attention": not LAYER_TYPES.issuperset(
             getattr(config, "layer_types", None) or ()
         ),
-        "it changes its scores or logits": any(
-            getattr(config, key, None) not in (None, 1.0) for key in SCALES
-        ),
+        "it caps its attention scores": getattr(config, "attn_logit_softcapping", None) is not None,
         # learned weights in each softmax that `tree_attention` does not know
         "its attention has sinks": any(
             name.endswith(".sinks") for name, _ in model.named_parameters()
         ),
-        # `chunked_logps` takes the weight alone
-        "its language model head has a bias": model.get_output_embeddings().bias is not None,
         # shared tokens would be drawn once for all responses
         "it drops out attention": getattr(config, "attention_dropout", 0.0) > 0,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def add_packed_forward(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[], None]:
-    """Let `model(packed=PackedPaths)` return a `PackedOutput`; everything else is forwarded as
-    before.
-
-    It is part of the model's forward so that it also passes through PEFT, DDP and DeepSpeed.
+def add_packed_forward(model: PreTrainedModel) -> Callable[[], None]:
+    """Let `packed_logps` forward `model`; everything else is forwarded as before.
 
     Args:
-        model: causal language model without wrappers, for which `unsupported` is None.
-        temperature: that of sampling; logits are divided by it.
+        model: causal language model without wrappers, for which `unsupported` is None. It has TRL's
+            fused head (`add_fused_lm_head`, as in a trainer), which knows the temperature.
 
     Returns: a function that takes it away again.
     """
     # Evaluation and TRL's padded passes still call the same model, so the plain attention stays
     # reachable: ours hands over to it unless a tree is given.
-    plain, original = model.config._attn_implementation, model.forward
+    plain = model.config._attn_implementation
     model.set_attn_implementation(register_tree_attention(plain))
-
-    # TRL looks at the signature for arguments that the model takes, such as `logits_to_keep`.
-    @functools.wraps(type(model).forward)
-    def forward(
-        self: PreTrainedModel, *args: Any, packed: PackedPaths | None = None, **kwargs: Any
-    ) -> ModelOutput:
-        if packed is None:
-            return original(*args, **kwargs)
-        with packing():
-            output = self.base_model(
-                input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
-                tree=packed.tree,
-                use_cache=False,
-            )
-        # Only tokens whose next one is trained need logits: for a shared prompt there are none.
-        hidden = output.last_hidden_state[0][packed.predictors]  # (U, H)
-        head = self.get_output_embeddings().weight
-        return PackedOutput(*chunked_logps(hidden, head, packed.targets, temperature))
+    hook = model.base_model.register_forward_hook(_keep_predictors, with_kwargs=True)
 
     def take_away() -> None:
         model.set_attn_implementation(plain)
-        model.forward = original
+        hook.remove()
 
-    model.forward = types.MethodType(forward, model)
     return take_away
+
+
+def _keep_predictors(
+    _module: Module, _args: tuple, kwargs: dict[str, Any], output: ModelOutput
+) -> None:
+    """Hidden states (1, U, H) instead of (1, N, H), for the head."""
+    # Only tokens whose next one is trained need logits: for a shared prompt there are none.
+    if (predictors := kwargs.get("predictors")) is not None:
+        output.last_hidden_state = output.last_hidden_state.index_select(1, predictors)
+
+
+def packed_logps(
+    model: Module, packed: PackedPaths
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs (U,) of the unique trained tokens, and entropies (U,) if the head has them.
+
+    It calls the model as it is wrapped (PEFT, DDP, DeepSpeed); see `add_packed_forward`.
+    """
+    with packing():
+        output = model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            tree=packed.tree,
+            predictors=packed.predictors,
+            shift_labels=packed.targets.unsqueeze(0),
+            fused_lm_head=True,
+        )
+    entropy = output.entropy
+    return output.log_probs[0], None if entropy is None else entropy[0]

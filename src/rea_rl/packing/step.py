@@ -26,6 +26,7 @@ from rea_rl.packing.prefix_tree import (
     fold,
     num_unique,
     order_by_ids,
+    packed_logps,
     plan,
     unsupported,
     without_adapter,
@@ -47,7 +48,7 @@ Inputs = dict[str, Any]
 def why_not_packed(trainer: GRPOTrainer) -> str | None:
     """Why the rows of a trainer cannot be packed; None if they can: its model, and that of its KL
     term, then have a packed forward pass."""
-    # The head is used by its weight, and a shard is only a part of it.
+    # Fused layers use their weights in the backward pass, and a shard is only a part of one.
     zero = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
     if trainer.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3):
         return "its weights are sharded"
@@ -56,12 +57,11 @@ def why_not_packed(trainer: GRPOTrainer) -> str | None:
     model = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
     if reason := unsupported(model):
         return reason
-    take_away = add_packed_forward(model, trainer.temperature)
+    take_away = add_packed_forward(model)
     if reason := packing_differs(trainer):
         take_away()
     elif trainer.ref_model is not None:  # of full fine-tuning with a KL term
-        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
-        add_packed_forward(reference, trainer.temperature)
+        add_packed_forward(trainer.accelerator.unwrap_model(trainer.ref_model))
     return reason
 
 
@@ -93,20 +93,24 @@ class PackedStep:
         attention_mask: Tensor,  # (B, P + C)
         logits_to_keep: int,  # C
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies, both (B, C), 0 in the padding."""
+        """Log-probs and entropies, both (B, C), 0 in the padding; a reference model has no
+        entropies."""
         paths = token_paths(input_ids, attention_mask, logits_to_keep)
         mask = attention_mask[:, -logits_to_keep:].bool()  # (B, C)
-        logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
+        columns = [torch.zeros(mask.shape, device=mask.device) for _ in range(2)]
         training = torch.is_grad_enabled()  # then these are the rows of one pass already
         for rows in [range(len(paths))] if training else plan(paths, self.budget):
             packed = fold([paths[i] for i in rows]).to(input_ids.device)
             with self.accelerator.autocast():
-                output = model(packed=packed)
+                found = packed_logps(model, packed)
             # `masked_scatter` fills row by row, and `rows` ascend: the order of `token_index`.
             places = torch.zeros_like(mask)
             places[list(rows)] = mask[list(rows)]
-            logps = logps.masked_scatter(places, output.logps[packed.token_index])
-            entropies = entropies.masked_scatter(places, output.entropies[packed.token_index])
+            columns = [
+                column if new is None else column.masked_scatter(places, new[packed.token_index])
+                for column, new in zip(columns, found, strict=True)
+            ]
+        logps, entropies = columns
         return logps, entropies
 
     def loss(
