@@ -275,9 +275,7 @@ def _keep_predictors(
         output.last_hidden_state = output.last_hidden_state.index_select(1, predictors)
 
 
-def packed_logps(
-    model: Module, packed: PackedPaths
-) -> tuple[Tensor, Tensor | None]:
+def packed_logps(model: Module, packed: PackedPaths) -> tuple[Tensor, Tensor | None]:
     """Log-probs (U,) of the unique trained tokens, and entropies (U,) if the head has them.
 
     It calls the model as it is wrapped (PEFT, DDP, DeepSpeed); see `add_packed_forward`.
