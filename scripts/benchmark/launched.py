@@ -46,6 +46,7 @@ from serving import MINIATURE, PRESETS, ROOT, print_table, versions
 from two_steps import VERIFIER
 
 from rea_core.row_files import write_json
+from rea_rl.run.card import code_version
 
 SETS = {
     "7b": "DeepSeek-R1-Distill-Qwen-7B",
@@ -316,12 +317,6 @@ def table(results: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def commit() -> str | None:
-    """Of this checkout, if it is one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-
-
 # --- Command --------------------------------------------------------------------------------------
 
 
@@ -390,7 +385,7 @@ def main(argv: list[str] | None = None) -> None:
     options = training_options(arguments, folder)
     about = {
         "machine": {"gpus": smi("name,memory.total"), "cpus": os.cpu_count(), **versions()},
-        "commit": commit(),
+        "commit": code_version().get("commit"),
         "command": " ".join(["python", *sys.argv]),
         "recipe_set": name,
         "preset": arguments.preset,
