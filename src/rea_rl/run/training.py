@@ -298,8 +298,10 @@ def end(trainer: Trainer, error: Exception) -> NoReturn:
             f"({' '.join(str(error).split())[:200]}); "
             "free some, and give the same command to continue from the last checkpoint"
         )
-    # a server stays away or refuses; NaN steps; a monitor; a reward that is no number
-    if isinstance(error, (ConnectionError, RunEnded, RewardError)):
+    if isinstance(error, RewardError):  # only the rank of the response meets it
+        sys.exit(f"\nerror: {error}")
+    # a server stays away or refuses; NaN steps; a monitor: all ranks meet these
+    if isinstance(error, (ConnectionError, RunEnded)):
         sys.exit(f"\nerror: {error}" if is_first else 1)
     raise error
 
