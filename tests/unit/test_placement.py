@@ -328,6 +328,30 @@ def test_flags_have_both_spellings_of_the_training_programs(tmp_path, flags):
     assert with_flags(str(path), flags) == recipe
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [(["--use_peft"], (True, True)), (["--no-revision"], (False, False)), ([], (False, True))],
+)
+def test_a_flag_without_a_value_overrides_a_recipe_too(tmp_path, flags, found):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("use_peft: false\nrevision: true\n")
+    recipe = with_flags(str(path), flags)
+    assert (recipe["use_peft"], recipe["revision"]) == found
+
+
+@pytest.mark.parametrize(
+    ("wishes", "servers"),
+    [
+        ({"TRAIN_GPUS": "0,1", "REFLECTION_TP": "2"}, [[2, 3], [4, 5], [6, 7]]),
+        ({"TRAIN_GPUS": "0,1,2,3,4,5,6,7"}, [[7]]),
+    ],
+)
+def test_reflection_servers_have_the_gpus_of_a_policy_that_is_served_elsewhere(wishes, servers):
+    plan = plan_of(8, ["reflection"], **wishes).as_json()
+    found = [each if isinstance(each, list) else [each] for each in plan["reflection_gpus"]]
+    assert found == servers and plan["policy_gpus"] == []
+
+
 def test_flags_override_a_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("prompts_per_step: 8\nuse_peft: true\nprompt_template: x\n")

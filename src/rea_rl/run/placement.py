@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -398,7 +399,10 @@ def _groups(
     else:
         groups = preset(gpus, rows, reflects, whole, machines, server_sizes(wishes))
     if roles and "policy" not in roles:  # served elsewhere
-        groups = Groups(groups.train, [], groups.policy + groups.reflection)
+        size = server_sizes(wishes)[1]
+        names = [*dict.fromkeys(chain(*groups.policy, *groups.reflection))]
+        servers = _grouped("REFLECTION", names[len(names) % size :] or names, size)
+        groups = Groups(groups.train, [], servers)
     if most:
         groups = Groups(groups.train, groups.policy[:most], groups.reflection[:most])
     if whole and {*groups.train} & {gpu for server in groups.policy for gpu in server}:
@@ -616,10 +620,12 @@ def with_flags(path: str, argv: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{key} is {text}; it must be a whole number greater than 0")
         recipe[key] = int(text)
     for key in ("use_peft", "revision"):
+        if given(key, argv) and key not in _flags(argv):
+            recipe[key] = True
+        if given(f"no_{key}", argv):
+            recipe[key] = False
         if recipe.get(key) is not None:
             recipe[key] = _switch(key, recipe[key])
-        elif given(key, argv):
-            recipe[key] = True
     return recipe
 
 
