@@ -102,7 +102,8 @@ make_reflection_model() {
     stage threshold output/Miniature-LRM/train_rl_math_cot.scores.json \
         score output/Miniature-LRM/train_rl_math_cot.json --reflection_quantile 0.2
     stage label output/miniature/reflection_training.json \
-        python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json
+        python -m miniature.label output/Miniature-LRM/train_rl_math_cot.json --out output/miniature/reflection_training.json \
+        "${REPLY[@]}"
     stage reflection_model output/miniature/reflection_model_lora/train_results.json \
         python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
     stage merge output/miniature/reflection_model/config.json \

@@ -12,7 +12,7 @@ prepare() {
         --qaf dataset/miniature/train_rl.json --qaf_limit 150 --n_generate_sample 4 --model_dir model/Miniature-LRM
     attend python -m generation.math_verify_all "$MEASURED.json" --model_dir model/Miniature-LRM --word_bounded \
         --reflection_quantile 0.2
-    attend python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json
+    attend python -m miniature.label "$MEASURED.json" --out output/miniature/reflection_training.json "${REPLY[@]}"
     attend python -m rea_rl.sft --config recipes/miniature/config_reflection_model.yaml
     attend python -m rea_rl.merge_lora model/Miniature-Instruct "$lora" "$merged"
 }

@@ -32,9 +32,12 @@ def write_form(folder: Path, form: str) -> None:
 
 
 def copy_form(source: str | Path, folder: str | Path) -> None:
-    """Let the folder of a model that was made of another one say the same."""
-    if (Path(source) / FILE).is_file():
-        shutil.copy(Path(source) / FILE, folder)
+    """Let the folder of a model that was made of another one say the same; of a checkpoint, whose
+    training says it in its own folder."""
+    source = Path(source)
+    places = [source, source.parent] if source.name.startswith("checkpoint-") else [source]
+    if file := next((place / FILE for place in places if (place / FILE).is_file()), None):
+        shutil.copy(file, folder)
 
 
 def reply_form(given: str | None, model: str | Path) -> str:

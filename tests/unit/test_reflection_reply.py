@@ -16,7 +16,7 @@ from tiny import save_model
 from generation import generate
 from generation.arguments import GenerateArguments
 from generation.labeling_distill_utils import reflection_example
-from generation.reflection_reply import FILE, form_of, reply_form
+from generation.reflection_reply import FILE, copy_form, form_of, reply_form, write_form
 from miniature import label
 from rea_rl import adapter_pack, grpo
 from rea_rl.merge_lora import merge_lora
@@ -131,3 +131,13 @@ def test_only_rows_of_one_form_say_one(tmp_path):
     said = {name: sft_trainer(tmp_path / name, each) / FILE for name, each in rows.items()}
     assert json.loads(said.pop("long").read_text()) == {"reflection_reply": "long"}
     assert not any(file.exists() for file in said.values())
+
+
+def test_a_checkpoint_has_the_form_of_its_training(tmp_path):
+    write_form(tmp_path, "compact")
+    for name, says in (("checkpoint-5", True), ("other", False)):
+        source, copy = tmp_path / name, tmp_path / f"copy of {name}"
+        source.mkdir()
+        copy.mkdir()
+        copy_form(source, copy)
+        assert (copy / FILE).is_file() is says
