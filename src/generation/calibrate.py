@@ -52,7 +52,7 @@ from generation.rendering import thinking_in
 from generation.scoring import Interval, at_an_end, ratio_interval, sums_by_problem
 from generation.verifiers.opening import VERIFIER_FLAGS, check_verifier, open_verifier
 from generation.verifiers.pool import facts_of
-from rea_core.checks import check_numbers, user_path
+from rea_core.checks import check_made, check_numbers, user_path
 from rea_core.command import Needed, add_flags, command
 from rea_core.ownership import own_output
 from rea_core.row_files import Row, RowWriter, open_rows, write_json
@@ -477,6 +477,7 @@ def run_choose(args: argparse.Namespace) -> str:
         positive=("num_workers", "timeout"),
     )
     own_output(args.out, "out", (args.file, args.labels, args.judge_cuts))
+    check_made(args.out, args.out, '"cut_threshold"')
     columns = {"path_id": str, "last_kept": int, "thinking": list}
     labelled, judged = Identities(args.labels), Identities(args.judge_cuts)
     p_result = label_probabilities(args.labels, lambda row: labelled.add(row["id"], identity(row)))

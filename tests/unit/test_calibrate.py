@@ -167,11 +167,18 @@ def test_both_commands_from_files_to_the_recipe_key(tmp_path, monkeypatch):
     files["finished"].write_text(json.dumps(rows))
     drawn = []
     monkeypatch.setattr(calibrate, "draw", lambda *args: drawn.append(args[-1]))
-    main(["choose", str(files["finished"]), *common, "--out", str(files["cut"])])
+    choose = ["choose", str(files["finished"]), *common, "--out", str(files["cut"])]
+    files["cut"].write_text('{"mine": 1}\n')
+    with pytest.raises(SystemExit, match="is there, and is no earlier output of this command"):
+        main(choose)
+    assert files["cut"].read_text() == '{"mine": 1}\n'
+    files["cut"].unlink()
+    for _ in range(2):  # its own file is replaced
+        main(choose)
     assert read_cut_file(files["cut"]) == {"cut_threshold": 0.9, "cut_second_half": 0.0}
     chosen = json.loads(files["cut"].read_text())
     assert chosen["cuts"]["reflection model"]["safe"] == 1.0 and chosen["detector"]["auc"] == 1.0
-    assert drawn == [tmp_path / "cut.png"]
+    assert drawn == [tmp_path / "cut.png"] * 2
 
 
 def test_the_recipe_takes_the_cut_of_the_file(tmp_path):
