@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rea_core.checks import check_output_folder, user_path
+from rea_core.checks import user_path
 from rea_core.command import command
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,8 +132,7 @@ def convert(gguf: Path, out: Path) -> None:
         raise ValueError(f"there is no file {gguf}")
     if out.exists():
         raise ValueError(f"{out} exists; remove it first, or give another --out")
-    check_output_folder(out, "out")
-    own_folder(out, "out")
+    own_output_folder(out, "out")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     converted = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -28,9 +28,9 @@ import re
 from pathlib import Path
 
 from generation.evaluation.benchmarks import SOURCES, common_format
-from rea_core.checks import check_numbers, check_output_folder
+from rea_core.checks import check_numbers
 from rea_core.command import Needed, add_flags, command
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import Row, write_json
 from rea_core.rows import read_rows
 
@@ -167,8 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     check_numbers(vars(args), positive=("num_heldout",))
-    check_output_folder(args.out, "out")
-    own_folder(args.out, "out")
+    own_output_folder(args.out, "out")
     files = read_folder(args.source) if args.source else fetch()
     for name, rows in stage_files(files, args.num_heldout).items():
         write_json(args.out / f"{name}.json", rows)

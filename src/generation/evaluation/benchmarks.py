@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rea_core.checks import check_numbers, check_output_folder, user_path
+from rea_core.checks import check_numbers, user_path
 from rea_core.command import add_flags, command
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.problems import load_problems
 from rea_core.row_files import Row, check_replaceable, write_json
 from rea_core.rows import read_rows
@@ -192,7 +192,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     words = "fetch benchmarks from the Hub"
-    command = commands.add_parser("fetch", help=words, description=f"{words.capitalize()}.")
+    command = commands.add_parser(
+        "fetch", help=words, description=f"{words[0].upper()}{words[1:]}."
+    )
     command.add_argument(
         "--sets", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all"
     )
@@ -200,7 +202,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=user_path, default=Path("dataset/eval_data"), help="folder of their files"
     )
     words = "collect benchmarks into one file for each number of responses"
-    command = commands.add_parser("collect", help=words, description=f"{words.capitalize()}.")
+    command = commands.add_parser(
+        "collect", help=words, description=f"{words[0].upper()}{words[1:]}."
+    )
     command.add_argument("folder", type=user_path, help="folder that fetch has filled")
     command.add_argument(
         "--extra", nargs="*", type=_named_file, default=[], help="name=file of a further benchmark"
@@ -218,8 +222,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 with one line on stderr for a set or folder that is not what it must be."""
     args = parse_arguments(argv)
-    check_output_folder(args.out, "out")
-    own_folder(args.out, "out")
+    own_output_folder(args.out, "out")
     check_numbers(vars(args), positive=("num_samples", "limit"))
     if args.command == "fetch":
         fetch(args.sets, args.out)

@@ -34,14 +34,13 @@ from rea_core.checks import (
     NUMBER,
     check_finite,
     check_numbers,
-    check_output_folder,
     is_a,
     short_json,
     user_path,
 )
 from rea_core.command import Needed, add_flags, command
 from rea_core.models import load_tokenizer
-from rea_core.ownership import own_folder
+from rea_core.ownership import own_output_folder
 from rea_core.row_files import Check, Row, Rows, open_rows, write_json
 from rea_core.rows import check_row
 
@@ -234,8 +233,7 @@ def report(args: argparse.Namespace) -> str:
         )
     check_finite(vars(args))
     check_numbers(vars(args), shares=("cut_threshold",))
-    check_output_folder(args.out, "out")
-    own_folder(args.out, "out")
+    own_output_folder(args.out, "out")
     columns = {"strategy": str, "truncated": bool, "kept": NUMBER}
     heads: list[Row] = []
     kept = ("id", "problem_id", "strategy", "truncated", "kept")
