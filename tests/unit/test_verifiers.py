@@ -336,12 +336,14 @@ def test_a_script_cannot_find_the_right_output_or_judge_itself():
     assert found and "'tests': []" in found and "'end': ''" in found
     row = {"tests": [{"input": "2 3\n", "output": "4217"}], "verifier_timeout": 5.0}
     anything = "class A(str):\n    __eq__ = __ne__ = lambda *_: True\n    __hash__ = str.__hash__\n"
+    # looks for digits that would be the right output
+    look = "import os, re, sys\nprint(*re.findall(r'\\b4\\d{{3}}\\b', {}))".format
     for code in (
         f"{anything}print(A('4'))",
-        "import os, sys\nsys.stdout.write(str(sys._getframe(1).f_locals))",
-        "import os\nos.write(1, open(f'/proc/{os.getppid()}/cmdline', 'rb').read())",
+        look("str(sys._getframe(1).f_locals)"),
+        look("open(f'/proc/{os.getppid()}/cmdline').read()"),
         "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nprint(5)",
-        "open('job.json')",
+        look("open('job.json').read()"),
     ):
         assert program([f"</think>```\n{code}\n```"], [row]) == [False], code
 
