@@ -1,7 +1,8 @@
 """CPU time that a paragraph's label costs the trainer's process.
 
     python scripts/benchmark/labels.py
-    PYTHONPATH=../before/src python scripts/benchmark/labels.py    # another checkout
+    # another checkout that has compact replies
+    PYTHONPATH=../before/src python scripts/benchmark/labels.py
 
 A second process answers as a vLLM server does: with events of scripted labels, by no model. So only
 the trainer's part is measured: the prompt, the request, the events, P(Result) and the cut. Replies
